@@ -1,0 +1,1 @@
+"""The driver: owns every segment, admits, renews and ends leases. Import its modules directly."""

@@ -1,0 +1,46 @@
+"""The names that people choose: which are allowed, and which known one is nearest to a misspelled one.
+
+Shared by the driver, the client and the tools, so that a name is refused in the same words everywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+__all__ = ["instance_problem", "nearest", "stream_problem"]
+
+INSTANCE_CHARS_MAX = 41
+STREAM_BYTES_MAX = 63
+
+_INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
+_STREAM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/@+-]{0,62}")
+
+
+def instance_problem(name: str) -> str | None:
+    """What is wrong with an instance name, or None when it is fine."""
+    if _INSTANCE.fullmatch(name):
+        return None
+    return (
+        f"instance name {name!r}: expected 1 to {INSTANCE_CHARS_MAX} characters out of A-Z a-z 0-9 _ -, "
+        "the first a letter or a digit"
+    )
+
+
+def stream_problem(name: str) -> str | None:
+    """What is wrong with a stream name, or None when it is fine."""
+    if _STREAM.fullmatch(name):
+        return None
+    return (
+        f"stream name {name!r}: expected 1 to {STREAM_BYTES_MAX} characters out of A-Z a-z 0-9 . _ : / @ + -, "
+        "the first a letter, a digit or _"
+    )
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that ``name`` most likely stands for, or None when none is near."""
+    known = list(candidates)
+    folded = {candidate.casefold(): candidate for candidate in known}
+    match = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    return folded[match[0]] if match else None
