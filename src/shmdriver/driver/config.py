@@ -1,0 +1,433 @@
+"""The driver's configuration: what can be set, within which limits, and where each value came from.
+
+Four layers, later ones win: built-in defaults, a TOML file, environment variables
+(``SHMDRIVER_POLICIES_LEASE_TIMEOUT_MS``), overrides from a command line
+(``{"policies.lease_timeout_ms": 5000}``). No layer is needed. Unknown keys are errors that name the
+nearest known key; all problems of all layers come in one :class:`~shmdriver.errors.ConfigError`.
+
+Sizes are bytes and may be written as ``"4 MiB"``; times are milliseconds. A loaded configuration
+does not change: the driver publishes :meth:`Config.effective_text` for tools to read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from shmdriver.errors import ConfigError
+from shmdriver.names import instance_problem, nearest, stream_problem
+
+__all__ = ["Config", "Driver", "Limits", "Policies", "Profile", "Shm", "Stream"]
+
+ENV_PREFIX = "SHMDRIVER_"
+ENV_FILE = "SHMDRIVER_CONFIG"
+# Variables of our own that are no configuration; anything else under the prefix is taken for a misspelling.
+ENV_FOREIGN = re.compile(r"SHMDRIVER_(CONFIG|LOG|FAILPOINTS?|(TEST|BENCH|DEMO|BUILD|STRESS|FUZZ)(_.*)?)")
+
+_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_SIZE = re.compile(r"\s*(\d+)\s*([A-Za-z]*)\s*")
+_MODES = ("0600", "0640", "0660")
+
+Path_ = tuple[str, ...]
+
+
+def _size(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError('expected a size in bytes, as 4194304 or "4 MiB"')
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value)
+        unit = _UNITS.get(match[2].lower()) if match else None
+        if match is None or unit is None:
+            raise ValueError(f'size {value!r}: expected bytes, as 4194304 or "4 MiB" (KiB, MiB, GiB)')
+        return int(match[1]) * unit
+    return value
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("expected a whole number, found true or false")
+    return value
+
+
+def _mode(value: object) -> object:
+    text = f"{value:04o}" if isinstance(value, int) and not isinstance(value, bool) else value
+    if text not in _MODES:
+        raise ValueError(f'mode {value!r}: expected one of {", ".join(_MODES)}, in quotes')
+    return text
+
+
+def _instance(value: object) -> object:
+    problem = instance_problem(value) if isinstance(value, str) else None
+    if problem:
+        raise ValueError(problem)
+    return value
+
+
+Size = Annotated[int, BeforeValidator(_size)]
+Count = Annotated[int, BeforeValidator(_whole)]
+Millis = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=86_400_000)]
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are refused, and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Driver(Section):
+    """Which driver this is, and how it starts."""
+
+    instance: Annotated[str, BeforeValidator(_instance)] = "default"
+    boot: Literal["adopt", "fresh"] = "adopt"
+
+
+class Shm(Section):
+    """How segments are made. ``max_bytes = 0``: half of what the mount has free when the driver starts."""
+
+    mode: Annotated[str, BeforeValidator(_mode)] = "0600"
+    group: str | None = None
+    max_bytes: Size = Field(default=0, ge=0)
+    prefault: bool = True
+    mlock: bool = False
+    hugepages: bool = False
+
+    @property
+    def mode_bits(self) -> int:
+        """The mode as a number, for ``open`` and ``fchmod``."""
+        return int(self.mode, 8)
+
+    @model_validator(mode="after")
+    def _group_and_mode_agree(self) -> Shm:
+        if self.mode != "0600" and not self.group:
+            raise ValueError(f"mode {self.mode} shares segments with a group: set shm.group, or mode 0600")
+        if self.group and self.mode == "0600":
+            raise ValueError(f"group {self.group!r} can see nothing with mode 0600: set shm.mode to 0640 or 0660")
+        return self
+
+
+class Limits(Section):
+    """The most that is admitted. ``stream_bytes`` bounds one epoch of one stream."""
+
+    clients: Count = Field(default=256, ge=1, le=4096)
+    leases: Count = Field(default=1024, ge=1, le=16384)
+    streams: Count = Field(default=256, ge=1, le=4096)
+    stream_bytes: Size = Field(default=1 << 30, ge=65536)
+    attaches_per_tick: Count = Field(default=64, ge=1, le=4096)
+
+
+class Policies(Section):
+    """When things happen, and what is allowed."""
+
+    allow_dynamic_streams: bool = True
+    announce_interval_ms: Millis = 1000
+    lease_timeout_ms: Millis = 10_000
+    lease_check_interval_ms: Millis = 100
+    heartbeat_interval_ms: Millis = 500
+    shutdown_timeout_ms: Millis = 5000
+    drain_until_empty: bool = True
+    shutdown_token_file: Path | None = None
+    grace_ms: Count = Field(default=10_000, ge=0, le=86_400_000)
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _times_agree(self) -> Policies:
+        if self.lease_timeout_ms < 2 * self.heartbeat_interval_ms:
+            raise ValueError(
+                f"lease_timeout_ms {self.lease_timeout_ms} is less than two heartbeats "
+                f"(heartbeat_interval_ms {self.heartbeat_interval_ms}): every lease would expire"
+            )
+        if self.lease_check_interval_ms > self.lease_timeout_ms:
+            raise ValueError(
+                f"lease_check_interval_ms {self.lease_check_interval_ms} is more than "
+                f"lease_timeout_ms {self.lease_timeout_ms}: leases would expire late"
+            )
+        return self
+
+
+class Profile(Section):
+    """The shape of a stream whose producer does not say otherwise."""
+
+    slots: Count = Field(default=8192, ge=2, le=67_108_864)
+    slot_bytes: Size = Field(default=128, ge=64, le=65_536, multiple_of=64)
+    arena: Size = Field(default=4 << 20, ge=0)
+    max_consumers: Count = Field(default=16, ge=1, le=64)
+    slow_consumer: Literal["block", "evict", "refuse"] = "block"
+    evict_after_ms: Millis = 1000
+    wakeups: bool = True
+    timestamps: bool = False
+
+
+class Stream(Section):
+    """A stream that is known before anybody attaches. ``schema`` is a canonical dtype text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+    profile: str = "default"
+    schema_: str | None = Field(default=None, alias="schema", max_length=1535)
+
+
+class Config(Section):
+    """All of it. ``Config()`` is the defaults; :meth:`load` reads the layers."""
+
+    driver: Driver = Driver()
+    shm: Shm = Shm()
+    policies: Policies = Policies()
+    profiles: dict[str, Profile] = Field(default_factory=lambda: {"default": Profile()})
+    streams: dict[str, Stream] = Field(default_factory=dict)
+
+    _sources: dict[Path_, str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Config:
+        """Read and check all layers.
+
+        ``path``: a TOML file that must exist; None: the one that ``SHMDRIVER_CONFIG`` names, else no file.
+        ``env``: None for ``os.environ``. ``overrides``: dotted keys. Raises ConfigError.
+        """
+        environment = os.environ if env is None else env
+        if path is None and environment.get(ENV_FILE):
+            path = Path(environment[ENV_FILE])
+        values: dict[str, Any] = {}
+        sources: dict[Path_, str] = {}
+        if path is not None:
+            for keys, value in _leaves(_read(path)):
+                _put(values, sources, keys, value, f"file {path}")
+        problems = _from_env(values, sources, environment)
+        for dotted, value in (overrides or {}).items():
+            _put(values, sources, _split(dotted), value, f"command line, {dotted}")
+        try:
+            config = cls.model_validate(values)
+        except ValidationError as error:
+            problems += [_explain(details, values, sources) for details in error.errors()]
+        if problems:
+            raise _error(problems)
+        config._sources.update(sources)
+        return config
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_default_profile(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("profiles", {}), dict):
+            return {**data, "profiles": {"default": {}, **data.get("profiles", {})}}
+        return data
+
+    @model_validator(mode="after")
+    def _references_hold(self) -> Config:
+        for name, profile in self.profiles.items():
+            size = profile.slots * profile.slot_bytes + profile.arena
+            if size > self.policies.limits.stream_bytes:
+                raise ValueError(
+                    f"profiles.{name} takes {size} bytes an epoch, but policies.limits.stream_bytes is "
+                    f"{self.policies.limits.stream_bytes}: lower slots, slot_bytes or arena, or raise the limit"
+                )
+        for name, stream in self.streams.items():
+            problem = stream_problem(name)
+            if problem:
+                raise ValueError(f"streams: {problem}")
+            if stream.profile not in self.profiles:
+                near = nearest(stream.profile, self.profiles)
+                raise ValueError(
+                    f"streams.{name}.profile is {stream.profile!r}, and there is no such profile; "
+                    f"known: {', '.join(sorted(self.profiles))}{f' (nearest: {near})' if near else ''}"
+                )
+        return self
+
+    def profile_of(self, stream: str) -> Profile:
+        """The profile that a stream of this name gets."""
+        entry = self.streams.get(stream)
+        return self.profiles[entry.profile if entry else "default"]
+
+    def schema_of(self, stream: str) -> str | None:
+        """The schema text that configuration demands of this stream, None when it demands none."""
+        entry = self.streams.get(stream)
+        return entry.schema_ if entry else None
+
+    def source_of(self, dotted: str) -> str:
+        """Where a value came from: ``default``, ``file ...``, ``environment ...`` or ``command line ...``."""
+        return self._sources.get(_split(dotted), "default")
+
+    def effective_text(self) -> str:
+        """The whole configuration as TOML. What is not a default says where it came from."""
+        lines = ["# shmdriver, effective configuration"]
+        tables: dict[Path_, list[str]] = {}
+        for keys, value in _leaves(self.model_dump(mode="json", by_alias=True)):
+            source = self._sources.get(keys)
+            line = f"# {keys[-1]} is not set" if value is None else f"{_key(keys[-1])} = {_toml(value)}"
+            tables.setdefault(keys[:-1], []).append(line + (f"  # {source}" if source else ""))
+        for table, rows in tables.items():
+            lines += ["", f"[{'.'.join(_key(part) for part in table)}]", *rows]
+        return "\n".join(lines) + "\n"
+
+
+# ---- layers -------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(
+            f"configuration file {path}: {error.strerror or error}; give the path of a readable TOML file",
+            source=f"file {path}",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path} is not TOML: {error}", source=f"file {path}") from error
+
+
+def _leaves(tree: Mapping[str, Any], above: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and (value or not above):
+            yield from _leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
+
+
+def _put(values: dict[str, Any], sources: dict[Path_, str], keys: Path_, value: Any, source: str) -> None:
+    node = values
+    for depth, key in enumerate(keys[:-1], 1):
+        below = node.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise ConfigError(
+                f"{'.'.join(keys)} ({source}): {'.'.join(keys[:depth])} is a value ({below!r}), not a section",
+                key=".".join(keys),
+                source=source,
+            )
+        node = below
+    if isinstance(node.get(keys[-1]), dict) and not isinstance(value, dict):
+        raise ConfigError(f"{'.'.join(keys)} ({source}) is a section, not a value", key=".".join(keys), source=source)
+    node[keys[-1]] = value
+    sources[keys] = source
+
+
+def _split(dotted: str) -> Path_:
+    """The parts of a dotted key. Names of streams may hold dots; the field of a stream never does."""
+    section, _, rest = dotted.partition(".")
+    if section in ("profiles", "streams") and "." in rest:
+        name, _, field = rest.rpartition(".")
+        return section, name, field
+    return tuple(dotted.split("."))
+
+
+def _from_env(values: dict[str, Any], sources: dict[Path_, str], env: Mapping[str, str]) -> list[Problem]:
+    problems = []
+    for variable in sorted(env):
+        if not variable.startswith(ENV_PREFIX) or ENV_FOREIGN.fullmatch(variable):
+            continue
+        keys = _env_keys(variable.removeprefix(ENV_PREFIX).lower(), values)
+        source = f"environment {variable}"
+        if keys is None:
+            known = [ENV_PREFIX + "_".join(key).upper() for key in _fixed_keys()]
+            near = nearest(variable, known)
+            hint = f"; nearest known: {near}" if near else ""
+            problems.append(Problem(f"unknown environment variable {variable}{hint}", variable, source, near))
+        else:
+            _put(values, sources, keys, env[variable], source)
+    return problems
+
+
+def _env_keys(name: str, values: Mapping[str, Any]) -> Path_ | None:
+    for keys in _fixed_keys():
+        if "_".join(keys) == name:
+            return keys
+    for section, model in (("profiles", Profile), ("streams", Stream)):
+        rest = name.removeprefix(section + "_")
+        fields = sorted(_fields(model), key=len, reverse=True)
+        field = next((field for field in fields if rest != name and rest.endswith("_" + field)), None)
+        if field:
+            entry = rest.removesuffix("_" + field)
+            named = [known for known in values.get(section, {}) if re.sub(r"\W", "_", known).lower() == entry]
+            return section, named[0] if named else entry, field
+    return None
+
+
+def _fields(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _fixed_keys() -> list[Path_]:
+    keys: list[Path_] = []
+    for section, model in (("driver", Driver), ("shm", Shm), ("policies", Policies)):
+        keys += [(section, field) for field in _fields(model) if field != "limits"]
+    return keys + [("policies", "limits", field) for field in _fields(Limits)]
+
+
+# ---- problems -----------------------------------------------------------------------------------
+
+
+class Problem(str):
+    """One thing that is wrong, in words, with where it stands."""
+
+    key: str
+    source: str
+    near: str | None
+
+    def __new__(cls, text: str, key: str, source: str, near: str | None = None) -> Problem:
+        """A text with its attributes."""
+        problem = super().__new__(cls, text)
+        problem.key, problem.source, problem.near = key, source, near
+        return problem
+
+
+def _known_beside(where: Path_) -> list[str]:
+    sections: dict[Path_, list[str]] = {(): _fields(Config), ("policies", "limits"): _fields(Limits)}
+    sections |= {("driver",): _fields(Driver), ("shm",): _fields(Shm), ("policies",): _fields(Policies)}
+    if len(where) == 2 and where[0] in ("profiles", "streams"):
+        return _fields(Profile if where[0] == "profiles" else Stream)
+    return sections.get(where, [])
+
+
+def _explain(details: ErrorDetails, values: Mapping[str, Any], sources: Mapping[Path_, str]) -> Problem:
+    where = tuple(str(part) for part in details["loc"] if part != "[key]")
+    key = ".".join(where)
+    source = sources.get(where) or next((s for keys, s in sources.items() if keys[: len(where)] == where), "default")
+    if details["type"] == "extra_forbidden":
+        near = nearest(where[-1], _known_beside(where[:-1]))
+        if near is None:
+            elsewhere = {keys[-1]: ".".join(keys) for keys in _fixed_keys()}
+            match = nearest(where[-1], elsewhere)
+            near = elsewhere[match] if match else None
+        else:
+            near = ".".join((*where[:-1], near))
+        known = f"nearest known: {near}" if near else f"known here: {', '.join(_known_beside(where[:-1]))}"
+        return Problem(f"unknown key {key} ({source}); {known}", key, source, near)
+    text = details["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(details["input"], BaseModel | Mapping) else f", found {details['input']!r}"
+    return Problem(f"{key or 'configuration'} ({source}): {text}{found}", key, source)
+
+
+def _error(problems: list[Problem]) -> ConfigError:
+    first = problems[0]
+    text = first if len(problems) == 1 else f"{len(problems)} problems: " + "; ".join(problems)
+    return ConfigError(str(text), key=first.key, source=first.source, nearest=first.near, problems=problems)
+
+
+# ---- TOML text ----------------------------------------------------------------------------------
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    escaped = "".join(
+        f"\\u{ord(c):04X}" if ord(c) < 32 or ord(c) == 127 else "\\" + c if c in '"\\' else c for c in str(value)
+    )
+    return f'"{escaped}"'
