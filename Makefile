@@ -1,0 +1,79 @@
+# One screen of targets; `make` lists them. Everything that is set up stays in .venv and build/.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check -q
+LOCKED := mkdir -p build && flock build/.lock
+NATIVE_INPUTS := $(wildcard csrc/*.c csrc/*.h csrc/*.map) native.mk build_ffi.py setup.py
+CTEST := $(MAKE) --no-print-directory -s -C tests/c
+PYTEST := $(PY) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test build check lint format generate ctest asan tsan unit bench stress clean
+
+help:            ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+# Only what the package needs to run: `make demo` on a fresh machine waits for no test tool.
+$(VENV)/.run-stamp: pyproject.toml
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo 'installing shmdriver into $(VENV)'
+	@$(PIP) install 'setuptools>=68' wheel 'cffi>=1.16'
+	@$(LOCKED) $(PIP) install --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev-stamp: pyproject.toml $(VENV)/.run-stamp
+	@echo 'installing test and benchmark tools into $(VENV)'
+	@$(LOCKED) $(PIP) install --no-build-isolation -e '.[dev,bench]'
+	@touch $@
+
+build/.native-stamp: $(NATIVE_INPUTS) $(VENV)/.run-stamp
+	@$(LOCKED) $(PY) setup.py -q build_ext --inplace
+	@touch $@
+
+build: build/.native-stamp    ## editable install in .venv, native module in place
+
+demo: build      ## see it work: real data between processes, and what survives kill -9
+	@$(PY) -m shmdriver demo $(DEMO_ARGS)
+
+lint: build $(VENV)/.dev-stamp    ## ruff, mypy --strict, generated files up to date
+	@$(PY) -m ruff check -q .
+	@$(PY) -m mypy
+	@$(PY) scripts/generate_abi.py --check
+
+format: $(VENV)/.dev-stamp    ## rewrite Python files in the house format
+	@$(PY) -m ruff format .
+
+generate: $(VENV)/.run-stamp    ## rewrite what is derived from csrc/shmd_abi.h
+	@$(PY) scripts/generate_abi.py
+
+ctest:           ## C tests, plain
+	@$(CTEST) PROFILE=release run
+
+asan:            ## C tests under ASAN and UBSAN
+	@$(CTEST) PROFILE=asan run
+
+tsan:            ## C tests of the rings between threads, under TSAN
+	@$(CTEST) PROFILE=tsan run
+
+unit: build $(VENV)/.dev-stamp    ## Python unit tests
+	@$(PYTEST) -q tests/unit
+
+test: build lint ctest asan tsan $(VENV)/.dev-stamp    ## build everything, lint, C tests, sanitizers, all Python tests
+	@$(PYTEST) -q -m 'not stress' tests
+
+check: build $(VENV)/.dev-stamp    ## before a commit: format, lint, types, unit, C tests, sanitizers
+	@$(PY) -m ruff format --check -q .
+	@$(MAKE) --no-print-directory lint ctest asan tsan unit
+
+bench: build $(VENV)/.dev-stamp    ## throughput and latency against Pipe, Queue and pyzmq
+	@$(PY) -m benchmarks $(BENCH_ARGS)
+
+stress: build $(VENV)/.dev-stamp    ## minutes of kills and hand-offs
+	@$(CTEST) PROFILE=release STRESS=1 run
+	@$(PYTEST) -q -m stress tests; code=$$?; test $$code -eq 5 || exit $$code
+
+clean:           ## remove everything that was built (not .venv)
+	rm -rf build dist src/shmdriver/native src/shmdriver/_native.c src/shmdriver/_native*.so src/*.egg-info

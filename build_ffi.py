@@ -1,0 +1,56 @@
+"""The cffi module `shmdriver._native`: its cdef is csrc/shmd_abi.h without the preprocessor lines.
+
+Our own sources are compiled by native.mk with every warning an error; what cffi generates is
+compiled without those flags and linked with the resulting archive.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from cffi import FFI
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+HEADER = CSRC / "shmd_abi.h"
+RELEASE = ROOT / "build" / "release"
+ARCHIVE = RELEASE / "libshmdriver.a"
+
+_CPLUSPLUS_BLOCK = re.compile(r"^#ifdef __cplusplus$.*?^#endif$\n?", re.MULTILINE | re.DOTALL)
+_PREPROCESSOR_LINE = re.compile(r"^[ \t]*#(?:.*\\\n)*.*$\n?", re.MULTILINE)
+
+
+def cdef_text(header: str) -> str:
+    """The declarations of a header's text, as cffi's parser takes them."""
+    return _PREPROCESSOR_LINE.sub("", _CPLUSPLUS_BLOCK.sub("", header))
+
+
+def build_library(profile: str = "release") -> None:
+    """Compile csrc/*.c into build/<profile>/libshmdriver.a (and .so); nothing when nothing changed."""
+    subprocess.run(
+        ["make", "--no-print-directory", "-s", "-j2", "-f", str(ROOT / "native.mk"), f"PROFILE={profile}", "lib"],
+        cwd=ROOT,
+        check=True,
+    )
+
+
+def make_builder() -> FFI:
+    """cffi's description of the module, for setuptools' `cffi_modules`."""
+    builder = FFI()
+    builder.cdef(cdef_text(HEADER.read_text(encoding="utf-8")))
+    builder.set_source(
+        "shmdriver._native",
+        '#include "shmd_abi.h"\n',
+        include_dirs=["csrc"],
+        extra_objects=["build/release/libshmdriver.a"],
+        extra_compile_args=["-std=c11", "-D_GNU_SOURCE=", "-O3", "-fvisibility=hidden", "-pthread"],
+        extra_link_args=["-pthread", "-Wl,--exclude-libs,ALL"],
+        libraries=["rt"],
+        depends=["csrc/shmd_abi.h", "build/release/libshmdriver.a", "build_ffi.py"],
+    )
+    return builder
+
+
+ffibuilder = make_builder()

@@ -1,0 +1,54 @@
+# Builds the native core in one of three profiles, each in a folder of its own.
+# Used by the Makefile, by setup.py and by tests/c/Makefile, so that flags stand in one place.
+#
+#   make -f native.mk PROFILE=release|asan|tsan [lib]
+
+PROFILE ?= release
+ROOT := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
+CSRC := $(ROOT)csrc
+OUT := $(ROOT)build/$(PROFILE)
+CC ?= cc
+
+STRICT := -std=c11 -D_GNU_SOURCE= -Wall -Wextra -Wpedantic -Wconversion -Werror
+FLAGS_release := -O3 -g1
+FLAGS_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -DSHMD_TEST=1
+FLAGS_tsan := -O1 -g -fno-omit-frame-pointer -fsanitize=thread -DSHMD_TEST=1
+PROFILE_FLAGS := $(FLAGS_$(PROFILE))
+ifeq ($(PROFILE_FLAGS),)
+$(error PROFILE is release, asan or tsan, not '$(PROFILE)')
+endif
+
+SHMD_CFLAGS := $(STRICT) $(PROFILE_FLAGS) -fPIC -pthread -I$(CSRC)
+SHMD_LDFLAGS := $(PROFILE_FLAGS) -pthread
+SHMD_LIBS := -lrt
+
+SOURCES := $(sort $(wildcard $(CSRC)/*.c))
+OBJECTS := $(patsubst $(CSRC)/%.c,$(OUT)/obj/%.o,$(SOURCES))
+ARCHIVE := $(OUT)/libshmdriver.a
+SHARED := $(OUT)/libshmdriver.so
+
+.DELETE_ON_ERROR:
+.PHONY: lib
+lib: $(ARCHIVE) $(if $(filter release,$(PROFILE)),$(SHARED))
+
+$(OUT)/obj/%.o: $(CSRC)/%.c $(ROOT)native.mk
+	@mkdir -p $(@D)
+	$(CC) $(SHMD_CFLAGS) -MMD -MP -c $< -o $@
+
+# The list of objects, so that a removed source leaves the archive too.
+$(OUT)/objects.txt: FORCE
+	@mkdir -p $(@D)
+	@echo '$(OBJECTS)' | cmp -s - $@ || echo '$(OBJECTS)' > $@
+.PHONY: FORCE
+FORCE:
+
+$(ARCHIVE): $(OBJECTS) $(OUT)/objects.txt
+	@rm -f $@
+	$(AR) rcs $@ $(OBJECTS)
+
+$(SHARED): $(OBJECTS) $(OUT)/objects.txt $(ROOT)csrc/shmdriver.map
+	$(CC) -shared -Wl,-soname,libshmdriver.so -Wl,--version-script=$(ROOT)csrc/shmdriver.map \
+		$(SHMD_LDFLAGS) -o $@.new $(OBJECTS) $(SHMD_LIBS)
+	@mv -f $@.new $@
+
+-include $(OBJECTS:.o=.d)
