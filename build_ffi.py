@@ -30,14 +30,23 @@ def cdef_text(header: str) -> str:
 def build_library(profile: str = "release") -> None:
     """Compile csrc/*.c into build/<profile>/libshmdriver.a (and .so); nothing when nothing changed."""
     subprocess.run(
-        ["make", "--no-print-directory", "-s", "-j2", "-f", str(ROOT / "native.mk"), f"PROFILE={profile}", "lib"],
+        [
+            "make",
+            "--no-print-directory",
+            "-s",
+            "-j2",
+            "-f",
+            str(ROOT / "native.mk"),
+            f"PROFILE={profile}",
+            "lib",
+        ],
         cwd=ROOT,
         check=True,
     )
 
 
 def make_builder() -> FFI:
-    """cffi's description of the module, for setuptools' `cffi_modules`."""
+    """Describe the module to cffi, for setuptools' `cffi_modules`."""
     builder = FFI()
     builder.cdef(cdef_text(HEADER.read_text(encoding="utf-8")))
     builder.set_source(
