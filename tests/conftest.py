@@ -1,0 +1,56 @@
+"""Fixtures that every test may use: its own instance name, and a /dev/shm left as it was found."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+SHM = Path("/dev/shm")
+PREFIX = f"test-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def _own_segments() -> set[str]:
+    """Segments of this test process: named after its instances, or of drivers that it embeds.
+
+    Other processes' instances come and go at the same time and are none of our business.
+    """
+    ours = (f"shmd.{PREFIX}", f"shmd.embedded-{os.getpid()}-")
+    return {entry.name for entry in SHM.iterdir() if entry.name.startswith(ours)}
+
+
+@pytest.fixture(autouse=True)
+def shm_clean(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves segments of its own behind (and removes them for the next one)."""
+    before = _own_segments()
+    yield
+    left = sorted(_own_segments() - before)
+    for name in left:
+        (SHM / name).unlink(missing_ok=True)
+    if left:
+        pytest.fail(
+            f"{request.node.name} left {len(left)} segments in {SHM}: {', '.join(left)}", pytrace=False
+        )
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the settings of whoever runs it."""
+    for name in [name for name in os.environ if name.startswith("SHMDRIVER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+
+
+@pytest.fixture
+def make_instance_name() -> Callable[[], str]:
+    """For tests with several instances: every call returns a new name."""
+    return lambda: f"{PREFIX}-{secrets.token_hex(3)}"
+
+
+@pytest.fixture
+def instance_name(make_instance_name: Callable[[], str]) -> str:
+    """An instance name that nobody else uses; `shm_clean` looks for its segments afterwards."""
+    return make_instance_name()
