@@ -24,6 +24,7 @@ Each takes one text and optional keyword attributes, so that all of them can be 
 raised by hand. A text names the object, what was found, what was expected and what to do next.
 This module imports nothing but the standard library.
 """
+# ruff: noqa: N818 -- these are names of the API, and most say more than an "Error" at their end would
 
 from __future__ import annotations
 
@@ -200,7 +201,7 @@ class ProducerLost(ShmDriverError, ConnectionError):
 
 
 class AttachRejected(ShmDriverError):
-    """The driver refused. ``code`` is a :class:`Code`, ``reason`` a :class:`Reason`, ``text`` the driver's own words."""
+    """The driver refused: ``code`` is a :class:`Code`, ``reason`` a :class:`Reason`, ``text`` its words."""
 
     def __init__(
         self,
@@ -313,7 +314,7 @@ class ViewsHeld(ShmDriverError):
 
 
 class MessageTooLarge(ShmDriverError, ValueError):
-    """A message of ``length`` bytes on a stream that carries at most ``limit``; the text names the argument to pass."""
+    """A message of ``length`` bytes, and at most ``limit`` fit; the text names the argument to pass."""
 
     def __init__(self, text: str = "", *, stream: str | None = None, length: int = 0, limit: int = 0) -> None:
         if not text:

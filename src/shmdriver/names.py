@@ -33,8 +33,8 @@ def stream_problem(name: str) -> str | None:
     if _STREAM.fullmatch(name):
         return None
     return (
-        f"stream name {name!r}: expected 1 to {STREAM_BYTES_MAX} characters out of A-Z a-z 0-9 . _ : / @ + -, "
-        "the first a letter, a digit or _"
+        f"stream name {name!r}: expected 1 to {STREAM_BYTES_MAX} characters out of "
+        "A-Z a-z 0-9 . _ : / @ + -, the first a letter, a digit or _"
     )
 
 

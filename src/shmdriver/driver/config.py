@@ -13,15 +13,32 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
-from shmdriver.errors import ConfigError
+from shmdriver.driver.config_layers import (
+    Keys,
+    Problem,
+    config_error,
+    leaves,
+    put,
+    read_toml,
+    split_key,
+    toml_key,
+    toml_value,
+)
 from shmdriver.names import instance_problem, nearest, stream_problem
 
 __all__ = ["Config", "Driver", "Limits", "Policies", "Profile", "Shm", "Stream"]
@@ -31,16 +48,23 @@ ENV_FILE = "SHMDRIVER_CONFIG"
 # Variables of our own that are no configuration; anything else under the prefix is taken for a misspelling.
 ENV_FOREIGN = re.compile(r"SHMDRIVER_(CONFIG|LOG|FAILPOINTS?|(TEST|BENCH|DEMO|BUILD|STRESS|FUZZ)(_.*)?)")
 
-_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+    "k": 1 << 10,
+    "m": 1 << 20,
+    "g": 1 << 30,
+}
 _SIZE = re.compile(r"\s*(\d+)\s*([A-Za-z]*)\s*")
 _MODES = ("0600", "0640", "0660")
-
-Path_ = tuple[str, ...]
 
 
 def _size(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError('expected a size in bytes, as 4194304 or "4 MiB"')
+        raise ValueError('expected a size in bytes, as 4194304 or "4 MiB"')  # noqa: TRY004 -- pydantic wants it
     if isinstance(value, str):
         match = _SIZE.fullmatch(value)
         unit = _UNITS.get(match[2].lower()) if match else None
@@ -52,14 +76,14 @@ def _size(value: object) -> object:
 
 def _whole(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("expected a whole number, found true or false")
+        raise ValueError("expected a whole number")  # noqa: TRY004 -- pydantic wants it
     return value
 
 
 def _mode(value: object) -> object:
     text = f"{value:04o}" if isinstance(value, int) and not isinstance(value, bool) else value
     if text not in _MODES:
-        raise ValueError(f'mode {value!r}: expected one of {", ".join(_MODES)}, in quotes')
+        raise ValueError(f"mode {value!r}: expected one of {', '.join(_MODES)}, in quotes")
     return text
 
 
@@ -108,7 +132,9 @@ class Shm(Section):
         if self.mode != "0600" and not self.group:
             raise ValueError(f"mode {self.mode} shares segments with a group: set shm.group, or mode 0600")
         if self.group and self.mode == "0600":
-            raise ValueError(f"group {self.group!r} can see nothing with mode 0600: set shm.mode to 0640 or 0660")
+            raise ValueError(
+                f"group {self.group!r} can see nothing with mode 0600: set shm.mode to 0640 or 0660"
+            )
         return self
 
 
@@ -182,7 +208,7 @@ class Config(Section):
     profiles: dict[str, Profile] = Field(default_factory=lambda: {"default": Profile()})
     streams: dict[str, Stream] = Field(default_factory=dict)
 
-    _sources: dict[Path_, str] = PrivateAttr(default_factory=dict)
+    _sources: dict[Keys, str] = PrivateAttr(default_factory=dict)
 
     @classmethod
     def load(
@@ -201,20 +227,21 @@ class Config(Section):
         if path is None and environment.get(ENV_FILE):
             path = Path(environment[ENV_FILE])
         values: dict[str, Any] = {}
-        sources: dict[Path_, str] = {}
+        sources: dict[Keys, str] = {}
         if path is not None:
-            for keys, value in _leaves(_read(path)):
-                _put(values, sources, keys, value, f"file {path}")
+            for keys, value in leaves(read_toml(path)):
+                put(values, sources, keys, value, f"file {path}")
         problems = _from_env(values, sources, environment)
         for dotted, value in (overrides or {}).items():
-            _put(values, sources, _split(dotted), value, f"command line, {dotted}")
+            put(values, sources, split_key(dotted), value, f"command line, {dotted}")
         try:
             config = cls.model_validate(values)
         except ValidationError as error:
-            problems += [_explain(details, values, sources) for details in error.errors()]
+            problems += [_explain(details, sources) for details in error.errors()]
+            raise config_error(problems) from None
         if problems:
-            raise _error(problems)
-        config._sources.update(sources)
+            raise config_error(problems)
+        config._sources.update(sources)  # noqa: SLF001 -- its own class
         return config
 
     @model_validator(mode="before")
@@ -230,8 +257,8 @@ class Config(Section):
             size = profile.slots * profile.slot_bytes + profile.arena
             if size > self.policies.limits.stream_bytes:
                 raise ValueError(
-                    f"profiles.{name} takes {size} bytes an epoch, but policies.limits.stream_bytes is "
-                    f"{self.policies.limits.stream_bytes}: lower slots, slot_bytes or arena, or raise the limit"
+                    f"profiles.{name} takes {size} bytes an epoch, more than policies.limits.stream_bytes "
+                    f"{self.policies.limits.stream_bytes}: lower slots or arena, or raise the limit"
                 )
         for name, stream in self.streams.items():
             problem = stream_problem(name)
@@ -257,72 +284,27 @@ class Config(Section):
 
     def source_of(self, dotted: str) -> str:
         """Where a value came from: ``default``, ``file ...``, ``environment ...`` or ``command line ...``."""
-        return self._sources.get(_split(dotted), "default")
+        return self._sources.get(split_key(dotted), "default")
 
     def effective_text(self) -> str:
         """The whole configuration as TOML. What is not a default says where it came from."""
         lines = ["# shmdriver, effective configuration"]
-        tables: dict[Path_, list[str]] = {}
-        for keys, value in _leaves(self.model_dump(mode="json", by_alias=True)):
+        tables: dict[Keys, list[str]] = {}
+        for keys, value in leaves(self.model_dump(mode="json", by_alias=True)):
             source = self._sources.get(keys)
-            line = f"# {keys[-1]} is not set" if value is None else f"{_key(keys[-1])} = {_toml(value)}"
+            line = (
+                f"# {keys[-1]} is not set" if value is None else f"{toml_key(keys[-1])} = {toml_value(value)}"
+            )
             tables.setdefault(keys[:-1], []).append(line + (f"  # {source}" if source else ""))
         for table, rows in tables.items():
-            lines += ["", f"[{'.'.join(_key(part) for part in table)}]", *rows]
+            lines += ["", f"[{'.'.join(toml_key(part) for part in table)}]", *rows]
         return "\n".join(lines) + "\n"
 
 
-# ---- layers -------------------------------------------------------------------------------------
+# ---- what only the models know: names of keys ------------------------------------------------
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(
-            f"configuration file {path}: {error.strerror or error}; give the path of a readable TOML file",
-            source=f"file {path}",
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration file {path} is not TOML: {error}", source=f"file {path}") from error
-
-
-def _leaves(tree: Mapping[str, Any], above: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and (value or not above):
-            yield from _leaves(value, (*above, key))
-        else:
-            yield (*above, key), value
-
-
-def _put(values: dict[str, Any], sources: dict[Path_, str], keys: Path_, value: Any, source: str) -> None:
-    node = values
-    for depth, key in enumerate(keys[:-1], 1):
-        below = node.setdefault(key, {})
-        if not isinstance(below, dict):
-            raise ConfigError(
-                f"{'.'.join(keys)} ({source}): {'.'.join(keys[:depth])} is a value ({below!r}), not a section",
-                key=".".join(keys),
-                source=source,
-            )
-        node = below
-    if isinstance(node.get(keys[-1]), dict) and not isinstance(value, dict):
-        raise ConfigError(f"{'.'.join(keys)} ({source}) is a section, not a value", key=".".join(keys), source=source)
-    node[keys[-1]] = value
-    sources[keys] = source
-
-
-def _split(dotted: str) -> Path_:
-    """The parts of a dotted key. Names of streams may hold dots; the field of a stream never does."""
-    section, _, rest = dotted.partition(".")
-    if section in ("profiles", "streams") and "." in rest:
-        name, _, field = rest.rpartition(".")
-        return section, name, field
-    return tuple(dotted.split("."))
-
-
-def _from_env(values: dict[str, Any], sources: dict[Path_, str], env: Mapping[str, str]) -> list[Problem]:
+def _from_env(values: dict[str, Any], sources: dict[Keys, str], env: Mapping[str, str]) -> list[Problem]:
     problems = []
     for variable in sorted(env):
         if not variable.startswith(ENV_PREFIX) or ENV_FOREIGN.fullmatch(variable):
@@ -335,11 +317,11 @@ def _from_env(values: dict[str, Any], sources: dict[Path_, str], env: Mapping[st
             hint = f"; nearest known: {near}" if near else ""
             problems.append(Problem(f"unknown environment variable {variable}{hint}", variable, source, near))
         else:
-            _put(values, sources, keys, env[variable], source)
+            put(values, sources, keys, env[variable], source)
     return problems
 
 
-def _env_keys(name: str, values: Mapping[str, Any]) -> Path_ | None:
+def _env_keys(name: str, values: Mapping[str, Any]) -> Keys | None:
     for keys in _fixed_keys():
         if "_".join(keys) == name:
             return keys
@@ -358,42 +340,27 @@ def _fields(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _fixed_keys() -> list[Path_]:
-    keys: list[Path_] = []
+def _fixed_keys() -> list[Keys]:
+    keys: list[Keys] = []
     for section, model in (("driver", Driver), ("shm", Shm), ("policies", Policies)):
         keys += [(section, field) for field in _fields(model) if field != "limits"]
     return keys + [("policies", "limits", field) for field in _fields(Limits)]
 
 
-# ---- problems -----------------------------------------------------------------------------------
-
-
-class Problem(str):
-    """One thing that is wrong, in words, with where it stands."""
-
-    key: str
-    source: str
-    near: str | None
-
-    def __new__(cls, text: str, key: str, source: str, near: str | None = None) -> Problem:
-        """A text with its attributes."""
-        problem = super().__new__(cls, text)
-        problem.key, problem.source, problem.near = key, source, near
-        return problem
-
-
-def _known_beside(where: Path_) -> list[str]:
-    sections: dict[Path_, list[str]] = {(): _fields(Config), ("policies", "limits"): _fields(Limits)}
+def _known_beside(where: Keys) -> list[str]:
+    sections: dict[Keys, list[str]] = {(): _fields(Config), ("policies", "limits"): _fields(Limits)}
     sections |= {("driver",): _fields(Driver), ("shm",): _fields(Shm), ("policies",): _fields(Policies)}
     if len(where) == 2 and where[0] in ("profiles", "streams"):
         return _fields(Profile if where[0] == "profiles" else Stream)
     return sections.get(where, [])
 
 
-def _explain(details: ErrorDetails, values: Mapping[str, Any], sources: Mapping[Path_, str]) -> Problem:
+def _explain(details: ErrorDetails, sources: Mapping[Keys, str]) -> Problem:
     where = tuple(str(part) for part in details["loc"] if part != "[key]")
     key = ".".join(where)
-    source = sources.get(where) or next((s for keys, s in sources.items() if keys[: len(where)] == where), "default")
+    source = sources.get(where) or next(
+        (s for keys, s in sources.items() if keys[: len(where)] == where), "default"
+    )
     if details["type"] == "extra_forbidden":
         near = nearest(where[-1], _known_beside(where[:-1]))
         if near is None:
@@ -407,27 +374,3 @@ def _explain(details: ErrorDetails, values: Mapping[str, Any], sources: Mapping[
     text = details["msg"].removeprefix("Value error, ")
     found = "" if isinstance(details["input"], BaseModel | Mapping) else f", found {details['input']!r}"
     return Problem(f"{key or 'configuration'} ({source}): {text}{found}", key, source)
-
-
-def _error(problems: list[Problem]) -> ConfigError:
-    first = problems[0]
-    text = first if len(problems) == 1 else f"{len(problems)} problems: " + "; ".join(problems)
-    return ConfigError(str(text), key=first.key, source=first.source, nearest=first.near, problems=problems)
-
-
-# ---- TOML text ----------------------------------------------------------------------------------
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    escaped = "".join(
-        f"\\u{ord(c):04X}" if ord(c) < 32 or ord(c) == 127 else "\\" + c if c in '"\\' else c for c in str(value)
-    )
-    return f'"{escaped}"'

@@ -25,10 +25,11 @@ a note for the driver's loop.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from enum import StrEnum, unique
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
-from transitions import MachineError
+from transitions import EventData, MachineError
 from transitions.extensions import HierarchicalMachine
 from transitions.extensions.nesting import NestedState
 
@@ -71,6 +72,9 @@ class Event(StrEnum):
     SHUTDOWN_REQUESTED = "shutdown_requested"  # (reason: who asked and why; mode)
     SHUTDOWN_TIMEOUT = "shutdown_timeout"  # also a second signal: now
     DRAINED = "drained"  # nothing is left to wait for: no lease (end), no pending answer (handover)
+
+
+WITH_SUBJECT = frozenset({Event.ATTACH_REQUESTED, Event.KEEPALIVE, Event.DETACH, Event.EXPIRY})
 
 
 @unique
@@ -143,7 +147,8 @@ class Hooks(Protocol):
 class Row(NamedTuple):
     """One line of the table: what an event does in a state. The first row whose guard holds is taken.
 
-    ``to`` None: no change of state. ``action``, ``guard`` and ``note`` are methods of :class:`Lifecycle`.
+    ``to`` None: no change of state. ``action`` names a hook, or with an underscore, as ``guard`` and
+    ``note`` do, a method of :class:`Lifecycle`.
     """
 
     event: Event
@@ -157,26 +162,26 @@ class Row(NamedTuple):
 # An event in a state that is not listed here cannot happen, and raises. A row of RUNNING holds for all
 # three of its states.
 TABLE: tuple[Row, ...] = (
-    Row(Event.START, State.INIT, to=State.RUNNING, action="_serve"),
-    Row(Event.TICK, State.RUNNING, action="_poll"),
-    Row(Event.TICK, State.DRAINING, action="_poll"),
+    Row(Event.START, State.INIT, to=State.RUNNING, action="on_enter_running"),
+    Row(Event.TICK, State.RUNNING, action="on_tick"),
+    Row(Event.TICK, State.DRAINING, action="on_tick"),
     Row(Event.ATTACH_REQUESTED, State.INIT, action="_reject"),
-    Row(Event.ATTACH_REQUESTED, State.HEALTHY, action="_admit"),
-    Row(Event.ATTACH_REQUESTED, State.DEGRADED, action="_admit"),
+    Row(Event.ATTACH_REQUESTED, State.HEALTHY, action="on_attach"),
+    Row(Event.ATTACH_REQUESTED, State.DEGRADED, action="on_attach"),
     Row(Event.ATTACH_REQUESTED, State.MAINTENANCE, action="_reject"),
     Row(Event.ATTACH_REQUESTED, State.DRAINING, action="_reject"),
     Row(Event.ATTACH_REQUESTED, State.STOPPED, action="_reject"),
-    Row(Event.KEEPALIVE, State.RUNNING, action="_keepalive"),
-    Row(Event.KEEPALIVE, State.DRAINING, action="_keepalive"),
-    Row(Event.DETACH, State.RUNNING, action="_detach"),
-    Row(Event.DETACH, State.DRAINING, action="_detach"),
-    Row(Event.EXPIRY, State.RUNNING, action="_expire"),
-    Row(Event.EXPIRY, State.DRAINING, action="_expire"),
-    Row(Event.ANNOUNCE_DUE, State.RUNNING, action="_announce"),
-    Row(Event.ANNOUNCE_DUE, State.DRAINING, action="_announce"),
+    Row(Event.KEEPALIVE, State.RUNNING, action="on_keepalive"),
+    Row(Event.KEEPALIVE, State.DRAINING, action="on_keepalive"),
+    Row(Event.DETACH, State.RUNNING, action="on_detach"),
+    Row(Event.DETACH, State.DRAINING, action="on_detach"),
+    Row(Event.EXPIRY, State.RUNNING, action="on_expiry"),
+    Row(Event.EXPIRY, State.DRAINING, action="on_expiry"),
+    Row(Event.ANNOUNCE_DUE, State.RUNNING, action="on_announce"),
+    Row(Event.ANNOUNCE_DUE, State.DRAINING, action="on_announce"),
     Row(Event.ANNOUNCE_DUE, State.STOPPED),
-    Row(Event.LEASE_CHECK_DUE, State.RUNNING, action="_check_leases"),
-    Row(Event.LEASE_CHECK_DUE, State.DRAINING, action="_check_leases"),
+    Row(Event.LEASE_CHECK_DUE, State.RUNNING, action="on_lease_check"),
+    Row(Event.LEASE_CHECK_DUE, State.DRAINING, action="on_lease_check"),
     Row(Event.LEASE_CHECK_DUE, State.STOPPED),
     Row(Event.DEGRADE, State.HEALTHY, to=State.DEGRADED, note="_add_reason", action="_tell_reasons"),
     Row(Event.DEGRADE, State.DEGRADED, note="_add_reason", action="_tell_reasons"),
@@ -210,19 +215,13 @@ TABLE: tuple[Row, ...] = (
     Row(Event.DRAINED, State.DRAINING, to=State.STOPPED),
 )
 
-# What is called when a state has been entered, also methods of Lifecycle.
-ENTRIES: dict[State, str] = {
-    State.HEALTHY: "_enter",
-    State.DEGRADED: "_enter",
-    State.MAINTENANCE: "_enter_maintenance",
-    State.DRAINING: "_enter_draining",
-    State.STOPPED: "_enter_stopped",
-}
-
 # Why an attach is refused, by state. A state that is not here admits.
 REFUSALS: dict[State, tuple[Reason, str]] = {
     State.INIT: (Reason.NONE, "driver starting: attach again in a moment"),
-    State.MAINTENANCE: (Reason.MAINTENANCE, "driver in maintenance: attached streams go on; attach again later"),
+    State.MAINTENANCE: (
+        Reason.MAINTENANCE,
+        "driver in maintenance: attached streams go on; attach again later",
+    ),
     State.DRAINING: (Reason.DRAINING, "driver draining: attach again when the next driver has started"),
     State.STOPPED: (Reason.STOPPED, "driver stopped: attach again when the next driver has started"),
 }
@@ -255,6 +254,11 @@ class _State(NestedState):
 class _Machine(HierarchicalMachine):
     state_cls = _State
 
+    # The library resolves names here and writes a log line a call; ours are callables, called often.
+    def callbacks(self, funcs: Iterable[Any], event_data: EventData) -> None:
+        for func in funcs:
+            func(*event_data.args)
+
 
 class _Model:
     """What the library hangs its attributes on; nobody else sees it."""
@@ -272,8 +276,10 @@ class Lifecycle:
         self._shown = State.INIT
         self._reasons: frozenset[str] = frozenset()
         self._reasons_told: frozenset[str] = frozenset()
-        self._shutdown_reason = ""
-        self._shutdown_mode = ShutdownMode.END
+        self.shutdown_reason = ""
+        """The reason of the shutdown that was accepted: the first one; later ones change nothing."""
+        self.shutdown_mode = ShutdownMode.END
+        """Its mode."""
         self._queue: deque[Occurrence] = deque()
         self._busy = False
 
@@ -302,16 +308,6 @@ class Lifecycle:
     def reasons(self) -> frozenset[str]:
         """Why the driver is degraded, or would be once out of maintenance."""
         return self._reasons
-
-    @property
-    def shutdown_reason(self) -> str:
-        """The reason of the shutdown that was accepted, "" before one was."""
-        return self._shutdown_reason
-
-    @property
-    def shutdown_mode(self) -> ShutdownMode:
-        """The mode of the shutdown that was accepted. The first request decides; later ones change nothing."""
-        return self._shutdown_mode
 
     def dispatch(
         self,
@@ -367,67 +363,32 @@ class Lifecycle:
         self._reasons = self._reasons - {occurrence.reason} if occurrence.reason else frozenset()
 
     def _note_shutdown(self, occurrence: Occurrence) -> None:
-        self._shutdown_reason = occurrence.reason
-        self._shutdown_mode = occurrence.mode
+        self.shutdown_reason = occurrence.reason
+        self.shutdown_mode = occurrence.mode
 
     # ---- actions and entries: side effects only ---------------------------------------------------
-
-    def _poll(self, occurrence: Occurrence) -> None:
-        self._hooks.on_tick(occurrence.now_ns)
-
-    def _admit(self, occurrence: Occurrence) -> None:
-        self._hooks.on_attach(occurrence.now_ns, occurrence.subject)
 
     def _reject(self, occurrence: Occurrence) -> None:
         reason, text = REFUSALS[self.state]
         self._hooks.on_reject(occurrence.now_ns, occurrence.subject, reason, text)
-
-    def _keepalive(self, occurrence: Occurrence) -> None:
-        self._hooks.on_keepalive(occurrence.now_ns, occurrence.subject)
-
-    def _detach(self, occurrence: Occurrence) -> None:
-        self._hooks.on_detach(occurrence.now_ns, occurrence.subject)
-
-    def _expire(self, occurrence: Occurrence) -> None:
-        self._hooks.on_expiry(occurrence.now_ns, occurrence.subject)
-
-    def _announce(self, occurrence: Occurrence) -> None:
-        self._hooks.on_announce(occurrence.now_ns)
-
-    def _check_leases(self, occurrence: Occurrence) -> None:
-        self._hooks.on_lease_check(occurrence.now_ns)
 
     def _tell_reasons(self, occurrence: Occurrence) -> None:
         if self._reasons != self._reasons_told:
             self._reasons_told = self._reasons
             self._hooks.on_reasons_changed(occurrence.now_ns, self._reasons)
 
-    def _serve(self, occurrence: Occurrence) -> None:
-        self._hooks.on_enter_running(occurrence.now_ns)
-
     def _enter(self, occurrence: Occurrence) -> None:
+        now_ns = occurrence.now_ns
         old, self._shown = self._shown, self.state
-        self._hooks.on_lifecycle_changed(occurrence.now_ns, old, self._shown)
-
-    # A change that could not be published is no reason to leave out what the new state needs.
-
-    def _enter_maintenance(self, occurrence: Occurrence) -> None:
         try:
-            self._enter(occurrence)
-        finally:
-            self._hooks.on_enter_maintenance(occurrence.now_ns, occurrence.reason)
-
-    def _enter_draining(self, occurrence: Occurrence) -> None:
-        try:
-            self._enter(occurrence)
-        finally:
-            self._hooks.on_enter_draining(occurrence.now_ns, self._shutdown_reason, self._shutdown_mode)
-
-    def _enter_stopped(self, occurrence: Occurrence) -> None:
-        try:
-            self._enter(occurrence)
-        finally:
-            self._hooks.on_enter_stopped(occurrence.now_ns, self._shutdown_reason, self._shutdown_mode)
+            self._hooks.on_lifecycle_changed(now_ns, old, self._shown)
+        finally:  # a change that could not be published is no reason to leave out what the state needs
+            if self._shown is State.MAINTENANCE:
+                self._hooks.on_enter_maintenance(now_ns, occurrence.reason)
+            elif self._shown is State.DRAINING:
+                self._hooks.on_enter_draining(now_ns, self.shutdown_reason, self.shutdown_mode)
+            elif self._shown is State.STOPPED:
+                self._hooks.on_enter_stopped(now_ns, self.shutdown_reason, self.shutdown_mode)
 
     # ---- the machine ------------------------------------------------------------------------------
 
@@ -452,10 +413,17 @@ class Lifecycle:
                 row.to.value if row.to else None,
                 conditions=[getattr(self, row.guard)] if row.guard else None,
                 before=[getattr(self, row.note)] if row.note else None,
-                after=[getattr(self, row.action)] if row.action else None,
+                after=[self._action(row)] if row.action else None,
             )
         return machine
 
+    def _action(self, row: Row) -> Callable[[Occurrence], None]:
+        if row.action.startswith("_"):
+            return cast("Callable[[Occurrence], None]", getattr(self, row.action))
+        hook = getattr(self._hooks, row.action)
+        if row.event in WITH_SUBJECT:
+            return lambda occurrence: hook(occurrence.now_ns, occurrence.subject)
+        return lambda occurrence: hook(occurrence.now_ns)
+
     def _leaf(self, state: State) -> dict[str, Any]:
-        entry = getattr(self, ENTRIES[state])
-        return {"name": state.value.rpartition(SEPARATOR)[2], "on_enter": [entry]}
+        return {"name": state.value.rpartition(SEPARATOR)[2], "on_enter": [self._enter]}
