@@ -189,7 +189,7 @@ TABLE: tuple[Row, ...] = (
     Row(Event.DEGRADE, State.DRAINING),
     Row(Event.DEGRADE, State.STOPPED),
     Row(Event.RECOVER, State.HEALTHY),
-    Row(Event.RECOVER, State.DEGRADED, State.HEALTHY, "_tell_reasons", "_is_last_reason", "_drop_reason"),
+    Row(Event.RECOVER, State.DEGRADED, State.HEALTHY, "_tell_reasons", "_last_reason", "_drop_reason"),
     Row(Event.RECOVER, State.DEGRADED, note="_drop_reason", action="_tell_reasons"),
     Row(Event.RECOVER, State.MAINTENANCE, note="_drop_reason", action="_tell_reasons"),
     Row(Event.RECOVER, State.DRAINING),
@@ -201,7 +201,7 @@ TABLE: tuple[Row, ...] = (
     Row(Event.SUSPEND, State.STOPPED),
     Row(Event.RESUME, State.HEALTHY),
     Row(Event.RESUME, State.DEGRADED),
-    Row(Event.RESUME, State.MAINTENANCE, to=State.DEGRADED, guard="_has_reasons"),
+    Row(Event.RESUME, State.MAINTENANCE, to=State.DEGRADED, guard="_reasons_left"),
     Row(Event.RESUME, State.MAINTENANCE, to=State.HEALTHY),
     Row(Event.RESUME, State.DRAINING),
     Row(Event.RESUME, State.STOPPED),
@@ -350,10 +350,10 @@ class Lifecycle:
 
     # ---- guards and notes: pure bookkeeping, so that they cannot fail half way -------------------
 
-    def _is_last_reason(self, occurrence: Occurrence) -> bool:
+    def _last_reason(self, occurrence: Occurrence) -> bool:
         return not occurrence.reason or self._reasons <= {occurrence.reason}
 
-    def _has_reasons(self, _occurrence: Occurrence) -> bool:
+    def _reasons_left(self, _occurrence: Occurrence) -> bool:
         return bool(self._reasons)
 
     def _add_reason(self, occurrence: Occurrence) -> None:
@@ -407,6 +407,9 @@ class Lifecycle:
             ignore_invalid_triggers=False,
         )
         for row in TABLE:
+            machine.get_states(
+                [row.state.value, (row.to or row.state).value]
+            )  # raises; the next call does not
             machine.add_transition(
                 row.event.value,
                 row.state.value,
