@@ -262,7 +262,7 @@ def test_degraded_until_the_last_reason_is_gone() -> None:
     life.dispatch(Event.DEGRADE, 3, reason=DegradedBy.STALLED_CLIENTS)
     life.dispatch(Event.RECOVER, 4, reason=DegradedBy.TICK_OVERRUN)
     life.dispatch(Event.RECOVER, 5, reason=DegradedBy.LOW_MEMORY)
-    assert (life.state, life.reasons) == (State.DEGRADED, {"stalled_clients"})
+    assert (life.state, life.reasons) == (State.DEGRADED, frozenset({"stalled_clients"}))
     life.dispatch(Event.RECOVER, 6, reason=DegradedBy.STALLED_CLIENTS)
     assert (life.state, life.reasons) == (State.HEALTHY, frozenset())
     told = [args for name, args in recorder.calls if name == "on_reasons_changed"]
