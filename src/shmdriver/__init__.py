@@ -1,0 +1,119 @@
+"""Processes exchange messages through shared memory at memory speed; a small driver owns the memory.
+
+    import shmdriver
+
+    with shmdriver.embedded() as client:              # or connect(), next to `shmdriver run`
+        out = client.producer("log")
+        for_me = client.consumer("log")
+        out.publish(b"hello")
+        print(bytes(for_me.read()))
+
+Everything here is loaded at first use, so that ``import shmdriver`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from shmdriver.client import (
+        ArrayClaim,
+        Claim,
+        Client,
+        Consumer,
+        LostRange,
+        Message,
+        Producer,
+        connect,
+        embedded,
+        wait,
+    )
+    from shmdriver.errors import (
+        AttachRejected,
+        AttachTimeout,
+        BackPressured,
+        ClaimError,
+        Code,
+        ConcurrentUseError,
+        ConfigError,
+        DriverAlreadyRunning,
+        DriverUnavailable,
+        EndOfStream,
+        ForkedHandleError,
+        HandleClosed,
+        LayoutMismatch,
+        LeaseRevoked,
+        LifecycleError,
+        MessageTooLarge,
+        ProducerLost,
+        Reason,
+        SchemaMismatch,
+        ShmDriverError,
+        ViewsHeld,
+    )
+
+__all__ = [
+    "ArrayClaim",
+    "AttachRejected",
+    "AttachTimeout",
+    "BackPressured",
+    "Claim",
+    "ClaimError",
+    "Client",
+    "Code",
+    "ConcurrentUseError",
+    "ConfigError",
+    "Consumer",
+    "DriverAlreadyRunning",
+    "DriverUnavailable",
+    "EndOfStream",
+    "ForkedHandleError",
+    "HandleClosed",
+    "LayoutMismatch",
+    "LeaseRevoked",
+    "LifecycleError",
+    "LostRange",
+    "Message",
+    "MessageTooLarge",
+    "Producer",
+    "ProducerLost",
+    "Reason",
+    "SchemaMismatch",
+    "ShmDriverError",
+    "ViewsHeld",
+    "__version__",
+    "connect",
+    "embedded",
+    "wait",
+]
+
+_CLIENT_NAMES = frozenset(
+    (
+        "ArrayClaim",
+        "Claim",
+        "Client",
+        "Consumer",
+        "LostRange",
+        "Message",
+        "Producer",
+        "connect",
+        "embedded",
+        "wait",
+    )
+)
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module("shmdriver.client" if name in _CLIENT_NAMES else "shmdriver.errors")
+    value: object = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,146 @@
+"""Record batches: runs of messages of one dtype as arrays, in place where the consumer's gate protects them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from shmdriver._native import ffi, lib
+from shmdriver.client import directory
+from shmdriver.client.records import as_dtype, dtype_of
+from shmdriver.client.views import NOTHING_HELD
+from shmdriver.errors import SchemaMismatch
+
+if TYPE_CHECKING:
+    from shmdriver.client.consumer import Consumer
+
+__all__ = ["Batch", "RecordReader"]
+
+
+Batch = np.ndarray[Any, np.dtype[Any]]
+
+_fetch_records = lib.shmd_guarded_fetch_records
+_INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
+_COPIED_MAX = 65536  # records that a batch copies at most
+
+
+class RecordReader:
+    """Fetches batches for one consumer: at most half the ring at a time, so that the producer has the other half."""
+
+    __slots__ = ("_consumer", "_copies", "_half", "_serial", "dtype")
+
+    def __init__(self, consumer: Consumer, dtype: np.dtype[Any] | None) -> None:
+        self._consumer = consumer
+        self.dtype = dtype
+        self._copies: Batch | None = None
+        self._half = 0  # of the mapped ring; 0: not known yet
+        self._serial = 0
+
+    def known_dtype(self) -> np.dtype[Any] | None:
+        """The dtype as passed, else as the directory has it; None for bytes, or when there was no producer yet."""
+        if self.dtype is None:
+            consumer = self._consumer
+            schema = directory.schema_of_stream(consumer._link.authority, consumer._info().stream_index)
+            if schema is not None:
+                self.dtype = as_dtype(dtype_of(schema))
+        return self.dtype
+
+    def fetch(self, limit: int | None, timeout_ns: int) -> Batch | None:
+        """The next batch, None when none came in time."""
+        dtype = self.dtype or self._await_dtype(timeout_ns)
+        if dtype is None:
+            return None
+        size = dtype.itemsize
+        if not self._half and not self._learn_ring(size, timeout_ns):
+            return None
+        most = self._half if limit is None or limit > self._half else limit
+        copies = self._copies_for(most, dtype)
+        consumer = self._consumer
+        batch = consumer._batch
+        address = ffi.cast("void *", copies.ctypes.data)
+        code = _fetch_records(
+            consumer._handle, consumer._hold_seq(), most, size, timeout_ns, address, copies.nbytes, batch
+        )
+        count = self._count(code)
+        if count == 0:
+            return None
+        changed = batch.mapping_serial != self._serial
+        if changed:
+            self._half = 0
+            self._learn_ring(size, 0)
+        if batch.copied:
+            self._copies = None
+            copies.flags.writeable = False
+            return copies[:count]
+        placed = self._placed(batch, count, dtype)
+        # A run of the ring before may be more than half of this one: kept in place, it would hold all of it.
+        return placed.copy() if changed and count > self._half else placed
+
+    def from_rows(self, limit: int | None) -> Batch:
+        """Messages that were fetched one by one and not handed out, as records (copied)."""
+        dtype = self.known_dtype()
+        if dtype is None:
+            self._raise_bytes()
+        consumer = self._consumer
+        payloads = [row[4] for row, _ in zip(consumer._rows, range(limit or consumer.buffered), strict=False)]
+        odd = next((len(payload) for payload in payloads if len(payload) != dtype.itemsize), None)
+        if odd is not None:
+            raise SchemaMismatch(
+                f"stream {consumer.stream!r}: a message of {odd} bytes, where a record has {dtype.itemsize}",
+                stream=consumer.stream,
+            )
+        return np.frombuffer(b"".join(payloads), dtype)
+
+    def _placed(self, batch: Any, count: int, dtype: np.dtype[Any]) -> Batch:
+        mapping = self._consumer._current_mapping(batch.mapping_serial)
+        stride = int(batch.stride)
+        exporter = mapping.place(int(batch.seq), batch.data, (count - 1) * stride + dtype.itemsize)
+        # By way of frombuffer: it keeps the read-only memoryview, so that the array cannot be made writable.
+        place = np.frombuffer(memoryview(exporter).toreadonly(), np.uint8)
+        return np.ndarray((count,), dtype, place, strides=(stride,))
+
+    def _learn_ring(self, size: int, timeout_ns: int) -> bool:
+        """Half the ring that is mapped, waiting for a first message when none is; whether it is known now."""
+        consumer = self._consumer
+        slots = int(consumer._info().slots)
+        if not slots:
+            code = _fetch_records(
+                consumer._handle, NOTHING_HELD, 0, size, timeout_ns, ffi.NULL, 0, consumer._batch
+            )
+            self._count(code)
+            slots = int(consumer._info().slots)
+        self._half = slots // 2
+        self._serial = int(consumer._info().mapping_serial)
+        return slots > 0
+
+    def _copies_for(self, most: int, dtype: np.dtype[Any]) -> Batch:
+        """Private memory for records that the gate does not protect (yet); made once, handed out when used."""
+        copies = self._copies
+        if copies is None or len(copies) < min(most, _COPIED_MAX):
+            copies = self._copies = np.empty(min(most, _COPIED_MAX), dtype)
+        return copies
+
+    def _await_dtype(self, timeout_ns: int) -> np.dtype[Any] | None:
+        if self.known_dtype() is None:
+            consumer = self._consumer
+            consumer._check_open()
+            code = lib.shmd_guarded_wait(consumer._handle, timeout_ns)
+            if code < 0 and code != _INTERRUPTED:
+                consumer._raise(code)
+            if self.known_dtype() is None and code > 0:
+                self._raise_bytes()
+        return self.dtype
+
+    def _count(self, code: int) -> int:
+        if code >= 0:
+            return int(code)
+        if code == _INTERRUPTED:
+            return 0
+        self._consumer._raise(code)
+
+    def _raise_bytes(self) -> NoReturn:
+        raise TypeError(
+            f"stream {self._consumer.stream!r} carries bytes, not records: read messages, or make its producer "
+            "and its consumer with dtype="
+        )

@@ -1,0 +1,130 @@
+"""Claims: messages that are written in place, in shared memory, and then committed or aborted."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from shmdriver._native import lib
+from shmdriver.errors import ClaimError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shmdriver.client.producer import Producer
+
+__all__ = ["ArrayClaim", "Claim"]
+
+_commit = lib.shmd_guarded_commit
+
+
+class Claim:
+    """A place for one message. ``view`` is writable shared memory, which nobody reads before the commit.
+
+    A context manager: commits on exit, aborts on an exception; nothing when that was done before.
+    """
+
+    __slots__ = ("_flags", "_length", "_producer", "_type", "view")
+
+    view: memoryview
+
+    def __init__(self, producer: Producer, data: Any, length: int, type: int = 0, flags: int = 0) -> None:  # noqa: A002
+        self._producer: Producer | None = producer
+        self._length = length
+        self._type = type
+        self._flags = flags
+        self.view = producer._place(data, length)
+
+    def commit(self, length: int | None = None) -> None:
+        """Publishes the message; with ``length``, only that many first bytes of it."""
+        producer = self._open()
+        size = self._length if length is None else length
+        if not 0 <= size <= self._length:
+            raise ValueError(f"commit of {size} bytes of a claim of {self._length}")
+        self._done()
+        producer._check_open()
+        code = _commit(producer._handle, size, self._type, self._flags)
+        if code != 0:
+            producer._raise(code, size)
+
+    def abort(self) -> None:
+        """Gives the place back: nobody ever sees it."""
+        producer = self._open()
+        self._done()
+        if producer.closed:
+            return  # closing aborted it
+        code = lib.shmd_guarded_abort(producer._handle)
+        if code != 0 and code != lib.SHMD_E_REVOKED:
+            producer._raise(code, 0)
+
+    @property
+    def open(self) -> bool:
+        """Whether it was neither committed nor aborted."""
+        return self._producer is not None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._producer is None:
+            return
+        if kind is None:
+            self.commit()
+        else:
+            self.abort()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._length} bytes, {'open' if self.open else 'over'}>"
+
+    def _open(self) -> Producer:
+        if self._producer is None:
+            raise ClaimError(
+                "this claim is over: it was committed or aborted; claim again for another message"
+            )
+        return self._producer
+
+    def _done(self) -> None:
+        self._producer = None
+        try:
+            self.view.release()
+        except BufferError:
+            pass  # an array still looks at it; what it writes from now on lands in a message that is already read
+
+
+class ArrayClaim:
+    """A claim whose place is an array: ``with out.claim_array(shape, dtype) as array``."""
+
+    __slots__ = ("_claim", "array")
+
+    array: np.ndarray[Any, Any]
+
+    def __init__(self, claim: Claim, array: np.ndarray[Any, Any]) -> None:
+        self._claim = claim
+        self.array = array
+
+    def commit(self) -> None:
+        """Publishes the array, which is read-only from then on."""
+        self.array.flags.writeable = False
+        self._claim.commit()
+
+    def abort(self) -> None:
+        """Gives the place back: nobody ever sees it."""
+        self.array.flags.writeable = False
+        self._claim.abort()
+
+    @property
+    def open(self) -> bool:
+        """Whether it was neither committed nor aborted."""
+        return self._claim.open
+
+    def __enter__(self) -> np.ndarray[Any, Any]:
+        return self.array
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._claim.open:
+            self.array.flags.writeable = False
+            self._claim.__exit__(kind, error, trace)

@@ -1,0 +1,379 @@
+"""Client: a process's address of a driver, and the connection behind it. connect and embedded make one."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from shmdriver import errors, names
+from shmdriver._native import ffi, lib
+from shmdriver.client import directory
+from shmdriver.client._raise import last_error, raise_for
+from shmdriver.client.consumer import Consumer
+from shmdriver.client.link import Deadline, Link
+from shmdriver.client.producer import Producer, RecordProducer
+
+if TYPE_CHECKING:
+    from shmdriver.observe import LeaseStatus, StreamStatus
+
+__all__ = ["Client", "connect", "embedded"]
+
+_INSTANCE_VARIABLE = "SHMDRIVER_DRIVER_INSTANCE"
+_ARENA_DERIVED = 2**64 - 1
+_INLINE_MAX_DERIVED = 488  # up to here a max_message goes into the slots, with no arena
+_ARRAY_HEAD_BYTES = 512
+_U32_MAX = 2**32 - 1
+
+_DELIVERY = {
+    "reliable": lib.SHMD_DELIVERY_RELIABLE,
+    "lossy": lib.SHMD_DELIVERY_LOSSY,
+    "latest": lib.SHMD_DELIVERY_LATEST,
+}
+_START = {"newest": lib.SHMD_START_NEWEST, "oldest": lib.SHMD_START_OLDEST}
+_WAIT = {"adaptive": lib.SHMD_WAIT_ADAPTIVE, "spin": lib.SHMD_WAIT_SPIN, "sleep": lib.SHMD_WAIT_SLEEP}
+_SLOW = {
+    None: lib.SHMD_SLOW_DEFAULT,
+    "block": lib.SHMD_SLOW_BLOCK,
+    "evict": lib.SHMD_SLOW_EVICT,
+    "refuse": lib.SHMD_SLOW_REFUSE,
+}
+
+
+class Client:
+    """The address of a driver instance, connected at first use.
+
+    Pass it to a child process in any way: there it connects afresh. Threads may share it; the
+    producers and consumers that it makes belong to one thread and one process each. Leaving its
+    ``with`` block closes them (after an exception: aborts).
+    """
+
+    __slots__ = ("__weakref__", "_closed", "_handles", "_link", "instance", "name", "reconnect", "timeout")
+
+    instance: str
+    name: str | None
+    timeout: float
+    reconnect: bool
+
+    def __init__(
+        self, instance: str, *, name: str | None = None, timeout: float = 5.0, reconnect: bool = False
+    ) -> None:
+        self.instance = instance
+        self.name = name
+        self.timeout = timeout
+        self.reconnect = reconnect
+        self._link: Link | None = None
+        self._handles: weakref.WeakSet[Producer | Consumer] = weakref.WeakSet()
+        self._closed = False
+
+    def producer(
+        self,
+        stream: str,
+        *,
+        dtype: Any = None,
+        max_message: int | None = None,
+        slots: int | None = None,
+        slot_bytes: int | None = None,
+        arena: int | None = None,
+        create: bool = True,
+        min_consumers: int = 0,
+        slow_consumer: Literal["block", "evict", "refuse"] | None = None,
+        wakeups: bool = True,
+        timestamps: bool = False,
+        attach_timeout: float = 5.0,
+    ) -> Producer:
+        """Attaches as the one producer of a stream: bytes and arrays, or with ``dtype`` records.
+
+        ``max_message`` (bytes) and ``slots`` (messages) suffice to size it, ``slot_bytes`` and ``arena``
+        (bytes) override what is derived. ``min_consumers``: no room before that many reliable consumers
+        are attached. ``slow_consumer``: what becomes of one that holds the producer back. Raises
+        AttachRejected (SchemaMismatch), AttachTimeout (after ``attach_timeout`` seconds), DriverUnavailable.
+        """
+        self._check_stream(stream)
+        options = ffi.new("shmd_producer_options *")
+        kind, schema, keep = self._schema(dtype, options)
+        if kind is not None and slot_bytes is None and max_message is None:
+            slot_bytes = -(-(lib.SHMD_SLOT_HEADER_BYTES + kind.itemsize) // 64) * 64
+            arena = 0 if arena is None else arena
+        if max_message is not None and max_message > _INLINE_MAX_DERIVED and arena is None:
+            max_message += _ARRAY_HEAD_BYTES  # an array of max_message bytes fits with its head
+        options.max_message = _size("max_message", max_message, 0, _U32_MAX)
+        options.slots = _size("slots", slots, 0, lib.SHMD_SLOTS_MAX)
+        options.slot_bytes = _size("slot_bytes", slot_bytes, 0, lib.SHMD_SLOT_BYTES_MAX)
+        options.arena_bytes = _size("arena", arena, _ARENA_DERIVED, 2**62)
+        options.min_consumers = _size("min_consumers", min_consumers, 0, lib.SHMD_GATE_MAX)
+        options.slow_consumer = _choice("slow_consumer", slow_consumer, _SLOW)
+        options.flags = (
+            (lib.SHMD_ATTACH_CREATE if create else 0)
+            | (0 if wakeups else lib.SHMD_ATTACH_NO_WAKEUPS)
+            | (lib.SHMD_ATTACH_TIMESTAMPS if timestamps else 0)
+        )
+        handle, link = self._attach(
+            lib.shmd_producer_attach, "shmd_producer **", stream, options, schema, attach_timeout
+        )
+        del keep
+        made = Producer(handle, link, stream) if kind is None else RecordProducer(handle, link, stream, kind)
+        self._handles.add(made)
+        return made
+
+    def consumer(
+        self,
+        stream: str,
+        *,
+        delivery: Literal["reliable", "lossy", "latest"] = "reliable",
+        start: Literal["newest", "oldest"] = "newest",
+        dtype: Any = None,
+        follow: bool = False,
+        create: bool = True,
+        wait: Literal["adaptive", "spin", "sleep"] = "adaptive",
+        attach_timeout: float = 5.0,
+    ) -> Consumer:
+        """Attaches as a consumer of a stream, which need not have a producer yet.
+
+        ``delivery``: reliable (holds the producer back, gets everything), lossy (may be overrun; gaps are
+        counted), latest (always the newest). ``follow``: goes on with the next producer after an end.
+        ``wait``: how it waits for messages (spin never sleeps). Once this has returned, a reliable
+        consumer misses nothing. Raises as :meth:`producer`.
+        """
+        self._check_stream(stream)
+        options = ffi.new("shmd_consumer_options *")
+        kind, schema, keep = self._schema(dtype, options)
+        options.delivery = _choice("delivery", delivery, _DELIVERY)
+        options.start = _choice("start", start, _START)
+        options.wait = _choice("wait", wait, _WAIT)
+        options.flags = (lib.SHMD_ATTACH_CREATE if create else 0) | (lib.SHMD_ATTACH_FOLLOW if follow else 0)
+        handle, link = self._attach(
+            lib.shmd_consumer_attach, "shmd_consumer **", stream, options, schema, attach_timeout
+        )
+        del keep
+        made = Consumer(handle, link, stream, delivery, kind)
+        self._handles.add(made)
+        return made
+
+    def streams(self) -> tuple[StreamStatus, ...]:
+        """The streams of this instance, their epochs, producers and consumers, as they are now."""
+        from shmdriver.observe import Instance
+
+        with Instance(self.instance) as instance:
+            return tuple(instance.streams())
+
+    def leases(self) -> tuple[LeaseStatus, ...]:
+        """Who may use which stream, as it is now."""
+        from shmdriver.observe import Instance
+
+        with Instance(self.instance) as instance:
+            return tuple(instance.leases())
+
+    def on_event(self, callback: Callable[[Any], object]) -> Callable[[], None]:
+        """Has ``callback`` called with every event of the driver from now on, in a thread of its own. Returns what stops it."""
+        from shmdriver.client.events import listen
+
+        return listen(self._connected(), callback)
+
+    @property
+    def client_id(self) -> int:
+        """This connection's id, never used twice by a driver instance."""
+        return int(lib.shmd_client_id(self._connected().handle))
+
+    @property
+    def boot_id(self) -> int:
+        """Which incarnation of the instance it is connected to; an adopting driver keeps it."""
+        return self._connected().boot_id
+
+    @property
+    def driver_alive(self) -> bool:
+        """Whether the driver lives, as far as it can be proved. Messages flow without it."""
+        return self._connected().driver_alive()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def close(self) -> None:
+        """Closes its producers (cleanly) and consumers, and says goodbye. Twice is once."""
+        self._end(aborted=False)
+
+    def __enter__(self) -> Self:
+        self._connected()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end(aborted=kind is not None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _at, (self.instance, self.name, self.timeout, self.reconnect)
+
+    def __repr__(self) -> str:
+        state = (
+            "closed" if self._closed else "connected" if self._link and self._link.usable else "not connected"
+        )
+        return f"<Client of instance {self.instance!r}, {state}>"
+
+    # ---- inside
+
+    def _connected(self) -> Link:
+        """The connection of this process, made when there is none."""
+        if self._closed:
+            raise errors.HandleClosed(f"instance {self.instance!r}: this client is closed; connect again")
+        link = self._link
+        if link is None or not link.usable:
+            if link is not None:
+                self._handles = weakref.WeakSet()  # the parent's
+            self._link = link = Link(self.instance, self.name, self.timeout)
+        elif self.reconnect and not link.driver_alive():
+            link = self._renew(link)
+        return link
+
+    def _renew(self, old: Link) -> Link:
+        """A connection to the next driver when it is another incarnation; handles of the old one keep that."""
+        try:
+            link = Link(self.instance, self.name, self.timeout)
+        except errors.DriverUnavailable:
+            return old
+        if link.boot_id == old.boot_id:
+            link.close()  # adopted: the old connection is as good as ever
+            return old
+        self._link = link
+        return link
+
+    def _attach(
+        self, call: Any, out_type: str, stream: str, options: Any, schema: str | None, timeout: float
+    ) -> tuple[Any, Link]:
+        link = self._connected()
+        deadline = Deadline(timeout)
+        out = ffi.new(out_type)
+        with link.lock:
+            while True:
+                options.timeout_ns = deadline.rest_ns()
+                code = call(link.handle, stream.encode(), options, out)
+                if code == 0:
+                    return out[0], link
+                if code != lib.SHMD_E_INTERRUPTED:
+                    break
+            if code == lib.SHMD_E_INVALID:
+                raise errors.AttachRejected(
+                    f"stream {stream!r}: {last_error()}", code=errors.Code.INVALID_PARAMS, stream=stream
+                )
+            raise_for(
+                code,
+                stream=stream,
+                instance=self.instance,
+                doing="attaching",
+                timeout_s=timeout,
+                schema=schema,
+                stream_schema=directory.schema_by_name(link.authority, stream)
+                if code == lib.SHMD_E_REJECTED and lib.shmd_last_reason() == lib.SHMD_REASON_SCHEMA
+                else None,
+            )
+
+    def _schema(self, dtype: Any, options: Any) -> tuple[Any, str | None, Any]:
+        """The dtype, its canonical text (into ``options``), and what keeps that text's memory."""
+        if dtype is None:
+            options.schema = ffi.NULL
+            return None, None, None
+        from shmdriver.client.records import as_dtype, schema_of
+
+        kind = as_dtype(dtype)
+        schema = schema_of(kind)
+        keep = ffi.new("char[]", schema.encode())
+        options.schema = keep
+        return kind, schema, keep
+
+    def _check_stream(self, stream: str) -> None:
+        problem = names.stream_problem(stream)
+        if problem:
+            raise errors.AttachRejected(
+                problem, code=errors.Code.INVALID_PARAMS, reason=errors.Reason.BAD_NAME, stream=stream
+            )
+
+    def _end(self, *, aborted: bool) -> None:
+        if self._closed:
+            return
+        link = self._link
+        self._closed = True
+        if link is None or not link.usable:
+            return
+        for handle in list(self._handles):
+            if not handle.closed:
+                if aborted and isinstance(handle, Producer):
+                    handle.abort()
+                else:
+                    handle.close()
+        link.close()
+
+
+def connect(
+    instance: str | None = None, *, name: str | None = None, timeout: float = 5.0, reconnect: bool = False
+) -> Client:
+    """Connects to the driver of ``instance`` (default: $SHMDRIVER_DRIVER_INSTANCE, else "default").
+
+    ``name`` is what tools call this client; ``timeout`` (seconds) is how long to wait for a driver;
+    with ``reconnect`` it goes over to a new incarnation of the driver by itself. Raises
+    DriverUnavailable, AttachTimeout, ConfigError (a bad name).
+    """
+    if instance is None:
+        instance = os.environ.get(_INSTANCE_VARIABLE) or "default"
+        source = _INSTANCE_VARIABLE
+    else:
+        source = "connect(instance=...)"
+    problem = names.instance_problem(instance)
+    if problem:
+        raise errors.ConfigError(problem, key="driver.instance", source=source)
+    if name is not None and not 0 < len(name.encode()) < lib.SHMD_NAME_BYTES:
+        raise errors.ConfigError(
+            f"client name {name!r}: expected 1 to {lib.SHMD_NAME_BYTES - 1} bytes",
+            key="name",
+            source="connect(name=...)",
+        )
+    client = Client(instance, name=name, timeout=timeout, reconnect=reconnect)
+    client._connected()
+    return client
+
+
+@contextmanager
+def embedded(instance: str | None = None, *, config: Any = None) -> Iterator[Client]:
+    """A client with a driver of its own, in a thread of this process: ``with shmdriver.embedded() as client``.
+
+    ``instance`` is a private name unless given; children reach the driver by the client. On exit the
+    client closes, then the driver stops and leaves nothing in /dev/shm.
+    """
+    from shmdriver.driver.embedded import EmbeddedDriver
+
+    generation = lib.shmd_fork_generation()
+    driver = EmbeddedDriver(instance, config)
+    driver.start()
+    try:
+        with connect(driver.instance) as client:
+            yield client
+    finally:
+        if generation == lib.shmd_fork_generation():
+            driver.stop()
+
+
+def _at(instance: str, name: str | None, timeout: float, reconnect: bool) -> Client:
+    return Client(instance, name=name, timeout=timeout, reconnect=reconnect)
+
+
+def _size(argument: str, value: int | None, default: int, limit: int) -> int:
+    if value is None:
+        return default
+    if not 0 <= value <= limit:
+        raise ValueError(f"{argument}={value}: expected 0 to {limit}")
+    return int(value)
+
+
+def _choice(argument: str, value: str | None, known: dict[Any, int]) -> int:
+    try:
+        return known[value]
+    except (KeyError, TypeError):
+        near = names.nearest(str(value), [name for name in known if name])
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ValueError(
+            f"{argument}={value!r}: expected one of {', '.join(repr(name) for name in known if name)}{hint}"
+        ) from None

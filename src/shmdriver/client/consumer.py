@@ -1,0 +1,443 @@
+"""Consumer: one reader of a stream.
+
+Small messages are fetched in runs: one C call copies up to a few hundred messages of equal length
+into a private buffer, from which ``struct`` makes them one by one; read() and iteration take from the
+same run. A reliable consumer's arena messages and record batches are views in place (views.py). The
+gate follows with the next call into C, so that the last run counts as read when it is used up.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
+
+from shmdriver import errors
+from shmdriver._native import ffi, lib
+from shmdriver.client import directory
+from shmdriver.client._raise import raise_for
+from shmdriver.client.link import FOREVER_SLICE_NS, Deadline, Link, register
+from shmdriver.client.message import Message, PlacedMessage, PrivateMessage
+from shmdriver.client.views import NOTHING_HELD, Mapping
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shmdriver.client.batches import RecordReader
+
+__all__ = ["Consumer", "LostRange", "wait"]
+
+_fetch = lib.shmd_guarded_fetch
+_new = tuple.__new__
+_make_message: Any = partial(tuple.__new__, Message)
+_RUN_MAX = 256  # messages fetched ahead, into private memory
+_HEAD = struct.Struct("<QQHH")
+_BUFFER_BYTES = 65536 + _HEAD.size
+_PRIVATE_FROM_BYTES = 4096  # larger copies are handed out as they are, not copied again
+_PACKED_MAX = 256  # lengths whose Struct is kept
+_WARN_AFTER_NS = 5_000_000_000
+_INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
+_TOO_LARGE = int(lib.SHMD_E_TOO_LARGE)
+_ENDS = (int(lib.SHMD_E_END), int(lib.SHMD_E_PRODUCER_LOST))
+_new_buffer: Any = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+class LostRange(NamedTuple):
+    """Messages ``first`` to ``last`` (both included) of an epoch that this consumer never saw."""
+
+    epoch: int
+    first: int
+    last: int
+
+
+class Consumer:
+    """A consumer of one stream, made by :meth:`Client.consumer`. It belongs to one thread at a time.
+
+    Iterating yields messages up to the stream's clean end; an aborted end raises ProducerLost.
+    """
+
+    __slots__ = (
+        "__weakref__", "_batch", "_buffer", "_buffer_bytes", "_buffer_view", "_dtype", "_handle", "_limit",
+        "_link", "_mapping", "_no_producer_since_ns", "_packed", "_reader", "_rows", "_run", "_spare", "delivery", "stream",
+    )  # fmt: skip
+
+    stream: str
+    delivery: str
+
+    def __init__(
+        self, handle: Any, link: Link, stream: str, delivery: str, dtype: np.dtype[Any] | None
+    ) -> None:
+        self._handle = handle
+        self._link: Link = link
+        self.stream = stream
+        self.delivery = delivery
+        self._dtype = dtype
+        self._reader: RecordReader | None = None
+        self._limit = 1 if delivery == "latest" else _RUN_MAX
+        self._batch = ffi.new("shmd_batch_t *")
+        self._packed: dict[int, struct.Struct] = {}
+        self._mapping: Mapping | None = None
+        self._spare: list[tuple[Any, int, Any]] = []
+        self._no_producer_since_ns = 0  # 0: not waiting for one; -1: has seen one, or has warned
+        self._run: Any = iter(())  # the unpack iterator behind _rows: it knows how many are left
+        self._rows: Iterator[Message] = iter(())
+        self._set_buffer(_BUFFER_BYTES)
+        register(self)
+
+    # ---- messages
+
+    def read(self, timeout: float | None = None) -> Message | None:
+        """The next message; None when none came within ``timeout`` seconds (None: waits for ever, 0: not at all).
+
+        Raises EndOfStream at the clean end, ProducerLost at an aborted one, LeaseRevoked, ViewsHeld.
+        """
+        for message in self._rows:
+            return message
+        if timeout is None:
+            message = self._fetch(FOREVER_SLICE_NS)
+            if message is not None:
+                return message
+        return self._wait_and_fetch(timeout)
+
+    def __iter__(self) -> Iterator[Message]:
+        return chain.from_iterable(iter(self._next_run, None))
+
+    @property
+    def buffered(self) -> int:
+        """How many messages were fetched and not handed out yet."""
+        left = getattr(self._run, "__length_hint__", None)
+        return int(left()) if left else 0
+
+    # ---- records
+
+    def read_batch(
+        self, limit: int | None = None, timeout: float | None = None
+    ) -> np.ndarray[Any, Any] | None:
+        """The next records as one array, read-only; None when none came within ``timeout`` seconds.
+
+        At most ``limit``, and at most half the ring. In place for a reliable consumer (the array's
+        memory holds its place in the ring while anything refers to it), else copied. Raises as :meth:`read`.
+        """
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit of {limit} records: expected 1 or more")
+        reader = self._record_reader()
+        if self.buffered:
+            return reader.from_rows(limit)
+        self._check_open()
+        deadline = Deadline(timeout)
+        while True:
+            slice_ns = deadline.slice_ns()
+            batch = reader.fetch(limit, slice_ns)
+            if batch is not None or slice_ns == 0:
+                return batch
+            self._warn_without_producer()
+
+    def batches(self, limit: int | None = None) -> Iterator[np.ndarray[Any, Any]]:
+        """Arrays of records as they come, up to the clean end. What :meth:`read_batch` says of them holds."""
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit of {limit} records: expected 1 or more")
+        return iter(partial(self._next_batch, limit), None)
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The dtype of the stream's records: as passed, else as the producer declared; None for bytes, or not known yet."""
+        return self._record_reader().known_dtype()
+
+    # ---- state
+
+    @property
+    def lost(self) -> int:
+        """How many messages this consumer never saw, in all epochs."""
+        return int(self._info().lost)
+
+    @property
+    def lost_ranges(self) -> list[LostRange]:
+        """The last 64 gaps, oldest first."""
+        limit = int(lib.SHMD_LOST_RANGES)
+        self._info()
+        out = ffi.new("shmd_lost_range_t[]", limit)
+        count = int(lib.shmd_consumer_lost_ranges(self._handle, out, limit))
+        return [
+            LostRange(int(out[i].epoch), int(out[i].first), int(out[i].last))
+            for i in range(min(count, limit))
+        ]
+
+    @property
+    def skipped(self) -> int:
+        """How many messages a ``latest`` consumer passed over by intent."""
+        return int(self._info().skipped)
+
+    @property
+    def lag(self) -> int:
+        """How many published messages it has not handed out yet."""
+        info = self._info()
+        return max(0, int(info.head) - int(info.position)) + self.buffered
+
+    @property
+    def epoch(self) -> int:
+        """The number of the producer's tenure that it reads; 0 before the first."""
+        return int(self._info().epoch)
+
+    @property
+    def held(self) -> int:
+        """How many views of it are alive and hold their places."""
+        return self._mapping.held() if self._mapping else 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._handle is None
+
+    def release(self) -> None:
+        """Advances the gate past everything that was handed out and is referred to no more, without reading on.
+
+        A consumer that stops reading for a while lets the producer have that room.
+        """
+        self._check_open()
+        code = lib.shmd_guarded_release(self._handle, self._hold_seq())
+        if code < 0:
+            self._raise(code)
+
+    def close(self) -> None:
+        """Detaches. Views that are alive stay readable, but are protected no more. Twice is once."""
+        handle = self._handle
+        if handle is None:
+            return
+        if not self._link.usable:
+            raise_for(lib.SHMD_E_FORKED, stream=self.stream)
+        code = lib.shmd_guarded_consumer_close(handle, 0)
+        if code == lib.SHMD_E_CONCURRENT:
+            raise_for(code, stream=self.stream)
+        self._handle = None
+        self._run = self._rows = iter(())
+        if self._mapping is not None:
+            self._mapping.expose()
+            self._drop_mapping()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._link.usable:  # a forked child leaves its parent's blocks without an effect
+            self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Consumer cannot be pickled: pass its Client, and make a consumer in the other process"
+        )
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"lag {self.lag}"
+        return f"<Consumer of {self.stream!r}, {self.delivery}, {state}>"
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self._abandon()
+
+    # ---- inside
+
+    def _next_run(self) -> Iterable[Message] | None:
+        """What iteration hands out next: what is left of the present run, or a new one; None at the clean end."""
+        for message in self._rows:
+            return chain((message,), self._rows)
+        try:
+            fetched = self._fetch(FOREVER_SLICE_NS)
+            if fetched is None:
+                fetched = self._wait_and_fetch(None)
+        except errors.EndOfStream:
+            return None
+        return chain((fetched,), self._rows) if fetched is not None else None
+
+    def _wait_and_fetch(self, timeout: float | None) -> Message | None:
+        deadline = Deadline(timeout)
+        while True:
+            slice_ns = deadline.slice_ns()
+            message = self._fetch(slice_ns)
+            if message is not None or slice_ns == 0:
+                return message
+            self._warn_without_producer()
+
+    def _fetch(self, timeout_ns: int) -> Message | None:
+        """The first message of a new run, the rest of which is in _rows; None when none came in time."""
+        mapping = self._mapping
+        batch = self._batch
+        hold_seq = NOTHING_HELD if mapping is None else mapping.hold_seq()
+        try:
+            count = _fetch(
+                self._handle, hold_seq, self._limit, timeout_ns, self._buffer, self._buffer_bytes, batch
+            )
+        except TypeError:
+            self._check_open()
+            raise
+        if count <= 0:
+            if count == 0 or count == _INTERRUPTED:
+                return None
+            if count == _TOO_LARGE:
+                self._set_buffer(2 * (int(batch.length) + _HEAD.size))
+                return self._fetch(timeout_ns)
+            self._raise(count)
+        if not batch.copied:
+            return self._in_place(batch)
+        if mapping is not None and mapping.serial != batch.mapping_serial:
+            self._drop_mapping()  # another epoch: views of the one before hold nothing in this one
+        length = batch.length
+        if length >= _PRIVATE_FROM_BYTES and count == 1:
+            return self._private(length)
+        packed = self._packed.get(length) or self._pack(length)
+        if count == 1:
+            return _new(Message, packed.unpack_from(self._buffer_view))
+        self._run = run = packed.iter_unpack(self._buffer_view[: count * packed.size])
+        self._rows = rows = map(_make_message, run)
+        return next(rows)
+
+    def _pack(self, length: int) -> struct.Struct:
+        if len(self._packed) >= _PACKED_MAX:
+            self._packed.clear()
+        packed = self._packed[length] = struct.Struct(f"<QQHH{length}s")
+        return packed
+
+    def _in_place(self, batch: Any) -> Message:
+        mapping = self._current_mapping(batch.mapping_serial)
+        seq = batch.seq
+        exporter = mapping.place(seq, batch.data, batch.length)
+        return _new(PlacedMessage, (seq, batch.timestamp_ns, batch.type, batch.flags, exporter, mapping))
+
+    def _private(self, length: int) -> Message:
+        """The large copy in the buffer as a message; the buffer goes with it, and another takes its place."""
+        whole = ffi.buffer(self._buffer, self._buffer_bytes)
+        seq, timestamp_ns, kind, flags = _HEAD.unpack_from(whole)
+        payload = memoryview(whole)[_HEAD.size : _HEAD.size + length].toreadonly()
+        self._spare.append((self._buffer, self._buffer_bytes, weakref.ref(whole)))
+        del whole
+        for index, (buffer, size, user) in enumerate(self._spare):
+            if user() is None and size == self._buffer_bytes:
+                del self._spare[index]
+                self._use_buffer(buffer, size)
+                break
+        else:
+            self._set_buffer(self._buffer_bytes)
+        del self._spare[:-4]
+        return _new(PrivateMessage, (seq, timestamp_ns, kind, flags, payload))
+
+    def _set_buffer(self, size: int) -> None:
+        self._use_buffer(_new_buffer("uint8_t[]", size), size)
+
+    def _use_buffer(self, buffer: Any, size: int) -> None:
+        self._buffer = buffer
+        self._buffer_bytes = size
+        self._buffer_view = memoryview(ffi.buffer(buffer, size))
+
+    def _current_mapping(self, serial: int) -> Mapping:
+        mapping = self._mapping
+        if mapping is None or mapping.serial != serial:
+            self._drop_mapping()
+            self._mapping = mapping = Mapping(lib.shmd_consumer_mapping(self._handle), serial)
+        return mapping
+
+    def _drop_mapping(self) -> None:
+        """On to another epoch. The one before is sealed: nobody writes there, so its views stay protected."""
+        mapping, self._mapping = self._mapping, None
+        if mapping is not None:
+            mapping.let_go()
+
+    def _hold_seq(self) -> int:
+        return NOTHING_HELD if self._mapping is None else self._mapping.hold_seq()
+
+    def _record_reader(self) -> RecordReader:
+        if self._reader is None:
+            from shmdriver.client.batches import RecordReader  # numpy: only who reads records pays for it
+
+            self._reader = RecordReader(self, self._dtype)
+        return self._reader
+
+    def _next_batch(self, limit: int | None) -> np.ndarray[Any, Any] | None:
+        try:
+            return self.read_batch(limit)
+        except errors.EndOfStream:
+            return None
+
+    def _warn_without_producer(self) -> None:
+        since = self._no_producer_since_ns
+        if since < 0:
+            return
+        now = time.monotonic_ns()
+        if self._info().epoch:
+            self._no_producer_since_ns = -1
+        elif since == 0:
+            self._no_producer_since_ns = now
+        elif now - since >= _WARN_AFTER_NS:
+            self._no_producer_since_ns = -1
+            near = directory.nearest_stream(self._link.authority, self.stream)
+            hint = f"; did you mean {near!r}?" if near else ""
+            warnings.warn(
+                f"stream {self.stream!r}: no producer for {_WARN_AFTER_NS // 10**9} s, still waiting{hint}",
+                stacklevel=4,
+            )
+
+    def _check_open(self) -> None:
+        if self._handle is None:
+            raise_for(lib.SHMD_E_CLOSED, stream=self.stream)
+
+    def _info(self) -> Any:
+        self._check_open()
+        info = ffi.new("shmd_consumer_info_t *")
+        lib.shmd_consumer_info(self._handle, info)
+        return info
+
+    def _raise(self, code: int) -> NoReturn:
+        info = self._info()
+        if code == lib.SHMD_E_REVOKED and self._mapping is not None:
+            self._mapping.expose()
+        raise_for(
+            code,
+            stream=self.stream,
+            doing="reading",
+            reason=int(info.end_reason),
+            lease_id=int(info.lease_id),
+            epoch=int(info.epoch),
+            sealed_seq=int(info.sealed_seq) if code in _ENDS else None,
+            held=self.held,
+        )
+
+    def _abandon(self) -> None:
+        if self._handle is not None and self._link.usable:
+            self.close()
+
+    def _forked(self) -> None:
+        self._run = self._rows = iter(
+            ()
+        )  # the parent hands those out; here the C core's guard refuses the next call
+
+
+def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Consumer]:
+    """Waits until at least one of several consumers has something to read (a message, or its stream's end).
+
+    Those that do, in the order given; an empty list when none did within ``timeout`` seconds.
+    """
+    ready = [consumer for consumer in consumers if consumer.buffered]
+    deadline = Deadline(timeout)
+    for consumer in consumers:
+        consumer._info()
+    handles = ffi.new("shmd_consumer *[]", [consumer._handle for consumer in consumers])
+    while not ready:
+        slice_ns = deadline.slice_ns()
+        code = lib.shmd_wait_many(handles, len(consumers), slice_ns)
+        if code < 0 and code != _INTERRUPTED:
+            raise_for(code, doing="waiting for several consumers")
+        ready = [consumer for consumer in consumers if _has_something(consumer)]
+        if slice_ns == 0:
+            break
+    return ready
+
+
+def _has_something(consumer: Consumer) -> bool:
+    code = lib.shmd_guarded_wait(consumer._handle, 0)
+    return bool(code != 0 and code != _INTERRUPTED)

@@ -1,0 +1,95 @@
+"""What the authority segment says about streams: for error texts, and for the schema of a stream.
+
+Reads the directory in place, as any tool may; no driver is needed. Every record is copied once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from shmdriver import names
+from shmdriver._native import ffi, lib
+
+__all__ = ["Blocker", "blocker_of", "nearest_stream", "schema_by_name", "schema_of_stream", "wired_consumers"]
+
+_COPY_TRIES = 100
+
+
+class Blocker(NamedTuple):
+    """The client behind a gate."""
+
+    name: str
+    pid: int
+
+
+def schema_of_stream(authority: Any, stream_index: int) -> str | None:
+    """The canonical schema text of a stream, None when it carries bytes."""
+    record = _copy("shmd_stream_record_t *", lib.shmd_authority_stream(authority, stream_index))
+    if record is None or record.schema_bytes == 0 or record.schema_bytes >= lib.SHMD_SCHEMA_BYTES:
+        return None
+    return bytes(ffi.buffer(record.schema, record.schema_bytes)).decode("utf-8", "replace")
+
+
+def schema_by_name(authority: Any, stream: str) -> str | None:
+    """Likewise by name; None also when there is no such stream."""
+    for index in range(authority.stream_max):
+        if _stream_name(authority, index) == stream:
+            return schema_of_stream(authority, index)
+    return None
+
+
+def nearest_stream(authority: Any, stream: str) -> str | None:
+    """The name of the existing stream that ``stream`` may stand for."""
+    known = (_stream_name(authority, index) for index in range(authority.stream_max))
+    return names.nearest(stream, (name for name in known if name and name != stream))
+
+
+def blocker_of(authority: Any, stream_index: int, gate: int) -> Blocker | None:
+    """Who holds the gate of a stream; None when that cannot be told any more."""
+    live = (lib.SHMD_LEASE_ATTACHED, lib.SHMD_LEASE_ACTIVE, lib.SHMD_LEASE_STALLED)
+    for index in range(authority.lease_max):
+        record = lib.shmd_authority_lease(authority, index)
+        if lib.shmd_word_load(ffi.addressof(record, "word")) & 0xFF not in live:
+            continue
+        lease = _copy("shmd_lease_record_t *", record)
+        if (
+            lease is not None
+            and lease.stream_index == stream_index
+            and lease.gate == gate
+            and lease.role == lib.SHMD_ROLE_CONSUMER
+            and lease.client_index < authority.client_max
+        ):
+            client = _copy("shmd_client_record_t *", lib.shmd_authority_client(authority, lease.client_index))
+            if client is not None:
+                return Blocker(_text(client.name), int(client.pid))
+    return None
+
+
+def wired_consumers(authority: Any, stream_index: int, epoch: int) -> int:
+    """How many consumers, of any delivery, are wired to an epoch of a stream."""
+    record = lib.shmd_authority_stream(authority, stream_index)
+    for slot in range(int(lib.SHMD_EPOCH_RECORDS)):
+        hot = ffi.addressof(record.epochs[slot], "hot")
+        if lib.shmd_word_load(ffi.addressof(hot, "state")) >> 8 == epoch:
+            return int(lib.shmd_word_load(ffi.addressof(hot, "wired_mask"))).bit_count()
+    return 0
+
+
+def _stream_name(authority: Any, index: int) -> str:
+    record = lib.shmd_authority_stream(authority, index)
+    if lib.shmd_word_load(ffi.addressof(record, "word")) & 0xFF != lib.SHMD_RECORD_USED:
+        return ""
+    return _text(record.name)
+
+
+def _copy(kind: str, record: Any) -> Any:
+    """A consistent copy of a record; None when it kept changing."""
+    out = ffi.new(kind)
+    for _ in range(_COPY_TRIES):
+        if lib.shmd_record_copy(out, record, ffi.sizeof(out[0])):
+            return out
+    return None
+
+
+def _text(field: Any) -> str:
+    return str(ffi.string(field).decode("utf-8", "replace"))

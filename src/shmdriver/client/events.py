@@ -1,0 +1,94 @@
+"""What the driver tells everybody, as callbacks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shmdriver._native import ffi, lib
+from shmdriver.client.link import FOREVER_SLICE_NS, Link
+
+__all__ = ["DriverEvent", "listen"]
+
+_KINDS = {
+    lib.SHMD_EVENT_HELLO_RESPONSE: "hello_response",
+    lib.SHMD_EVENT_ATTACH_RESPONSE: "attach_response",
+    lib.SHMD_EVENT_DETACH_RESPONSE: "detach_response",
+    lib.SHMD_EVENT_LEASE_REVOKED: "lease_revoked",
+    lib.SHMD_EVENT_STREAM_ANNOUNCE: "stream_announce",
+    lib.SHMD_EVENT_LIFECYCLE_CHANGED: "lifecycle_changed",
+    lib.SHMD_EVENT_DRIVER_SHUTDOWN: "driver_shutdown",
+    lib.SHMD_EVENT_ERROR: "error",
+    lib.SHMD_EVENT_ADMIN_RESPONSE: "admin_response",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DriverEvent:
+    """One event. Which fields mean something depends on ``kind``; ``missed`` events before it were overrun."""
+
+    kind: str
+    code: int
+    reason: int
+    stream: str
+    text: str
+    client_id: int
+    lease_id: int
+    epoch: int
+    state: int
+    value: int
+    time_ns: int
+    missed: int
+
+
+def listen(link: Link, callback: Callable[[DriverEvent], object]) -> Callable[[], None]:
+    """Calls ``callback`` for every event from now on, from a daemon thread. Returns the function that ends it."""
+    stopping = threading.Event()
+    cursor = ffi.new("uint64_t *", lib.shmd_word_load(ffi.addressof(link.authority, "event_head")))
+    thread = threading.Thread(
+        target=_run, args=(link, callback, cursor, stopping), name="shmdriver-events", daemon=True
+    )
+    thread.start()
+
+    def stop() -> None:
+        stopping.set()
+        if thread is not threading.current_thread():
+            thread.join()
+
+    link.listeners.append(stop)
+    return stop
+
+
+def _run(
+    link: Link, callback: Callable[[DriverEvent], object], cursor: object, stopping: threading.Event
+) -> None:
+    event = ffi.new("shmd_event_t *")
+    lost = ffi.new("uint64_t *")
+    word = ffi.addressof(link.authority, "event_word")
+    seen_lost = 0
+    while not stopping.is_set():
+        seen = lib.shmd_futex_load(word)
+        while not stopping.is_set() and lib.shmd_event_poll(link.authority, cursor, event, lost) > 0:
+            missed = int(lost[0]) - seen_lost
+            seen_lost = int(lost[0])
+            callback(_copy(event, missed))
+        lib.shmd_futex_wait(word, seen, FOREVER_SLICE_NS)
+
+
+def _copy(event: object, missed: int) -> DriverEvent:
+    e = ffi.cast("shmd_event_t *", event)
+    return DriverEvent(
+        kind=_KINDS.get(e.kind, f"event {e.kind}"),
+        code=int(e.code),
+        reason=int(e.reason),
+        stream=ffi.string(e.stream).decode("utf-8", "replace"),
+        text=ffi.string(e.text).decode("utf-8", "replace"),
+        client_id=int(e.client_id),
+        lease_id=int(e.lease_id),
+        epoch=int(e.epoch),
+        state=int(e.state),
+        value=int(e.value),
+        time_ns=int(e.time_ns),
+        missed=missed,
+    )

@@ -1,0 +1,175 @@
+"""One native connection to a driver, and what happens to it at fork and at interpreter exit.
+
+A Link is made in one process and is of no use in another: a forked child never calls into it (its
+heartbeat thread is not there, its lease lines are the parent's). Every open handle registers here, so
+that an interpreter that exits ends its streams as aborted: only close() is a clean end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from shmdriver._native import ffi, lib
+from shmdriver.client._raise import raise_for
+
+__all__ = ["FOREVER_SLICE_NS", "Deadline", "Handle", "Link", "register"]
+
+# A wait without end is made of slices this long, between which Python runs signal handlers (Ctrl-C).
+FOREVER_SLICE_NS = 50_000_000
+_DETACH_TIMEOUT_NS = 1_000_000_000
+
+
+class Deadline:
+    """A timeout in seconds (None: never) as a point in time, and the next slice to wait until then."""
+
+    __slots__ = ("_end_ns",)
+
+    def __init__(self, timeout: float | None) -> None:
+        self._end_ns = None if timeout is None else time.monotonic_ns() + max(0, int(timeout * 1e9))
+
+    def slice_ns(self) -> int:
+        """How long to wait next, in ns, at most a slice; 0 when the time is over."""
+        if self._end_ns is None:
+            return FOREVER_SLICE_NS
+        return max(0, min(FOREVER_SLICE_NS, self._end_ns - time.monotonic_ns()))
+
+    def rest_ns(self) -> int | None:
+        """What is left, in ns; None without an end."""
+        return None if self._end_ns is None else max(0, self._end_ns - time.monotonic_ns())
+
+
+class Handle(Protocol):
+    """What the registry needs of a producer, consumer or link."""
+
+    def _abandon(self) -> None: ...
+
+    def _forked(self) -> None: ...
+
+
+class Link:
+    """One native connection: a hello has been answered, a C thread beats for it."""
+
+    __slots__ = (
+        "__weakref__",
+        "authority",
+        "boot_id",
+        "generation",
+        "handle",
+        "instance",
+        "listeners",
+        "lock",
+    )
+
+    def __init__(self, instance: str, name: str | None, timeout: float) -> None:
+        """Connects, waiting up to ``timeout`` seconds for a driver. Raises DriverUnavailable, AttachTimeout, AttachRejected."""
+        self.handle: Any = None
+        self.listeners: list[
+            Callable[[], None]
+        ] = []  # threads that look at the mapping: ended before it goes
+        deadline = Deadline(timeout)
+        out = ffi.new("shmd_client **")
+        client_name = ffi.NULL if name is None else name.encode()
+        while True:
+            code = lib.shmd_connect_named(
+                instance.encode(), client_name, lib.SHMD_HEARTBEAT_THREAD, deadline.rest_ns() or 0, out
+            )
+            if code != lib.SHMD_E_INTERRUPTED:
+                break
+        if code != 0:
+            raise_for(code, instance=instance, doing="connecting", timeout_s=timeout)
+        self.instance = instance
+        self.handle = out[0]
+        self.generation = int(lib.shmd_fork_generation())
+        self.boot_id = int(lib.shmd_client_boot_id(self.handle))
+        self.authority: Any = lib.shmd_client_authority(self.handle)
+        self.lock = threading.Lock()  # control calls are made one at a time; data never waits for it
+        register(self)
+
+    @property
+    def usable(self) -> bool:
+        """Whether this process made it and it is open."""
+        return self.handle is not None and self.generation == lib.shmd_fork_generation()
+
+    def driver_alive(self) -> bool:
+        """Whether the driver behind it lives, as far as it can be proved."""
+        return self.handle is not None and bool(lib.shmd_driver_alive(self.authority))
+
+    def detach(self, lease_id: int, role: int, stream: str, *, aborted: bool) -> None:
+        """Ends a lease and leaves the C handle as it is. Without a driver it ends when one finds this process gone."""
+        request = ffi.new("shmd_request_t *")
+        request.kind = lib.SHMD_REQUEST_DETACH
+        request.lease_id = lease_id
+        request.role = role
+        request.flags = lib.SHMD_DETACH_ABORTED if aborted else 0
+        request.stream = stream.encode()
+        with self.lock:
+            lib.shmd_client_request(self.handle, request, ffi.new("shmd_event_t *"), _DETACH_TIMEOUT_NS)
+
+    def close(self) -> None:
+        """Says goodbye and unmaps. Nothing in a child of the process that made it."""
+        handle, self.handle = self.handle, None
+        if handle is not None and self.generation == lib.shmd_fork_generation():
+            for stop in self.listeners:
+                stop()
+            lib.shmd_disconnect(handle)
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None) is not None:
+            self.close()
+
+    def _abandon(self) -> None:
+        self.close()
+
+    def _forked(self) -> None:
+        self.handle = None  # the parent's; nothing of it is freed here
+
+
+class _Registry:
+    """The open handles of this process."""
+
+    def __init__(self) -> None:
+        self.handles: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.finalized_by_multiprocessing = False
+
+    def add(self, handle: Handle) -> None:
+        self.handles.add(handle)
+        if not self.finalized_by_multiprocessing and "multiprocessing.util" in sys.modules:
+            # A multiprocessing child leaves by os._exit, past atexit; its own finalisers do run.
+            import multiprocessing.util
+
+            if multiprocessing.parent_process() is not None:
+                multiprocessing.util.Finalize(None, self.abandon, exitpriority=10)
+            self.finalized_by_multiprocessing = True
+
+    def abandon(self) -> None:
+        handles = list(self.handles)
+        self.handles.clear()
+        for handle in sorted(handles, key=lambda handle: isinstance(handle, Link)):  # links last
+            try:
+                handle._abandon()
+            except Exception:
+                pass  # the interpreter is going; the driver sees this process's death
+
+    def forked(self) -> None:
+        handles = list(self.handles)
+        self.handles.clear()
+        self.finalized_by_multiprocessing = False
+        for handle in handles:
+            handle._forked()
+
+
+_REGISTRY = _Registry()
+atexit.register(_REGISTRY.abandon)
+os.register_at_fork(after_in_child=_REGISTRY.forked)
+
+
+def register(handle: Handle) -> None:
+    """Has ``handle`` abandoned when this interpreter exits and told when this process forks."""
+    _REGISTRY.add(handle)

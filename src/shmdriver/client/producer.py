@@ -1,0 +1,461 @@
+"""Producer: the one writer of a stream. RecordProducer: the same for records of one dtype.
+
+publish() is one C call that copies the payload in and returns; everything else (no room, no bytes,
+an error) leaves that line by the slow path below it.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from shmdriver import errors
+from shmdriver._native import ffi, lib
+from shmdriver.client import directory
+from shmdriver.client._raise import raise_for
+from shmdriver.client.claim import ArrayClaim, Claim
+from shmdriver.client.link import Deadline, Link, register
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Producer", "RecordProducer", "readable"]
+
+_publish = lib.shmd_guarded_publish
+_publish_records = lib.shmd_guarded_publish_records
+_publish_flags = lib.shmd_guarded_publish_flags
+_claim = lib.shmd_guarded_claim
+_BACK_PRESSURED = int(lib.SHMD_BACK_PRESSURED)
+_WAIT_AGAIN = (_BACK_PRESSURED, int(lib.SHMD_E_TIMEOUT), int(lib.SHMD_E_INTERRUPTED))
+_NO_CONSUMER_YET = 65
+_UNKNOWN = 2**64 - 1
+
+
+class Producer:
+    """The producer of one stream, made by :meth:`Client.producer`. It belongs to one thread at a time.
+
+    Only :meth:`close`, or a ``with`` block left without an exception, ends the stream cleanly; an
+    exception, a dropped object and an exiting interpreter end it as aborted.
+    """
+
+    __slots__ = ("__weakref__", "_claim_out", "_handle", "_link", "_placed", "stream")
+
+    stream: str
+
+    def __init__(self, handle: Any, link: Link, stream: str) -> None:
+        self._handle = handle
+        self._link: Link = link
+        self.stream = stream
+        self._claim_out = ffi.new("void **")
+        self._placed: deque[weakref.ref[Any]] = deque()  # claims whose memory something refers to
+        register(self)
+
+    def publish(
+        self, data: bytes | bytearray | memoryview, type: int = 0, timeout: float | None = None
+    ) -> None:
+        """Publishes one message of ``data``'s bytes, waiting up to ``timeout`` seconds for room (None: for ever, 0: not at all).
+
+        ``type`` (0 to 65535) is the user's. Raises BackPressured, MessageTooLarge, LeaseRevoked.
+        """
+        try:
+            if data.__class__ is bytes and _publish(self._handle, data, len(data), type) == 0:
+                return
+        except TypeError:
+            self._check_open()
+            raise
+        self._publish_slow(data, type, timeout)
+
+    def try_publish(self, data: bytes | bytearray | memoryview, type: int = 0) -> int:  # noqa: A002
+        """Publishes when there is room now. How many messages went in: 0 or 1."""
+        self._check_open()
+        payload, length = readable(data)
+        code = _publish(self._handle, payload, length, type)
+        if code == 0:
+            return 1
+        if code == _BACK_PRESSURED:
+            return 0
+        self._raise(code, length)
+
+    def claim(self, length: int, *, type: int = 0, timeout: float | None = None) -> Claim:  # noqa: A002
+        """A place for ``length`` bytes in shared memory, to be written by way of its ``view`` and committed.
+
+        A context manager: commits on exit, aborts on an exception. One open claim a producer (ClaimError).
+        """
+        return Claim(self, self._claim(length, timeout), length, type)
+
+    def publish_array(
+        self,
+        array: np.ndarray[Any, Any],
+        *,
+        type: int = 0,
+        meta: bytes = b"",
+        timeout: float | None = None,
+    ) -> None:
+        """Publishes an array; its shape and dtype travel with it, and up to 256 bytes of ``meta``."""
+        import numpy as np
+
+        from shmdriver.client import tensor
+
+        array = np.asanyarray(array)
+        fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+        if not (array.flags.c_contiguous or fortran):
+            with self.claim_array(array.shape, array.dtype, type=type, meta=meta, timeout=timeout) as place:
+                place[...] = array
+            return
+        head = tensor.head_of(array.shape, array.dtype, fortran, meta)
+        elements = (
+            ffi.from_buffer((array.T if fortran else array).reshape(-1).view(np.uint8))
+            if array.size
+            else ffi.NULL
+        )
+        deadline: Deadline | None = None
+        self._check_open()
+        while True:
+            code = _publish_flags(self._handle, head, len(head), elements, array.nbytes, type, tensor.FLAG)
+            if code == 0:
+                return
+            length = len(head) + array.nbytes
+            deadline = self._make_room(code, length, timeout, deadline)
+
+    def claim_array(
+        self,
+        shape: int | Sequence[int],
+        dtype: Any = "u1",
+        *,
+        type: int = 0,  # noqa: A002
+        meta: bytes = b"",
+        order: str = "C",
+        timeout: float | None = None,
+    ) -> ArrayClaim:
+        """A place for an array in shared memory: ``with out.claim_array((1080, 1920, 3)) as array: ...``.
+
+        The array's elements are what the place last held; commits on exit, aborts on an exception.
+        """
+        import numpy as np
+
+        from shmdriver.client import tensor
+
+        kind = np.dtype(dtype)
+        extents = (shape,) if isinstance(shape, int) else tuple(int(extent) for extent in shape)
+        if any(extent < 0 for extent in extents):
+            raise ValueError(f"shape {extents}: extents are at least 0")
+        head = tensor.head_of(extents, kind, order == "F", bytes(meta))
+        length = len(head) + kind.itemsize * int(np.prod(extents, dtype=object))
+        claim = Claim(self, self._claim(length, timeout), length, type, tensor.FLAG)
+        claim.view[: len(head)] = head
+        return ArrayClaim(claim, tensor.view_of(claim.view[len(head) :], extents, kind, order))
+
+    def wait_for_consumers(self, n: int = 1, timeout: float | None = None) -> int:
+        """Waits until ``n`` consumers of any delivery are attached. How many there are; fewer than ``n`` at the timeout."""
+        deadline = Deadline(timeout)
+        word = ffi.addressof(self._link.authority, "event_word")
+        while True:
+            seen = lib.shmd_futex_load(word)
+            info = self._info()
+            if info.end_reason:
+                self._raise(lib.SHMD_E_REVOKED, 0)
+            count = directory.wired_consumers(self._link.authority, info.stream_index, info.epoch)
+            slice_ns = deadline.slice_ns()
+            if count >= n or slice_ns == 0:
+                return count
+            lib.shmd_futex_wait(word, seen, slice_ns)
+
+    @property
+    def seq(self) -> int:
+        """The next message's number."""
+        return int(self._info().seq)
+
+    @property
+    def max_message(self) -> int:
+        """The largest message that fits, in bytes."""
+        return int(self._info().max_message)
+
+    @property
+    def consumers(self) -> int:
+        """How many reliable consumers hold this producer back if they are slow."""
+        return int(self._info().consumers)
+
+    @property
+    def epoch(self) -> int:
+        """The number of this producer's tenure of the stream."""
+        return int(self._info().epoch)
+
+    @property
+    def slots(self) -> int:
+        """How many messages the ring has room for."""
+        return int(self._info().slots)
+
+    @property
+    def blocked_total_ns(self) -> int:
+        """For how long consumers have held this producer back, in all."""
+        return int(self._info().blocked_total_ns)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed or aborted."""
+        return self._handle is None
+
+    def close(self) -> None:
+        """Ends the stream cleanly: consumers get everything, then the end. Twice is once."""
+        self._end(aborted=False)
+
+    def abort(self) -> None:
+        """Ends the stream as aborted: consumers get what was committed, then ProducerLost."""
+        self._end(aborted=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._link.usable:  # a forked child leaves its parent's blocks without an effect
+            self._end(aborted=kind is not None)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Producer cannot be pickled: pass its Client, and make a producer in the other process"
+        )
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"seq {self.seq}"
+        return f"<{type(self).__name__} of {self.stream!r}, {state}>"
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None and self._link.usable:
+            warnings.warn(
+                f"{self!r} was dropped without close(): its stream ends as aborted",
+                ResourceWarning,
+                source=self,
+            )
+            self._abandon()
+
+    # ---- the slow paths
+
+    def _publish_slow(self, data: bytes | bytearray | memoryview, kind: int, timeout: float | None) -> None:
+        self._check_open()
+        payload, length = readable(data)
+        deadline: Deadline | None = None
+        while True:
+            code = _publish(self._handle, payload, length, kind)
+            if code == 0:
+                return
+            deadline = self._make_room(code, length, timeout, deadline)
+
+    def _claim(self, length: int, timeout: float | None) -> Any:
+        """The address of a place for ``length`` bytes."""
+        if length < 0:
+            raise ValueError(f"claim of {length} bytes: expected 0 or more")
+        self._check_open()
+        deadline: Deadline | None = None
+        while True:
+            code = _claim(self._handle, min(length, 0xFFFFFFFF), self._claim_out)
+            if code == 0:
+                return self._claim_out[0]
+            deadline = self._make_room(code, length, timeout, deadline)
+
+    def _make_room(
+        self, code: int, length: int, timeout: float | None, deadline: Deadline | None
+    ) -> Deadline:
+        """Waits for room after a call that found none; raises at the end of the timeout, and for every other code."""
+        if code not in _WAIT_AGAIN:
+            self._raise(code, length)
+        deadline = deadline or Deadline(timeout)
+        while True:
+            slice_ns = deadline.slice_ns()
+            if slice_ns == 0:
+                raise self._back_pressured(0)
+            code = lib.shmd_guarded_wait_room(self._handle, min(length, 0xFFFFFFFF), slice_ns)
+            if code == 0:
+                return deadline
+            if code not in _WAIT_AGAIN:
+                self._raise(code, length)
+
+    def _back_pressured(self, published: int) -> errors.BackPressured:
+        """Why there is no room: who holds this producer back, and whether a driver lives to free a dead one's gate."""
+        info = self._info()
+        blocker: directory.Blocker | None = None
+        lag = 0
+        if info.blocked_gate == _NO_CONSUMER_YET:
+            why = "no consumer yet (min_consumers): start one, or lower min_consumers"
+        elif info.blocked_gate:
+            blocker = directory.blocker_of(self._link.authority, info.stream_index, info.blocked_gate - 1)
+            lag = max(0, int(info.seq - info.blocked_position))
+            who = (
+                f"consumer {blocker.name!r} (pid {blocker.pid})"
+                if blocker
+                else f"the consumer at gate {info.blocked_gate - 1}"
+            )
+            why = f"held back by {who}, {lag} messages behind; `shmdriver why {self.stream}` shows it"
+        else:
+            why = "the ring is full"
+        if not self._link.driver_alive():
+            why += "; the driver is down, so a dead consumer's place is not freed before one starts again"
+        went_in = f" after {published} messages" if published else ""
+        return errors.BackPressured(
+            f"stream {self.stream!r}: no room{went_in}: {why}",
+            stream=self.stream,
+            published=published,
+            consumer=blocker.name if blocker else None,
+            pid=blocker.pid if blocker else 0,
+            lag=lag,
+        )
+
+    def _check_open(self) -> None:
+        if self._handle is None:
+            raise_for(lib.SHMD_E_CLOSED, stream=self.stream)
+
+    def _info(self) -> Any:
+        self._check_open()
+        info = ffi.new("shmd_producer_info_t *")
+        lib.shmd_producer_info(self._handle, info)
+        return info
+
+    def _raise(self, code: int, length: int) -> NoReturn:
+        info = self._info()
+        sealed_seq = int(info.sealed_seq)
+        raise_for(
+            code,
+            stream=self.stream,
+            doing="publishing",
+            length=length,
+            limit=int(info.max_message),
+            reason=int(info.end_reason),
+            lease_id=int(info.lease_id),
+            sealed_seq=sealed_seq if code == lib.SHMD_E_REVOKED and sealed_seq != _UNKNOWN else None,
+        )
+
+    def _end(self, *, aborted: bool) -> None:
+        handle = self._handle
+        if handle is None:
+            return
+        if not self._link.usable:
+            raise_for(lib.SHMD_E_FORKED, stream=self.stream)
+        if any(reference() is not None for reference in self._placed):
+            # An array of a claim is alive: its memory must stay. The lease ends; the C handle, and with it the
+            # mapping, is left to the end of the process.
+            self._link.detach(
+                int(self._info().lease_id), lib.SHMD_ROLE_PRODUCER, self.stream, aborted=aborted
+            )
+        else:
+            code = lib.shmd_guarded_producer_close(handle, aborted)
+            if code == lib.SHMD_E_CONCURRENT:
+                raise_for(code, stream=self.stream)
+        self._handle = None
+
+    def _abandon(self) -> None:
+        if self._handle is not None and self._link.usable:
+            self._end(aborted=True)
+
+    def _place(self, data: Any, length: int) -> memoryview:
+        """Writable shared memory as a memoryview; remembers it for as long as anything refers to it."""
+        exporter = ffi.buffer(data, length)
+        placed = self._placed
+        while placed and placed[0]() is None:
+            placed.popleft()
+        placed.append(weakref.ref(exporter))
+        return memoryview(exporter)
+
+    def _forked(self) -> None:
+        pass  # the C core's guard refuses every call in the child
+
+
+class RecordProducer(Producer):
+    """The producer of a stream of records of one dtype: n records are n messages, in one C call."""
+
+    __slots__ = ("dtype",)
+
+    dtype: np.dtype[Any]
+
+    def __init__(self, handle: Any, link: Link, stream: str, dtype: np.dtype[Any]) -> None:
+        super().__init__(handle, link, stream)
+        self.dtype = dtype
+
+    def publish(self, data: Any, type: int = 0, timeout: float | None = None) -> None:  # noqa: A002
+        """Publishes records: an ndarray of this stream's dtype, or what numpy makes one of.
+
+        Waits up to ``timeout`` seconds for room (None: for ever, 0: not at all) and raises
+        BackPressured, whose ``published`` says how many went in. Records have no ``type``.
+        """
+        if type:
+            raise ValueError(f"stream {self.stream!r}: records carry no message type, found type={type}")
+        records = self._records(data)
+        total = len(records)
+        done = self._put(records, 0)
+        if done == total:
+            return
+        deadline = Deadline(timeout)
+        while done < total:
+            slice_ns = deadline.slice_ns()
+            if slice_ns == 0:
+                raise self._back_pressured(done)
+            done += self._put(records[done:], slice_ns)
+
+    def try_publish(self, data: Any, type: int = 0) -> int:  # noqa: A002
+        """Publishes the records that there is room for now. How many went in."""
+        if type:
+            raise ValueError(f"stream {self.stream!r}: records carry no message type, found type={type}")
+        return self._put(self._records(data), 0)
+
+    def _put(self, records: np.ndarray[Any, Any], timeout_ns: int) -> int:
+        n = len(records)
+        self._check_open()
+        if n == 0:
+            return 0
+        size = self.dtype.itemsize
+        stride = records.strides[0] if n > 1 else size
+        address = ffi.cast("void *", records.ctypes.data)
+        done = int(_publish_records(self._handle, address, size, stride, n, timeout_ns))
+        if done >= 0:
+            return done
+        if done in _WAIT_AGAIN:
+            return 0
+        self._raise(done, size)
+
+    def _records(self, data: Any) -> np.ndarray[Any, Any]:
+        """``data`` as a one-dimensional array of this dtype whose stride C can walk."""
+        import numpy as np
+
+        from shmdriver.client.records import difference
+
+        if isinstance(data, np.ndarray | np.void):
+            if data.dtype != self.dtype:
+                raise TypeError(
+                    f"stream {self.stream!r} carries records of another dtype: {difference(data.dtype, self.dtype)}; "
+                    "convert with records.astype(producer.dtype)"
+                )
+            array = np.asarray(data)
+        elif isinstance(data, bytes | bytearray | memoryview):
+            if memoryview(data).nbytes % self.dtype.itemsize:
+                raise ValueError(
+                    f"{memoryview(data).nbytes} bytes are no whole number of records of {self.dtype.itemsize} bytes"
+                )
+            array = np.frombuffer(data, self.dtype)
+        else:
+            array = np.asarray(data, self.dtype)
+        if array.ndim != 1:
+            array = array.reshape(-1)
+        if len(array) > 1 and array.strides[0] < self.dtype.itemsize:
+            array = np.ascontiguousarray(array)
+        return array
+
+
+def readable(data: Any) -> tuple[Any, int]:
+    """What C can read of ``data``, and its length. TypeError when it is no buffer."""
+    if isinstance(data, bytes):
+        return data, len(data)
+    if isinstance(data, tuple):  # a Message: forwarded without a copy
+        data = getattr(data, "data", data)
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(
+            f"publish takes bytes, bytearray, memoryview or another buffer, found {type(data).__name__}"
+            + ("; encode text first: text.encode()" if isinstance(data, str) else "")
+        ) from None
+    buffer = ffi.from_buffer("uint8_t[]", view if view.c_contiguous else view.tobytes())
+    return buffer, len(buffer)

@@ -1,0 +1,76 @@
+"""numpy dtypes as schemas: one canonical text for each, and the difference of two in words."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import numpy as np
+
+from shmdriver._native import lib
+from shmdriver.errors import SchemaMismatch
+
+__all__ = ["as_dtype", "difference", "dtype_of", "schema_of"]
+
+_SCHEMA_BYTES_MAX = int(lib.SHMD_SCHEMA_BYTES) - 1
+_RECORD_BYTES_MAX = int(lib.SHMD_SLOT_BYTES_MAX) - int(lib.SHMD_SLOT_HEADER_BYTES)
+
+
+def as_dtype(dtype: Any) -> np.dtype[Any]:
+    """A dtype that records can have. TypeError for Python objects and empty records, ValueError when too large."""
+    result = np.dtype(dtype)
+    if result.hasobject:
+        raise TypeError(
+            f"dtype {result}: Python objects cannot live in shared memory; use numbers and fixed-size bytes"
+        )
+    if result.itemsize == 0:
+        raise TypeError(f"dtype {result}: a record must have at least one byte")
+    if result.itemsize > _RECORD_BYTES_MAX:
+        raise ValueError(
+            f"dtype of {result.itemsize} bytes: records are at most {_RECORD_BYTES_MAX} bytes; "
+            "publish larger things with publish_array"
+        )
+    return result
+
+
+def schema_of(dtype: np.dtype[Any]) -> str:
+    """The canonical text of ``dtype``, the same on every machine and in every process."""
+    text = repr(np.lib.format.dtype_to_descr(dtype))
+    if len(text.encode()) > _SCHEMA_BYTES_MAX:
+        raise ValueError(
+            f"schema of {len(text.encode())} bytes: the directory keeps at most {_SCHEMA_BYTES_MAX}; "
+            "use shorter or fewer field names"
+        )
+    return text
+
+
+def dtype_of(schema: str) -> np.dtype[Any]:
+    """The dtype that a canonical text describes. SchemaMismatch when it is none."""
+    try:
+        return np.lib.format.descr_to_dtype(ast.literal_eval(schema))
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise SchemaMismatch(
+            f"the stream's schema is no numpy dtype description: {schema!r}", found=schema
+        ) from error
+
+
+def difference(found: np.dtype[Any], expected: np.dtype[Any]) -> str:
+    """Field by field, what ``found`` has that ``expected`` has not, and the other way round."""
+    if found.names is None or expected.names is None:
+        return f"found {found}, expected {expected}"
+    lines = []
+    for name in dict.fromkeys((*expected.names, *found.names)):
+        ours = _field(expected, name)
+        theirs = _field(found, name)
+        if ours != theirs:
+            lines.append(f"field {name!r}: found {theirs}, expected {ours}")
+    if not lines and found.itemsize != expected.itemsize:
+        lines.append(f"size: found {found.itemsize} bytes, expected {expected.itemsize}")
+    return "; ".join(lines) or "the fields are in another order"
+
+
+def _field(dtype: np.dtype[Any], name: str) -> str:
+    if dtype.fields is None or name not in dtype.fields:
+        return "none"
+    kind, offset = dtype.fields[name][:2]
+    return f"{kind} at byte {offset}"

@@ -1,0 +1,95 @@
+"""Which places in shared memory live Python objects still refer to.
+
+Everything that is handed out in place (a message's payload, an array, a batch) is a view of one
+*exporter*: an ``ffi.buffer`` of the payload. memoryviews, their slices, and numpy arrays with all
+that is derived from them keep the exporter alive, so a weak reference to it tells whether the place
+is still in use. A reliable consumer's gate never passes the oldest such place.
+
+A Mapping owns one epoch's mapped memory for Python. When its consumer goes on or closes while
+exporters live, it stays, and the last exporter to die unmaps it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from typing import Any
+
+from shmdriver._native import ffi, lib
+
+__all__ = ["NOTHING_HELD", "Mapping"]
+
+NOTHING_HELD = 2**64 - 1
+
+# Mappings whose consumer has let go and that live views still need.
+_ORPHANS: set[Mapping] = set()
+
+
+class Mapping:
+    """One epoch's memory and the live views in it, oldest first."""
+
+    __slots__ = ("_pointer", "_protected", "_waiting", "live", "serial")
+
+    def __init__(self, pointer: Any, serial: int) -> None:
+        lib.shmd_mapping_hold(pointer)
+        self._pointer: Any = pointer
+        self.serial = serial
+        self.live: deque[tuple[int, weakref.ref[Any]]] = deque()
+        self._protected = True
+        self._waiting: dict[int, weakref.ref[Any]] = {}  # by identity: buffers have no hash
+
+    def place(self, seq: int, data: Any, length: int) -> Any:
+        """An exporter of ``length`` bytes at ``data``, the place of message ``seq``."""
+        exporter = ffi.buffer(data, length)
+        self.live.append((seq, weakref.ref(exporter)))
+        return exporter
+
+    def hold_seq(self) -> int:
+        """The oldest seq that is still referred to; NOTHING_HELD when there is none."""
+        live = self.live
+        while live:
+            seq, reference = live[0]
+            if reference() is not None:
+                return seq
+            live.popleft()
+        return NOTHING_HELD
+
+    def held(self) -> int:
+        """How many places are referred to."""
+        return sum(reference() is not None for _, reference in self.live)
+
+    def protects(self, seq: int) -> bool:  # noqa: ARG002 - all places of a mapping lose protection together
+        """Whether no producer can overwrite the place of ``seq`` now."""
+        return self._protected
+
+    def expose(self) -> None:
+        """The gate is gone while the epoch goes on: what is handed out may be overwritten."""
+        self._protected = False
+
+    def let_go(self) -> None:
+        """The consumer needs it no more; unmaps now, or when the last live view dies."""
+        for _, reference in self.live:
+            exporter = reference()
+            if exporter is not None:
+                watch = weakref.ref(exporter, self._view_gone)
+                self._waiting[id(watch)] = watch
+                del exporter
+        self.live.clear()
+        if self._waiting:
+            _ORPHANS.add(self)
+            # A view that died between the two lines above has already been counted by its callback.
+            if not self._waiting:
+                self._free()
+        else:
+            self._free()
+
+    def _view_gone(self, reference: weakref.ref[Any]) -> None:
+        self._waiting.pop(id(reference), None)
+        if not self._waiting and self in _ORPHANS:
+            self._free()
+
+    def _free(self) -> None:
+        _ORPHANS.discard(self)
+        pointer, self._pointer = self._pointer, None
+        if pointer is not None:
+            lib.shmd_mapping_free(pointer)
