@@ -1,0 +1,811 @@
+/* shmd_abi.h: every shared layout, limit, status code and exported prototype of shmdriver.
+ *
+ * The only source. The Python binding derives its cdef from this file by dropping the
+ * preprocessor lines, so it is written in plain C: no bodies, no attributes, no sizeof in
+ * array bounds; padding is spelled out. shmd_abi_check.c asserts every size and offset.
+ *
+ * Notation beside a field: @offset, W: who writes it (and how), R: who reads it (and how).
+ * "const" means: written by the driver before the segment's magic, never after.
+ * A line is 128 bytes; what different processes write never shares one.
+ */
+#ifndef SHMD_ABI_H
+#define SHMD_ABI_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- limits and sizes ---------------------------------------------------------------- */
+
+enum {
+    SHMD_LAYOUT_VERSION = 1,
+    SHMD_LINE_BYTES = 128,
+    SHMD_NAME_BYTES = 64,           /* stream, client and instance names, with the final NUL */
+    SHMD_TEXT_BYTES = 1024,         /* text of an answer, with the final NUL */
+    SHMD_REASON_BYTES = 128,        /* text that comes with a request */
+    SHMD_SCHEMA_BYTES = 1536,       /* canonical schema text, with the final NUL */
+    SHMD_SEGMENT_NAME_BYTES = 96,   /* POSIX name, with the slash and the final NUL */
+    SHMD_HMAC_BYTES = 32,
+    SHMD_EPOCH_RECORDS = 4,         /* epochs that a stream keeps */
+    SHMD_GATE_MAX = 64,             /* consumers of one stream: bits of a mask */
+    SHMD_CLIENT_MAX = 4096,         /* upper limits of what a configuration may ask for */
+    SHMD_LEASE_MAX = 16384,
+    SHMD_STREAM_MAX = 4096,
+    SHMD_SLOT_HEADER_BYTES = 24,
+    SHMD_SLOT_BYTES_MIN = 64,
+    SHMD_SLOT_BYTES_MAX = 65536,
+    SHMD_SLOTS_MIN = 2,
+    SHMD_SLOTS_MAX = 67108864,
+    SHMD_ARENA_ALIGN = 64,
+    SHMD_ARENA_REF_BYTES = 16,
+    SHMD_TENSOR_DIMS_MAX = 32,
+    SHMD_TENSOR_META_MAX = 256,
+    SHMD_TENSOR_DTYPE_MAX = 1024,
+    SHMD_DATA_HEADER_BYTES = 4096,
+    SHMD_GATES_HEADER_BYTES = 4096,
+    SHMD_CONTROL_SLOTS = 64,
+    SHMD_CLAIM_PATIENCE_MS = 50,    /* an unproved dead claim of a control slot is skipped after this */
+    SHMD_LATENCY_BUCKETS = 256,
+    SHMD_LOST_RANGES = 64,          /* gaps that a consumer remembers */
+    SHMD_ERROR_TEXT_BYTES = 232
+};
+
+/* ---- enumerations -------------------------------------------------------------------- */
+
+/* What a call returns: 0 or a count when all is well, one of these otherwise. */
+enum {
+    SHMD_OK = 0,
+    SHMD_BACK_PRESSURED = -1,       /* no room now */
+    SHMD_E_TIMEOUT = -2,
+    SHMD_E_INVALID = -3,            /* an argument is out of its range */
+    SHMD_E_TOO_LARGE = -4,          /* message larger than the stream can carry */
+    SHMD_E_REVOKED = -5,            /* the lease has ended: nothing more through this handle */
+    SHMD_E_END = -6,                /* clean end of the stream */
+    SHMD_E_PRODUCER_LOST = -7,      /* aborted end of the stream */
+    SHMD_E_DRIVER_UNAVAILABLE = -8,
+    SHMD_E_REJECTED = -9,           /* the driver said no: shmd_last_error, shmd_last_reason */
+    SHMD_E_LAYOUT = -10,            /* a segment is not what it should be */
+    SHMD_E_CONCURRENT = -11,        /* a second thread inside one handle */
+    SHMD_E_FORKED = -12,            /* a handle used in a child of the process that made it */
+    SHMD_E_SYSTEM = -13,            /* a system call failed: the text names it and errno */
+    SHMD_E_CLOSED = -14,            /* the handle was closed */
+    SHMD_E_INTERRUPTED = -15,       /* a signal arrived while waiting */
+    SHMD_E_CORRUPT = -16,           /* a checksum, length, enum or index failed its check */
+    SHMD_E_NO_MEMORY = -17,
+    SHMD_E_VIEWS_HELD = -18,        /* the consumer's own views fill the ring */
+    SHMD_E_CLAIM = -19,             /* claim already open, or none open */
+    SHMD_E_OVERRUN = -20            /* an ungated reader was lapped while it copied */
+};
+
+enum { SHMD_SEGMENT_AUTHORITY = 1, SHMD_SEGMENT_CONTROL = 2, SHMD_SEGMENT_DATA = 3, SHMD_SEGMENT_GATES = 4 };
+
+/* Answers of the driver (shmd_event.code). */
+enum { SHMD_CODE_OK = 0, SHMD_CODE_UNSUPPORTED = 1, SHMD_CODE_INVALID_PARAMS = 2, SHMD_CODE_REJECTED = 3,
+       SHMD_CODE_INTERNAL_ERROR = 4 };
+
+/* Why (shmd_event.reason): what a program branches on; the text is for people. */
+enum {
+    SHMD_REASON_NONE = 0,
+    SHMD_REASON_DRAINING = 1, SHMD_REASON_MAINTENANCE = 2, SHMD_REASON_STOPPED = 3,
+    SHMD_REASON_LIMIT = 4, SHMD_REASON_PRODUCER_EXISTS = 5, SHMD_REASON_UNKNOWN_STREAM = 6,
+    SHMD_REASON_SCHEMA = 7, SHMD_REASON_LAYOUT = 8, SHMD_REASON_NO_MEMORY = 9, SHMD_REASON_BAD_NAME = 10,
+    SHMD_REASON_UNDRAINED = 11, SHMD_REASON_NOT_OWNER = 12, SHMD_REASON_UNKNOWN_CLIENT = 13,
+    SHMD_REASON_REFUSED_RELIABLE = 14, SHMD_REASON_TOKEN = 15, SHMD_REASON_RATE = 16, SHMD_REASON_SIZE = 17,
+    /* how a lease or an epoch ended */
+    SHMD_REASON_CLOSED = 32, SHMD_REASON_ABORTED = 33, SHMD_REASON_DIED = 34, SHMD_REASON_EXPIRED = 35,
+    SHMD_REASON_EVICTED = 36, SHMD_REASON_REVOKED = 37, SHMD_REASON_BAD_GATE = 38, SHMD_REASON_UNCONFIRMED = 39,
+    SHMD_REASON_SHUTDOWN = 40, SHMD_REASON_DELIVERED = 41, SHMD_REASON_SUPERSEDED = 42
+};
+
+enum { SHMD_ROLE_PRODUCER = 1, SHMD_ROLE_CONSUMER = 2 };
+enum { SHMD_DELIVERY_RELIABLE = 1, SHMD_DELIVERY_LOSSY = 2, SHMD_DELIVERY_LATEST = 3 };
+enum { SHMD_START_NEWEST = 1, SHMD_START_OLDEST = 2 };
+enum { SHMD_WAIT_ADAPTIVE = 1, SHMD_WAIT_SPIN = 2, SHMD_WAIT_SLEEP = 3 };
+enum { SHMD_SLOW_DEFAULT = 0, SHMD_SLOW_BLOCK = 1, SHMD_SLOW_EVICT = 2, SHMD_SLOW_REFUSE = 3 };
+
+/* shmd_request.flags */
+enum { SHMD_ATTACH_CREATE = 1, SHMD_ATTACH_FOLLOW = 2, SHMD_ATTACH_NO_WAKEUPS = 4, SHMD_ATTACH_TIMESTAMPS = 8,
+       SHMD_DETACH_ABORTED = 16 };
+
+enum { SHMD_HEARTBEAT_THREAD = 0, SHMD_HEARTBEAT_MANUAL = 1 };
+
+/* The low byte of a record's word; the rest is its generation, which grows with every reuse. */
+enum { SHMD_RECORD_FREE = 0, SHMD_RECORD_USED = 1, SHMD_RECORD_ENDED = 2 };
+enum { SHMD_CLIENT_FREE = 0, SHMD_CLIENT_ALIVE = 1, SHMD_CLIENT_STALLED = 2, SHMD_CLIENT_GONE = 3 };
+enum { SHMD_LEASE_FREE = 0, SHMD_LEASE_ATTACHED = 1, SHMD_LEASE_ACTIVE = 2, SHMD_LEASE_STALLED = 3,
+       SHMD_LEASE_DETACHED = 4, SHMD_LEASE_EXPIRED = 5, SHMD_LEASE_REVOKED = 6 };
+/* The low byte of shmd_epoch_hot.state; the rest is the epoch's number. */
+enum { SHMD_EPOCH_FREE = 0, SHMD_EPOCH_OPEN = 1, SHMD_EPOCH_SEALING = 2, SHMD_EPOCH_SEALED = 3,
+       SHMD_EPOCH_RETIRED = 4 };
+
+/* The driver's lifecycle, as clients and tools see it. */
+enum { SHMD_LIFECYCLE_INIT = 0, SHMD_LIFECYCLE_HEALTHY = 1, SHMD_LIFECYCLE_DEGRADED = 2,
+       SHMD_LIFECYCLE_MAINTENANCE = 3, SHMD_LIFECYCLE_DRAINING = 4, SHMD_LIFECYCLE_STOPPED = 5 };
+enum { SHMD_EXIT_NONE = 0, SHMD_EXIT_CLEAN = 1, SHMD_EXIT_HANDOVER = 2, SHMD_EXIT_SUPERSEDED = 3 };
+
+enum { SHMD_REQUEST_HELLO = 1, SHMD_REQUEST_ATTACH = 2, SHMD_REQUEST_DETACH = 3, SHMD_REQUEST_GOODBYE = 4,
+       SHMD_REQUEST_SHUTDOWN = 5, SHMD_REQUEST_ADMIN = 6 };
+enum { SHMD_ADMIN_MAINTENANCE_ON = 1, SHMD_ADMIN_MAINTENANCE_OFF = 2, SHMD_ADMIN_REVOKE = 3, SHMD_ADMIN_SNAPSHOT = 4 };
+enum { SHMD_SHUTDOWN_END = 1, SHMD_SHUTDOWN_HANDOVER = 2 };
+
+enum { SHMD_EVENT_HELLO_RESPONSE = 1, SHMD_EVENT_ATTACH_RESPONSE = 2, SHMD_EVENT_DETACH_RESPONSE = 3,
+       SHMD_EVENT_LEASE_REVOKED = 4, SHMD_EVENT_STREAM_ANNOUNCE = 5, SHMD_EVENT_LIFECYCLE_CHANGED = 6,
+       SHMD_EVENT_DRIVER_SHUTDOWN = 7, SHMD_EVENT_ERROR = 8, SHMD_EVENT_ADMIN_RESPONSE = 9 };
+
+/* Slot flags. */
+enum { SHMD_FLAG_ARENA = 1, SHMD_FLAG_TENSOR = 2 };
+
+/* The phase of a control slot's turn word: lap (32 bits) | who (28 bits) | phase (4 bits). */
+enum { SHMD_TURN_FREE = 0, SHMD_TURN_CLAIMED = 1, SHMD_TURN_COMMITTED = 2, SHMD_TURN_QUARANTINED = 3,
+       SHMD_TURN_RELEASED = 4 };
+
+/* Driver counters, by index. counters.py holds their names, in this order. */
+enum {
+    SHMD_COUNTER_TICKS = 0, SHMD_COUNTER_REQUESTS = 1, SHMD_COUNTER_REQUESTS_CORRUPT = 2,
+    SHMD_COUNTER_REQUESTS_REJECTED = 3, SHMD_COUNTER_REQUESTS_EXPIRED = 4, SHMD_COUNTER_ATTACHES = 5,
+    SHMD_COUNTER_DETACHES = 6, SHMD_COUNTER_LEASES_EXPIRED = 7, SHMD_COUNTER_LEASES_REVOKED = 8,
+    SHMD_COUNTER_CLIENTS_DIED = 9, SHMD_COUNTER_CLIENTS_STALLED = 10, SHMD_COUNTER_EPOCHS_OPENED = 11,
+    SHMD_COUNTER_EPOCHS_SEALED = 12, SHMD_COUNTER_EPOCHS_UNPROVEN = 13, SHMD_COUNTER_EPOCHS_RETIRED = 14,
+    SHMD_COUNTER_SEGMENTS_CREATED = 15, SHMD_COUNTER_SEGMENTS_UNLINKED = 16, SHMD_COUNTER_SEGMENT_BYTES = 17,
+    SHMD_COUNTER_CLAIMS_SKIPPED = 18, SHMD_COUNTER_CLAIMS_QUARANTINED = 19, SHMD_COUNTER_EVENTS = 20,
+    SHMD_COUNTER_ERRORS = 21, SHMD_COUNTER_TICK_OVERRUNS = 22, SHMD_COUNTER_TICK_LATE_MAX_NS = 23,
+    SHMD_COUNTER_ADOPTIONS = 24, SHMD_COUNTER_AUTH_REFUSED = 25, SHMD_COUNTER_EVICTIONS = 26,
+    SHMD_COUNTER_BAD_GATES = 27,
+    SHMD_COUNTER_MAX = 64
+};
+
+/* ---- every segment ------------------------------------------------------------------- */
+
+typedef struct shmd_header {        /* 128 bytes */
+    uint64_t magic;                 /* @0   W:driver(release, last) R:all(acquire, first) */
+    uint32_t layout_version;        /* @8   const; checked before any field below is used */
+    uint32_t kind;                  /* @12  const; SHMD_SEGMENT_* */
+    uint64_t segment_bytes;         /* @16  const */
+    uint64_t boot_id;               /* @24  const; of the driver that made it */
+    uint32_t stream_id;             /* @32  const; 0 in authority and control */
+    uint32_t epoch;                 /* @36  const; 0 in authority and control */
+    uint64_t created_ns;            /* @40  const; monotonic */
+    uint8_t pad[80];                /* @48 */
+} shmd_header_t;
+
+/* ---- authority: W:driver R:clients, tools -------------------------------------------- */
+
+typedef struct shmd_client_record { /* 256 bytes */
+    uint64_t word;                  /* @0   W:driver(release) R:all(acquire); generation << 8 | SHMD_CLIENT_* */
+    uint64_t client_id;             /* @8   never reused */
+    uint64_t correlation_id;        /* @16  of the Hello */
+    uint64_t nonce;                 /* @24  brought by the Hello; keys the checksums of this client's requests */
+    int64_t pid;                    /* @32  as the client sees it */
+    uint64_t start_time;            /* @40  of the process, clock ticks since boot (/proc/PID/stat field 22) */
+    uint64_t pid_namespace;         /* @48  inode */
+    uint64_t attached_ns;           /* @56 */
+    uint64_t seen_ns;               /* @64  W:driver(relaxed) when it saw the heartbeat change */
+    uint32_t provable;              /* @72  1: death can be proved by pidfd */
+    uint32_t index;                 /* @76 */
+    char name[64];                  /* @80 */
+    uint8_t pad[112];               /* @144 */
+} shmd_client_record_t;
+
+typedef struct shmd_lease_record {  /* 256 bytes */
+    uint64_t word;                  /* @0   W:driver(release) R:all(acquire); generation << 8 | SHMD_LEASE_* */
+    uint64_t lease_id;              /* @8   never reused */
+    uint64_t client_id;             /* @16 */
+    uint64_t correlation_id;        /* @24  of the attach */
+    uint64_t start_seq;             /* @32  consumer: first seq that it is wired to, in first_epoch */
+    uint64_t joined_seq;            /* @40  consumer: lossless from here (= start_seq unless start was oldest) */
+    uint64_t attached_ns;           /* @48 */
+    uint64_t deadline_ns;           /* @56  unconfirmed at this time: detached */
+    uint64_t ended_ns;              /* @64 */
+    uint64_t schema_hash;           /* @72  of the schema that the client declared; 0: none */
+    uint32_t client_index;          /* @80 */
+    uint32_t stream_index;          /* @84 */
+    uint32_t stream_id;             /* @88 */
+    uint32_t role;                  /* @92 */
+    uint32_t delivery;              /* @96 */
+    uint32_t start;                 /* @100 */
+    uint32_t wait;                  /* @104 */
+    uint32_t flags;                 /* @108 SHMD_ATTACH_* */
+    uint32_t gate;                  /* @112 consumer: index of its gate and bit, the same in every epoch */
+    uint32_t first_epoch;           /* @116 epoch that it was first wired to; 0: none yet */
+    uint32_t epoch;                 /* @120 producer: its epoch */
+    uint32_t record;                /* @124 producer: index of its epoch record */
+    uint32_t end_reason;            /* @128 SHMD_REASON_* once ended */
+    uint32_t quarantined;           /* @132 1: ended without proof of death, not to be reused yet */
+    uint32_t slow_consumer;         /* @136 producer's policy */
+    uint32_t min_consumers;         /* @140 */
+    uint32_t index;                 /* @144 */
+    uint8_t pad[108];               /* @148 */
+} shmd_lease_record_t;
+
+/* What the hot paths load: one read-mostly line an epoch. */
+typedef struct shmd_epoch_hot {     /* 128 bytes */
+    uint64_t state;                 /* @0   W:driver(release, seq_cst) R:all(acquire); epoch << 8 | SHMD_EPOCH_* */
+    uint64_t gate_mask;             /* @8   W:driver(seq_cst) R:producer(acquire), consumers; reliable consumers */
+    uint64_t sleep_mask;            /* @16  W:driver(seq_cst) R:producer; consumers that may sleep at all */
+    uint64_t sealed_seq;            /* @24  W:driver(release) R:all; valid when SEALED */
+    uint64_t wired_mask;            /* @32  W:driver(release) R:consumers, tools; all consumers of this epoch */
+    uint8_t pad[88];                /* @40 */
+} shmd_epoch_hot_t;
+
+typedef struct shmd_epoch_record {  /* 512 bytes */
+    shmd_epoch_hot_t hot;           /* @0 */
+    uint64_t producer_lease_id;     /* @128 */
+    uint64_t opened_ns;             /* @136 */
+    uint64_t sealed_ns;             /* @144 */
+    uint64_t arena_bytes;           /* @152 */
+    uint64_t data_bytes;            /* @160 */
+    uint64_t gates_bytes;           /* @168 */
+    uint32_t slots;                 /* @176 */
+    uint32_t slot_bytes;            /* @180 */
+    uint32_t gate_count;            /* @184 */
+    uint32_t end_reason;            /* @188 SHMD_REASON_* once sealing */
+    uint32_t unproven;              /* @192 1: sealed without proof that the producer is dead */
+    uint32_t flags;                 /* @196 SHMD_ATTACH_NO_WAKEUPS, SHMD_ATTACH_TIMESTAMPS */
+    uint32_t stream_id;             /* @200 */
+    uint32_t epoch;                 /* @204 */
+    int64_t producer_pid;           /* @208 */
+    uint8_t pad0[40];               /* @216 */
+    char data_name[96];             /* @256 */
+    char gates_name[96];            /* @352 */
+    uint8_t pad1[64];               /* @448 */
+} shmd_epoch_record_t;
+
+typedef struct shmd_stream_record { /* 4096 bytes */
+    uint64_t word;                  /* @0   W:driver(release) R:all(acquire); generation << 8 | SHMD_RECORD_* */
+    uint64_t epoch_count;           /* @8   W:driver(release) R:consumers(acquire); number of the newest epoch */
+    uint64_t producer_lease_id;     /* @16  0: no producer now */
+    uint64_t gates_used;            /* @24  gate indexes that live or quarantined leases hold */
+    uint32_t stream_id;             /* @32  never reused within a boot id */
+    uint32_t schema_bytes;          /* @36  0: bytes */
+    uint64_t schema_hash;           /* @40 */
+    uint64_t created_ns;            /* @48 */
+    uint32_t index;                 /* @56 */
+    uint32_t max_consumers;         /* @60 */
+    char name[64];                  /* @64 */
+    uint8_t pad0[128];              /* @128 */
+    char schema[1536];              /* @256 */
+    shmd_epoch_record_t epochs[4];  /* @1792 */
+    uint8_t pad1[256];              /* @3840 */
+} shmd_stream_record_t;
+
+typedef struct shmd_error_record {  /* 256 bytes; distinct errors, counted */
+    uint64_t count;                 /* @0   W:driver(release) R:tools(acquire); 0: unused */
+    uint64_t first_ns;              /* @8 */
+    uint64_t last_ns;               /* @16  W:driver(relaxed) */
+    char text[232];                 /* @24 */
+} shmd_error_record_t;
+
+typedef struct shmd_authority {     /* 2048 bytes, then the tables at their offsets */
+    shmd_header_t header;           /* @0 */
+    uint32_t client_max;            /* @128 const */
+    uint32_t lease_max;             /* @132 const */
+    uint32_t stream_max;            /* @136 const */
+    uint32_t event_slots;           /* @140 const; power of two */
+    uint32_t event_slot_bytes;      /* @144 const */
+    uint32_t counter_max;           /* @148 const */
+    uint32_t error_max;             /* @152 const */
+    uint32_t config_bytes;          /* @156 const */
+    uint64_t clients_offset;        /* @160 const */
+    uint64_t leases_offset;         /* @168 const */
+    uint64_t streams_offset;        /* @176 const */
+    uint64_t events_offset;         /* @184 const */
+    uint64_t counters_offset;       /* @192 const */
+    uint64_t errors_offset;         /* @200 const */
+    uint64_t config_offset;         /* @208 const */
+    uint64_t control_bytes;         /* @216 const */
+    uint64_t heartbeat_interval_ns; /* @224 W:driver(relaxed) R:clients */
+    uint64_t lease_timeout_ns;      /* @232 W:driver(relaxed) R:clients, tools */
+    char instance[64];              /* @240 const */
+    char control_name[96];          /* @304 const */
+    uint8_t pad0[112];              /* @400 */
+    uint64_t lifecycle;             /* @512 W:driver(release) R:all(acquire); SHMD_LIFECYCLE_* */
+    uint64_t exit_kind;             /* @520 W:driver(release) R:all(acquire); SHMD_EXIT_*; not NONE: this driver is over */
+    uint64_t heartbeat_ns;          /* @528 W:driver(release) R:clients, tools; time of its last tick */
+    uint64_t degraded;              /* @536 W:driver(relaxed) R:tools; bits of reasons */
+    int64_t driver_pid;             /* @544 W:driver(relaxed) R:clients, tools */
+    uint64_t driver_start_time;     /* @552 likewise */
+    uint64_t driver_pid_namespace;  /* @560 likewise */
+    uint64_t started_ns;            /* @568 likewise; this driver process */
+    uint64_t adoptions;             /* @576 likewise; how often the segments were taken over */
+    uint64_t shutdown_deadline_ns;  /* @584 likewise; 0: not draining */
+    uint64_t shutdown_mode;         /* @592 likewise; SHMD_SHUTDOWN_* */
+    uint8_t pad1[40];               /* @600 */
+    uint64_t control_cursor;        /* @640 W:driver(release) R:clients(acquire), successor; next request position */
+    uint64_t next_client_id;        /* @648 W:driver before it is used R:successor */
+    uint64_t next_lease_id;         /* @656 likewise */
+    uint64_t next_stream_id;        /* @664 likewise */
+    uint64_t last_nonce;            /* @672 W:driver before acting R:successor */
+    uint8_t pad2[88];               /* @680 */
+    uint64_t event_head;            /* @768 W:driver(release) R:clients, tools(acquire) */
+    uint8_t pad3[120];              /* @776 */
+    uint32_t event_word;            /* @896 W:driver; futex: bumped at every event */
+    uint8_t pad4[1148];             /* @900 */
+} shmd_authority_t;
+
+typedef struct shmd_event {         /* 1184 bytes, the payload of an event-ring slot */
+    uint32_t kind;                  /* @0   SHMD_EVENT_* */
+    uint32_t code;                  /* @4   SHMD_CODE_* */
+    uint32_t reason;                /* @8   SHMD_REASON_* */
+    uint32_t text_bytes;            /* @12  without the NUL */
+    uint64_t correlation_id;        /* @16 */
+    uint64_t client_id;             /* @24 */
+    uint64_t lease_id;              /* @32 */
+    uint32_t client_index;          /* @40 */
+    uint32_t lease_index;           /* @44 */
+    uint32_t stream_index;          /* @48 */
+    uint32_t stream_id;             /* @52 */
+    uint32_t epoch;                 /* @56 */
+    uint32_t record;                /* @60 */
+    uint32_t gate;                  /* @64 */
+    uint32_t state;                 /* @68  SHMD_LIFECYCLE_*, SHMD_EPOCH_* or SHMD_LEASE_*, by kind */
+    uint64_t start_seq;             /* @72 */
+    uint64_t value;                 /* @80  by kind: sealed_seq, milliseconds, ... */
+    uint64_t time_ns;               /* @88 */
+    char stream[64];                /* @96 */
+    char text[1024];                /* @160 */
+} shmd_event_t;
+
+/* ---- control: W:all clients R:driver -------------------------------------------------- */
+
+typedef struct shmd_request {       /* 2176 bytes */
+    uint64_t checksum;              /* @0   over position, who, the client's nonce and all bytes from @8 on */
+    uint64_t position;              /* @8 */
+    uint64_t correlation_id;        /* @16 */
+    uint64_t client_id;             /* @24  0 in a Hello */
+    uint64_t deadline_ns;           /* @32  monotonic; dropped past it */
+    uint32_t kind;                  /* @40  SHMD_REQUEST_* */
+    uint32_t layout_version;        /* @44 */
+    int64_t pid;                    /* @48  Hello */
+    uint64_t start_time;            /* @56  Hello */
+    uint64_t pid_namespace;         /* @64  Hello */
+    uint64_t nonce;                 /* @72  Hello: the client's; Shutdown, Admin: increasing */
+    uint32_t role;                  /* @80  Attach, Detach */
+    uint32_t delivery;              /* @84  Attach */
+    uint32_t start;                 /* @88  Attach */
+    uint32_t wait;                  /* @92  Attach */
+    uint32_t flags;                 /* @96  SHMD_ATTACH_*, SHMD_DETACH_ABORTED */
+    uint32_t slow_consumer;         /* @100 Attach, producer */
+    uint32_t min_consumers;         /* @104 Attach, producer */
+    uint32_t slots;                 /* @108 Attach, producer; 0: as the profile says */
+    uint32_t slot_bytes;            /* @112 Attach, producer; 0: as the profile says */
+    uint32_t schema_bytes;          /* @116 Attach; without the NUL; 0: none */
+    uint64_t max_message;           /* @120 Attach, producer; 0: as the profile says */
+    uint64_t arena_bytes;           /* @128 Attach, producer; UINT64_MAX: as the profile says */
+    uint64_t lease_id;              /* @136 Detach, Admin; 0 in a Detach: by target_correlation_id */
+    uint64_t target_correlation_id; /* @144 Detach */
+    uint32_t admin;                 /* @152 SHMD_ADMIN_*; Shutdown: SHMD_SHUTDOWN_* */
+    uint32_t reserved;              /* @156 zero */
+    uint8_t hmac[32];               /* @160 Shutdown, Admin */
+    char stream[64];                /* @192 */
+    char name[64];                  /* @256 Hello: the client's */
+    char text[128];                 /* @320 reason */
+    char schema[1536];              /* @448 */
+    uint8_t pad[192];               /* @1984 zero */
+} shmd_request_t;
+
+typedef struct shmd_control_slot {  /* 2304 bytes */
+    uint64_t turn;                  /* @0   W:claimer(CAS), driver(CAS) */
+    uint8_t pad[120];               /* @8 */
+    shmd_request_t request;         /* @128 W:its claimer R:driver, which copies it once */
+} shmd_control_slot_t;
+
+typedef struct shmd_heartbeat {     /* 128 bytes; one a client record, the same index */
+    uint64_t beat;                  /* @0   W:that client(release) R:driver(acquire) */
+    uint64_t client_id;             /* @8   W:that client */
+    uint8_t pad[112];               /* @16 */
+} shmd_heartbeat_t;
+
+typedef struct shmd_lease_line {    /* 128 bytes; one a lease record, the same index */
+    uint64_t confirmed;             /* @0   W:that lease's client(release) R:driver(acquire); the lease id */
+    uint8_t pad[120];               /* @8 */
+} shmd_lease_line_t;
+
+typedef struct shmd_control {       /* 512 bytes, then slots, heartbeats, lease lines */
+    shmd_header_t header;           /* @0 */
+    uint32_t slot_count;            /* @128 const */
+    uint32_t client_max;            /* @132 const */
+    uint32_t lease_max;             /* @136 const */
+    uint32_t reserved;              /* @140 */
+    uint64_t slots_offset;          /* @144 const */
+    uint64_t heartbeats_offset;     /* @152 const */
+    uint64_t lease_lines_offset;    /* @160 const */
+    uint8_t pad0[88];               /* @168 */
+    uint64_t tail;                  /* @256 W:clients(CAS) R:clients; a hint, the turns decide */
+    uint8_t pad1[120];              /* @264 */
+    uint32_t doorbell;              /* @384 W:clients; futex: bumped at every commit */
+    uint8_t pad2[124];              /* @388 */
+} shmd_control_t;
+
+/* ---- data: W:one producer R:its consumers, driver, tools ------------------------------ */
+
+typedef struct shmd_slot {          /* the first 24 bytes of a slot; the payload follows */
+    uint64_t commit;                /* @0   W:producer(release) R:consumers(acquire); seq << 1 | committed */
+    uint32_t length;                /* @8   payload bytes */
+    uint16_t type;                  /* @12  the user's */
+    uint16_t flags;                 /* @14  SHMD_FLAG_* */
+    uint64_t timestamp_ns;          /* @16  publish time, 0 when stamping is off */
+} shmd_slot_t;
+
+typedef struct shmd_arena_ref {     /* the payload of a slot with SHMD_FLAG_ARENA */
+    uint64_t position;              /* @0   absolute, a multiple of 64; offset = position % arena_bytes */
+    uint64_t bytes;                 /* @8   reserved there: length rounded up to 64 */
+} shmd_arena_ref_t;
+
+typedef struct shmd_tensor {        /* the head of a payload with SHMD_FLAG_TENSOR */
+    uint32_t header_bytes;          /* @0   multiple of 64: where the elements begin */
+    uint16_t dtype_bytes;           /* @4   text, after the shape */
+    uint16_t meta_bytes;            /* @6   user's, after the dtype */
+    uint8_t version;                /* @8   1 */
+    uint8_t ndim;                   /* @9 */
+    uint8_t fortran;                /* @10  1: column-major */
+    uint8_t reserved[5];            /* @11 */
+} shmd_tensor_t;                    /* 16 bytes; then u64 shape[ndim], dtype text, meta, zeros */
+
+typedef struct shmd_data {          /* 4096 bytes, then slots, then arena, both whole pages */
+    shmd_header_t header;           /* @0 */
+    uint32_t slots;                 /* @128 const; power of two */
+    uint32_t slot_bytes;            /* @132 const; multiple of 64 */
+    uint64_t arena_bytes;           /* @136 const; whole pages, may be 0 */
+    uint64_t ring_offset;           /* @144 const */
+    uint64_t arena_offset;          /* @152 const */
+    uint32_t flags;                 /* @160 const */
+    uint32_t schema_bytes;          /* @164 const; without the NUL */
+    uint8_t pad0[88];               /* @168 */
+    uint64_t head;                  /* @256 W:producer(release) R:consumers, driver, tools(acquire) */
+    uint64_t bytes;                 /* @264 W:producer(relaxed) R:tools; payload bytes ever published */
+    uint8_t pad1[112];              /* @272 */
+    uint64_t arena_intent;          /* @384 W:producer(relaxed, then release fence) R:ungated; bytes below may be overwritten by - arena_bytes */
+    uint8_t pad2[120];              /* @392 */
+    uint32_t wake_word;             /* @512 W:producer; futex: consumers sleep on it */
+    uint8_t pad3[124];              /* @516 */
+    uint32_t room_waiting;          /* @640 W:producer(seq_cst) R:consumers; gate it waits for + 1; 0: not waiting */
+    uint32_t blocked_gate;          /* @644 W:producer(relaxed) R:driver, tools; gate that holds it back + 1; 65: no consumer yet; 0: none */
+    uint64_t blocked_since_ns;      /* @648 W:producer(relaxed); monotonic */
+    uint64_t blocked_position;      /* @656 W:producer(relaxed); where that gate stands */
+    uint64_t blocked_total_ns;      /* @664 W:producer(relaxed); of finished waits */
+    uint64_t blocked_count;         /* @672 W:producer(relaxed) */
+    uint8_t pad4[88];               /* @680 */
+    uint64_t aborted_claims;        /* @768 W:producer(relaxed) R:tools */
+    uint64_t wakes;                 /* @776 W:producer(relaxed) R:tools; futex wake calls */
+    uint8_t pad5[1264];             /* @784 */
+    char schema[1536];              /* @2048 const */
+    uint8_t pad6[512];              /* @3584 */
+} shmd_data_t;
+
+/* ---- gates: W:its consumers R:that producer, driver, tools ---------------------------- */
+
+typedef struct shmd_gate {          /* 2048 bytes */
+    uint64_t position;              /* @0   W:driver until the attach is answered, then consumer(release) R:producer(acquire) */
+    uint64_t cursor;                /* @8   W:consumer(relaxed) R:tools; next seq to read, at or past position */
+    uint8_t pad0[112];              /* @16 */
+    uint64_t left;                  /* @128 W:consumer(release) R:driver(acquire); its lease id once it has left this epoch */
+    uint32_t sleeping;              /* @136 W:consumer(seq_cst) R:producer; 1: it sleeps on wake_word */
+    uint8_t pad1[116];              /* @140 */
+    uint32_t room_word;             /* @256 W:consumer; futex: the producer sleeps on it */
+    uint8_t pad2[124];              /* @260 */
+    uint64_t consumed;              /* @384 W:consumer(relaxed) R:tools */
+    uint64_t lost;                  /* @392 W:consumer(relaxed) R:tools */
+    uint64_t skipped;               /* @400 W:consumer(relaxed) R:tools; latest: passed over by intent */
+    uint64_t last_read_ns;          /* @408 W:consumer(relaxed) R:tools */
+    uint8_t pad3[96];               /* @416 */
+    uint64_t lease_id;              /* @512 W:driver(release) R:tools; who holds this gate */
+    uint8_t pad4[504];              /* @520 */
+    uint32_t latency[256];          /* @1024 W:consumer(relaxed) R:tools; log-linear buckets, see shmd_latency_bucket */
+} shmd_gate_t;
+
+typedef struct shmd_gates {         /* 4096 bytes, then gate_count gates */
+    shmd_header_t header;           /* @0 */
+    uint32_t gate_count;            /* @128 const */
+    uint32_t reserved;              /* @132 */
+    uint8_t pad[3960];              /* @136 */
+} shmd_gates_t;
+
+/* ---- private structures that cross the C/Python border (never in shared memory) ------- */
+
+typedef struct shmd_authority_params {
+    const char *instance;
+    const char *control_name;
+    uint64_t boot_id;
+    uint64_t now_ns;
+    uint64_t heartbeat_interval_ns;
+    uint64_t lease_timeout_ns;
+    uint32_t client_max;
+    uint32_t lease_max;
+    uint32_t stream_max;
+    uint32_t event_slots;
+    uint32_t config_bytes;
+    uint32_t error_max;
+} shmd_authority_params_t;
+
+typedef struct shmd_geometry {      /* of one epoch; from authority or configuration, never from a client's memory */
+    uint32_t slots;
+    uint32_t slot_bytes;
+    uint64_t arena_bytes;
+    uint32_t gate_count;
+    uint32_t flags;
+    uint32_t stream_id;
+    uint32_t epoch;
+    uint64_t boot_id;
+    uint64_t now_ns;
+} shmd_geometry_t;
+
+typedef struct shmd_client_watch {  /* the driver's memory of one client's heartbeat */
+    uint64_t client_id;
+    uint64_t beat;
+    uint64_t seen_ns;
+} shmd_client_watch_t;
+
+enum { SHMD_CHECK_CONFIRMED = 1, SHMD_CHECK_UNCONFIRMED = 2, SHMD_CHECK_CLIENT_STALLED = 3,
+       SHMD_CHECK_CLIENT_RECOVERED = 4, SHMD_CHECK_CLIENT_EXPIRED = 5 };
+
+typedef struct shmd_check {         /* one finding of shmd_lease_check */
+    uint32_t what;                  /* SHMD_CHECK_* */
+    uint32_t index;                 /* of the lease record (CONFIRMED, UNCONFIRMED) or client record */
+    uint64_t silent_ns;
+} shmd_check_t;
+
+typedef struct shmd_producer_options {
+    const char *schema;             /* canonical text or NULL */
+    uint64_t max_message;           /* 0: as the profile says */
+    uint64_t arena_bytes;           /* UINT64_MAX: derived */
+    uint64_t timeout_ns;            /* of the attach */
+    uint32_t slots;                 /* 0: as the profile says */
+    uint32_t slot_bytes;            /* 0: as the profile says */
+    uint32_t min_consumers;
+    uint32_t slow_consumer;         /* SHMD_SLOW_* */
+    uint32_t flags;                 /* SHMD_ATTACH_CREATE | NO_WAKEUPS | TIMESTAMPS */
+    uint32_t reserved;
+} shmd_producer_options;
+
+typedef struct shmd_consumer_options {
+    const char *schema;
+    uint64_t timeout_ns;
+    uint32_t delivery;
+    uint32_t start;
+    uint32_t wait;
+    uint32_t flags;                 /* SHMD_ATTACH_CREATE | FOLLOW */
+} shmd_consumer_options;
+
+typedef struct shmd_message {
+    const void *data;               /* payload, in shared memory */
+    uint64_t seq;
+    uint64_t timestamp_ns;
+    uint32_t length;
+    uint16_t type;
+    uint16_t flags;
+} shmd_message;
+
+typedef struct shmd_client shmd_client;
+typedef struct shmd_producer shmd_producer;
+typedef struct shmd_consumer shmd_consumer;
+typedef struct shmd_mapping shmd_mapping;
+typedef struct shmd_event_writer shmd_event_writer;
+typedef struct shmd_control_reader shmd_control_reader;
+
+typedef struct shmd_producer_info {
+    uint64_t lease_id;
+    uint64_t seq;                   /* next */
+    uint64_t max_message;
+    uint64_t arena_bytes;
+    uint64_t sealed_seq;            /* once revoked: what of it will be read */
+    uint32_t slots;
+    uint32_t slot_bytes;
+    uint32_t inline_max;
+    uint32_t epoch;
+    uint32_t stream_id;
+    uint32_t stream_index;
+    uint32_t lease_index;
+    uint32_t consumers;             /* reliable ones, now */
+    uint32_t blocked_gate;          /* + 1; 0: none; 65: no consumer yet */
+    uint32_t end_reason;            /* SHMD_REASON_* once revoked */
+    uint64_t blocked_since_ns;
+    uint64_t blocked_total_ns;
+    uint64_t blocked_position;
+} shmd_producer_info_t;
+
+typedef struct shmd_consumer_info {
+    uint64_t lease_id;
+    uint64_t position;              /* next seq to read */
+    uint64_t gate;                  /* as published */
+    uint64_t head;                  /* the producer's, 0 without an epoch */
+    uint64_t lost;                  /* of all epochs */
+    uint64_t skipped;
+    uint64_t consumed;
+    uint64_t sealed_seq;            /* of the epoch that ended or that the lease was revoked in */
+    uint64_t mapping_serial;        /* grows whenever another epoch is mapped */
+    uint64_t lost_range_count;      /* ever */
+    uint32_t slots;                 /* 0 without an epoch */
+    uint32_t slot_bytes;
+    uint32_t inline_max;
+    uint32_t epoch;                 /* 0: none yet */
+    uint32_t stream_id;
+    uint32_t stream_index;
+    uint32_t lease_index;
+    uint32_t gate_index;
+    uint32_t end_reason;            /* SHMD_REASON_* once ended */
+    uint32_t delivery;
+    int64_t producer_pid;
+} shmd_consumer_info_t;
+
+typedef struct shmd_lost_range { uint32_t epoch; uint32_t reserved; uint64_t first; uint64_t last; } shmd_lost_range_t;
+
+/* What shmd_guarded_fetch found. copied: count messages of the same length stand in the caller's
+ * buffer as packed little-endian records: u64 seq, u64 timestamp_ns, u16 type, u16 flags, payload
+ * (20 + length bytes each). Not copied: one message whose payload is in place in shared memory. */
+typedef struct shmd_batch {
+    uint64_t count;
+    uint64_t seq;                   /* of the first */
+    uint64_t timestamp_ns;
+    const void *data;
+    uint32_t length;
+    uint32_t stride;                /* records: bytes from one payload to the next */
+    uint16_t type;
+    uint16_t flags;
+    uint32_t copied;
+    uint64_t mapping_serial;
+} shmd_batch_t;
+
+/* ---- exported functions: common -------------------------------------------------------- */
+
+uint64_t shmd_magic(uint32_t kind);
+const char *shmd_version(void);
+const char *shmd_strerror(int code);
+const char *shmd_last_error(void);              /* thread-local text of the last failure; "" when none */
+uint32_t shmd_last_reason(void);                /* SHMD_REASON_* of the last SHMD_E_REJECTED */
+uint32_t shmd_last_code(void);                  /* SHMD_CODE_* likewise */
+uint64_t shmd_now_ns(void);                     /* CLOCK_MONOTONIC */
+uint64_t shmd_hash(const void *data, uint64_t bytes, uint64_t seed);
+int shmd_process_start_time(int64_t pid, uint64_t *start_time);   /* 0, or SHMD_E_SYSTEM when there is no such process */
+uint64_t shmd_pid_namespace(void);
+
+uint64_t shmd_word_load(const uint64_t *word);                    /* acquire */
+void shmd_word_store(uint64_t *word, uint64_t value);             /* release */
+void shmd_word_store_seq_cst(uint64_t *word, uint64_t value);
+uint32_t shmd_futex_load(const uint32_t *word);                   /* acquire */
+int shmd_futex_wait(const uint32_t *word, uint32_t seen, uint64_t timeout_ns); /* 0 woken or changed, SHMD_E_TIMEOUT, SHMD_E_INTERRUPTED */
+void shmd_futex_wake(const uint32_t *word);                       /* everybody */
+int shmd_record_copy(void *out, const void *record, uint64_t bytes); /* 1: consistent copy; 0: it changed meanwhile. The first 8 bytes are its word */
+
+/* ---- exported functions: segments ------------------------------------------------------ */
+
+int shmd_segment_open(const char *name, int writable, uint64_t *bytes);  /* fd, never created; or SHMD_E_SYSTEM, SHMD_E_LAYOUT */
+int shmd_segment_map(int fd, uint64_t offset, uint64_t bytes, int writable, int prefault, void **out);
+int shmd_segment_map_mirrored(int fd, uint64_t offset, uint64_t bytes, int writable, int prefault, void **out); /* twice in a row */
+int shmd_segment_unmap(void *base, uint64_t bytes);
+int shmd_header_check(const void *base, uint64_t bytes, uint32_t kind, uint64_t boot_id, uint32_t stream_id, uint32_t epoch); /* boot_id 0: any */
+void shmd_segment_complete(void *base);                           /* stores the magic, release */
+
+/* ---- exported functions: the driver's side --------------------------------------------- */
+
+uint64_t shmd_authority_footprint(const shmd_authority_params_t *params);  /* 0: out of range */
+uint64_t shmd_control_footprint(uint32_t client_max, uint32_t lease_max);
+uint64_t shmd_data_footprint(const shmd_geometry_t *geometry);
+uint64_t shmd_gates_footprint(uint32_t gate_count);
+void shmd_geometry_round(uint32_t *slots, uint32_t *slot_bytes, uint64_t *arena_bytes); /* to powers of two and whole pages */
+int shmd_authority_init(void *base, uint64_t bytes, const shmd_authority_params_t *params);  /* all but the magic */
+int shmd_control_init(void *base, uint64_t bytes, uint32_t client_max, uint32_t lease_max, uint64_t boot_id, uint64_t now_ns);
+int shmd_data_init(void *base, uint64_t bytes, const shmd_geometry_t *geometry, const char *schema); /* base: at least the first 4096 bytes mapped */
+int shmd_gates_init(void *base, uint64_t bytes, const shmd_geometry_t *geometry);
+int shmd_authority_check(const void *base, uint64_t bytes);       /* offsets and counts against the size, after shmd_header_check */
+
+shmd_client_record_t *shmd_authority_client(const shmd_authority_t *authority, uint32_t index);
+shmd_lease_record_t *shmd_authority_lease(const shmd_authority_t *authority, uint32_t index);
+shmd_stream_record_t *shmd_authority_stream(const shmd_authority_t *authority, uint32_t index);
+shmd_error_record_t *shmd_authority_error(const shmd_authority_t *authority, uint32_t index);
+char *shmd_authority_config(const shmd_authority_t *authority);   /* config_bytes, NUL-terminated text */
+shmd_heartbeat_t *shmd_control_heartbeat(const shmd_control_t *control, uint32_t client_max, uint32_t lease_max, uint32_t index);
+shmd_lease_line_t *shmd_control_lease_line(const shmd_control_t *control, uint32_t client_max, uint32_t lease_max, uint32_t index);
+shmd_gate_t *shmd_gates_gate(const shmd_gates_t *gates, uint32_t index);
+
+void shmd_counter_add(shmd_authority_t *authority, uint32_t counter, uint64_t n);
+void shmd_counter_max(shmd_authority_t *authority, uint32_t counter, uint64_t value);
+void shmd_counter_set(shmd_authority_t *authority, uint32_t counter, uint64_t value);
+uint64_t shmd_counter_get(const shmd_authority_t *authority, uint32_t counter);
+int shmd_error_log_add(shmd_authority_t *authority, const char *text, uint64_t now_ns); /* index of the record, or -1: table full (counted) */
+
+shmd_event_writer *shmd_event_writer_new(shmd_authority_t *authority);   /* resumes by scanning; NULL: no memory */
+void shmd_event_writer_free(shmd_event_writer *writer);
+uint64_t shmd_event_publish(shmd_event_writer *writer, const shmd_event_t *event); /* its seq; wakes every sleeper */
+int shmd_event_poll(const shmd_authority_t *authority, uint64_t *cursor, shmd_event_t *out, uint64_t *lost); /* 1, 0 */
+
+shmd_control_reader *shmd_control_reader_new(shmd_control_t *control, uint64_t bytes, shmd_authority_t *authority); /* repairs tail and turns */
+void shmd_control_reader_free(shmd_control_reader *reader);
+int shmd_control_poll(shmd_control_reader *reader, shmd_request_t *out, uint64_t now_ns);
+    /* 1: a valid copy in out; 0: nothing; SHMD_E_CORRUPT: a request that fails its checks (text in shmd_last_error);
+       SHMD_E_TIMEOUT: the next slot is claimed and not committed, patience is over. After 1 or SHMD_E_CORRUPT
+       call shmd_control_advance, after SHMD_E_TIMEOUT shmd_control_skip. */
+void shmd_control_advance(shmd_control_reader *reader);           /* frees the slot, publishes the cursor */
+uint32_t shmd_control_claimer(const shmd_control_reader *reader); /* who holds the next slot: client index + 1 with bit 27 clear, or pid with bit 27 set; 0: nobody */
+int shmd_control_skip(shmd_control_reader *reader, int proved);   /* 1 skipped (quarantined unless proved), 0: it was committed after all */
+uint32_t shmd_control_quarantined(const shmd_control_reader *reader, uint32_t slot); /* who holds that quarantined slot, 0: none */
+void shmd_control_release(shmd_control_reader *reader, uint32_t slot);  /* the quarantined claimer is proved dead */
+int shmd_control_sweep(shmd_control_reader *reader);              /* frees slots whose claimers said that they are done; count */
+int shmd_request_check(const shmd_request_t *request);            /* 0, SHMD_E_INVALID (text), SHMD_E_LAYOUT: enums, ranges, names, UTF-8 */
+int shmd_name_check(const char *name);                            /* 0 or SHMD_E_INVALID with a text; name: up to SHMD_NAME_BYTES */
+
+int64_t shmd_lease_check(shmd_authority_t *authority, const shmd_control_t *control, shmd_client_watch_t *watches,
+                         uint64_t now_ns, uint64_t stalled_ns, uint64_t timeout_ns, shmd_check_t *out, uint64_t limit);
+
+uint64_t shmd_epoch_join(shmd_epoch_hot_t *hot, const shmd_data_t *data, shmd_gates_t *gates, const shmd_geometry_t *geometry,
+                         uint32_t gate, int reliable, int may_sleep, uint64_t lease_id, int oldest, uint64_t *cursor);
+    /* wires a consumer into a live epoch: returns h, from which on it is lossless; *cursor: where it starts */
+void shmd_epoch_leave(shmd_epoch_hot_t *hot, uint32_t gate);      /* clears its bits in all masks */
+uint64_t shmd_epoch_seal(shmd_epoch_hot_t *hot, const shmd_data_t *data, const void *ring, const shmd_geometry_t *geometry,
+                         int clean, int proved);                  /* sealed_seq; state becomes SEALED. Idempotent */
+uint64_t shmd_data_head(const shmd_data_t *data);                 /* acquire */
+uint64_t shmd_gate_position(const shmd_gates_t *gates, uint32_t gate);   /* acquire */
+uint64_t shmd_gate_left(const shmd_gates_t *gates, uint32_t gate);       /* acquire; lease id */
+
+/* ---- exported functions: client ------------------------------------------------------- */
+
+int shmd_connect(const char *instance, uint64_t timeout_ns, shmd_client **out);
+int shmd_connect_named(const char *instance, const char *name, int heartbeat, uint64_t timeout_ns, shmd_client **out);
+int shmd_disconnect(shmd_client *client);       /* goodbye, join the heartbeat thread, free; not waiting for the answer */
+int shmd_keepalive(shmd_client *client);        /* for SHMD_HEARTBEAT_MANUAL */
+const shmd_authority_t *shmd_client_authority(const shmd_client *client);
+uint64_t shmd_client_id(const shmd_client *client);
+uint64_t shmd_client_boot_id(const shmd_client *client);
+int shmd_driver_alive(const shmd_authority_t *authority);   /* 1 alive, 0 provably gone, cleanly stopped or superseded; text says which */
+int shmd_client_request(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns);
+    /* fills identity, position and checksum, sends (again, when unanswered), waits for the answer */
+
+int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_producer_options *options, shmd_producer **out);
+int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_consumer_options *options, shmd_consumer **out);
+int shmd_producer_close(shmd_producer *producer);          /* clean end, frees the handle */
+int shmd_producer_abort(shmd_producer *producer);          /* aborted end, frees the handle */
+int shmd_consumer_close(shmd_consumer *consumer);
+
+int shmd_publish(shmd_producer *producer, const void *data, uint32_t length, uint16_t type);
+int shmd_publish_wait(shmd_producer *producer, const void *data, uint32_t length, uint16_t type, uint64_t timeout_ns);
+int64_t shmd_publish_records(shmd_producer *producer, const void *records, uint32_t record_bytes, uint64_t n, uint64_t timeout_ns);
+    /* how many went in (fewer than n at the timeout), or a negative code when none did */
+int shmd_claim(shmd_producer *producer, uint32_t length, void **data);
+int shmd_commit(shmd_producer *producer, uint32_t length, uint16_t type);
+int shmd_abort(shmd_producer *producer);
+int shmd_producer_wait_room(shmd_producer *producer, uint32_t length, uint64_t timeout_ns);  /* 0, SHMD_BACK_PRESSURED, ... */
+void shmd_producer_info(const shmd_producer *producer, shmd_producer_info_t *out);
+
+int shmd_poll(shmd_consumer *consumer, shmd_message *out);
+int64_t shmd_poll_many(shmd_consumer *consumer, shmd_message *out, uint64_t limit);
+int shmd_advance(shmd_consumer *consumer);
+int shmd_wait(shmd_consumer *consumer, uint64_t timeout_ns);      /* 1 something to see, 0 timeout, SHMD_E_INTERRUPTED */
+int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns);
+int shmd_copy(shmd_consumer *consumer, void *out, uint64_t out_bytes, shmd_message *message);
+    /* for ungated consumers: the next message, copied and verified; 1, 0, SHMD_E_TOO_LARGE (message->length says), ... */
+void shmd_consumer_info(const shmd_consumer *consumer, shmd_consumer_info_t *out);
+uint64_t shmd_consumer_lost_ranges(const shmd_consumer *consumer, shmd_lost_range_t *out, uint64_t limit);
+uint32_t shmd_latency_bucket(uint64_t ns);
+uint64_t shmd_latency_bucket_floor(uint32_t bucket);
+
+/* ---- exported functions: client, guarded (one thread at a time, not across fork) ------- */
+
+int shmd_guarded_publish(shmd_producer *producer, const uint8_t *data, uint32_t length, uint16_t type);
+int shmd_guarded_publish_flags(shmd_producer *producer, const uint8_t *head, uint32_t head_bytes, const void *data, uint64_t bytes, uint16_t type, uint16_t flags);
+    /* head and data one after the other as one message */
+int64_t shmd_guarded_publish_records(shmd_producer *producer, const void *records, uint32_t record_bytes, uint64_t stride, uint64_t n, uint64_t timeout_ns);
+int shmd_guarded_claim(shmd_producer *producer, uint32_t length, void **data);
+int shmd_guarded_commit(shmd_producer *producer, uint32_t length, uint16_t type, uint16_t flags);
+int shmd_guarded_abort(shmd_producer *producer);
+int shmd_guarded_wait_room(shmd_producer *producer, uint32_t length, uint64_t timeout_ns);
+int shmd_guarded_producer_close(shmd_producer *producer, int aborted);   /* frees; SHMD_E_CONCURRENT when a thread stays inside */
+int64_t shmd_guarded_fetch(shmd_consumer *consumer, uint64_t hold_seq, uint64_t limit, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch);
+    /* first advances the gate to min(position, hold_seq); hold_seq UINT64_MAX: nothing is held. Then up to limit messages:
+       a run of equal length is copied, a message in the arena of a gated consumer is left in place. count, 0 at the
+       timeout (0 ns: never waits), SHMD_E_TOO_LARGE when out is too small for an ungated message (batch->length says) */
+int64_t shmd_guarded_fetch_records(shmd_consumer *consumer, uint64_t hold_seq, uint64_t limit, uint32_t record_bytes, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch);
+    /* a contiguous run of inline messages of record_bytes each: in place (gated; batch->data, stride) or packed into out */
+int shmd_guarded_release(shmd_consumer *consumer, uint64_t hold_seq);    /* advances the gate only */
+int shmd_guarded_wait(shmd_consumer *consumer, uint64_t timeout_ns);
+int shmd_guarded_consumer_close(shmd_consumer *consumer, int keep_mapping); /* frees; with keep_mapping the current mapping is left to shmd_mapping_free */
+shmd_mapping *shmd_consumer_mapping(shmd_consumer *consumer);            /* current one; NULL without an epoch */
+void shmd_mapping_hold(shmd_mapping *mapping);                           /* one more owner */
+void shmd_mapping_free(shmd_mapping *mapping);                           /* one owner less; unmaps with the last */
+uint32_t shmd_fork_generation(void);                                     /* grows in every forked child */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

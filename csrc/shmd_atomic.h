@@ -1,0 +1,127 @@
+/* shmd_atomic.h: the only file with atomics, fences and racing copies.
+ *
+ * Shared words are plain integers in shmd_abi.h; they are touched only through these functions.
+ * Every caller that orders something names its partner in a comment, and docs/MEMORY_MODEL.md
+ * has the table of pairs.
+ *
+ * TSAN does not model fences. Its builds get read-modify-writes of one global word instead, which
+ * orders at least as much as a fence does; the shipped code has real fences.
+ */
+#ifndef SHMD_ATOMIC_H
+#define SHMD_ATOMIC_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__SANITIZE_THREAD__)
+#define SHMD_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define SHMD_TSAN 1
+#endif
+#endif
+
+static inline uint64_t shmd_load_relaxed(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline uint64_t shmd_load_acquire(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline uint64_t shmd_load_seq_cst(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+static inline void shmd_store_relaxed(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+static inline void shmd_store_release(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline void shmd_store_seq_cst(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
+static inline int shmd_cas(uint64_t *p, uint64_t expected, uint64_t desired)
+{
+    return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+
+static inline uint32_t shmd_load32_relaxed(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline uint32_t shmd_load32_acquire(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void shmd_store32_relaxed(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+static inline void shmd_store32_release(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline void shmd_store32_seq_cst(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
+static inline uint32_t shmd_add32(uint32_t *p, uint32_t n) { return __atomic_fetch_add(p, n, __ATOMIC_SEQ_CST); }
+static inline uint32_t shmd_sub32(uint32_t *p, uint32_t n) { return __atomic_fetch_sub(p, n, __ATOMIC_ACQ_REL); }
+static inline uint32_t shmd_exchange32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQUIRE); }
+
+static inline uint16_t shmd_load16_relaxed(const uint16_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline void shmd_store16_relaxed(uint16_t *p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+
+#ifdef SHMD_TSAN
+extern uint32_t shmd_tsan_fence_word;
+static inline void shmd_fence_acquire(void) { (void)__atomic_fetch_add(&shmd_tsan_fence_word, 0, __ATOMIC_SEQ_CST); }
+static inline void shmd_fence_release(void) { (void)__atomic_fetch_add(&shmd_tsan_fence_word, 0, __ATOMIC_SEQ_CST); }
+static inline void shmd_fence_seq_cst(void) { (void)__atomic_fetch_add(&shmd_tsan_fence_word, 0, __ATOMIC_SEQ_CST); }
+#else
+static inline void shmd_fence_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
+static inline void shmd_fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
+static inline void shmd_fence_seq_cst(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+#endif
+
+static inline void shmd_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("isb" ::: "memory");
+#endif
+}
+
+/* Racing copies. A plain memcpy that races is undefined, so words are copied one by one as relaxed
+ * atomics; the shared side is 8-byte aligned and its room is a multiple of 8, so the last word may be
+ * written or read whole. Large blocks go through the string instruction on x86-64, which is outside
+ * the language's memory model and copies as memcpy does. */
+enum { SHMD_COPY_BLOCK_BYTES = 768 };
+
+#if defined(__x86_64__) && !defined(SHMD_TSAN)
+static inline void shmd_copy_block(void *out, const void *in, size_t bytes)
+{
+    __asm__ __volatile__("rep movsb" : "+D"(out), "+S"(in), "+c"(bytes) : : "memory");
+}
+#define SHMD_HAVE_COPY_BLOCK 1
+#endif
+
+/* Private to shared. Writes up to 7 bytes past the end (zeros) within the last word. */
+static inline void shmd_copy_to_shared(void *shared, const void *in, size_t bytes)
+{
+    uint64_t *out = (uint64_t *)shared;
+    const unsigned char *from = (const unsigned char *)in;
+    uint64_t word;
+#ifdef SHMD_HAVE_COPY_BLOCK
+    if (bytes > (size_t)SHMD_COPY_BLOCK_BYTES) {
+        shmd_copy_block(shared, in, bytes);
+        return;
+    }
+#endif
+    for (; bytes >= 8; bytes -= 8, from += 8) {
+        memcpy(&word, from, 8);
+        shmd_store_relaxed(out++, word);
+    }
+    if (bytes != 0) {
+        word = 0;
+        memcpy(&word, from, bytes);
+        shmd_store_relaxed(out, word);
+    }
+}
+
+/* Shared to private. Reads up to 7 bytes past the end within the last word. */
+static inline void shmd_copy_from_shared(void *out, const void *shared, size_t bytes)
+{
+    const uint64_t *from = (const uint64_t *)shared;
+    unsigned char *to = (unsigned char *)out;
+    uint64_t word;
+#ifdef SHMD_HAVE_COPY_BLOCK
+    if (bytes > (size_t)SHMD_COPY_BLOCK_BYTES) {
+        shmd_copy_block(out, shared, bytes);
+        return;
+    }
+#endif
+    for (; bytes >= 8; bytes -= 8, to += 8) {
+        word = shmd_load_relaxed(from++);
+        memcpy(to, &word, 8);
+    }
+    if (bytes != 0) {
+        word = shmd_load_relaxed(from);
+        memcpy(to, &word, bytes);
+    }
+}
+
+#endif

@@ -1,0 +1,418 @@
+/* shmd_client.c: a process's connection to a driver: map authority and control, say hello, keep the heartbeat, ask and be
+ * answered. Requests go in by the control ring, answers come by the event ring; a request that was not answered is sent
+ * again with the same correlation id. One control call at a time a client. */
+#include "shmd_internal.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+enum { RESEND_NS = 250000000, LOOK_NS = 20000000, ANSWER_SPINS = 200 };
+
+/* ---- the driver, seen from outside ----------------------------------------------------- */
+
+int shmd_driver_alive(const shmd_authority_t *a)
+{
+    uint64_t exit_kind = shmd_load_acquire(&a->exit_kind);
+    int64_t pid = a->driver_pid;
+    uint64_t start_time = 0;
+    if (exit_kind == SHMD_EXIT_HANDOVER)
+        return shmd_fail(0, "driver of instance %s handed over (pid %lld) and its successor is not there yet", a->instance, (long long)pid);
+    if (exit_kind != SHMD_EXIT_NONE)
+        return shmd_fail(0, "driver of instance %s (pid %lld) %s", a->instance, (long long)pid,
+                         exit_kind == SHMD_EXIT_CLEAN ? "was stopped" : "was superseded by a fresh one");
+    if (a->driver_pid_namespace != shmd_pid_namespace())
+        return 1; /* another PID namespace: its number means nothing here; silence is then judged by timeouts */
+    if (shmd_process_start_time(pid, &start_time) != SHMD_OK || start_time != a->driver_start_time)
+        return shmd_fail(0, "driver of instance %s (pid %lld) is dead; start it again with `shmdriver run`, it takes over what is there",
+                         a->instance, (long long)pid);
+    return 1;
+}
+
+/* ---- heartbeat -------------------------------------------------------------------------- */
+
+static void beat(shmd_client *client)
+{
+    shmd_heartbeat_t *line = shmd_control_heartbeat(client->control, client->client_max, client->lease_max, client->index);
+    shmd_store_release(&line->beat, ++client->beat); /* L1 */
+}
+
+static void *heartbeat_thread(void *argument)
+{
+    shmd_client *client = argument;
+    while (shmd_load32_acquire(&client->stop_word) == 0) {
+        beat(client);
+        uint64_t interval_ns = shmd_load_relaxed(&client->authority->heartbeat_interval_ns);
+        (void)shmd_futex_wait(&client->stop_word, 0, shmd_min(shmd_max(interval_ns, 1000000), 10000000000u));
+    }
+    return NULL;
+}
+
+/* A thread of C that never needs the GIL and takes no signal. */
+static int start_heartbeat(shmd_client *client)
+{
+    sigset_t all, before;
+    pthread_attr_t attributes;
+    pthread_t thread;
+    (void)sigfillset(&all);
+    (void)pthread_attr_init(&attributes);
+    (void)pthread_attr_setstacksize(&attributes, 128u << 10);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&thread, &attributes, heartbeat_thread, client);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    (void)pthread_attr_destroy(&attributes);
+    errno = error;
+    if (error != 0)
+        return shmd_fail_errno("starting the heartbeat thread");
+    client->thread = (unsigned long)thread;
+    client->thread_started = 1;
+    return SHMD_OK;
+}
+
+int shmd_keepalive(shmd_client *client)
+{
+    if (client->fork_generation != shmd_fork_generation())
+        return shmd_fail(SHMD_E_FORKED, "this client was made before fork; connect anew in the child");
+    if (client->heartbeat_mode != SHMD_HEARTBEAT_MANUAL)
+        return shmd_fail(SHMD_E_INVALID, "this client has a heartbeat thread; connect with SHMD_HEARTBEAT_MANUAL to beat by hand");
+    beat(client);
+    return SHMD_OK;
+}
+
+/* ---- asking ----------------------------------------------------------------------------- */
+
+static int enter(shmd_client *client, uint64_t deadline_ns)
+{
+    if (client->fork_generation != shmd_fork_generation())
+        return shmd_fail(SHMD_E_FORKED, "this client was made before fork; connect anew in the child");
+    while (shmd_exchange32(&client->busy, 1) != 0) {
+        if (shmd_now_ns() >= deadline_ns)
+            return shmd_fail(SHMD_E_TIMEOUT, "another thread's control call kept this client busy");
+        (void)shmd_futex_wait(&client->busy, 1, LOOK_NS);
+    }
+    return SHMD_OK;
+}
+
+static void leave(shmd_client *client)
+{
+    shmd_store32_release(&client->busy, 0);
+    shmd_futex_wake(&client->busy);
+}
+
+static int is_registered(const shmd_client *client)
+{
+    const shmd_client_record_t *record = shmd_authority_client(client->authority, client->index);
+    uint32_t state = (uint32_t)(shmd_load_acquire(&record->word) & 0xff);
+    return (state == SHMD_CLIENT_ALIVE || state == SHMD_CLIENT_STALLED) && record->client_id == client->client_id;
+}
+
+/* 1: the answer is in out; 0: not yet. */
+static int look_for_answer(const shmd_client *client, uint64_t *cursor, uint64_t correlation_id, shmd_event_t *out, int *resend)
+{
+    uint64_t lost = 0;
+    while (shmd_event_poll(client->authority, cursor, out, &lost)) {
+        int is_answer = out->kind == SHMD_EVENT_HELLO_RESPONSE || out->kind == SHMD_EVENT_ATTACH_RESPONSE ||
+                        out->kind == SHMD_EVENT_DETACH_RESPONSE || out->kind == SHMD_EVENT_ADMIN_RESPONSE || out->kind == SHMD_EVENT_ERROR;
+        if (is_answer && out->correlation_id == correlation_id)
+            return 1;
+    }
+    if (lost != 0)
+        *resend = 1; /* overrun: every request is idempotent, so asking again finds out */
+    return 0;
+}
+
+static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t deadline_ns)
+{
+    uint32_t who = client->client_id == 0 ? (SHMD_WHO_PID | ((uint32_t)getpid() & (SHMD_WHO_PID - 1))) : client->index + 1;
+    uint64_t cursor = shmd_load_acquire(&client->authority->event_head);
+    uint64_t sent_ns = 0;
+    uint32_t spins = 0;
+    for (;;) {
+        uint32_t seen = shmd_load32_acquire(&client->authority->event_word);
+        int resend = 0;
+        if (look_for_answer(client, &cursor, request->correlation_id, answer, &resend))
+            return SHMD_OK;
+        uint64_t now = shmd_now_ns();
+        if (now >= deadline_ns)
+            return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (pid %lld) did not answer in time; it is alive but hung, or overloaded: see `shmdriver doctor`",
+                             client->instance, (long long)client->authority->driver_pid);
+        if (sent_ns == 0 || resend || now - sent_ns >= RESEND_NS) {
+            if (client->client_id != 0 && !is_registered(client))
+                return shmd_fail(SHMD_E_REVOKED, "client %llu is no longer registered with the driver (it was silent for too long, or the driver was started afresh); connect anew",
+                                 (unsigned long long)client->client_id);
+            if (!shmd_driver_alive(client->authority))
+                return SHMD_E_DRIVER_UNAVAILABLE;
+            int rc = shmd_control_send(client->control, client->authority, request, who, client->nonce, deadline_ns);
+            if (rc != SHMD_OK)
+                return rc;
+            sent_ns = now;
+        }
+        if (spins++ < ANSWER_SPINS) {
+            (void)sched_yield(); /* an awake driver answers within microseconds */
+            continue;
+        }
+        if (shmd_futex_wait(&client->authority->event_word, seen, shmd_min(deadline_ns - now, LOOK_NS)) == SHMD_E_INTERRUPTED)
+            return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver");
+    }
+}
+
+static uint64_t next_correlation(shmd_client *client)
+{
+    uint64_t id;
+    do
+        id = shmd_hash(&client->nonce, sizeof client->nonce, ++client->correlation);
+    while (id == 0);
+    return id;
+}
+
+static void identify(shmd_client *client, shmd_request_t *request, uint64_t deadline_ns)
+{
+    request->client_id = client->client_id;
+    request->layout_version = SHMD_LAYOUT_VERSION;
+    request->deadline_ns = deadline_ns;
+    if (request->correlation_id == 0)
+        request->correlation_id = next_correlation(client);
+}
+
+int shmd_client_request(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns)
+{
+    uint64_t deadline_ns = shmd_deadline(timeout_ns);
+    int rc = enter(client, deadline_ns);
+    if (rc != SHMD_OK)
+        return rc;
+    identify(client, request, deadline_ns);
+    rc = ask(client, request, answer, deadline_ns);
+    leave(client);
+    if (rc != SHMD_OK || answer->code == SHMD_CODE_OK)
+        return rc;
+    shmd_fail_answer(answer->code, answer->reason);
+    return shmd_fail(SHMD_E_REJECTED, "%s", answer->text);
+}
+
+int shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns)
+{
+    int rc = shmd_client_request(client, request, answer, timeout_ns);
+    if (rc == SHMD_E_TIMEOUT || rc == SHMD_E_INTERRUPTED)
+        shmd_client_give_up(client, request);
+    return rc;
+}
+
+/* Sends without waiting; what is lost with a dead driver its successor finds in the tables. */
+static int tell(shmd_client *client, shmd_request_t *request)
+{
+    enum { PATIENCE_NS = 20000000 };
+    uint64_t deadline_ns = shmd_deadline(PATIENCE_NS);
+    int rc = enter(client, deadline_ns);
+    if (rc != SHMD_OK)
+        return rc;
+    identify(client, request, shmd_deadline(UINT64_MAX));
+    if (is_registered(client))
+        rc = shmd_control_send(client->control, client->authority, request, client->index + 1, client->nonce, deadline_ns);
+    leave(client);
+    return rc;
+}
+
+void shmd_client_give_up(shmd_client *client, const shmd_request_t *attach)
+{
+    char text[sizeof ((shmd_event_t *)0)->text];
+    (void)snprintf(text, sizeof text, "%s", shmd_last_error());
+    shmd_request_t request;
+    memset(&request, 0, sizeof request);
+    request.kind = SHMD_REQUEST_DETACH;
+    request.role = attach->role;
+    request.target_correlation_id = attach->correlation_id;
+    memcpy(request.stream, attach->stream, sizeof request.stream);
+    (void)tell(client, &request);
+    (void)shmd_fail(SHMD_OK, "%s", text);
+}
+
+int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, const char *stream, int aborted, int wait_answer)
+{
+    enum { PATIENCE_NS = 2000000000 };
+    shmd_request_t request;
+    shmd_event_t answer;
+    memset(&request, 0, sizeof request);
+    request.kind = SHMD_REQUEST_DETACH;
+    request.role = role;
+    request.lease_id = lease_id;
+    request.flags = aborted ? SHMD_DETACH_ABORTED : 0;
+    memcpy(request.stream, stream, strlen(stream));
+    if (!wait_answer)
+        return tell(client, &request);
+    int rc = shmd_client_request(client, &request, &answer, PATIENCE_NS);
+    if (rc == SHMD_E_DRIVER_UNAVAILABLE) {
+        /* No driver now: leave the request in the ring, its successor reads it and ends the lease as it was meant. */
+        request.correlation_id = 0;
+        (void)tell(client, &request);
+        return SHMD_OK;
+    }
+    return rc == SHMD_E_REVOKED || rc == SHMD_E_REJECTED || rc == SHMD_E_INTERRUPTED ? SHMD_OK : rc;
+}
+
+void shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id)
+{
+    shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->client_max, client->lease_max, lease_index);
+    if (line != NULL)
+        shmd_store_release(&line->confirmed, lease_id); /* L2 */
+}
+
+/* ---- connect ---------------------------------------------------------------------------- */
+
+static int map_whole(const char *name, int writable, void **out, uint64_t *bytes)
+{
+    int fd = shmd_segment_open(name, writable, bytes);
+    if (fd < 0)
+        return fd;
+    int rc = shmd_segment_map(fd, 0, *bytes, writable, 0, out);
+    (void)close(fd);
+    return rc;
+}
+
+static int map_authority(shmd_client *client)
+{
+    char name[SHMD_SEGMENT_NAME_BYTES];
+    void *base = NULL;
+    (void)snprintf(name, sizeof name, "/shmd.%s.authority", client->instance);
+    int rc = map_whole(name, 0, &base, &client->authority_bytes);
+    if (rc == SHMD_E_SYSTEM && errno == ENOENT)
+        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "no driver of instance %s: there is no segment %s; start one with `shmdriver run`%s%s",
+                         client->instance, name, strcmp(client->instance, "default") == 0 ? "" : " --instance ",
+                         strcmp(client->instance, "default") == 0 ? "" : client->instance);
+    if (rc != SHMD_OK)
+        return rc;
+    client->authority = base;
+    rc = shmd_header_check(base, client->authority_bytes, SHMD_SEGMENT_AUTHORITY, 0, 0, 0);
+    if (rc != SHMD_OK && client->authority_bytes >= sizeof(shmd_header_t) && shmd_load_acquire(&client->authority->header.magic) == 0)
+        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "driver of instance %s is still starting (its authority segment is not complete)", client->instance);
+    rc = rc ? rc : shmd_authority_check(base, client->authority_bytes);
+    if (rc != SHMD_OK)
+        return rc;
+    client->client_max = client->authority->client_max;
+    client->lease_max = client->authority->lease_max;
+    client->stream_max = client->authority->stream_max;
+    client->boot_id = client->authority->header.boot_id;
+    return shmd_driver_alive(base) ? SHMD_OK : SHMD_E_DRIVER_UNAVAILABLE;
+}
+
+static int map_control(shmd_client *client)
+{
+    void *base = NULL;
+    int rc = map_whole(client->authority->control_name, 1, &base, &client->control_bytes);
+    if (rc != SHMD_OK)
+        return rc;
+    client->control = base;
+    rc = shmd_header_check(base, client->control_bytes, SHMD_SEGMENT_CONTROL, client->boot_id, 0, 0);
+    if (rc == SHMD_OK && client->control_bytes != shmd_control_footprint(client->client_max, client->lease_max))
+        rc = shmd_fail(SHMD_E_LAYOUT, "control segment of %llu bytes does not fit the authority's counts", (unsigned long long)client->control_bytes);
+    return rc;
+}
+
+static int hello(shmd_client *client, uint64_t deadline_ns)
+{
+    shmd_request_t request;
+    shmd_event_t answer;
+    memset(&request, 0, sizeof request);
+    request.kind = SHMD_REQUEST_HELLO;
+    request.pid = getpid();
+    request.pid_namespace = shmd_pid_namespace();
+    request.nonce = client->nonce;
+    memcpy(request.name, client->name, sizeof request.name);
+    int rc = shmd_process_start_time(0, &request.start_time);
+    if (rc != SHMD_OK)
+        return rc;
+    uint64_t now = shmd_now_ns();
+    rc = shmd_client_request(client, &request, &answer, deadline_ns > now ? deadline_ns - now : 0);
+    if (rc != SHMD_OK)
+        return rc;
+    if (answer.client_id == 0 || answer.client_index >= client->client_max)
+        return shmd_fail(SHMD_E_CORRUPT, "the driver's answer names client %llu at index %u of %u", (unsigned long long)answer.client_id, answer.client_index,
+                         client->client_max);
+    client->client_id = answer.client_id;
+    client->index = answer.client_index;
+    shmd_store_relaxed(&shmd_control_heartbeat(client->control, client->client_max, client->lease_max, client->index)->client_id, client->client_id);
+    beat(client);
+    return SHMD_OK;
+}
+
+static int name_client(shmd_client *client, const char *instance, const char *name)
+{
+    if (instance == NULL || instance[0] == 0)
+        instance = "default";
+    if (strlen(instance) >= 48 || strspn(instance, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != strlen(instance))
+        return shmd_fail(SHMD_E_INVALID, "instance name '%.60s': at most 47 letters, digits, _ and - are allowed", instance);
+    (void)snprintf(client->instance, sizeof client->instance, "%s", instance);
+    if (name != NULL && strlen(name) >= sizeof client->name)
+        return shmd_fail(SHMD_E_INVALID, "client name of %zu bytes: at most %zu", strlen(name), sizeof client->name - 1);
+    (void)snprintf(client->name, sizeof client->name, "%s", name == NULL || name[0] == 0 ? program_invocation_short_name : name);
+    if (getrandom(&client->nonce, sizeof client->nonce, 0) != (ssize_t)sizeof client->nonce)
+        return shmd_fail_errno("getrandom");
+    return SHMD_OK;
+}
+
+int shmd_connect_named(const char *instance, const char *name, int heartbeat, uint64_t timeout_ns, shmd_client **out)
+{
+    uint64_t deadline_ns = shmd_deadline(timeout_ns);
+    shmd_client *client = calloc(1, sizeof *client);
+    if (client == NULL)
+        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a client");
+    client->references = 1;
+    client->heartbeat_mode = (uint32_t)heartbeat;
+    client->fork_generation = shmd_fork_generation();
+    int rc = name_client(client, instance, name);
+    rc = rc ? rc : map_authority(client);
+    rc = rc ? rc : map_control(client);
+    rc = rc ? rc : hello(client, deadline_ns);
+    if (rc == SHMD_OK && heartbeat == SHMD_HEARTBEAT_THREAD)
+        rc = start_heartbeat(client);
+    if (rc != SHMD_OK) {
+        shmd_client_drop(client);
+        return rc;
+    }
+    *out = client;
+    return SHMD_OK;
+}
+
+int shmd_connect(const char *instance, uint64_t timeout_ns, shmd_client **out)
+{
+    return shmd_connect_named(instance, NULL, SHMD_HEARTBEAT_THREAD, timeout_ns, out);
+}
+
+int shmd_disconnect(shmd_client *client)
+{
+    if (client == NULL)
+        return SHMD_OK;
+    if (client->fork_generation == shmd_fork_generation()) {
+        if (client->thread_started) {
+            shmd_store32_release(&client->stop_word, 1);
+            shmd_futex_wake(&client->stop_word);
+            (void)pthread_join((pthread_t)client->thread, NULL);
+            client->thread_started = 0;
+        }
+        shmd_request_t request;
+        memset(&request, 0, sizeof request);
+        request.kind = SHMD_REQUEST_GOODBYE;
+        (void)tell(client, &request);
+    }
+    shmd_client_drop(client);
+    return SHMD_OK;
+}
+
+void shmd_client_hold(shmd_client *client) { (void)shmd_add32(&client->references, 1); }
+
+void shmd_client_drop(shmd_client *client)
+{
+    if (shmd_sub32(&client->references, 1) != 1)
+        return;
+    (void)shmd_segment_unmap((void *)(uintptr_t)client->authority, client->authority_bytes);
+    (void)shmd_segment_unmap(client->control, client->control_bytes);
+    free(client);
+}
+
+const shmd_authority_t *shmd_client_authority(const shmd_client *client) { return client->authority; }
+uint64_t shmd_client_id(const shmd_client *client) { return client->client_id; }
+uint64_t shmd_client_boot_id(const shmd_client *client) { return client->boot_id; }

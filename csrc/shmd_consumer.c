@@ -1,0 +1,406 @@
+/* shmd_consumer.c: a consumer's slow turns: nothing there yet, lapped, sealed, revoked, the next epoch.
+ * The fast one (gated, slot committed, nothing changed) is inline in shmdriver.h.
+ *
+ *     no epoch --wired into one--> reading --sealed and drained--> left: next epoch (follow), or ended
+ *                                     `--bit cleared--> ended (revoked)
+ */
+#include "shmd_internal.h"
+
+#include <stdlib.h>
+
+/* ---- gaps ------------------------------------------------------------------------------ */
+
+static void note_lost(shmd_consumer *c, uint64_t first, uint64_t end)
+{
+    shmd_lost_range_t *last = c->lost_range_count == 0 ? NULL : &c->lost_ranges[(c->lost_range_count - 1) % SHMD_LOST_RANGES];
+    if (end <= first)
+        return;
+    c->lost += end - first;
+    if (c->gate != NULL)
+        shmd_store_relaxed(&c->gate->lost, shmd_load_relaxed(&c->gate->lost) + (end - first));
+    if (last != NULL && last->epoch == c->epoch && last->last + 1 == first)
+        last->last = end - 1;
+    else
+        c->lost_ranges[c->lost_range_count++ % SHMD_LOST_RANGES] = (shmd_lost_range_t){.epoch = c->epoch, .first = first, .last = end - 1};
+}
+
+uint64_t shmd_consumer_lost_ranges(const shmd_consumer *c, shmd_lost_range_t *out, uint64_t limit)
+{
+    uint64_t kept = shmd_min(c->lost_range_count, SHMD_LOST_RANGES);
+    uint64_t n = shmd_min(kept, limit);
+    for (uint64_t i = 0; i < n; i++)
+        out[i] = c->lost_ranges[(c->lost_range_count - n + i) % SHMD_LOST_RANGES];
+    return n;
+}
+
+/* ---- epochs ---------------------------------------------------------------------------- */
+
+static void unmap(shmd_consumer *c)
+{
+    shmd_mapping_free(c->retired); /* the one before: what was handed out of it is over by now */
+    c->retired = c->mapping;
+    c->mapping = NULL;
+    c->epoch = 0;
+    c->bound = 0; /* the fast turn finds nothing to read */
+    c->gate = NULL;
+    c->data = NULL;
+}
+
+int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint32_t record_index, uint64_t start, uint64_t joined)
+{
+    shmd_mapping *mapping;
+    int rc = shmd_mapping_open(c->client, record, &mapping);
+    if (rc != SHMD_OK)
+        return rc;
+    uint64_t largest = shmd_max(record->slot_bytes, record->arena_bytes / 2);
+    if (c->scratch_bytes < largest) {
+        unsigned char *scratch = aligned_alloc(SHMD_LINE_BYTES, shmd_round_up(largest, SHMD_LINE_BYTES));
+        if (scratch == NULL) {
+            shmd_mapping_free(mapping);
+            return shmd_fail(SHMD_E_NO_MEMORY, "no memory for %llu bytes", (unsigned long long)largest);
+        }
+        free(c->scratch);
+        c->scratch = scratch;
+        c->scratch_bytes = largest;
+    }
+    c->mapping = mapping;
+    c->mapping_serial = mapping->serial;
+    c->slots = mapping->ring;
+    c->arena = mapping->arena;
+    c->arena_bytes = record->arena_bytes;
+    c->data = mapping->data;
+    c->gate = shmd_gates_gate(mapping->gates, c->gate_index);
+    c->mask = record->slots - 1;
+    c->fence_mask = ~(uint64_t)(record->slots / 4 > 0 ? record->slots / 4 - 1 : 0);
+    c->slot_bytes = record->slot_bytes;
+    c->inline_max = record->slot_bytes - SHMD_SLOT_HEADER_BYTES;
+    c->hot = shmd_stream_hot(c->client, c->stream_index, record_index);
+    c->open_word = (uint64_t)record->epoch << 8 | SHMD_EPOCH_OPEN;
+    c->epoch = c->last_epoch = record->epoch;
+    c->record = record_index;
+    c->position = c->delivery == SHMD_DELIVERY_LATEST && start != 0 ? shmd_max(start, joined) - 1 : start;
+    c->gate_published = joined;
+    c->gated_from = c->delivery == SHMD_DELIVERY_RELIABLE ? joined : UINT64_MAX;
+    c->bound = UINT64_MAX;
+    c->polled = 0;
+    c->fenced_at = UINT64_MAX;
+    return SHMD_OK;
+}
+
+static int end(shmd_consumer *c, int code, uint32_t reason)
+{
+    c->ended = (uint32_t)-code;
+    c->end_reason = reason;
+    return code;
+}
+
+/* The words of an end that was met before. */
+static int ended(const shmd_consumer *c)
+{
+    int code = -(int)c->ended;
+    if (code == SHMD_E_END)
+        return shmd_fail(code, "stream %s: its producer closed it after seq %llu", c->stream, (unsigned long long)c->sealed_seq);
+    if (code == SHMD_E_PRODUCER_LOST)
+        return shmd_fail(code, "stream %s: its producer was lost (reason %u) at seq %llu of epoch %u; all that it committed was delivered",
+                         c->stream, c->end_reason, (unsigned long long)c->sealed_seq, c->last_epoch);
+    return shmd_fail(code, "stream %s: consumer lease %llu has ended (reason %u); what was read last may be torn", c->stream,
+                     (unsigned long long)c->lease_id, c->end_reason);
+}
+
+static int revoked(shmd_consumer *c)
+{
+    uint32_t reason;
+    (void)shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason);
+    if (reason == SHMD_REASON_DELIVERED)
+        return end(c, SHMD_E_END, SHMD_REASON_CLOSED);
+    (void)end(c, SHMD_E_REVOKED, reason);
+    return ended(c);
+}
+
+/* Everything below the seal was handed out: say so, then go on or end. */
+static int leave_epoch(shmd_consumer *c)
+{
+    const shmd_epoch_record_t *record = &shmd_authority_stream(c->client->authority, c->stream_index)->epochs[c->record];
+    uint32_t reason = record->end_reason;
+    if (shmd_load_acquire(&record->hot.state) >> 8 != c->epoch)
+        reason = SHMD_REASON_ABORTED; /* an ungated reader so late that the record serves another epoch */
+    shmd_store_release(&c->gate->position, c->position);
+    shmd_store_release(&c->gate->left, c->lease_id); /* D1: after the last read; pairs with shmd_gate_left */
+    c->gate_published = c->position;
+    unmap(c);
+    if ((c->flags & SHMD_ATTACH_FOLLOW) != 0)
+        return 0;
+    (void)end(c, reason == SHMD_REASON_CLOSED ? SHMD_E_END : SHMD_E_PRODUCER_LOST, reason);
+    return ended(c);
+}
+
+/* No epoch mapped. 1: one is now; 0: none yet; negative: over. */
+static int enter_epoch(shmd_consumer *c)
+{
+    shmd_epoch_record_t record;
+    uint32_t index = 0;
+    uint32_t reason;
+    if (shmd_stream_next_epoch(c->client, c->stream_index, c->stream_id, c->last_epoch, c->gate_bit, &record, &index)) {
+        int rc = shmd_consumer_wire(c, &record, index, 0, 0);
+        return rc == SHMD_OK ? 1 : rc;
+    }
+    if (!shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason))
+        return revoked(c);
+    uint64_t exit_kind = shmd_load_acquire(&c->client->authority->exit_kind);
+    if (exit_kind == SHMD_EXIT_CLEAN || exit_kind == SHMD_EXIT_SUPERSEDED)
+        return end(c, SHMD_E_REVOKED, exit_kind == SHMD_EXIT_CLEAN ? SHMD_REASON_SHUTDOWN : SHMD_REASON_SUPERSEDED), ended(c);
+    return 0;
+}
+
+/* The state is not what it was: 0 go on (or wait), 1 the epoch is drained, negative over. */
+int shmd_consumer_look(shmd_consumer *c)
+{
+    uint64_t state = shmd_load_acquire(&c->hot->state); /* X2 */
+    uint64_t mask = c->gated_from == UINT64_MAX ? shmd_load_acquire(&c->hot->wired_mask) : shmd_load_acquire(&c->hot->gate_mask);
+    if (state >> 8 != c->epoch) {
+        if (c->gated_from != UINT64_MAX)
+            return revoked(c);
+        return 1; /* an ungated reader's record was reused: what it had not read yet is gone, uncountable */
+    }
+    if ((mask & c->gate_bit) == 0)
+        return revoked(c);
+    if ((state & 0xff) == SHMD_EPOCH_SEALED || (state & 0xff) == SHMD_EPOCH_RETIRED) {
+        c->sealed_seq = shmd_load_acquire(&c->hot->sealed_seq);
+        c->open_word = state;
+        c->bound = c->sealed_seq; /* the fast turn drains up to the seal */
+        return c->position >= c->bound;
+    }
+    return 0;
+}
+
+/* ---- reading --------------------------------------------------------------------------- */
+
+static shmd_ring_view_t ring_view(const shmd_consumer *c)
+{
+    return (shmd_ring_view_t){.slots = c->slots, .arena = c->arena, .arena_intent = &c->data->arena_intent, .mask = c->mask,
+                              .arena_bytes = c->arena_bytes, .slot_bytes = c->slot_bytes, .inline_max = c->inline_max};
+}
+
+/* Where a lapped reader goes on: three quarters of a ring behind the head, and past where it was. */
+static void resync(shmd_consumer *c)
+{
+    uint64_t slots = c->mask + 1;
+    uint64_t head = shmd_load_acquire(&c->data->head);
+    uint64_t oldest = head > slots ? head - slots + slots / 4 : 0;
+    uint64_t next = shmd_max(c->position + 1, oldest);
+    if (c->delivery == SHMD_DELIVERY_RELIABLE)
+        next = shmd_max(c->position + 1, shmd_min(next, c->gated_from)); /* from there on its own gate protects it */
+    next = shmd_min(next, shmd_max(c->bound, c->position));
+    note_lost(c, c->position, next);
+    c->position = next;
+}
+
+static void skip_to_latest(shmd_consumer *c)
+{
+    uint64_t head = shmd_load_acquire(&c->data->head); /* P3 */
+    uint64_t newest = shmd_min(head, c->bound);
+    if (newest > c->position + 1) {
+        c->skipped += newest - 1 - c->position;
+        c->position = newest - 1;
+        shmd_store_relaxed(&c->gate->skipped, c->skipped);
+    }
+}
+
+/* One message that this reader's gate does not protect, copied and verified. */
+static int poll_copy(shmd_consumer *c, void *out, uint64_t out_bytes, shmd_message *message)
+{
+    shmd_ring_view_t ring = ring_view(c);
+    for (int tries = 0; tries < 64; tries++) {
+        if (c->delivery == SHMD_DELIVERY_LATEST)
+            skip_to_latest(c);
+        if (c->position >= c->bound || (c->gated_from != UINT64_MAX && c->position >= c->gated_from))
+            return 0;
+        int rc = shmd_slot_copy(&ring, c->position, out, out_bytes, message);
+        if (rc == 1) {
+            c->polled = 1;
+            return 1;
+        }
+        if (rc == SHMD_E_TOO_LARGE)
+            return shmd_fail(rc, "stream %s: message %llu has %u bytes, the buffer %llu", c->stream, (unsigned long long)c->position,
+                             message->length, (unsigned long long)out_bytes);
+        if (rc == 0)
+            return 0;
+        if (c->delivery != SHMD_DELIVERY_LATEST)
+            resync(c); /* lapped, or what stands there cannot be a message */
+    }
+    return 0;
+}
+
+/* One message in place, protected by this reader's gate. */
+static int poll_gated(shmd_consumer *c, shmd_message *out)
+{
+    uint64_t seq = c->position;
+    const shmd_slot_t *slot = shmd_consumer_slot(c, seq);
+    uint64_t commit = shmd_load_acquire(&slot->commit); /* P2 */
+    if (commit != ((seq << 1) | 1))
+        return 0;
+    out->seq = seq;
+    out->length = shmd_load32_relaxed(&slot->length);
+    out->type = shmd_load16_relaxed(&slot->type);
+    out->flags = shmd_load16_relaxed(&slot->flags);
+    out->timestamp_ns = shmd_load_relaxed(&slot->timestamp_ns);
+    out->data = (const unsigned char *)slot + SHMD_SLOT_HEADER_BYTES;
+    int rc = SHMD_OK;
+    if ((out->flags & SHMD_FLAG_ARENA) != 0)
+        rc = shmd_arena_resolve(c->arena, c->arena_bytes, out->data, out->length, &out->data);
+    else if (out->length > c->inline_max)
+        rc = SHMD_E_CORRUPT;
+    if (!shmd_consumer_unchanged(c)) /* C1 */
+        return 0;
+    if (rc != SHMD_OK) { /* a producer that writes nonsense: passed over, counted, never followed */
+        note_lost(c, seq, seq + 1);
+        c->position++;
+        return 0;
+    }
+    c->polled = 1;
+    return 1;
+}
+
+/* The gate moved since the last fence and nothing is left to read: a producer that waits for room must not be missed. */
+void shmd_consumer_before_idle(shmd_consumer *c)
+{
+    if (c->gate == NULL || c->fenced_at == c->position)
+        return;
+    c->fenced_at = c->position;
+    shmd_store_relaxed(&c->gate->consumed, c->consumed);
+    if (c->gated_from == UINT64_MAX)
+        return;
+    shmd_fence_seq_cst(); /* W2: gate before this, the producer's flag after */
+    if (shmd_load32_relaxed(&c->data->room_waiting) == c->gate_index + 1)
+        shmd_consumer_wake_producer(c);
+}
+
+int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
+{
+    for (int turns = 0; turns < 8; turns++) {
+        if (c->ended != 0)
+            return ended(c);
+        if (c->mapping == NULL) {
+            int rc = enter_epoch(c);
+            if (rc <= 0)
+                return rc;
+        }
+        uint64_t position = c->position;
+        int got = 0;
+        if (position < c->bound)
+            got = shmd_consumer_is_protected(c) ? poll_gated(c, out) : poll_copy(c, c->scratch, c->scratch_bytes, out);
+        if (got != 0)
+            return got;
+        int rc = shmd_consumer_look(c);
+        if (rc < 0)
+            return rc;
+        if (rc == 0 && c->bound != UINT64_MAX && c->position == position && position < c->bound) {
+            /* Sealed, below the seal, and not committed: a head that lied. The epoch ends here. */
+            if (shmd_consumer_is_protected(c) ? poll_gated(c, out) : poll_copy(c, c->scratch, c->scratch_bytes, out))
+                return 1;
+            if (c->position != position)
+                continue;
+            note_lost(c, position, c->bound);
+            rc = 1;
+        }
+        if (rc == 1) {
+            rc = leave_epoch(c);
+            if (rc != 0)
+                return rc;
+            continue;
+        }
+        if (c->position == position && (c->bound == UINT64_MAX || position >= c->bound)) {
+            shmd_consumer_before_idle(c);
+            return 0;
+        }
+    }
+    return 0;
+}
+
+int shmd_poll(shmd_consumer *c, shmd_message *out) { return shmd_poll_inline(c, out); }
+
+int64_t shmd_poll_many(shmd_consumer *c, shmd_message *out, uint64_t limit)
+{
+    uint64_t n = 0;
+    if (limit == 0)
+        return 0;
+    int rc = shmd_poll_inline(c, out);
+    if (rc <= 0 || !shmd_consumer_is_protected(c))
+        return rc;
+    uint64_t most = shmd_min(shmd_min(limit, c->bound - c->position), c->mask + 1);
+    for (n = 1; n < most; n++) {
+        uint64_t seq = c->position + n;
+        const shmd_slot_t *slot = shmd_consumer_slot(c, seq);
+        if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1)) /* P2 */
+            break;
+        shmd_message *m = &out[n];
+        m->seq = seq;
+        m->length = shmd_load32_relaxed(&slot->length);
+        m->type = shmd_load16_relaxed(&slot->type);
+        m->flags = shmd_load16_relaxed(&slot->flags);
+        m->timestamp_ns = shmd_load_relaxed(&slot->timestamp_ns);
+        m->data = (const unsigned char *)slot + SHMD_SLOT_HEADER_BYTES;
+        if ((m->flags & SHMD_FLAG_ARENA) != 0) {
+            if (shmd_arena_resolve(c->arena, c->arena_bytes, m->data, m->length, &m->data) != SHMD_OK)
+                break;
+        } else if (m->length > c->inline_max) {
+            break;
+        }
+    }
+    if (!shmd_consumer_unchanged(c)) { /* C1, once a poll */
+        c->polled = 0;
+        return shmd_poll_slow(c, out);
+    }
+    c->polled = n;
+    return (int64_t)n;
+}
+
+int shmd_advance(shmd_consumer *c) { return shmd_advance_inline(c); }
+
+int shmd_copy(shmd_consumer *c, void *out, uint64_t out_bytes, shmd_message *message)
+{
+    int rc = shmd_poll_inline(c, message);
+    if (rc != 1)
+        return rc;
+    if (message->length > out_bytes)
+        return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: message %llu has %u bytes, the buffer %llu", c->stream, (unsigned long long)message->seq,
+                         message->length, (unsigned long long)out_bytes);
+    shmd_copy_from_shared(out, message->data, message->length);
+    message->data = out;
+    return 1;
+}
+
+void shmd_consumer_wake_producer(shmd_consumer *c)
+{
+    (void)shmd_store32_seq_cst(&c->gate->room_word, shmd_load32_relaxed(&c->gate->room_word) + 1); /* one writer: this consumer */
+    shmd_futex_wake(&c->gate->room_word);
+}
+
+void shmd_consumer_info(const shmd_consumer *c, shmd_consumer_info_t *out)
+{
+    memset(out, 0, sizeof *out);
+    out->lease_id = c->lease_id;
+    out->position = c->position;
+    out->gate = c->gate_published;
+    out->head = c->data == NULL ? 0 : shmd_load_acquire(&c->data->head);
+    out->lost = c->lost;
+    out->skipped = c->skipped;
+    out->consumed = c->consumed;
+    out->sealed_seq = c->sealed_seq;
+    out->mapping_serial = c->mapping_serial;
+    out->lost_range_count = c->lost_range_count;
+    out->slots = c->mapping == NULL ? 0 : (uint32_t)(c->mask + 1);
+    out->slot_bytes = c->slot_bytes;
+    out->inline_max = c->inline_max;
+    out->epoch = c->epoch;
+    out->stream_id = c->stream_id;
+    out->stream_index = c->stream_index;
+    out->lease_index = c->lease_index;
+    out->gate_index = c->gate_index;
+    out->end_reason = c->end_reason;
+    out->delivery = c->delivery;
+    if (c->mapping != NULL)
+        out->producer_pid = shmd_authority_stream(c->client->authority, c->stream_index)->epochs[c->record].producer_pid;
+}
+
+shmd_mapping *shmd_consumer_mapping(shmd_consumer *c) { return c->mapping; }

@@ -1,0 +1,90 @@
+/* shmd_consumer_attach.c: a consumer's attach (ask, map, confirm) and its end. */
+#include "shmd_internal.h"
+
+#include <stdlib.h>
+
+static void consumer_free(shmd_consumer *c, int keep_mapping)
+{
+    if (!keep_mapping)
+        shmd_mapping_free(c->mapping);
+    shmd_mapping_free(c->retired);
+    free(c->scratch);
+    shmd_client_drop(c->client);
+    free(c);
+}
+
+static int wire_first(shmd_consumer *c, const shmd_event_t *answer)
+{
+    shmd_epoch_record_t record;
+    uint32_t index = 0;
+    if (answer->epoch == 0)
+        return SHMD_OK;
+    int rc = shmd_stream_epoch(c->client, answer->stream_index, answer->stream_id, answer->epoch, &record, &index);
+    return rc ? rc : shmd_consumer_wire(c, &record, index, answer->start_seq, answer->value);
+}
+
+int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_consumer_options *options, shmd_consumer **out)
+{
+    shmd_request_t request;
+    shmd_event_t answer;
+    int rc = shmd_name_check(stream);
+    if (rc == SHMD_OK && options->schema != NULL && strlen(options->schema) >= SHMD_SCHEMA_BYTES)
+        rc = shmd_fail(SHMD_E_INVALID, "schema of %zu bytes: at most %d", strlen(options->schema), SHMD_SCHEMA_BYTES - 1);
+    if (rc != SHMD_OK)
+        return rc;
+    memset(&request, 0, sizeof request);
+    request.kind = SHMD_REQUEST_ATTACH;
+    request.role = SHMD_ROLE_CONSUMER;
+    request.delivery = options->delivery;
+    request.start = options->start;
+    request.wait = options->wait;
+    request.flags = options->flags;
+    if (options->schema != NULL) {
+        request.schema_bytes = (uint32_t)strlen(options->schema);
+        memcpy(request.schema, options->schema, request.schema_bytes);
+    }
+    memcpy(request.stream, stream, strlen(stream));
+    rc = shmd_client_attach(client, &request, &answer, options->timeout_ns);
+    if (rc != SHMD_OK)
+        return rc;
+    shmd_consumer *c = aligned_alloc(SHMD_LINE_BYTES, shmd_round_up(sizeof *c, SHMD_LINE_BYTES));
+    if (c == NULL) {
+        (void)shmd_client_detach(client, answer.lease_id, SHMD_ROLE_CONSUMER, stream, 0, 0);
+        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a consumer");
+    }
+    memset(c, 0, sizeof *c);
+    c->client = client;
+    shmd_client_hold(client);
+    c->fork_generation = shmd_fork_generation();
+    memcpy(c->stream, request.stream, sizeof c->stream);
+    c->delivery = options->delivery;
+    c->wait = options->wait;
+    c->flags = options->flags;
+    c->gate_index = answer.gate;
+    c->gate_bit = (uint64_t)1 << (answer.gate & 63);
+    c->lease_id = answer.lease_id;
+    c->lease_index = answer.lease_index;
+    c->stream_index = answer.stream_index;
+    c->stream_id = answer.stream_id;
+    c->gated_from = UINT64_MAX;
+    rc = wire_first(c, &answer);
+    if (rc != SHMD_OK) {
+        (void)shmd_client_detach(client, c->lease_id, SHMD_ROLE_CONSUMER, stream, 0, 0);
+        consumer_free(c, 0);
+        return rc;
+    }
+    shmd_client_confirm(client, c->lease_index, c->lease_id);
+    *out = c;
+    return SHMD_OK;
+}
+
+int shmd_consumer_end(shmd_consumer *c, int keep_mapping)
+{
+    int rc = SHMD_OK;
+    if (c->fork_generation == shmd_fork_generation())
+        rc = shmd_client_detach(c->client, c->lease_id, SHMD_ROLE_CONSUMER, c->stream, 0, 1);
+    consumer_free(c, keep_mapping);
+    return rc;
+}
+
+int shmd_consumer_close(shmd_consumer *consumer) { return consumer == NULL ? SHMD_OK : shmd_consumer_end(consumer, 0); }

@@ -1,0 +1,239 @@
+/* shmd_control_ring.c: requests from many clients to one driver (_mpsc).
+ *
+ * A position is a 64-bit number; slot = position % SHMD_CONTROL_SLOTS, lap = position / SHMD_CONTROL_SLOTS. The slot's
+ * turn word says whose it is:
+ *
+ *     (lap, 0, FREE) --CAS, client--> (lap, who, CLAIMED) --CAS, client--> (lap, who, COMMITTED) --driver--> (lap+1, 0, FREE)
+ *                                          | CAS, driver: claimer proved dead      -> (lap+1, 0, FREE)
+ *                                          ` CAS, driver: silent for too long      -> (lap, who, QUARANTINED), passed over
+ *                       late commit fails, the claimer CASes QUARANTINED -> RELEASED, the driver frees the slot
+ *
+ * The turns decide; tail is a hint that the driver repairs. The driver's cursor is private, its copy in the authority is
+ * for clients (where free slots may be) and for its successor.
+ */
+#include "shmd_internal.h"
+
+#include <stdlib.h>
+
+struct shmd_control_reader {
+    shmd_control_t *control;
+    shmd_authority_t *authority;
+    uint64_t cursor;
+    uint64_t claim_position;    /* the uncommitted claim that it looks at, and since when */
+    uint64_t claim_since_ns;
+    uint64_t claim_turn;
+};
+
+/* ---- clients -------------------------------------------------------------------------- */
+
+/* Claims a free position within one lap of the driver's cursor. 0: the ring is full. */
+static int claim(shmd_control_t *control, const shmd_authority_t *authority, uint32_t who, uint64_t *position)
+{
+    uint64_t cursor = shmd_load_acquire(&authority->control_cursor);
+    uint64_t tail = shmd_load_relaxed(&control->tail); /* a hint that anybody can write: only used within one lap */
+    uint64_t at = tail - cursor <= SHMD_CONTROL_SLOTS ? tail : cursor;
+    for (; at - cursor < SHMD_CONTROL_SLOTS; at++) {
+        uint64_t *turn = &shmd_control_slot(control, at)->turn;
+        uint32_t lap = shmd_position_lap(at);
+        /* K1: acquire, pairs with the driver's release store that freed the slot */
+        if (shmd_load_relaxed(turn) == shmd_turn(lap, 0, SHMD_TURN_FREE) &&
+            shmd_cas(turn, shmd_turn(lap, 0, SHMD_TURN_FREE), shmd_turn(lap, who, SHMD_TURN_CLAIMED))) {
+            uint64_t seen = tail;
+            if (at + 1 - seen <= SHMD_CONTROL_SLOTS)
+                (void)shmd_cas(&control->tail, seen, at + 1);
+            *position = at;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+int shmd_control_send(shmd_control_t *control, const shmd_authority_t *authority, shmd_request_t *request, uint32_t who, uint64_t nonce,
+                      uint64_t deadline_ns)
+{
+    for (;;) {
+        uint64_t position;
+        uint32_t seen = shmd_load32_acquire(&authority->event_word);
+        if (!claim(control, authority, who, &position)) {
+            if (shmd_now_ns() >= deadline_ns)
+                return shmd_fail(SHMD_E_TIMEOUT, "control ring full: %d requests wait for the driver", SHMD_CONTROL_SLOTS);
+            (void)shmd_futex_wait(&authority->event_word, seen, 1000000);
+            continue;
+        }
+        shmd_control_slot_t *slot = shmd_control_slot(control, position);
+        uint32_t lap = shmd_position_lap(position);
+        request->position = position;
+        request->checksum = shmd_request_checksum(request, who, nonce);
+        shmd_copy_to_shared(&slot->request, request, sizeof *request);
+        /* K2: release, pairs with the driver's acquire load of the turn before it copies the request */
+        if (shmd_cas(&slot->turn, shmd_turn(lap, who, SHMD_TURN_CLAIMED), shmd_turn(lap, who, SHMD_TURN_COMMITTED))) {
+            (void)shmd_add32(&control->doorbell, 1);
+            shmd_futex_wake(&control->doorbell);
+            return SHMD_OK;
+        }
+        /* The driver passed us over. Nothing of ours will be written there again: say so, and claim anew. */
+        (void)shmd_cas(&slot->turn, shmd_turn(lap, who, SHMD_TURN_QUARANTINED), shmd_turn(lap, who, SHMD_TURN_RELEASED));
+    }
+}
+
+/* ---- the driver ------------------------------------------------------------------------ */
+
+/* The next position at or past the cursor that uses this slot. */
+static uint64_t next_use(const shmd_control_reader *r, uint32_t slot)
+{
+    uint64_t ahead = (slot + SHMD_CONTROL_SLOTS - r->cursor % SHMD_CONTROL_SLOTS) % SHMD_CONTROL_SLOTS;
+    return r->cursor + ahead;
+}
+
+static int set_aside(uint64_t turn)
+{
+    uint32_t phase = shmd_turn_phase(turn);
+    return phase == SHMD_TURN_QUARANTINED || phase == SHMD_TURN_RELEASED;
+}
+
+shmd_control_reader *shmd_control_reader_new(shmd_control_t *control, uint64_t bytes, shmd_authority_t *authority)
+{
+    if (bytes < shmd_control_heartbeats_offset()) {
+        (void)shmd_fail(SHMD_E_LAYOUT, "control segment of %llu bytes is too short for its ring", (unsigned long long)bytes);
+        return NULL;
+    }
+    shmd_control_reader *r = calloc(1, sizeof *r);
+    if (r == NULL)
+        return NULL;
+    r->control = control;
+    r->authority = authority;
+    r->cursor = shmd_load_acquire(&authority->control_cursor);
+    /* A driver that died between freeing a slot and publishing its cursor: the freed slot has the next lap. */
+    while (shmd_load_acquire(&shmd_control_slot(control, r->cursor)->turn) ==
+           shmd_turn(shmd_position_lap(r->cursor) + 1, 0, SHMD_TURN_FREE))
+        r->cursor++;
+    shmd_store_release(&authority->control_cursor, r->cursor);
+    uint64_t tail = shmd_load_relaxed(&control->tail);
+    if (tail - r->cursor > SHMD_CONTROL_SLOTS)
+        (void)shmd_cas(&control->tail, tail, r->cursor);
+    return r;
+}
+
+void shmd_control_reader_free(shmd_control_reader *reader) { free(reader); }
+
+static void step(shmd_control_reader *r)
+{
+    r->cursor++;
+    r->claim_turn = 0;
+    shmd_store_release(&r->authority->control_cursor, r->cursor); /* K3: pairs with a claimer's acquire load */
+}
+
+void shmd_control_advance(shmd_control_reader *r)
+{
+    shmd_store_release(&shmd_control_slot(r->control, r->cursor)->turn,
+                       shmd_turn(shmd_position_lap(r->cursor) + 1, 0, SHMD_TURN_FREE)); /* K1 */
+    step(r);
+}
+
+/* 1: somebody claimed or committed a position behind a free one, so the free one must not hold it up. */
+static int is_work_ahead(const shmd_control_reader *r)
+{
+    for (uint64_t at = r->cursor + 1; at < r->cursor + SHMD_CONTROL_SLOTS; at++) {
+        uint64_t turn = shmd_load_relaxed(&shmd_control_slot(r->control, at)->turn);
+        uint32_t phase = shmd_turn_phase(turn);
+        if (shmd_turn_lap(turn) == shmd_position_lap(at) && (phase == SHMD_TURN_CLAIMED || phase == SHMD_TURN_COMMITTED))
+            return 1;
+    }
+    return 0;
+}
+
+static int take(shmd_control_reader *r, uint32_t who, shmd_request_t *out)
+{
+    shmd_copy_from_shared(out, &shmd_control_slot(r->control, r->cursor)->request, sizeof *out); /* once; the copy is what is checked */
+    uint64_t nonce = out->nonce;
+    if (out->position != r->cursor)
+        return shmd_fail(SHMD_E_CORRUPT, "request says position %llu, it stands at %llu", (unsigned long long)out->position,
+                         (unsigned long long)r->cursor);
+    if (out->kind != SHMD_REQUEST_HELLO) {
+        const shmd_client_record_t *client = shmd_authority_client(r->authority, who - 1);
+        uint32_t state = client == NULL ? SHMD_CLIENT_FREE : (uint32_t)(client->word & 0xff);
+        if ((state != SHMD_CLIENT_ALIVE && state != SHMD_CLIENT_STALLED) || client->client_id != out->client_id)
+            return shmd_fail(SHMD_E_CORRUPT, "request of client %llu from claimer %u: no such client", (unsigned long long)out->client_id, who);
+        nonce = client->nonce;
+    }
+    if (out->checksum != shmd_request_checksum(out, who, nonce))
+        return shmd_fail(SHMD_E_CORRUPT, "request at position %llu from claimer %u: wrong checksum", (unsigned long long)r->cursor, who);
+    return 1;
+}
+
+int shmd_control_poll(shmd_control_reader *r, shmd_request_t *out, uint64_t now_ns)
+{
+    for (;;) {
+        uint64_t *word = &shmd_control_slot(r->control, r->cursor)->turn;
+        uint64_t turn = shmd_load_acquire(word); /* K2 */
+        uint32_t lap = shmd_position_lap(r->cursor);
+        uint32_t phase = shmd_turn_phase(turn);
+        if (set_aside(turn)) {
+            step(r);
+        } else if (turn == shmd_turn(lap, 0, SHMD_TURN_FREE)) {
+            if (!is_work_ahead(r))
+                return 0;
+            if (shmd_cas(word, turn, shmd_turn(lap + 1, 0, SHMD_TURN_FREE)))
+                step(r);
+        } else if (shmd_turn_lap(turn) == lap && phase == SHMD_TURN_COMMITTED) {
+            return take(r, shmd_turn_who(turn), out);
+        } else if (shmd_turn_lap(turn) == lap && phase == SHMD_TURN_CLAIMED && shmd_turn_who(turn) != 0) {
+            if (r->claim_turn != turn || r->claim_position != r->cursor) {
+                r->claim_turn = turn;
+                r->claim_position = r->cursor;
+                r->claim_since_ns = now_ns;
+            }
+            return now_ns - r->claim_since_ns >= (uint64_t)SHMD_CLAIM_PATIENCE_MS * 1000000u ? SHMD_E_TIMEOUT : 0;
+        } else {
+            return shmd_fail(SHMD_E_CORRUPT, "turn word 0x%016llx at position %llu is not a turn of lap %u", (unsigned long long)turn,
+                             (unsigned long long)r->cursor, lap);
+        }
+    }
+}
+
+uint32_t shmd_control_claimer(const shmd_control_reader *r)
+{
+    uint64_t turn = shmd_load_acquire(&shmd_control_slot(r->control, r->cursor)->turn);
+    uint32_t phase = shmd_turn_phase(turn);
+    return phase == SHMD_TURN_CLAIMED || phase == SHMD_TURN_COMMITTED ? shmd_turn_who(turn) : 0;
+}
+
+int shmd_control_skip(shmd_control_reader *r, int proved)
+{
+    uint64_t *word = &shmd_control_slot(r->control, r->cursor)->turn;
+    uint64_t turn = shmd_load_acquire(word);
+    uint32_t lap = shmd_position_lap(r->cursor);
+    if (shmd_turn_phase(turn) != SHMD_TURN_CLAIMED)
+        return 0;
+    uint64_t next = proved ? shmd_turn(lap + 1, 0, SHMD_TURN_FREE) : shmd_turn(lap, shmd_turn_who(turn), SHMD_TURN_QUARANTINED);
+    if (!shmd_cas(word, turn, next)) /* it was committed at this very moment: then it is read */
+        return 0;
+    shmd_counter_add(r->authority, proved ? SHMD_COUNTER_CLAIMS_SKIPPED : SHMD_COUNTER_CLAIMS_QUARANTINED, 1);
+    step(r);
+    return 1;
+}
+
+uint32_t shmd_control_quarantined(const shmd_control_reader *r, uint32_t slot)
+{
+    uint64_t turn = shmd_load_acquire(&shmd_control_slot(r->control, slot)->turn);
+    return shmd_turn_phase(turn) == SHMD_TURN_QUARANTINED ? shmd_turn_who(turn) : 0;
+}
+
+void shmd_control_release(shmd_control_reader *r, uint32_t slot)
+{
+    uint64_t *word = &shmd_control_slot(r->control, slot)->turn;
+    if (set_aside(shmd_load_acquire(word)))
+        shmd_store_release(word, shmd_turn(shmd_position_lap(next_use(r, slot)), 0, SHMD_TURN_FREE)); /* K1 */
+}
+
+int shmd_control_sweep(shmd_control_reader *r)
+{
+    int freed = 0;
+    for (uint32_t slot = 0; slot < SHMD_CONTROL_SLOTS; slot++) {
+        if (shmd_turn_phase(shmd_load_acquire(&shmd_control_slot(r->control, slot)->turn)) == SHMD_TURN_RELEASED) {
+            shmd_control_release(r, slot);
+            freed++;
+        }
+    }
+    return freed;
+}

@@ -1,0 +1,366 @@
+/* shmd_guarded.c: the handles for callers that cannot promise one thread at a time nor that nobody forks: Python. Each
+ * call takes the handle, works, and gives it back; a second thread inside is told so. Several steps go into one call,
+ * because crossing the border costs more than a message. */
+#include "shmd_internal.h"
+
+#include <sched.h>
+
+static void leave(uint32_t *busy) { shmd_store32_release(busy, 0); }
+
+/* A thread that waits inside sees `closing` and leaves; one that stays for half a second keeps the handle. */
+static int take_over(uint32_t *busy, uint32_t *closing)
+{
+    enum { PATIENCE_NS = 500000000 };
+    uint64_t deadline_ns = shmd_deadline(PATIENCE_NS);
+    shmd_store32_release(closing, 1);
+    while (shmd_exchange32(busy, 1) != 0) {
+        if (shmd_now_ns() > deadline_ns) {
+            shmd_store32_release(closing, 0);
+            return 0;
+        }
+        (void)sched_yield();
+    }
+    return 1;
+}
+
+/* ---- producer --------------------------------------------------------------------------- */
+
+static int enter_producer(shmd_producer *p)
+{
+    if (p->fork_generation != shmd_fork_generation())
+        return shmd_fail(SHMD_E_FORKED, "stream %s: this producer was made before fork; attach a new one in the child", p->stream);
+    if (shmd_exchange32(&p->busy, 1) != 0)
+        return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread is inside this producer; give each thread its own", p->stream);
+    return SHMD_OK;
+}
+
+int shmd_guarded_publish(shmd_producer *p, const uint8_t *data, uint32_t length, uint16_t type)
+{
+    int rc = enter_producer(p);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = shmd_publish_inline(p, data, length, type);
+    leave(&p->busy);
+    return rc;
+}
+
+int shmd_guarded_publish_flags(shmd_producer *p, const uint8_t *head, uint32_t head_bytes, const void *data, uint64_t bytes, uint16_t type,
+                               uint16_t flags)
+{
+    void *room;
+    int rc = enter_producer(p);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = shmd_producer_check_length(p, bytes > UINT64_MAX - head_bytes ? UINT64_MAX : head_bytes + bytes);
+    rc = rc ? rc : shmd_claim(p, (uint32_t)(head_bytes + bytes), &room);
+    if (rc == SHMD_OK) {
+        shmd_copy_to_shared(room, head, head_bytes);
+        shmd_copy_to_shared((unsigned char *)room + head_bytes, data, (size_t)bytes); /* tensor heads are multiples of 64 */
+        rc = shmd_commit_flags(p, (uint32_t)(head_bytes + bytes), type, flags);
+    }
+    leave(&p->busy);
+    return rc;
+}
+
+int64_t shmd_guarded_publish_records(shmd_producer *p, const void *records, uint32_t record_bytes, uint64_t stride, uint64_t n, uint64_t timeout_ns)
+{
+    int rc = enter_producer(p);
+    if (rc != SHMD_OK)
+        return rc;
+    int64_t done = shmd_publish_strided(p, records, record_bytes, stride, n, timeout_ns);
+    leave(&p->busy);
+    return done;
+}
+
+int shmd_guarded_claim(shmd_producer *p, uint32_t length, void **data)
+{
+    int rc = enter_producer(p);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = p->claim_open ? shmd_producer_room(p, 0) : shmd_claim(p, length, data);
+    leave(&p->busy);
+    return rc;
+}
+
+int shmd_guarded_commit(shmd_producer *p, uint32_t length, uint16_t type, uint16_t flags)
+{
+    int rc = enter_producer(p);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = shmd_commit_flags(p, length, type, flags);
+    leave(&p->busy);
+    return rc;
+}
+
+int shmd_guarded_abort(shmd_producer *p)
+{
+    int rc = enter_producer(p);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = shmd_abort(p);
+    leave(&p->busy);
+    return rc;
+}
+
+int shmd_guarded_wait_room(shmd_producer *p, uint32_t length, uint64_t timeout_ns)
+{
+    int rc = enter_producer(p);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = shmd_producer_wait_room(p, length, timeout_ns);
+    leave(&p->busy);
+    return rc;
+}
+
+int shmd_guarded_producer_close(shmd_producer *p, int aborted)
+{
+    if (p->fork_generation == shmd_fork_generation() && !take_over(&p->busy, &p->closing))
+        return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this producer; it was not closed", p->stream);
+    return shmd_producer_end(p, aborted);
+}
+
+/* ---- consumer --------------------------------------------------------------------------- */
+
+static int enter_consumer(shmd_consumer *c)
+{
+    if (c->fork_generation != shmd_fork_generation())
+        return shmd_fail(SHMD_E_FORKED, "stream %s: this consumer was made before fork; attach a new one in the child", c->stream);
+    if (shmd_exchange32(&c->busy, 1) != 0)
+        return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread is inside this consumer; give each thread its own", c->stream);
+    return SHMD_OK;
+}
+
+/* Moves the gate to min(position, hold_seq), never back. */
+static void release_to(shmd_consumer *c, uint64_t hold_seq)
+{
+    uint64_t to = shmd_min(c->position, hold_seq);
+    if (c->gate == NULL || c->gated_from == UINT64_MAX || to <= c->gate_published)
+        return;
+    uint64_t before = c->gate_published;
+    shmd_store_release(&c->gate->position, to); /* C2 */
+    c->gate_published = to;
+    if (((before ^ to) & c->fence_mask) != 0)
+        shmd_fence_seq_cst(); /* C3 */
+    if (shmd_load32_relaxed(&c->data->room_waiting) == c->gate_index + 1)
+        shmd_consumer_wake_producer(c);
+}
+
+static void took(shmd_consumer *c, uint64_t n)
+{
+    c->polled = 0;
+    c->position += n;
+    c->consumed += n;
+    shmd_store_relaxed(&c->gate->consumed, c->consumed);
+    shmd_store_relaxed(&c->gate->cursor, c->position);
+}
+
+/* Nothing to read and the producer waits at the very place where this consumer's own views hold the gate. */
+static int is_self_blocked(const shmd_consumer *c, uint64_t hold_seq)
+{
+    return hold_seq != UINT64_MAX && c->gate != NULL && shmd_load32_relaxed(&c->data->blocked_gate) == c->gate_index + 1 &&
+           shmd_load_relaxed(&c->data->blocked_position) == c->gate_published && hold_seq <= c->gate_published;
+}
+
+/* Waits for a message: 1, 0 at the timeout, negative. */
+static int await(shmd_consumer *c, uint64_t hold_seq, uint64_t timeout_ns, shmd_message *first)
+{
+    uint64_t deadline_ns = timeout_ns == 0 ? 0 : shmd_deadline(timeout_ns);
+    for (;;) {
+        int rc = shmd_poll_inline(c, first);
+        if (rc != 0 || timeout_ns == 0)
+            return rc;
+        if (is_self_blocked(c, hold_seq))
+            return shmd_fail(SHMD_E_VIEWS_HELD, "stream %s: this consumer's own views hold seq %llu on and fill the ring of %llu slots; drop or copy some of them",
+                             c->stream, (unsigned long long)hold_seq, (unsigned long long)(c->mask + 1));
+        uint64_t now = shmd_now_ns();
+        if (shmd_load32_relaxed(&c->closing))
+            return shmd_fail(SHMD_E_CLOSED, "stream %s: consumer was closed by another thread", c->stream);
+        if (now >= deadline_ns)
+            return 0;
+        rc = shmd_wait(c, deadline_ns - now);
+        if (rc < 0)
+            return rc;
+    }
+}
+
+static unsigned char *pack(unsigned char *out, const shmd_message *m)
+{
+    memcpy(out, &m->seq, 8);
+    memcpy(out + 8, &m->timestamp_ns, 8);
+    memcpy(out + 16, &m->type, 2);
+    memcpy(out + 18, &m->flags, 2);
+    shmd_copy_from_shared(out + 20, m->data, m->length);
+    return out + 20 + m->length;
+}
+
+static void describe(const shmd_consumer *c, const shmd_message *m, shmd_batch_t *batch)
+{
+    batch->seq = m->seq;
+    batch->timestamp_ns = m->timestamp_ns;
+    batch->data = m->data;
+    batch->length = m->length;
+    batch->stride = 0;
+    batch->type = m->type;
+    batch->flags = m->flags;
+    batch->copied = 0;
+    batch->count = 1;
+    batch->mapping_serial = c->mapping_serial;
+}
+
+/* Packs the run that begins at the position, all of it protected by this reader's gate. */
+static int64_t pack_gated(shmd_consumer *c, const shmd_message *first, uint64_t most, unsigned char *out)
+{
+    shmd_message m = *first;
+    uint64_t n = 0;
+    do {
+        out = pack(out, &m);
+        n++;
+        const shmd_slot_t *slot = shmd_consumer_slot(c, ++m.seq);
+        if (n >= most || shmd_load_acquire(&slot->commit) != ((m.seq << 1) | 1)) /* P2 */
+            break;
+        m.timestamp_ns = shmd_load_relaxed(&slot->timestamp_ns);
+        m.type = shmd_load16_relaxed(&slot->type);
+        m.data = (const unsigned char *)slot + SHMD_SLOT_HEADER_BYTES;
+        if (shmd_load32_relaxed(&slot->length) != first->length || shmd_load16_relaxed(&slot->flags) != first->flags)
+            break;
+    } while (1);
+    if (!shmd_consumer_unchanged(c)) { /* C1: after all copies, before any of them is handed out */
+        c->polled = 0;
+        int rc = shmd_consumer_look(c);
+        return rc < 0 ? rc : 0;
+    }
+    took(c, n);
+    return (int64_t)n;
+}
+
+static int64_t pack_copied(shmd_consumer *c, const shmd_message *first, uint64_t most, unsigned char *out)
+{
+    shmd_message m = *first;
+    uint64_t n = 0;
+    do {
+        out = pack(out, &m); /* from this reader's scratch: verified */
+        n++;
+        took(c, 1);
+    } while (n < most && !shmd_consumer_is_protected(c) && c->delivery != SHMD_DELIVERY_LATEST && shmd_poll_inline(c, &m) == 1 && m.length == first->length &&
+             m.flags == first->flags);
+    c->polled = 0;
+    return (int64_t)n;
+}
+
+/* Fetches the run that begins with the polled message `m`. */
+static int64_t fetch_run(shmd_consumer *c, const shmd_message *m, uint64_t limit, unsigned char *out, uint64_t out_bytes, shmd_batch_t *batch)
+{
+    int in_place = shmd_consumer_is_protected(c);
+    uint64_t each = 20 + (uint64_t)m->length;
+    describe(c, m, batch);
+    if (in_place && (m->flags & SHMD_FLAG_ARENA) != 0) {
+        took(c, 1);
+        return 1;
+    }
+    if (each > out_bytes)
+        return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: message %llu has %u bytes, the buffer %llu", c->stream, (unsigned long long)m->seq, m->length,
+                         (unsigned long long)out_bytes);
+    uint64_t most = shmd_min(shmd_min(limit, out_bytes / each), c->bound - c->position);
+    int64_t n = in_place ? pack_gated(c, m, most, out) : pack_copied(c, m, most, out);
+    batch->copied = 1;
+    batch->count = n > 0 ? (uint64_t)n : 0;
+    return n;
+}
+
+int64_t shmd_guarded_fetch(shmd_consumer *c, uint64_t hold_seq, uint64_t limit, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch)
+{
+    shmd_message first;
+    int64_t rc = enter_consumer(c);
+    if (rc != SHMD_OK)
+        return rc;
+    release_to(c, hold_seq);
+    rc = await(c, hold_seq, timeout_ns, &first);
+    if (rc == 1)
+        rc = limit == 0 ? 0 : fetch_run(c, &first, limit, out, out_bytes, batch);
+    if (rc == SHMD_E_TOO_LARGE)
+        batch->length = first.length;
+    leave(&c->busy);
+    return rc;
+}
+
+static int64_t fetch_records(shmd_consumer *c, uint64_t limit, uint32_t record_bytes, unsigned char *out, uint64_t out_bytes, shmd_batch_t *batch)
+{
+    int in_place = shmd_consumer_is_protected(c);
+    uint64_t most = in_place ? shmd_min(limit, c->mask + 1) : shmd_min(limit, record_bytes == 0 ? 1 : out_bytes / record_bytes);
+    uint64_t n = 0;
+    if (batch->length != record_bytes || (batch->flags & (SHMD_FLAG_ARENA | SHMD_FLAG_TENSOR)) != 0)
+        return shmd_fail(SHMD_E_CORRUPT, "stream %s: message %llu has %u bytes (flags %u), a record has %u", c->stream, (unsigned long long)batch->seq,
+                         batch->length, batch->flags, record_bytes);
+    batch->stride = in_place ? c->slot_bytes : record_bytes;
+    if (in_place) {
+        most = shmd_min(most, c->bound - c->position);
+        for (n = 1; n < most; n++) {
+            const shmd_slot_t *slot = shmd_consumer_slot(c, c->position + n);
+            if (shmd_load_acquire(&slot->commit) != (((c->position + n) << 1) | 1) || shmd_load32_relaxed(&slot->length) != record_bytes ||
+                shmd_load16_relaxed(&slot->flags) != 0) /* P2 */
+                break;
+        }
+        if (!shmd_consumer_unchanged(c)) { /* C1 */
+            c->polled = 0;
+            return shmd_consumer_look(c) < 0 ? -(int64_t)c->ended : 0;
+        }
+        took(c, n);
+    } else {
+        shmd_message m;
+        batch->copied = 1;
+        batch->data = out;
+        m.data = c->scratch;
+        do {
+            shmd_copy_from_shared(out + n * record_bytes, c->scratch, record_bytes);
+            n++;
+            took(c, 1);
+        } while (n < most && shmd_consumer_is_protected(c) == 0 && shmd_poll_inline(c, &m) == 1 && m.length == record_bytes && m.seq == batch->seq + n);
+        c->polled = 0;
+    }
+    batch->count = n;
+    return (int64_t)n;
+}
+
+int64_t shmd_guarded_fetch_records(shmd_consumer *c, uint64_t hold_seq, uint64_t limit, uint32_t record_bytes, uint64_t timeout_ns, void *out,
+                                   uint64_t out_bytes, shmd_batch_t *batch)
+{
+    shmd_message first;
+    int64_t rc = enter_consumer(c);
+    if (rc != SHMD_OK)
+        return rc;
+    release_to(c, hold_seq);
+    rc = await(c, hold_seq, timeout_ns, &first);
+    if (rc == 1) {
+        describe(c, &first, batch);
+        rc = limit == 0 ? 0 : fetch_records(c, limit, record_bytes, out, out_bytes, batch);
+    }
+    leave(&c->busy);
+    return rc;
+}
+
+int shmd_guarded_release(shmd_consumer *c, uint64_t hold_seq)
+{
+    int rc = enter_consumer(c);
+    if (rc != SHMD_OK)
+        return rc;
+    release_to(c, hold_seq);
+    leave(&c->busy);
+    return SHMD_OK;
+}
+
+int shmd_guarded_wait(shmd_consumer *c, uint64_t timeout_ns)
+{
+    int rc = enter_consumer(c);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = shmd_wait(c, timeout_ns);
+    leave(&c->busy);
+    return rc;
+}
+
+int shmd_guarded_consumer_close(shmd_consumer *c, int keep_mapping)
+{
+    if (c->fork_generation == shmd_fork_generation() && !take_over(&c->busy, &c->closing))
+        return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this consumer; it was not closed", c->stream);
+    return shmd_consumer_end(c, keep_mapping);
+}

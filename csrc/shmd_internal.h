@@ -1,0 +1,138 @@
+/* shmd_internal.h: what the core's own files share and nobody else sees. */
+#ifndef SHMD_INTERNAL_H
+#define SHMD_INTERNAL_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+#define SHMD_NO_INLINE 1
+#include "shmdriver.h"
+
+#include <errno.h>
+
+enum { SHMD_PAGE_BYTES_MIN = 4096 };
+
+/* Sets this thread's text (printf-like) and returns code, so that a refusal is one line. */
+int shmd_fail(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int shmd_fail_errno(const char *format, ...) __attribute__((format(printf, 1, 2))); /* SHMD_E_SYSTEM, ": strerror" appended */
+void shmd_fail_answer(uint32_t code, uint32_t reason);                              /* what shmd_last_code, shmd_last_reason say */
+
+static inline uint64_t shmd_round_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
+static inline uint64_t shmd_min(uint64_t a, uint64_t b) { return a < b ? a : b; }
+static inline uint64_t shmd_max(uint64_t a, uint64_t b) { return a > b ? a : b; }
+uint64_t shmd_page_bytes(void);
+
+/* The turn word of a control slot. */
+static inline uint64_t shmd_turn(uint32_t lap, uint32_t who, uint32_t phase)
+{
+    return ((uint64_t)lap << 32) | ((uint64_t)(who & 0x0fffffffu) << 4) | phase;
+}
+static inline uint32_t shmd_turn_lap(uint64_t turn) { return (uint32_t)(turn >> 32); }
+static inline uint32_t shmd_turn_who(uint64_t turn) { return (uint32_t)(turn >> 4) & 0x0fffffffu; }
+static inline uint32_t shmd_turn_phase(uint64_t turn) { return (uint32_t)turn & 15u; }
+static inline uint32_t shmd_position_lap(uint64_t position) { return (uint32_t)(position / SHMD_CONTROL_SLOTS); }
+#define SHMD_WHO_PID 0x08000000u
+
+/* Offsets within a control segment, from its configured counts alone. */
+uint64_t shmd_control_heartbeats_offset(void);
+uint64_t shmd_control_lease_lines_offset(uint32_t client_max);
+static inline shmd_control_slot_t *shmd_control_slot(shmd_control_t *control, uint64_t position)
+{
+    return (shmd_control_slot_t *)(void *)((unsigned char *)control + sizeof(shmd_control_t) +
+                                           (position % SHMD_CONTROL_SLOTS) * sizeof(shmd_control_slot_t));
+}
+
+uint64_t shmd_request_checksum(const shmd_request_t *request, uint32_t who, uint64_t nonce);
+int shmd_control_send(shmd_control_t *control, const shmd_authority_t *authority, shmd_request_t *request, uint32_t who,
+                      uint64_t nonce, uint64_t deadline_ns); /* fills position and checksum */
+
+/* The ungated read of one slot into private memory: 1 copied, 0 not there yet, SHMD_E_OVERRUN lapped, SHMD_E_TOO_LARGE, SHMD_E_CORRUPT. */
+typedef struct shmd_ring_view {
+    const unsigned char *slots;
+    const unsigned char *arena;
+    const uint64_t *arena_intent;
+    uint64_t mask;
+    uint64_t arena_bytes;
+    uint32_t slot_bytes;
+    uint32_t inline_max;
+} shmd_ring_view_t;
+int shmd_slot_copy(const shmd_ring_view_t *ring, uint64_t seq, void *out, uint64_t out_bytes, shmd_message *message);
+int shmd_arena_resolve(const unsigned char *arena, uint64_t arena_bytes, const void *payload, uint32_t length, const void **data);
+
+/* One epoch mapped by a consumer; counted, because Python's views outlive handles. */
+struct shmd_mapping {
+    uint32_t owners;
+    uint32_t epoch;
+    void *data;
+    void *ring;
+    void *arena;
+    void *gates;
+    uint64_t ring_bytes;    /* once; mapped twice */
+    uint64_t arena_bytes;
+    uint64_t gates_bytes;
+    uint64_t serial;
+};
+
+struct shmd_client {
+    const shmd_authority_t *authority;
+    shmd_control_t *control;
+    uint64_t authority_bytes;
+    uint64_t control_bytes;
+    uint32_t client_max;
+    uint32_t lease_max;
+    uint32_t stream_max;
+    uint32_t index;
+    uint64_t boot_id;
+    uint64_t client_id;
+    uint64_t nonce;
+    uint64_t correlation;
+    uint64_t beat;
+    uint32_t heartbeat_mode;
+    uint32_t thread_started;
+    uint32_t stop_word;         /* private futex of the heartbeat thread */
+    uint32_t busy;              /* one control call at a time */
+    uint32_t fork_generation;
+    uint32_t references;        /* handles that still use the mappings */
+    unsigned long thread;
+    char instance[SHMD_NAME_BYTES];
+    char name[SHMD_NAME_BYTES];
+};
+
+void shmd_client_hold(shmd_client *client);
+void shmd_client_drop(shmd_client *client);      /* unmaps with the last */
+int shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns);
+void shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id);
+int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, const char *stream, int aborted, int wait_answer);
+void shmd_client_give_up(shmd_client *client, const shmd_request_t *attach); /* detach by correlation id, no answer wanted */
+
+/* A stable copy of the epoch record of (stream, epoch), or of the next one that gate_bit is wired to. */
+int shmd_stream_epoch(const shmd_client *client, uint32_t stream_index, uint32_t stream_id, uint32_t epoch,
+                      shmd_epoch_record_t *out, uint32_t *record);
+int shmd_stream_next_epoch(const shmd_client *client, uint32_t stream_index, uint32_t stream_id, uint32_t after,
+                           uint64_t gate_bit, shmd_epoch_record_t *out, uint32_t *record);
+shmd_epoch_hot_t *shmd_stream_hot(const shmd_client *client, uint32_t stream_index, uint32_t record);
+int shmd_epoch_record_check(const shmd_epoch_record_t *record); /* its geometry against the limits */
+int shmd_lease_live(const shmd_client *client, uint32_t lease_index, uint64_t lease_id, uint32_t *end_reason);
+
+int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *record, shmd_mapping **out);
+
+/* A producer's parts, for its files and the guarded calls. */
+int shmd_producer_check_length(const shmd_producer *producer, uint64_t length);
+int shmd_commit_flags(shmd_producer *producer, uint32_t length, uint16_t type, uint16_t flags);
+int64_t shmd_publish_strided(shmd_producer *producer, const void *records, uint32_t record_bytes, uint64_t stride, uint64_t n, uint64_t timeout_ns);
+void shmd_producer_unblocked(shmd_producer *producer);
+int shmd_producer_end(shmd_producer *producer, int aborted);     /* detaches and frees */
+
+/* A consumer's parts, likewise. */
+int shmd_consumer_wire(shmd_consumer *consumer, const shmd_epoch_record_t *record, uint32_t index, uint64_t start, uint64_t joined);
+int shmd_consumer_look(shmd_consumer *consumer);    /* state and bit have changed? 0 no or wait, 1 drained, negative over */
+void shmd_consumer_before_idle(shmd_consumer *consumer);
+int shmd_consumer_ready(shmd_consumer *consumer);   /* 1: a poll would not return 0 */
+int shmd_consumer_end(shmd_consumer *consumer, int keep_mapping); /* detaches and frees */
+static inline int shmd_consumer_is_protected(const shmd_consumer *c) /* its gate keeps the producer off its position */
+{
+    return c->gated_from != UINT64_MAX && c->position >= c->gated_from;
+}
+uint64_t shmd_deadline(uint64_t timeout_ns);        /* saturating now + timeout */
+
+#endif

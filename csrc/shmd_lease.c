@@ -1,0 +1,64 @@
+/* shmd_lease.c: one pass over all clients and leases a check, so that Python pays per finding and not per lease. */
+#include "shmd_internal.h"
+
+typedef struct findings {
+    shmd_check_t *out;
+    uint64_t limit;
+    uint64_t count;
+} findings_t;
+
+static void found(findings_t *f, uint32_t what, uint32_t index, uint64_t silent_ns)
+{
+    if (f->count < f->limit)
+        f->out[f->count++] = (shmd_check_t){.what = what, .index = index, .silent_ns = silent_ns};
+}
+
+static void check_client(shmd_client_record_t *client, const shmd_heartbeat_t *line, shmd_client_watch_t *watch, uint64_t now_ns,
+                         uint64_t stalled_ns, uint64_t timeout_ns, findings_t *findings)
+{
+    uint32_t state = (uint32_t)(client->word & 0xff); /* plain: only ever written by this process */
+    if (state != SHMD_CLIENT_ALIVE && state != SHMD_CLIENT_STALLED) {
+        watch->client_id = 0;
+        return;
+    }
+    uint64_t beat = shmd_load_acquire(&line->beat); /* L1: pairs with the heartbeat thread's release store */
+    if (watch->client_id != client->client_id) {    /* a new client, or a new driver: it starts afresh */
+        watch->client_id = client->client_id;
+        watch->beat = beat;
+        watch->seen_ns = now_ns;
+    } else if (watch->beat != beat) {
+        watch->beat = beat;
+        watch->seen_ns = now_ns;
+        shmd_store_relaxed(&client->seen_ns, now_ns);
+        if (state == SHMD_CLIENT_STALLED)
+            found(findings, SHMD_CHECK_CLIENT_RECOVERED, client->index, 0);
+        return;
+    }
+    uint64_t silent_ns = now_ns > watch->seen_ns ? now_ns - watch->seen_ns : 0;
+    if (silent_ns >= timeout_ns)
+        found(findings, SHMD_CHECK_CLIENT_EXPIRED, client->index, silent_ns);
+    else if (silent_ns >= stalled_ns && state == SHMD_CLIENT_ALIVE)
+        found(findings, SHMD_CHECK_CLIENT_STALLED, client->index, silent_ns);
+}
+
+int64_t shmd_lease_check(shmd_authority_t *authority, const shmd_control_t *control, shmd_client_watch_t *watches, uint64_t now_ns,
+                         uint64_t stalled_ns, uint64_t timeout_ns, shmd_check_t *out, uint64_t limit)
+{
+    findings_t findings = {.out = out, .limit = limit, .count = 0};
+    uint32_t client_max = authority->client_max;
+    uint32_t lease_max = authority->lease_max;
+    for (uint32_t i = 0; i < client_max; i++)
+        check_client(shmd_authority_client(authority, i), shmd_control_heartbeat(control, client_max, lease_max, i), &watches[i], now_ns,
+                     stalled_ns, timeout_ns, &findings);
+    for (uint32_t i = 0; i < lease_max; i++) {
+        const shmd_lease_record_t *lease = shmd_authority_lease(authority, i);
+        if ((lease->word & 0xff) != SHMD_LEASE_ATTACHED)
+            continue;
+        /* L2: pairs with the client's release store after it has mapped the stream */
+        if (shmd_load_acquire(&shmd_control_lease_line(control, client_max, lease_max, i)->confirmed) == lease->lease_id)
+            found(&findings, SHMD_CHECK_CONFIRMED, i, 0);
+        else if (now_ns >= lease->deadline_ns)
+            found(&findings, SHMD_CHECK_UNCONFIRMED, i, now_ns - lease->deadline_ns);
+    }
+    return (int64_t)findings.count;
+}

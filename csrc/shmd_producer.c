@@ -1,0 +1,385 @@
+/* shmd_producer.c: a producer's slow turns: room, waiting, arena, claims, batches. The fast one is inline in shmdriver.h;
+ * attach and the end are in shmd_producer_attach.c.
+ *
+ * Room. limit is private: seq below it may be written. It is min(gates that count) + slots, recomputed only when reached.
+ * What the gates free of the arena is known from spans, the private list of arena messages that some gate may still hold.
+ */
+#include "shmd_internal.h"
+
+#include <sched.h>
+
+enum { NO_CONSUMER_YET = SHMD_GATE_MAX + 1 };
+
+/* ---- room ------------------------------------------------------------------------------ */
+
+static void blocked_begin(shmd_producer *p, uint32_t gate_plus_1, uint64_t position)
+{
+    if (p->blocked_gate == 0) {
+        p->blocked_since_ns = shmd_now_ns();
+        shmd_store_relaxed(&p->data->blocked_since_ns, p->blocked_since_ns);
+        shmd_store_relaxed(&p->data->blocked_count, shmd_load_relaxed(&p->data->blocked_count) + 1);
+    }
+    p->blocked_gate = gate_plus_1;
+    shmd_store_relaxed(&p->data->blocked_position, position);
+    shmd_store32_relaxed(&p->data->blocked_gate, gate_plus_1);
+}
+
+void shmd_producer_unblocked(shmd_producer *p)
+{
+    if (p->blocked_gate == 0)
+        return;
+    p->blocked_total_ns += shmd_now_ns() - p->blocked_since_ns;
+    p->blocked_gate = 0;
+    shmd_store_relaxed(&p->data->blocked_total_ns, p->blocked_total_ns);
+    shmd_store32_relaxed(&p->data->blocked_gate, 0);
+}
+
+/* The smallest position of the gates in mask, clamped to what a gate can honestly be. gate: whose it is, + 1. */
+static uint64_t slowest(const shmd_producer *p, uint64_t mask, uint32_t *gate)
+{
+    uint64_t slots = p->mask + 1;
+    uint64_t least = p->seq;
+    *gate = 0;
+    while (mask != 0) {
+        uint32_t index = (uint32_t)__builtin_ctzll(mask);
+        mask &= mask - 1;
+        uint64_t position = index < p->gate_count ? shmd_load_acquire(&shmd_gates_gate(p->gates, index)->position) : p->seq; /* C2 */
+        int64_t behind = (int64_t)(p->seq - position);
+        if (behind < 0)
+            behind = 0;
+        else if ((uint64_t)behind > slots)
+            behind = (int64_t)slots;
+        if (p->seq - (uint64_t)behind < least) {
+            least = p->seq - (uint64_t)behind;
+            *gate = index + 1;
+        }
+    }
+    return least;
+}
+
+static void free_spans(shmd_producer *p, uint64_t freed_below)
+{
+    uint64_t tail = p->arena_limit - p->arena_bytes;
+    while (p->span_tail != p->span_head && p->spans[p->span_tail & p->mask].seq < freed_below)
+        tail = p->spans[p->span_tail++ & p->mask].end;
+    if (p->span_tail == p->span_head)
+        tail = p->arena_next;
+    p->arena_limit = tail + p->arena_bytes;
+}
+
+int shmd_producer_room(shmd_producer *p, uint64_t arena_need)
+{
+    if (p->claim_open)
+        return shmd_fail(SHMD_E_CLAIM, "stream %s: a claim is open; commit or abort it first", p->stream);
+    if (shmd_load_acquire(&p->hot->state) != p->open_word)
+        return shmd_producer_ended(p);
+    shmd_store_release(&p->data->head, p->seq);
+    shmd_fence_seq_cst(); /* J1: head before mask here, mask before head in shmd_epoch_join */
+    uint64_t mask = shmd_load_acquire(&p->hot->gate_mask);
+    if (p->min_consumers > (uint32_t)__builtin_popcountll(mask)) {
+        blocked_begin(p, NO_CONSUMER_YET, p->seq);
+        return SHMD_BACK_PRESSURED;
+    }
+    p->min_consumers = 0;
+    uint32_t gate;
+    uint64_t least = slowest(p, mask, &gate);
+    p->limit = least + p->mask + 1;
+    if (p->arena_bytes != 0)
+        free_spans(p, least);
+    if (p->seq >= p->limit || p->arena_next + arena_need > p->arena_limit) {
+        blocked_begin(p, gate, least);
+        return SHMD_BACK_PRESSURED;
+    }
+    shmd_producer_unblocked(p);
+    return SHMD_OK;
+}
+
+static uint64_t arena_need(const shmd_producer *p, uint64_t length)
+{
+    return length > p->inline_max ? shmd_round_up(length, SHMD_ARENA_ALIGN) : 0;
+}
+
+int shmd_producer_check_length(const shmd_producer *p, uint64_t length)
+{
+    if (length <= p->max_message)
+        return SHMD_OK;
+    return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: message of %llu bytes, its largest is %llu", p->stream, (unsigned long long)length,
+                     (unsigned long long)p->max_message);
+}
+
+/* Sleeps at most slice_ns on the word of the gate that holds this producer back. */
+static int sleep_for_room(shmd_producer *p, uint64_t need, uint64_t slice_ns)
+{
+    uint32_t gate = p->blocked_gate;
+    if (gate == 0 || gate > p->gate_count) { /* no consumer yet: nobody who could wake us; the directory is looked at again soon */
+        int rc = shmd_futex_wait(&p->client->authority->event_word, shmd_load32_acquire(&p->client->authority->event_word), slice_ns);
+        return rc == SHMD_E_INTERRUPTED ? rc : SHMD_OK;
+    }
+    const uint32_t *word = &shmd_gates_gate(p->gates, gate - 1)->room_word;
+    uint32_t seen = shmd_load32_acquire(word);
+    shmd_store32_seq_cst(&p->data->room_waiting, gate);
+    shmd_fence_seq_cst(); /* W2: announce, then look again; the consumer moves its gate, then looks for us (C3) */
+    int rc = shmd_producer_room(p, need);
+    if (rc == SHMD_BACK_PRESSURED) {
+        rc = shmd_futex_wait(word, seen, slice_ns);
+        rc = rc == SHMD_E_INTERRUPTED ? rc : SHMD_OK;
+    }
+    shmd_store32_relaxed(&p->data->room_waiting, 0);
+    return rc;
+}
+
+static int wait_room(shmd_producer *p, uint64_t need, uint64_t timeout_ns)
+{
+    enum { SPINS = 512, YIELDS = 16, SLICE_NS = 2000000 };
+    int rc = shmd_producer_room(p, need);
+    if (rc != SHMD_BACK_PRESSURED || timeout_ns == 0)
+        return rc;
+    uint64_t deadline_ns = shmd_deadline(timeout_ns);
+    if (shmd_load_relaxed(&p->hot->sleep_mask) != 0)
+        shmd_producer_wake(p); /* before waiting for them, be sure that they are awake */
+    for (int i = 0; i < SPINS + YIELDS && rc == SHMD_BACK_PRESSURED && !shmd_load32_relaxed(&p->closing); i++) {
+        if (i < SPINS) {
+            for (int k = 0; k < 8; k++)
+                shmd_pause();
+        } else {
+            (void)sched_yield();
+        }
+        if (i % 16 == 0 || i >= SPINS)
+            rc = shmd_producer_room(p, need);
+    }
+    while (rc == SHMD_BACK_PRESSURED) {
+        uint64_t now = shmd_now_ns();
+        if (shmd_load32_relaxed(&p->closing))
+            return shmd_fail(SHMD_E_CLOSED, "stream %s: producer was closed by another thread", p->stream);
+        if (now >= deadline_ns)
+            return SHMD_BACK_PRESSURED;
+        rc = sleep_for_room(p, need, shmd_min(deadline_ns - now, SLICE_NS));
+        if (rc == SHMD_OK)
+            rc = shmd_producer_room(p, need);
+    }
+    return rc;
+}
+
+int shmd_producer_wait_room(shmd_producer *p, uint32_t length, uint64_t timeout_ns)
+{
+    int rc = shmd_producer_check_length(p, length);
+    return rc ? rc : wait_room(p, arena_need(p, length), timeout_ns);
+}
+
+/* ---- waking consumers ------------------------------------------------------------------ */
+
+void shmd_producer_wake(shmd_producer *p)
+{
+    /* W1: commit and head before this, the sleeper's flag after; it stores its flag, fences, then looks at the slot again. */
+    shmd_fence_seq_cst();
+    int any = 0;
+    for (uint64_t mask = shmd_load_relaxed(&p->hot->sleep_mask); mask != 0; mask &= mask - 1) {
+        uint32_t index = (uint32_t)__builtin_ctzll(mask);
+        if (index < p->gate_count && shmd_load32_relaxed(&shmd_gates_gate(p->gates, index)->sleeping) != 0)
+            any = 1;
+    }
+    if (!any)
+        return;
+    shmd_store32_seq_cst(&p->data->wake_word, ++p->wake_word);
+    shmd_store_relaxed(&p->data->wakes, shmd_load_relaxed(&p->data->wakes) + 1);
+    shmd_futex_wake(&p->data->wake_word);
+}
+
+/* ---- publishing ------------------------------------------------------------------------ */
+
+int shmd_producer_ended(shmd_producer *p)
+{
+    uint64_t state = shmd_load_acquire(&p->hot->state); /* X2 */
+    if (p->ended_seal == UINT64_MAX && state == ((p->open_word & ~(uint64_t)0xff) | SHMD_EPOCH_SEALED))
+        p->ended_seal = shmd_load_relaxed(&p->hot->sealed_seq);
+    if (p->end_reason == 0)
+        (void)shmd_lease_live(p->client, p->lease_index, p->lease_id, &p->end_reason);
+    if (p->ended_seal == UINT64_MAX)
+        return shmd_fail(SHMD_E_REVOKED, "stream %s: producer lease %llu has ended; its epoch %u is being sealed", p->stream,
+                         (unsigned long long)p->lease_id, p->epoch);
+    return shmd_fail(SHMD_E_REVOKED, "stream %s: producer lease %llu has ended; epoch %u is sealed at seq %llu, %llu were published", p->stream,
+                     (unsigned long long)p->lease_id, p->epoch, (unsigned long long)p->ended_seal, (unsigned long long)p->seq);
+}
+
+/* Takes `need` bytes of the arena at the private allocator's place and tells ungated readers first. */
+static void *arena_take(shmd_producer *p, uint64_t need)
+{
+    uint64_t intent = p->arena_next + need;
+    if (intent > p->arena_intent) {
+        p->arena_intent = intent;
+        shmd_store_relaxed(&p->data->arena_intent, intent);
+    }
+    shmd_fence_release(); /* U2: intent before any byte of the payload */
+    return p->arena + p->arena_offset;
+}
+
+static void arena_commit(shmd_producer *p, shmd_slot_t *slot, uint64_t need)
+{
+    shmd_arena_ref_t ref = {.position = p->arena_next, .bytes = need};
+    shmd_copy_to_shared(shmd_slot_payload(slot), &ref, sizeof ref);
+    p->arena_next += need;
+    p->arena_offset += need;
+    if (p->arena_offset >= p->arena_bytes)
+        p->arena_offset -= p->arena_bytes;
+    p->spans[p->span_head++ & p->mask] = (shmd_arena_span_t){.seq = p->seq, .end = p->arena_next};
+}
+
+static void finish(shmd_producer *p, shmd_slot_t *slot, uint32_t length, uint16_t type, uint16_t flags)
+{
+    shmd_slot_commit(slot, p->seq, length, type, flags, p->stamp ? shmd_now_ns() : 0);
+    p->seq++;
+    p->bytes += length;
+    shmd_producer_announce(p);
+}
+
+int shmd_claim(shmd_producer *p, uint32_t length, void **data)
+{
+    int rc = shmd_producer_check_length(p, length);
+    if (rc != SHMD_OK)
+        return rc;
+    uint64_t need = arena_need(p, length);
+    if (p->seq >= p->limit || p->arena_next + need > p->arena_limit) {
+        rc = shmd_producer_room(p, need);
+        if (rc != SHMD_OK)
+            return rc;
+    }
+    if (shmd_load_relaxed(&p->hot->state) != p->open_word)
+        return shmd_producer_ended(p);
+    shmd_slot_t *slot = shmd_producer_slot(p, p->seq);
+    shmd_slot_open(slot, p->seq);
+    p->claim_data = need != 0 ? arena_take(p, need) : shmd_slot_payload(slot);
+    p->claim_arena_bytes = need;
+    p->claim_length = length;
+    p->claim_open = 1;
+    p->claim_limit = p->limit;
+    p->limit = 0; /* publish takes its slow turn and is told so */
+    *data = p->claim_data;
+    return SHMD_OK;
+}
+
+static int no_claim(const shmd_producer *p) { return shmd_fail(SHMD_E_CLAIM, "stream %s: no claim is open", p->stream); }
+
+int shmd_commit_flags(shmd_producer *p, uint32_t length, uint16_t type, uint16_t flags)
+{
+    if (!p->claim_open)
+        return no_claim(p);
+    if (length > p->claim_length)
+        return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: commit of %u bytes into a claim of %u", p->stream, length, p->claim_length);
+    p->claim_open = 0;
+    p->limit = p->claim_limit;
+    if (shmd_load_acquire(&p->hot->state) != p->open_word)
+        return shmd_producer_ended(p);
+    shmd_slot_t *slot = shmd_producer_slot(p, p->seq);
+    if (p->claim_arena_bytes != 0) {
+        arena_commit(p, slot, p->claim_arena_bytes);
+        flags |= SHMD_FLAG_ARENA;
+    }
+    finish(p, slot, length, type, flags);
+    return SHMD_OK;
+}
+
+int shmd_commit(shmd_producer *p, uint32_t length, uint16_t type) { return shmd_commit_flags(p, length, type, 0); }
+
+int shmd_abort(shmd_producer *p)
+{
+    if (!p->claim_open)
+        return no_claim(p);
+    p->claim_open = 0;
+    p->limit = p->claim_limit; /* only the private allocator forgets; the intent never decreases */
+    shmd_store_relaxed(&p->data->aborted_claims, shmd_load_relaxed(&p->data->aborted_claims) + 1);
+    return SHMD_OK;
+}
+
+int shmd_publish_large(shmd_producer *p, const void *data, uint32_t length, uint16_t type, uint16_t flags)
+{
+    void *room;
+    int rc = shmd_claim(p, length, &room);
+    if (rc != SHMD_OK)
+        return rc;
+    shmd_copy_to_shared(room, data, length);
+    return shmd_commit_flags(p, length, type, flags);
+}
+
+int shmd_publish(shmd_producer *p, const void *data, uint32_t length, uint16_t type) { return shmd_publish_inline(p, data, length, type); }
+
+int shmd_publish_wait(shmd_producer *p, const void *data, uint32_t length, uint16_t type, uint64_t timeout_ns)
+{
+    int rc = shmd_publish_inline(p, data, length, type);
+    if (rc != SHMD_BACK_PRESSURED || timeout_ns == 0)
+        return rc;
+    rc = wait_room(p, arena_need(p, length), timeout_ns);
+    return rc ? rc : shmd_publish_inline(p, data, length, type);
+}
+
+/* Writes n records that have room; the head and the wake are the caller's. */
+static void write_records(shmd_producer *p, const unsigned char *from, uint32_t record_bytes, uint64_t stride, uint64_t n)
+{
+    uint64_t seq = p->seq;
+    uint64_t stamp = p->stamp ? shmd_now_ns() : 0;
+    for (uint64_t i = 0; i < n; i++, seq++, from += stride) {
+        shmd_slot_t *slot = shmd_producer_slot(p, seq);
+        shmd_slot_open(slot, seq);
+        shmd_copy_to_shared(shmd_slot_payload(slot), from, record_bytes);
+        shmd_slot_commit(slot, seq, record_bytes, 0, 0, stamp);
+    }
+    p->seq = seq;
+    p->bytes += n * record_bytes;
+}
+
+int64_t shmd_publish_strided(shmd_producer *p, const void *records, uint32_t record_bytes, uint64_t stride, uint64_t n, uint64_t timeout_ns)
+{
+    enum { CHUNK = 1024 };
+    const unsigned char *from = records;
+    uint64_t done = 0;
+    uint64_t deadline_ns = timeout_ns == 0 ? 0 : shmd_deadline(timeout_ns);
+    int rc = record_bytes <= p->inline_max ? SHMD_OK
+                                           : shmd_fail(SHMD_E_TOO_LARGE, "stream %s: record of %u bytes, its slots carry %u", p->stream, record_bytes, p->inline_max);
+    while (done < n && rc == SHMD_OK) {
+        if (p->seq >= p->limit) {
+            rc = shmd_producer_room(p, 0);
+            uint64_t now = rc == SHMD_BACK_PRESSURED && timeout_ns != 0 ? shmd_now_ns() : 0;
+            if (rc == SHMD_BACK_PRESSURED && now < deadline_ns)
+                rc = wait_room(p, 0, deadline_ns - now);
+            if (rc != SHMD_OK)
+                break;
+        }
+        if (shmd_load_relaxed(&p->hot->state) != p->open_word) {
+            rc = shmd_producer_ended(p);
+            break;
+        }
+        uint64_t some = shmd_min(shmd_min(n - done, p->limit - p->seq), CHUNK);
+        write_records(p, from, record_bytes, stride, some);
+        shmd_producer_announce(p);
+        done += some;
+        from += some * stride;
+    }
+    return done != 0 || rc == SHMD_OK ? (int64_t)done : rc;
+}
+
+int64_t shmd_publish_records(shmd_producer *p, const void *records, uint32_t record_bytes, uint64_t n, uint64_t timeout_ns)
+{
+    return shmd_publish_strided(p, records, record_bytes, record_bytes, n, timeout_ns);
+}
+
+void shmd_producer_info(const shmd_producer *p, shmd_producer_info_t *out)
+{
+    memset(out, 0, sizeof *out);
+    out->lease_id = p->lease_id;
+    out->seq = p->seq;
+    out->max_message = p->max_message;
+    out->arena_bytes = p->arena_bytes;
+    out->sealed_seq = p->ended_seal;
+    out->slots = (uint32_t)(p->mask + 1);
+    out->slot_bytes = p->slot_bytes;
+    out->inline_max = p->inline_max;
+    out->epoch = p->epoch;
+    out->stream_id = p->stream_id;
+    out->stream_index = p->stream_index;
+    out->lease_index = p->lease_index;
+    out->consumers = (uint32_t)__builtin_popcountll(shmd_load_acquire(&p->hot->gate_mask));
+    out->blocked_gate = p->blocked_gate;
+    out->end_reason = p->end_reason;
+    out->blocked_since_ns = p->blocked_since_ns;
+    out->blocked_total_ns = p->blocked_total_ns;
+    out->blocked_position = shmd_load_relaxed(&p->data->blocked_position);
+}

@@ -1,0 +1,156 @@
+/* shmd_producer_attach.c: a producer's attach (ask, map, confirm) and its end. */
+#include "shmd_internal.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+static void fill_request(shmd_request_t *request, const char *stream, const shmd_producer_options *options)
+{
+    memset(request, 0, sizeof *request);
+    request->kind = SHMD_REQUEST_ATTACH;
+    request->role = SHMD_ROLE_PRODUCER;
+    request->flags = options->flags;
+    request->slow_consumer = options->slow_consumer;
+    request->min_consumers = options->min_consumers;
+    request->slots = options->slots;
+    request->slot_bytes = options->slot_bytes;
+    request->max_message = options->max_message;
+    request->arena_bytes = options->arena_bytes;
+    if (options->schema != NULL) {
+        request->schema_bytes = (uint32_t)strlen(options->schema);
+        memcpy(request->schema, options->schema, request->schema_bytes);
+    }
+    memcpy(request->stream, stream, strlen(stream));
+}
+
+static int map_producer(shmd_producer *p, const shmd_epoch_record_t *record)
+{
+    uint64_t bytes = 0;
+    uint64_t page = shmd_page_bytes();
+    uint64_t ring_offset = shmd_round_up(SHMD_DATA_HEADER_BYTES, page);
+    void *data = NULL, *ring = NULL, *arena = NULL, *gates = NULL;
+    int small = record->data_bytes <= 32u << 20;
+    p->ring_bytes = (uint64_t)record->slots * record->slot_bytes;
+    p->gates_bytes = record->gates_bytes;
+    int fd = shmd_segment_open(record->data_name, 1, &bytes);
+    if (fd < 0)
+        return fd;
+    int rc = bytes == record->data_bytes ? SHMD_OK : shmd_fail(SHMD_E_LAYOUT, "%s has %llu bytes, the directory says %llu", record->data_name,
+                                                               (unsigned long long)bytes, (unsigned long long)record->data_bytes);
+    rc = rc ? rc : shmd_segment_map(fd, 0, ring_offset, 1, 1, &data);
+    p->data = data;
+    rc = rc ? rc : shmd_header_check(data, bytes, SHMD_SEGMENT_DATA, p->client->boot_id, record->stream_id, record->epoch);
+    rc = rc ? rc : shmd_segment_map(fd, ring_offset, p->ring_bytes, 1, small, &ring);
+    p->slots = ring;
+    if (rc == SHMD_OK && record->arena_bytes != 0)
+        rc = shmd_segment_map_mirrored(fd, ring_offset + p->ring_bytes, record->arena_bytes, 1, small, &arena);
+    p->arena = arena;
+    p->arena_bytes = record->arena_bytes;
+    (void)close(fd);
+    if (rc != SHMD_OK)
+        return rc;
+    fd = shmd_segment_open(record->gates_name, 0, &bytes);
+    if (fd < 0)
+        return fd;
+    rc = bytes == record->gates_bytes ? SHMD_OK : shmd_fail(SHMD_E_LAYOUT, "%s has %llu bytes, the directory says %llu", record->gates_name,
+                                                            (unsigned long long)bytes, (unsigned long long)record->gates_bytes);
+    rc = rc ? rc : shmd_segment_map(fd, 0, bytes, 0, 1, &gates);
+    p->gates = gates;
+    rc = rc ? rc : shmd_header_check(gates, bytes, SHMD_SEGMENT_GATES, p->client->boot_id, record->stream_id, record->epoch);
+    (void)close(fd);
+    return rc;
+}
+
+static void producer_free(shmd_producer *p)
+{
+    (void)shmd_segment_unmap(p->data, shmd_round_up(SHMD_DATA_HEADER_BYTES, shmd_page_bytes()));
+    (void)shmd_segment_unmap(p->slots, p->ring_bytes);
+    (void)shmd_segment_unmap(p->arena, p->arena_bytes * 2);
+    (void)shmd_segment_unmap((void *)(uintptr_t)p->gates, p->gates_bytes);
+    free(p->spans);
+    if (p->client != NULL)
+        shmd_client_drop(p->client);
+    free(p);
+}
+
+static int wire_producer(shmd_producer *p, const shmd_event_t *answer, uint32_t min_consumers)
+{
+    shmd_epoch_record_t record;
+    uint32_t index = 0;
+    int rc = shmd_stream_epoch(p->client, answer->stream_index, answer->stream_id, answer->epoch, &record, &index);
+    rc = rc ? rc : map_producer(p, &record);
+    if (rc != SHMD_OK)
+        return rc;
+    p->hot = shmd_stream_hot(p->client, answer->stream_index, index);
+    p->open_word = (uint64_t)answer->epoch << 8 | SHMD_EPOCH_OPEN;
+    p->mask = record.slots - 1;
+    p->slot_bytes = record.slot_bytes;
+    p->inline_max = record.slot_bytes - SHMD_SLOT_HEADER_BYTES;
+    p->max_message = shmd_max(p->inline_max, shmd_min(record.arena_bytes / 2, UINT32_MAX - 1));
+    p->stamp = (record.flags & SHMD_ATTACH_TIMESTAMPS) != 0;
+    p->gate_count = record.gate_count;
+    p->arena_limit = record.arena_bytes;
+    p->min_consumers = min_consumers;
+    p->ended_seal = UINT64_MAX;
+    p->lease_id = answer->lease_id;
+    p->lease_index = answer->lease_index;
+    p->stream_index = answer->stream_index;
+    p->stream_id = answer->stream_id;
+    p->epoch = answer->epoch;
+    if (record.arena_bytes != 0) {
+        p->spans = calloc(record.slots, sizeof *p->spans);
+        if (p->spans == NULL)
+            return shmd_fail(SHMD_E_NO_MEMORY, "no memory for the spans of %u slots", record.slots);
+    }
+    return SHMD_OK;
+}
+
+int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_producer_options *options, shmd_producer **out)
+{
+    shmd_request_t request;
+    shmd_event_t answer;
+    int rc = shmd_name_check(stream);
+    if (rc == SHMD_OK && options->schema != NULL && strlen(options->schema) >= SHMD_SCHEMA_BYTES)
+        rc = shmd_fail(SHMD_E_INVALID, "schema of %zu bytes: at most %d", strlen(options->schema), SHMD_SCHEMA_BYTES - 1);
+    if (rc != SHMD_OK)
+        return rc;
+    fill_request(&request, stream, options);
+    rc = shmd_client_attach(client, &request, &answer, options->timeout_ns);
+    if (rc != SHMD_OK)
+        return rc;
+    shmd_producer *p = aligned_alloc(SHMD_LINE_BYTES, shmd_round_up(sizeof *p, SHMD_LINE_BYTES));
+    if (p == NULL) {
+        (void)shmd_client_detach(client, answer.lease_id, SHMD_ROLE_PRODUCER, stream, 0, 0);
+        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a producer");
+    }
+    memset(p, 0, sizeof *p);
+    p->client = client;
+    shmd_client_hold(client);
+    p->fork_generation = shmd_fork_generation();
+    memcpy(p->stream, request.stream, sizeof p->stream);
+    rc = wire_producer(p, &answer, options->min_consumers);
+    if (rc != SHMD_OK) {
+        (void)shmd_client_detach(client, answer.lease_id, SHMD_ROLE_PRODUCER, stream, 0, 0);
+        producer_free(p);
+        return rc;
+    }
+    shmd_client_confirm(client, p->lease_index, p->lease_id);
+    *out = p;
+    return SHMD_OK;
+}
+
+int shmd_producer_end(shmd_producer *p, int aborted)
+{
+    if (p->claim_open)
+        (void)shmd_abort(p);
+    int rc = SHMD_OK;
+    if (p->fork_generation == shmd_fork_generation()) {
+        shmd_producer_unblocked(p);
+        rc = shmd_client_detach(p->client, p->lease_id, SHMD_ROLE_PRODUCER, p->stream, aborted, 1);
+    }
+    producer_free(p);
+    return rc;
+}
+
+int shmd_producer_close(shmd_producer *producer) { return producer == NULL ? SHMD_OK : shmd_producer_end(producer, 0); }
+int shmd_producer_abort(shmd_producer *producer) { return producer == NULL ? SHMD_OK : shmd_producer_end(producer, 1); }

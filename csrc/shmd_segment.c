@@ -1,0 +1,112 @@
+/* shmd_segment.c: open, map (once or twice in a row), and check a segment. Never creates, sizes or unlinks. */
+#include "shmd_internal.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+uint64_t shmd_page_bytes(void)
+{
+    long page = sysconf(_SC_PAGESIZE);
+    return page > 0 ? (uint64_t)page : SHMD_PAGE_BYTES_MIN;
+}
+
+uint64_t shmd_magic(uint32_t kind) { return 0x53484d4452560000u | kind; /* "SHMDRV", kind */ }
+
+int shmd_segment_open(const char *name, int writable, uint64_t *bytes)
+{
+    struct stat status;
+    int fd = shm_open(name, (writable ? O_RDWR : O_RDONLY) | O_NOFOLLOW | O_CLOEXEC, 0);
+    if (fd < 0)
+        return shmd_fail_errno("cannot open segment %s %s", name, writable ? "for writing" : "for reading");
+    if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
+        (void)close(fd);
+        return shmd_fail(SHMD_E_LAYOUT, "segment %s is not a regular shared-memory object (mode %o); somebody planted it: remove it", name,
+                         (unsigned)status.st_mode);
+    }
+    *bytes = (uint64_t)status.st_size;
+    return fd;
+}
+
+static int protection(int writable) { return writable ? PROT_READ | PROT_WRITE : PROT_READ; }
+
+int shmd_segment_map(int fd, uint64_t offset, uint64_t bytes, int writable, int prefault, void **out)
+{
+    if (bytes == 0 || bytes > SIZE_MAX / 4)
+        return shmd_fail(SHMD_E_INVALID, "cannot map %llu bytes", (unsigned long long)bytes);
+    void *base = mmap(NULL, (size_t)bytes, protection(writable), MAP_SHARED | (prefault ? MAP_POPULATE : 0), fd, (off_t)offset);
+    if (base == MAP_FAILED)
+        return shmd_fail_errno("mmap of %llu bytes", (unsigned long long)bytes);
+    *out = base;
+    return SHMD_OK;
+}
+
+int shmd_segment_map_mirrored(int fd, uint64_t offset, uint64_t bytes, int writable, int prefault, void **out)
+{
+    if (bytes == 0 || bytes > SIZE_MAX / 4 || bytes % shmd_page_bytes() != 0)
+        return shmd_fail(SHMD_E_INVALID, "cannot map %llu bytes twice in a row: not whole pages of %llu", (unsigned long long)bytes,
+                         (unsigned long long)shmd_page_bytes());
+    int flags = MAP_SHARED | MAP_FIXED | (prefault ? MAP_POPULATE : 0);
+    unsigned char *base = mmap(NULL, (size_t)bytes * 2, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED)
+        return shmd_fail_errno("reserving %llu bytes of address space", (unsigned long long)bytes * 2);
+    for (int half = 0; half < 2; half++) {
+        if (mmap(base + (size_t)half * (size_t)bytes, (size_t)bytes, protection(writable), flags, fd, (off_t)offset) == MAP_FAILED) {
+            int rc = shmd_fail_errno("mirrored mmap of %llu bytes", (unsigned long long)bytes);
+            (void)munmap(base, (size_t)bytes * 2);
+            return rc;
+        }
+    }
+    *out = base;
+    return SHMD_OK;
+}
+
+int shmd_segment_unmap(void *base, uint64_t bytes)
+{
+    if (base != NULL && munmap(base, (size_t)bytes) != 0)
+        return shmd_fail_errno("munmap of %llu bytes", (unsigned long long)bytes);
+    return SHMD_OK;
+}
+
+int shmd_header_check(const void *base, uint64_t bytes, uint32_t kind, uint64_t boot_id, uint32_t stream_id, uint32_t epoch)
+{
+    const shmd_header_t *header = base;
+    if (bytes < sizeof *header)
+        return shmd_fail(SHMD_E_LAYOUT, "segment of %llu bytes is too short for a header", (unsigned long long)bytes);
+    uint64_t magic = shmd_load_acquire(&header->magic); /* S1: pairs with shmd_segment_complete */
+    if (magic != shmd_magic(kind))
+        return shmd_fail(SHMD_E_LAYOUT, "magic is 0x%016llx, expected 0x%016llx%s", (unsigned long long)magic,
+                         (unsigned long long)shmd_magic(kind), magic == 0 ? ": the segment was never completed" : "; it is not ours: not touched");
+    if (header->layout_version != SHMD_LAYOUT_VERSION)
+        return shmd_fail(SHMD_E_LAYOUT, "layout version is %u, this build speaks %u: use the same shmdriver version on both sides, or stop that driver first",
+                         header->layout_version, (unsigned)SHMD_LAYOUT_VERSION);
+    if (header->kind != kind || header->segment_bytes != bytes)
+        return shmd_fail(SHMD_E_LAYOUT, "header says kind %u, %llu bytes; expected kind %u, %llu bytes", header->kind,
+                         (unsigned long long)header->segment_bytes, kind, (unsigned long long)bytes);
+    if ((boot_id != 0 && header->boot_id != boot_id) || header->stream_id != stream_id || header->epoch != epoch)
+        return shmd_fail(SHMD_E_LAYOUT, "header says boot %016llx stream %u epoch %u; expected boot %016llx stream %u epoch %u",
+                         (unsigned long long)header->boot_id, header->stream_id, header->epoch, (unsigned long long)boot_id, stream_id, epoch);
+    return SHMD_OK;
+}
+
+void shmd_segment_complete(void *base)
+{
+    shmd_header_t *header = base;
+    shmd_store_release(&header->magic, shmd_magic(header->kind)); /* S1: after everything that shmd_*_init wrote */
+}
+
+uint64_t shmd_word_load(const uint64_t *word) { return shmd_load_acquire(word); }
+void shmd_word_store(uint64_t *word, uint64_t value) { shmd_store_release(word, value); }
+void shmd_word_store_seq_cst(uint64_t *word, uint64_t value) { shmd_store_seq_cst(word, value); }
+uint32_t shmd_futex_load(const uint32_t *word) { return shmd_load32_acquire(word); }
+
+int shmd_record_copy(void *out, const void *record, uint64_t bytes)
+{
+    const uint64_t *word = record;
+    uint64_t before = shmd_load_acquire(word); /* T1: pairs with the release store that published the record */
+    shmd_copy_from_shared(out, record, (size_t)bytes);
+    shmd_fence_acquire(); /* T2: the copy is loaded before the second look */
+    memcpy(out, &before, sizeof before);
+    return shmd_load_relaxed(word) == before;
+}

@@ -1,0 +1,228 @@
+/* shmd_stream.c: epochs, from both sides: the driver wires, unwires and seals; clients look them up and map them. */
+#include "shmd_internal.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+/* ---- the driver ------------------------------------------------------------------------ */
+
+static void set_bit(uint64_t *mask, uint32_t bit, int on)
+{
+    uint64_t value = shmd_load_relaxed(mask); /* one writer: the driver */
+    uint64_t with = on ? value | (uint64_t)1 << bit : value & ~((uint64_t)1 << bit);
+    shmd_store_seq_cst(mask, with);
+}
+
+uint64_t shmd_epoch_join(shmd_epoch_hot_t *hot, const shmd_data_t *data, shmd_gates_t *gates, const shmd_geometry_t *geometry,
+                         uint32_t gate_index, int reliable, int may_sleep, uint64_t lease_id, int oldest, uint64_t *cursor)
+{
+    shmd_gate_t *gate = shmd_gates_gate(gates, gate_index);
+    shmd_store_relaxed(&gate->left, 0);
+    shmd_store32_relaxed(&gate->sleeping, 0);
+    shmd_store_relaxed(&gate->consumed, 0);
+    shmd_store_relaxed(&gate->lost, 0);
+    shmd_store_relaxed(&gate->skipped, 0);
+    shmd_store_release(&gate->position, shmd_load_acquire(&data->head));
+    shmd_store_release(&gate->lease_id, lease_id);
+    if (reliable)
+        set_bit(&hot->gate_mask, gate_index, 1);
+    shmd_fence_seq_cst();
+    /* J1: mask before head here, head before mask in shmd_producer_room, a seq_cst fence between either pair: one of the
+     * two sees the other, so the producer cannot pass the joiner by a ring. */
+    uint64_t joined = shmd_load_seq_cst(&data->head);
+    shmd_store_release(&gate->position, joined);
+    uint64_t start = oldest ? (joined > geometry->slots ? joined - geometry->slots : 0) : joined;
+    shmd_store_relaxed(&gate->cursor, start);
+    if (may_sleep)
+        set_bit(&hot->sleep_mask, gate_index, 1);
+    set_bit(&hot->wired_mask, gate_index, 1);
+    *cursor = start;
+    return joined;
+}
+
+void shmd_epoch_leave(shmd_epoch_hot_t *hot, uint32_t gate)
+{
+    set_bit(&hot->gate_mask, gate, 0);
+    set_bit(&hot->sleep_mask, gate, 0);
+    set_bit(&hot->wired_mask, gate, 0);
+}
+
+static uint64_t scan(const unsigned char *ring, const shmd_geometry_t *geometry, uint64_t seq)
+{
+    for (uint32_t n = 0; n < geometry->slots; n++, seq++) {
+        const shmd_slot_t *slot = (const shmd_slot_t *)(const void *)(ring + (seq & (geometry->slots - 1)) * geometry->slot_bytes);
+        if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1)) /* P2 */
+            break;
+    }
+    return seq;
+}
+
+uint64_t shmd_epoch_seal(shmd_epoch_hot_t *hot, const shmd_data_t *data, const void *ring, const shmd_geometry_t *geometry, int clean, int proved)
+{
+    uint64_t word = (uint64_t)geometry->epoch << 8;
+    if (shmd_load_acquire(&hot->state) == (word | SHMD_EPOCH_SEALED))
+        return shmd_load_relaxed(&hot->sealed_seq);
+    if (!clean && !proved) {
+        shmd_store_seq_cst(&hot->state, word | SHMD_EPOCH_SEALING);
+        shmd_fence_seq_cst(); /* X1: readers wait from here on; what they handed out before is below the scan's end */
+    }
+    uint64_t sealed = shmd_load_acquire(&data->head); /* P3 */
+    if (!clean)
+        sealed = scan(ring, geometry, sealed);
+    shmd_store_release(&hot->sealed_seq, sealed);
+    shmd_store_seq_cst(&hot->state, word | SHMD_EPOCH_SEALED); /* X2: publishes sealed_seq */
+    return sealed;
+}
+
+uint64_t shmd_data_head(const shmd_data_t *data) { return shmd_load_acquire(&data->head); }
+uint64_t shmd_gate_position(const shmd_gates_t *gates, uint32_t gate) { return shmd_load_acquire(&shmd_gates_gate(gates, gate)->position); }
+uint64_t shmd_gate_left(const shmd_gates_t *gates, uint32_t gate) { return shmd_load_acquire(&shmd_gates_gate(gates, gate)->left); }
+
+/* ---- clients --------------------------------------------------------------------------- */
+
+shmd_epoch_hot_t *shmd_stream_hot(const shmd_client *client, uint32_t stream_index, uint32_t record)
+{
+    return &shmd_authority_stream(client->authority, stream_index)->epochs[record].hot;
+}
+
+/* A copy whose state word was the same before and after; the state may move on (OPEN to SEALED) without harm. */
+static int copy_epoch(const shmd_epoch_record_t *record, shmd_epoch_record_t *out)
+{
+    uint64_t before = shmd_load_acquire(&record->hot.state); /* T1 */
+    shmd_copy_from_shared(out, record, sizeof *out);
+    shmd_fence_acquire(); /* T2 */
+    out->data_name[sizeof out->data_name - 1] = 0;
+    out->gates_name[sizeof out->gates_name - 1] = 0;
+    return shmd_load_relaxed(&record->hot.state) >> 8 == before >> 8 && out->epoch == before >> 8;
+}
+
+static int is_readable(uint64_t state)
+{
+    uint32_t low = (uint32_t)(state & 0xff);
+    return low == SHMD_EPOCH_OPEN || low == SHMD_EPOCH_SEALING || low == SHMD_EPOCH_SEALED;
+}
+
+int shmd_stream_epoch(const shmd_client *client, uint32_t stream_index, uint32_t stream_id, uint32_t epoch, shmd_epoch_record_t *out,
+                      uint32_t *record)
+{
+    const shmd_stream_record_t *stream = shmd_authority_stream(client->authority, stream_index);
+    for (uint32_t i = 0; stream != NULL && i < SHMD_EPOCH_RECORDS; i++) {
+        uint64_t state = shmd_load_acquire(&stream->epochs[i].hot.state);
+        if (state >> 8 == epoch && is_readable(state) && copy_epoch(&stream->epochs[i], out) && out->stream_id == stream_id) {
+            *record = i;
+            return shmd_epoch_record_check(out);
+        }
+    }
+    return shmd_fail(SHMD_E_LAYOUT, "epoch %u of stream %u is not in the directory any more", epoch, stream_id);
+}
+
+int shmd_stream_next_epoch(const shmd_client *client, uint32_t stream_index, uint32_t stream_id, uint32_t after, uint64_t gate_bit,
+                           shmd_epoch_record_t *out, uint32_t *record)
+{
+    const shmd_stream_record_t *stream = shmd_authority_stream(client->authority, stream_index);
+    uint64_t best = UINT64_MAX;
+    for (uint32_t i = 0; stream != NULL && i < SHMD_EPOCH_RECORDS; i++) {
+        uint64_t state = shmd_load_acquire(&stream->epochs[i].hot.state);
+        uint64_t wired = shmd_load_acquire(&stream->epochs[i].hot.wired_mask);
+        if (is_readable(state) && state >> 8 > after && (wired & gate_bit) != 0 && state >> 8 < best)
+            best = state >> 8;
+    }
+    if (best == UINT64_MAX)
+        return 0;
+    return shmd_stream_epoch(client, stream_index, stream_id, (uint32_t)best, out, record) == SHMD_OK;
+}
+
+int shmd_lease_live(const shmd_client *client, uint32_t lease_index, uint64_t lease_id, uint32_t *end_reason)
+{
+    const shmd_lease_record_t *lease = shmd_authority_lease(client->authority, lease_index);
+    shmd_lease_record_t copy;
+    *end_reason = SHMD_REASON_REVOKED;
+    for (int tries = 0; tries < 16; tries++) {
+        if (!shmd_record_copy(&copy, lease, sizeof copy))
+            continue;
+        uint32_t state = (uint32_t)(copy.word & 0xff);
+        if (copy.lease_id != lease_id || state == SHMD_LEASE_FREE)
+            return 0;
+        *end_reason = copy.end_reason;
+        return state == SHMD_LEASE_ATTACHED || state == SHMD_LEASE_ACTIVE || state == SHMD_LEASE_STALLED;
+    }
+    return 1; /* it changes as fast as we look: not a proof of an end; the next look decides */
+}
+
+static int map_part(int fd, uint64_t offset, uint64_t bytes, int mirrored, void **out)
+{
+    enum { PREFAULT_BYTES_MAX = 16 << 20 };
+    int prefault = bytes <= PREFAULT_BYTES_MAX;
+    int rc = mirrored ? shmd_segment_map_mirrored(fd, offset, bytes, 0, prefault, out) : shmd_segment_map(fd, offset, bytes, 0, prefault, out);
+    return rc;
+}
+
+static int map_data(const shmd_client *client, const shmd_epoch_record_t *record, shmd_mapping *mapping)
+{
+    uint64_t bytes = 0;
+    int fd = shmd_segment_open(record->data_name, 0, &bytes);
+    if (fd < 0)
+        return fd;
+    uint64_t page = shmd_page_bytes();
+    uint64_t ring_offset = shmd_round_up(SHMD_DATA_HEADER_BYTES, page);
+    int rc = bytes == record->data_bytes ? SHMD_OK
+                                         : shmd_fail(SHMD_E_LAYOUT, "%s has %llu bytes, the directory says %llu", record->data_name,
+                                                     (unsigned long long)bytes, (unsigned long long)record->data_bytes);
+    rc = rc ? rc : map_part(fd, 0, ring_offset, 0, &mapping->data);
+    rc = rc ? rc : shmd_header_check(mapping->data, bytes, SHMD_SEGMENT_DATA, client->boot_id, record->stream_id, record->epoch);
+    rc = rc ? rc : map_part(fd, ring_offset, mapping->ring_bytes, 1, &mapping->ring);
+    if (rc == SHMD_OK && mapping->arena_bytes != 0)
+        rc = map_part(fd, ring_offset + mapping->ring_bytes, mapping->arena_bytes, 1, &mapping->arena);
+    (void)close(fd);
+    return rc;
+}
+
+static int map_gates(const shmd_client *client, const shmd_epoch_record_t *record, shmd_mapping *mapping)
+{
+    uint64_t bytes = 0;
+    int fd = shmd_segment_open(record->gates_name, 1, &bytes);
+    if (fd < 0)
+        return fd;
+    int rc = bytes == record->gates_bytes ? SHMD_OK
+                                          : shmd_fail(SHMD_E_LAYOUT, "%s has %llu bytes, the directory says %llu", record->gates_name,
+                                                      (unsigned long long)bytes, (unsigned long long)record->gates_bytes);
+    rc = rc ? rc : shmd_segment_map(fd, 0, bytes, 1, 1, &mapping->gates);
+    rc = rc ? rc : shmd_header_check(mapping->gates, bytes, SHMD_SEGMENT_GATES, client->boot_id, record->stream_id, record->epoch);
+    (void)close(fd);
+    return rc;
+}
+
+int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *record, shmd_mapping **out)
+{
+    static uint32_t serial;
+    shmd_mapping *mapping = calloc(1, sizeof *mapping);
+    if (mapping == NULL)
+        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a mapping");
+    mapping->owners = 1;
+    mapping->epoch = record->epoch;
+    mapping->ring_bytes = (uint64_t)record->slots * record->slot_bytes;
+    mapping->arena_bytes = record->arena_bytes;
+    mapping->gates_bytes = record->gates_bytes;
+    mapping->serial = (uint64_t)shmd_add32(&serial, 1) + 1;
+    int rc = map_data(client, record, mapping);
+    rc = rc ? rc : map_gates(client, record, mapping);
+    if (rc != SHMD_OK) {
+        shmd_mapping_free(mapping);
+        return rc;
+    }
+    *out = mapping;
+    return SHMD_OK;
+}
+
+void shmd_mapping_hold(shmd_mapping *mapping) { (void)shmd_add32(&mapping->owners, 1); }
+
+void shmd_mapping_free(shmd_mapping *mapping)
+{
+    if (mapping == NULL || shmd_sub32(&mapping->owners, 1) != 1)
+        return;
+    (void)shmd_segment_unmap(mapping->data, shmd_round_up(SHMD_DATA_HEADER_BYTES, shmd_page_bytes()));
+    (void)shmd_segment_unmap(mapping->ring, mapping->ring_bytes * 2);
+    (void)shmd_segment_unmap(mapping->arena, mapping->arena_bytes * 2);
+    (void)shmd_segment_unmap(mapping->gates, mapping->gates_bytes);
+    free(mapping);
+}

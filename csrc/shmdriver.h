@@ -1,0 +1,265 @@
+/* shmdriver.h: the C API of shmdriver. Include this, link with libshmdriver.
+ *
+ * The calls are declared in shmd_abi.h; this header adds the private state of the two handles and
+ * the hot path, inline:
+ *
+ *     shmd_publish   have room -> state still open? -> mark the slot -> write -> commit -> head -> wake
+ *     shmd_poll      commit word -> header -> fence -> own bit and state -> hand out
+ *     shmd_advance   gate -> wake a waiting producer
+ *
+ * No system call and no allocation on it. Every slow turn (room, sleep, seal, next epoch) is a
+ * function of shmd_producer.c or shmd_consumer.c. A handle belongs to one thread at a time.
+ */
+#ifndef SHMDRIVER_H
+#define SHMDRIVER_H
+
+#include "shmd_abi.h"
+#include "shmd_atomic.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One arena message that gates may still hold: freed when every gate is past seq. */
+typedef struct shmd_arena_span {
+    uint64_t seq;
+    uint64_t end;                       /* arena position after it */
+} shmd_arena_span_t;
+
+struct shmd_producer {
+    /* What every publish reads; private memory, so nothing that a client can write steers it. */
+    unsigned char *slots;
+    uint64_t mask;                      /* slots - 1 */
+    uint64_t seq;                       /* the next message's */
+    uint64_t limit;                     /* there is room below it; 0 while a claim is open */
+    const shmd_epoch_hot_t *hot;
+    uint64_t open_word;                 /* what hot->state says while this epoch is open */
+    shmd_data_t *data;
+    uint64_t bytes;                     /* payload bytes ever published */
+    uint32_t slot_bytes;
+    uint32_t inline_max;
+    uint32_t stamp;                     /* 1: read the clock at every publish */
+    uint32_t claim_open;
+    /* arena; positions are absolute, offset = arena_next % arena_bytes kept beside it */
+    unsigned char *arena;
+    uint64_t arena_bytes;
+    uint64_t arena_next;
+    uint64_t arena_offset;
+    uint64_t arena_limit;
+    uint64_t arena_intent;
+    shmd_arena_span_t *spans;           /* ring of `slots` entries */
+    uint64_t span_head;
+    uint64_t span_tail;
+    /* the open claim */
+    void *claim_data;
+    uint64_t claim_arena_bytes;         /* 0: inline */
+    uint64_t claim_limit;               /* limit, put aside while the claim is open */
+    uint32_t claim_length;
+    /* the rest */
+    uint32_t gate_count;
+    const shmd_gates_t *gates;
+    uint64_t gates_bytes;
+    uint64_t ring_bytes;
+    uint64_t max_message;
+    uint64_t lease_id;
+    uint64_t ended_seal;
+    uint64_t blocked_since_ns;
+    uint64_t blocked_total_ns;
+    uint32_t blocked_gate;              /* + 1 */
+    uint32_t min_consumers;             /* still wanted; 0 once they were there */
+    uint32_t wake_word;
+    uint32_t end_reason;
+    uint32_t lease_index;
+    uint32_t stream_index;
+    uint32_t stream_id;
+    uint32_t epoch;
+    uint32_t busy;                      /* guard of the guarded calls */
+    uint32_t closing;
+    uint32_t fork_generation;
+    shmd_client *client;
+    char stream[SHMD_NAME_BYTES];
+};
+
+struct shmd_consumer {
+    const unsigned char *slots;
+    uint64_t mask;
+    uint64_t position;                  /* next seq to read */
+    uint64_t bound;                     /* nothing at or past it is read: sealed_seq, or UINT64_MAX while open */
+    const shmd_epoch_hot_t *hot;
+    uint64_t open_word;                 /* what hot->state says while nothing has changed */
+    uint64_t gate_bit;
+    uint64_t gated_from;                /* this reader's gate protects what is at or past it; UINT64_MAX: ungated */
+    shmd_gate_t *gate;
+    const shmd_data_t *data;
+    uint64_t polled;                    /* messages handed out by the last poll */
+    uint64_t gate_published;
+    uint64_t consumed;
+    uint32_t slot_bytes;
+    uint32_t inline_max;
+    uint32_t gate_index;
+    uint32_t delivery;
+    const unsigned char *arena;
+    uint64_t arena_bytes;
+    uint64_t fence_mask;                /* a fence at every crossing of this many seqs */
+    unsigned char *scratch;             /* copies of what an ungated reader hands out */
+    uint64_t scratch_bytes;
+    uint64_t fenced_at;                 /* position at the last fence */
+    /* the rest */
+    shmd_mapping *mapping;
+    shmd_mapping *retired;              /* earlier one, until the caller's view of it is over */
+    uint64_t mapping_serial;
+    uint64_t lost;
+    uint64_t skipped;
+    uint64_t lost_range_count;
+    uint64_t sealed_seq;
+    uint64_t lease_id;
+    uint32_t wait;
+    uint32_t flags;                     /* SHMD_ATTACH_FOLLOW */
+    uint32_t epoch;                     /* 0: none mapped */
+    uint32_t last_epoch;                /* the newest one ever mapped */
+    uint32_t record;
+    uint32_t ended;                     /* 0, or the negative code that every further read returns */
+    uint32_t end_reason;
+    uint32_t lease_index;
+    uint32_t stream_index;
+    uint32_t stream_id;
+    uint32_t busy;
+    uint32_t closing;
+    uint32_t fork_generation;
+    uint32_t pad;
+    shmd_client *client;
+    shmd_lost_range_t lost_ranges[SHMD_LOST_RANGES];
+    char stream[SHMD_NAME_BYTES];
+};
+
+/* The slow turns. */
+int shmd_producer_room(shmd_producer *producer, uint64_t arena_need);
+int shmd_producer_ended(shmd_producer *producer);
+void shmd_producer_wake(shmd_producer *producer);
+int shmd_publish_large(shmd_producer *producer, const void *data, uint32_t length, uint16_t type, uint16_t flags);
+int shmd_poll_slow(shmd_consumer *consumer, shmd_message *out);
+void shmd_consumer_wake_producer(shmd_consumer *consumer);
+
+static inline shmd_slot_t *shmd_producer_slot(const shmd_producer *p, uint64_t seq)
+{
+    return (shmd_slot_t *)(void *)(p->slots + (seq & p->mask) * p->slot_bytes);
+}
+
+static inline const shmd_slot_t *shmd_consumer_slot(const shmd_consumer *c, uint64_t seq)
+{
+    return (const shmd_slot_t *)(const void *)(c->slots + (seq & c->mask) * c->slot_bytes);
+}
+
+/* Step 2 of the writer: from here on an ungated reader of this slot's last message knows that it is gone. */
+static inline void shmd_slot_open(shmd_slot_t *slot, uint64_t seq)
+{
+    shmd_store_relaxed(&slot->commit, seq << 1);
+    shmd_fence_release(); /* P1: before any payload store; pairs with the acquire fence before an ungated reader's second look */
+}
+
+/* Steps 3 and 4: the fields, then the licence to read. The payload is in place already or is written here. */
+static inline void shmd_slot_commit(shmd_slot_t *slot, uint64_t seq, uint32_t length, uint16_t type, uint16_t flags,
+                                    uint64_t timestamp_ns)
+{
+    shmd_store32_relaxed(&slot->length, length);
+    shmd_store16_relaxed(&slot->type, type);
+    shmd_store16_relaxed(&slot->flags, flags);
+    shmd_store_relaxed(&slot->timestamp_ns, timestamp_ns);
+    shmd_store_release(&slot->commit, (seq << 1) | 1); /* P2: pairs with every reader's acquire load of commit */
+}
+
+static inline void *shmd_slot_payload(shmd_slot_t *slot) { return (unsigned char *)slot + SHMD_SLOT_HEADER_BYTES; }
+
+/* Step 5, once a call, then the sleepers: without one that may sleep this is a load of a clean line. */
+static inline void shmd_producer_announce(shmd_producer *p)
+{
+    shmd_store_relaxed(&p->data->bytes, p->bytes);
+    shmd_store_release(&p->data->head, p->seq); /* P3: pairs with acquire loads of head by readers and driver */
+    if (shmd_load_relaxed(&p->hot->sleep_mask) != 0)
+        shmd_producer_wake(p);
+}
+
+static inline int shmd_publish_inline(shmd_producer *p, const void *data, uint32_t length, uint16_t type)
+{
+    if (__builtin_expect(length > p->inline_max, 0))
+        return shmd_publish_large(p, data, length, type, 0);
+    uint64_t seq = p->seq;
+    if (__builtin_expect(seq >= p->limit, 0)) {
+        int rc = shmd_producer_room(p, 0);
+        if (rc != SHMD_OK)
+            return rc;
+    }
+    /* Relaxed: the seal does not depend on it; a producer that misses it commits past sealed_seq, where nobody reads. */
+    if (__builtin_expect(shmd_load_relaxed(&p->hot->state) != p->open_word, 0))
+        return shmd_producer_ended(p);
+    shmd_slot_t *slot = shmd_producer_slot(p, seq);
+    shmd_slot_open(slot, seq);
+    shmd_copy_to_shared(shmd_slot_payload(slot), data, length);
+    shmd_slot_commit(slot, seq, length, type, 0, p->stamp ? shmd_now_ns() : 0);
+    p->seq = seq + 1;
+    p->bytes += length;
+    shmd_producer_announce(p);
+    return SHMD_OK;
+}
+
+/* 1 while this gated reader still holds its place and the epoch is as it last saw it. */
+static inline int shmd_consumer_unchanged(const shmd_consumer *c)
+{
+    /* C1: acquire fence after the loads of what is to be handed out, before the mask and the state: pairs with the
+     * driver's seq_cst stores of them. A cleared bit means that the producer may have overwritten what was read. */
+    shmd_fence_acquire();
+    return (shmd_load_relaxed(&c->hot->gate_mask) & c->gate_bit) != 0 && shmd_load_relaxed(&c->hot->state) == c->open_word;
+}
+
+static inline int shmd_poll_inline(shmd_consumer *c, shmd_message *out)
+{
+    uint64_t seq = c->position;
+    /* In order: nothing mapped (bound 0), past a seal, or not protected by this reader's gate. */
+    if (__builtin_expect(seq >= c->bound || seq < c->gated_from, 0))
+        return shmd_poll_slow(c, out);
+    const shmd_slot_t *slot = shmd_consumer_slot(c, seq);
+    if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1)) /* P2 */
+        return shmd_poll_slow(c, out);
+    out->seq = seq;
+    out->length = shmd_load32_relaxed(&slot->length);
+    out->type = shmd_load16_relaxed(&slot->type);
+    out->flags = shmd_load16_relaxed(&slot->flags);
+    out->timestamp_ns = shmd_load_relaxed(&slot->timestamp_ns);
+    out->data = (const unsigned char *)slot + SHMD_SLOT_HEADER_BYTES;
+    if (__builtin_expect((out->flags & SHMD_FLAG_ARENA) != 0 || out->length > c->inline_max || !shmd_consumer_unchanged(c), 0))
+        return shmd_poll_slow(c, out);
+    c->polled = 1;
+    return 1;
+}
+
+static inline int shmd_advance_inline(shmd_consumer *c)
+{
+    uint64_t before = c->position;
+    uint64_t position = before + c->polled;
+    if (position == before)
+        return SHMD_OK;
+    c->consumed += c->polled;
+    c->polled = 0;
+    c->position = position;
+    shmd_store_relaxed(&c->gate->cursor, position);
+    if (position > c->gated_from) { /* false for ungated ones, whose gated_from is the largest number */
+        shmd_store_release(&c->gate->position, position); /* C2: after the loads of the payload; pairs with the producer's acquire load of the gate */
+        c->gate_published = position;
+        if (__builtin_expect(((before ^ position) & c->fence_mask) != 0, 0))
+            shmd_fence_seq_cst(); /* C3: once every quarter ring, so that a waiting producer is not missed for long */
+        if (__builtin_expect(shmd_load32_relaxed(&c->data->room_waiting) == c->gate_index + 1, 0))
+            shmd_consumer_wake_producer(c);
+    }
+    return SHMD_OK;
+}
+
+#ifndef SHMD_NO_INLINE
+#define shmd_publish(producer, data, length, type) shmd_publish_inline(producer, data, length, type)
+#define shmd_poll(consumer, out) shmd_poll_inline(consumer, out)
+#define shmd_advance(consumer) shmd_advance_inline(consumer)
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+#endif
