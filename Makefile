@@ -40,7 +40,7 @@ demo: build      ## see it work: real data between processes, and what survives 
 
 lint: build $(VENV)/.dev-stamp    ## ruff, mypy --strict, generated files up to date
 	@$(PY) -m ruff check -q .
-	@$(PY) -m mypy
+	@$(PY) -m mypy src scripts tests build_ffi.py $(wildcard benchmarks)
 	@$(PY) scripts/generate_abi.py --check
 
 format: $(VENV)/.dev-stamp    ## rewrite Python files in the house format
