@@ -70,7 +70,7 @@ static inline int rig_segment(const char *kind, uint64_t bytes, char *name)
     while (rig_names[i][0] != 0)
         i++;
     (void)snprintf(rig_names[i], sizeof rig_names[i], "/shmd.ctest-%ld-%u.%s", (long)getpid(), serial++, kind);
-    (void)snprintf(name, SHMD_SEGMENT_NAME_BYTES, "%s", rig_names[i]);
+    memcpy(name, rig_names[i], SHMD_SEGMENT_NAME_BYTES);
     int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0 || posix_fallocate(fd, 0, (off_t)bytes) != 0)
         SKIP("no shared memory here");
