@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.errors import Reason
 
-__all__ = ["last_error", "raise_for"]
+__all__ = ["failure_of", "last_error", "raise_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A code, the C core's text, and what the caller knows about the handle, as far as it matters."""
+
+    code: int
+    text: str
+    stream: str | None = None
+    instance: str | None = None
+    doing: str = ""
+    length: int = 0
+    limit: int = 0
+    reason: int = 0
+    lease_id: int = 0
+    epoch: int = 0
+    sealed_seq: int | None = None
+    held: int = 0
+    timeout_s: float = 0.0
+    schema: str | None = None
+    stream_schema: str | None = None
+
+    @property
+    def where(self) -> str:
+        if self.stream:
+            return f"stream {self.stream!r}"
+        return f"instance {self.instance!r}" if self.instance else "shmdriver"
+
+    @property
+    def detail(self) -> str:
+        return f": {self.text}" if self.text else ""
+
+    @property
+    def why(self) -> str:
+        return Reason.describe(self.reason) if self.reason else "no reason is known"
 
 
 def last_error() -> str:
@@ -16,130 +53,157 @@ def last_error() -> str:
     return str(ffi.string(lib.shmd_last_error()).decode("utf-8", "replace"))
 
 
-def raise_for(
-    code: int,
-    *,
-    stream: str | None = None,
-    instance: str | None = None,
-    doing: str = "",
-    length: int = 0,
-    limit: int = 0,
-    reason: int = 0,
-    lease_id: int = 0,
-    epoch: int = 0,
-    sealed_seq: int | None = None,
-    held: int = 0,
-    timeout_s: float = 0.0,
-    schema: str | None = None,
-    stream_schema: str | None = None,
-) -> NoReturn:
-    """Raises what ``code`` (negative, ``SHMD_E_...``) means for a call that was ``doing`` something.
+def failure_of(code: int, **context: Any) -> Exception:
+    """The exception that ``code`` (negative, ``SHMD_E_...``) means; ``context``: fields of _Failure.
 
-    Call it right after the C call that failed: the text is the thread's last one. The keywords are
-    what the caller knows about the handle, as far as it matters for this code.
+    Call it right after the C call that failed, in its thread: the text is that thread's last one.
     """
-    text = last_error()
-    where = f"stream {stream!r}" if stream else f"instance {instance!r}" if instance else "shmdriver"
-    if code == lib.SHMD_E_REJECTED:
-        _raise_rejected(text, where, stream, schema, stream_schema)
-    if code == lib.SHMD_E_TIMEOUT:
-        raise errors.AttachTimeout(
-            f"{where}: no answer from the driver of instance {instance!r} within {timeout_s:g} s"
-            f"{_tail(text)}; is it paused or overloaded? `shmdriver stat` shows it",
-            stream=stream,
-            timeout_s=timeout_s,
-        )
-    if code == lib.SHMD_E_TOO_LARGE:
-        raise errors.MessageTooLarge(stream=stream, length=length, limit=limit)
-    if code == lib.SHMD_E_REVOKED:
-        why = Reason.describe(reason) if reason else "its lease has ended"
-        sealed = (
-            f"; of this producer's messages those below seq {sealed_seq} are delivered"
-            if sealed_seq is not None
-            else ""
-        )
-        raise errors.LeaseRevoked(
-            f"{where}: this handle's lease was revoked: {why}{_tail(text)}{sealed}; attach again to go on",
-            stream=stream,
-            reason=reason,
-            lease_id=lease_id,
-            sealed_seq=sealed_seq,
-        )
-    if code == lib.SHMD_E_END:
-        raise errors.EndOfStream(
-            f"{where}: the producer closed it, and everything was delivered", stream=stream, epoch=epoch
-        )
-    if code == lib.SHMD_E_PRODUCER_LOST:
-        raise errors.ProducerLost(
-            f"{where}: its producer is gone without a clean close: "
-            f"{Reason.describe(reason) if reason else 'no reason is known'}; "
-            f"all {sealed_seq if sealed_seq is not None else 'committed'} messages of epoch {epoch} were delivered or counted as lost",
-            stream=stream,
-            reason=reason,
-            epoch=epoch,
-            sealed_seq=sealed_seq,
-        )
-    if code == lib.SHMD_E_DRIVER_UNAVAILABLE:
-        raise errors.DriverUnavailable(
-            f"no driver of instance {instance!r}{_tail(text)}; start one with `shmdriver run`, or run it inside "
-            "this program with shmdriver.embedded()",
-            instance=instance,
-        )
-    if code == lib.SHMD_E_LAYOUT:
-        raise errors.LayoutMismatch(f"{where}: {text or 'a segment has another layout than this build'}")
-    if code == lib.SHMD_E_CONCURRENT:
-        raise errors.ConcurrentUseError(
-            f"{where}: another thread is inside this handle; give each thread a producer or consumer of its own, or a lock"
-        )
-    if code == lib.SHMD_E_FORKED:
-        raise errors.ForkedHandleError(
-            f"{where}: this handle belongs to the process that made it, and this is a child that was forked from it; "
-            "pass the Client to the child and make new handles there"
-        )
-    if code == lib.SHMD_E_CLOSED:
-        raise errors.HandleClosed(f"{where}: this handle is closed")
-    if code == lib.SHMD_E_VIEWS_HELD:
-        raise errors.ViewsHeld(
-            f"{where}: {held} views of messages that your program still refers to fill the ring, so nothing new can "
-            "arrive: drop or copy them (bytes(message), array.copy()), or give the producer more slots or arena",
-            stream=stream,
-            held=held,
-        )
-    if code == lib.SHMD_E_CLAIM:
-        raise errors.ClaimError(
-            f"{where}: {text or 'a claim is already open, or none is: one at a time for each producer'}"
-        )
-    if code == lib.SHMD_E_INVALID:
-        raise ValueError(
-            f"{where}: {doing + ': ' if doing else ''}{text or 'an argument is out of its range'}"
-        )
-    if code == lib.SHMD_E_NO_MEMORY:
-        raise MemoryError(f"{where}: {doing}{_tail(text)}")
-    name = ffi.string(lib.shmd_strerror(code)).decode("utf-8", "replace")
-    raise errors.ShmDriverError(f"{where}: {doing + ': ' if doing else ''}{text or name} (code {code})")
+    failure = _Failure(int(code), last_error(), **context)
+    return _MAKERS.get(failure.code, _other)(failure)
 
 
-def _tail(text: str) -> str:
-    return f": {text}" if text else ""
+def raise_for(code: int, **context: Any) -> NoReturn:
+    """Raises what :func:`failure_of` makes."""
+    raise failure_of(code, **context)
 
 
-def _raise_rejected(
-    text: str, where: str, stream: str | None, schema: str | None, stream_schema: str | None
-) -> NoReturn:
-    reason = int(lib.shmd_last_reason())
+def _rejected(failure: _Failure) -> Exception:
+    number = int(lib.shmd_last_reason())
     code = int(lib.shmd_last_code())
-    says = f"{where}: {text or Reason.describe(reason)}"
+    reason = Reason(number) if number in Reason._value2member_map_ else number
+    text = f"{failure.where}: {failure.text or Reason.describe(number)}"
     if reason == Reason.SCHEMA:
-        raise errors.SchemaMismatch(
-            says, code=code, reason=reason, stream=stream, found=stream_schema, expected=schema
+        return errors.SchemaMismatch(
+            text,
+            code=code,
+            reason=reason,
+            stream=failure.stream,
+            found=failure.stream_schema,
+            expected=failure.schema,
         )
     if reason == Reason.LAYOUT:
-        raise errors.LayoutMismatch(says)
-    raise errors.AttachRejected(says, code=code, reason=_as_reason(reason), stream=stream)
+        return errors.LayoutMismatch(text)
+    return errors.AttachRejected(text, code=code, reason=reason, stream=failure.stream)
 
 
-def _as_reason(reason: int) -> int:
-    try:
-        return Reason(reason)
-    except ValueError:
-        return reason
+def _timeout(failure: _Failure) -> Exception:
+    return errors.AttachTimeout(
+        f"{failure.where}: no answer within {failure.timeout_s:g} s{failure.detail}",
+        stream=failure.stream,
+        timeout_s=failure.timeout_s,
+    )
+
+
+def _too_large(failure: _Failure) -> Exception:
+    return errors.MessageTooLarge(stream=failure.stream, length=failure.length, limit=failure.limit)
+
+
+def _revoked(failure: _Failure) -> Exception:
+    sealed = failure.sealed_seq
+    fate = "" if sealed is None else f"; of its messages those below seq {sealed} are delivered"
+    return errors.LeaseRevoked(
+        f"{failure.where}: this handle's lease has ended: {failure.why}{failure.detail}{fate}; attach again",
+        stream=failure.stream,
+        reason=failure.reason,
+        lease_id=failure.lease_id,
+        sealed_seq=sealed,
+    )
+
+
+def _end(failure: _Failure) -> Exception:
+    return errors.EndOfStream(
+        f"{failure.where}: its producer closed it, and everything was delivered",
+        stream=failure.stream,
+        epoch=failure.epoch,
+    )
+
+
+def _producer_lost(failure: _Failure) -> Exception:
+    sealed = "" if failure.sealed_seq is None else f"below seq {failure.sealed_seq} "
+    return errors.ProducerLost(
+        f"{failure.where}: its producer is gone without a clean close ({failure.why}); "
+        f"what it had committed {sealed}was delivered",
+        stream=failure.stream,
+        reason=failure.reason,
+        epoch=failure.epoch,
+        sealed_seq=failure.sealed_seq,
+    )
+
+
+def _driver_unavailable(failure: _Failure) -> Exception:
+    return errors.DriverUnavailable(
+        f"{failure.text or f'no driver of instance {failure.instance!r}'}; "
+        "or run one inside this program: shmdriver.embedded()",
+        instance=failure.instance,
+    )
+
+
+def _layout(failure: _Failure) -> Exception:
+    return errors.LayoutMismatch(
+        f"{failure.where}: {failure.text or 'a segment has another layout than this build'}"
+    )
+
+
+def _concurrent(failure: _Failure) -> Exception:
+    return errors.ConcurrentUseError(
+        f"{failure.where}: another thread is inside this handle; give each thread a producer or consumer "
+        "of its own, or put a lock around it"
+    )
+
+
+def _forked(failure: _Failure) -> Exception:
+    return errors.ForkedHandleError(
+        f"{failure.where}: this handle belongs to the process that made it, and this is a child forked from "
+        "it; pass the Client to the child and make new handles there"
+    )
+
+
+def _closed(failure: _Failure) -> Exception:
+    return errors.HandleClosed(f"{failure.where}: this handle is closed")
+
+
+def _views_held(failure: _Failure) -> Exception:
+    return errors.ViewsHeld(
+        f"{failure.where}: {failure.held} views of messages that this program still refers to fill the ring, "
+        "so that nothing new can arrive: drop them, copy them (bytes(message), array.copy()), or give the "
+        "producer more slots or a larger arena",
+        stream=failure.stream,
+        held=failure.held,
+    )
+
+
+def _claim(failure: _Failure) -> Exception:
+    return errors.ClaimError(failure.text or f"{failure.where}: a claim is open already, or none is")
+
+
+def _invalid(failure: _Failure) -> Exception:
+    return ValueError(f"{failure.where}: {failure.text or 'an argument is out of its range'}")
+
+
+def _no_memory(failure: _Failure) -> Exception:
+    return MemoryError(f"{failure.where}: {failure.doing}{failure.detail}")
+
+
+def _other(failure: _Failure) -> Exception:
+    text = failure.text or ffi.string(lib.shmd_strerror(failure.code)).decode("utf-8", "replace")
+    doing = f"{failure.doing}: " if failure.doing else ""
+    return errors.ShmDriverError(f"{failure.where}: {doing}{text} (code {failure.code})")
+
+
+_MAKERS: dict[int, Callable[[_Failure], Exception]] = {
+    lib.SHMD_E_REJECTED: _rejected,
+    lib.SHMD_E_TIMEOUT: _timeout,
+    lib.SHMD_E_TOO_LARGE: _too_large,
+    lib.SHMD_E_REVOKED: _revoked,
+    lib.SHMD_E_END: _end,
+    lib.SHMD_E_PRODUCER_LOST: _producer_lost,
+    lib.SHMD_E_DRIVER_UNAVAILABLE: _driver_unavailable,
+    lib.SHMD_E_LAYOUT: _layout,
+    lib.SHMD_E_CONCURRENT: _concurrent,
+    lib.SHMD_E_FORKED: _forked,
+    lib.SHMD_E_CLOSED: _closed,
+    lib.SHMD_E_VIEWS_HELD: _views_held,
+    lib.SHMD_E_CLAIM: _claim,
+    lib.SHMD_E_INVALID: _invalid,
+    lib.SHMD_E_NO_MEMORY: _no_memory,
+}

@@ -1,4 +1,6 @@
-"""Record batches: runs of messages of one dtype as arrays, in place where the consumer's gate protects them."""
+"""Record batches: runs of messages as arrays, in place where the consumer's gate protects them."""
+
+# ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ _COPIED_MAX = 65536  # records that a batch copies at most
 
 
 class RecordReader:
-    """Fetches batches for one consumer: at most half the ring at a time, so that the producer has the other half."""
+    """Fetches batches for one consumer, at most half the ring each: the producer has the other half."""
 
     __slots__ = ("_consumer", "_copies", "_half", "_serial", "dtype")
 
@@ -38,7 +40,7 @@ class RecordReader:
         self._serial = 0
 
     def known_dtype(self) -> np.dtype[Any] | None:
-        """The dtype as passed, else as the directory has it; None for bytes, or when there was no producer yet."""
+        """The dtype as passed, else as in the directory; None for bytes, or before the first producer."""
         if self.dtype is None:
             consumer = self._consumer
             schema = directory.schema_of_stream(consumer._link.authority, consumer._info().stream_index)
@@ -115,7 +117,7 @@ class RecordReader:
         return slots > 0
 
     def _copies_for(self, most: int, dtype: np.dtype[Any]) -> Batch:
-        """Private memory for records that the gate does not protect (yet); made once, handed out when used."""
+        """Private memory for records that the gate does not protect; handed out when it was used."""
         copies = self._copies
         if copies is None or len(copies) < min(most, _COPIED_MAX):
             copies = self._copies = np.empty(min(most, _COPIED_MAX), dtype)
@@ -127,7 +129,7 @@ class RecordReader:
             consumer._check_open()
             code = lib.shmd_guarded_wait(consumer._handle, timeout_ns)
             if code < 0 and code != _INTERRUPTED:
-                consumer._raise(code)
+                raise consumer._failure(code)
             if self.known_dtype() is None and code > 0:
                 self._raise_bytes()
         return self.dtype
@@ -137,10 +139,10 @@ class RecordReader:
             return int(code)
         if code == _INTERRUPTED:
             return 0
-        self._consumer._raise(code)
+        raise self._consumer._failure(code)
 
     def _raise_bytes(self) -> NoReturn:
         raise TypeError(
-            f"stream {self._consumer.stream!r} carries bytes, not records: read messages, or make its producer "
-            "and its consumer with dtype="
+            f"stream {self._consumer.stream!r} carries bytes, not records: read messages, "
+            "or make its producer with dtype="
         )

@@ -1,5 +1,7 @@
 """Claims: messages that are written in place, in shared memory, and then committed or aborted."""
 
+# ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
+
 from __future__ import annotations
 
 from types import TracebackType
@@ -28,10 +30,10 @@ class Claim:
 
     view: memoryview
 
-    def __init__(self, producer: Producer, data: Any, length: int, type: int = 0, flags: int = 0) -> None:  # noqa: A002
+    def __init__(self, producer: Producer, data: Any, length: int, kind: int = 0, flags: int = 0) -> None:
         self._producer: Producer | None = producer
         self._length = length
-        self._type = type
+        self._type = kind
         self._flags = flags
         self.view = producer._place(data, length)
 
@@ -45,7 +47,7 @@ class Claim:
         producer._check_open()
         code = _commit(producer._handle, size, self._type, self._flags)
         if code != 0:
-            producer._raise(code, size)
+            raise producer._failure(code, size)
 
     def abort(self) -> None:
         """Gives the place back: nobody ever sees it."""
@@ -54,8 +56,8 @@ class Claim:
         if producer.closed:
             return  # closing aborted it
         code = lib.shmd_guarded_abort(producer._handle)
-        if code != 0 and code != lib.SHMD_E_REVOKED:
-            producer._raise(code, 0)
+        if code not in (0, lib.SHMD_E_REVOKED):
+            raise producer._failure(code, 0)
 
     @property
     def open(self) -> bool:
@@ -90,7 +92,7 @@ class Claim:
         try:
             self.view.release()
         except BufferError:
-            pass  # an array still looks at it; what it writes from now on lands in a message that is already read
+            pass  # an array still looks at it: what that writes now lands in a published message
 
 
 class ArrayClaim:

@@ -1,5 +1,7 @@
 """Client: a process's address of a driver, and the connection behind it. connect and embedded make one."""
 
+# ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
+
 from __future__ import annotations
 
 import os
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from shmdriver import errors, names
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
-from shmdriver.client._raise import last_error, raise_for
+from shmdriver.client._raise import failure_of, last_error
 from shmdriver.client.consumer import Consumer
 from shmdriver.client.link import Deadline, Link
 from shmdriver.client.producer import Producer, RecordProducer
@@ -168,7 +170,10 @@ class Client:
             return tuple(instance.leases())
 
     def on_event(self, callback: Callable[[Any], object]) -> Callable[[], None]:
-        """Has ``callback`` called with every event of the driver from now on, in a thread of its own. Returns what stops it."""
+        """Has ``callback`` called, in a thread of its own, with every DriverEvent from now on.
+
+        Returns the function that stops it.
+        """
         from shmdriver.client.events import listen
 
         return listen(self._connected(), callback)
@@ -231,7 +236,7 @@ class Client:
         return link
 
     def _renew(self, old: Link) -> Link:
-        """A connection to the next driver when it is another incarnation; handles of the old one keep that."""
+        """A connection to the next incarnation of the driver; handles of the old one keep theirs."""
         try:
             link = Link(self.instance, self.name, self.timeout)
         except errors.DriverUnavailable:
@@ -248,29 +253,26 @@ class Client:
         link = self._connected()
         deadline = Deadline(timeout)
         out = ffi.new(out_type)
-        with link.lock:
-            while True:
-                options.timeout_ns = deadline.rest_ns()
-                code = call(link.handle, stream.encode(), options, out)
-                if code == 0:
-                    return out[0], link
-                if code != lib.SHMD_E_INTERRUPTED:
-                    break
-            if code == lib.SHMD_E_INVALID:
-                raise errors.AttachRejected(
-                    f"stream {stream!r}: {last_error()}", code=errors.Code.INVALID_PARAMS, stream=stream
-                )
-            raise_for(
-                code,
-                stream=stream,
-                instance=self.instance,
-                doing="attaching",
-                timeout_s=timeout,
-                schema=schema,
-                stream_schema=directory.schema_by_name(link.authority, stream)
-                if code == lib.SHMD_E_REJECTED and lib.shmd_last_reason() == lib.SHMD_REASON_SCHEMA
-                else None,
+        while True:
+            options.timeout_ns = deadline.rest_ns()
+            code = call(link.handle, stream.encode(), options, out)
+            if code == 0:
+                return out[0], link
+            if code != lib.SHMD_E_INTERRUPTED:
+                break
+        if code == lib.SHMD_E_INVALID:
+            raise errors.AttachRejected(
+                f"stream {stream!r}: {last_error()}", code=errors.Code.INVALID_PARAMS, stream=stream
             )
+        raise failure_of(
+            code,
+            stream=stream,
+            instance=self.instance,
+            doing="attaching",
+            timeout_s=timeout,
+            schema=schema,
+            stream_schema=directory.schema_by_name(link.authority, stream) if schema else None,
+        )
 
     def _schema(self, dtype: Any, options: Any) -> tuple[Any, str | None, Any]:
         """The dtype, its canonical text (into ``options``), and what keeps that text's memory."""
@@ -338,7 +340,7 @@ def connect(
 
 @contextmanager
 def embedded(instance: str | None = None, *, config: Any = None) -> Iterator[Client]:
-    """A client with a driver of its own, in a thread of this process: ``with shmdriver.embedded() as client``.
+    """A client with a driver inside: ``with shmdriver.embedded() as client``, the driver in a thread.
 
     ``instance`` is a private name unless given; children reach the driver by the client. On exit the
     client closes, then the driver stops and leaves nothing in /dev/shm.

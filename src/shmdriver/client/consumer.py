@@ -6,13 +6,15 @@ same run. A reliable consumer's arena messages and record batches are views in p
 gate follows with the next call into C, so that the last run counts as read when it is used up.
 """
 
+# ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
+
 from __future__ import annotations
 
 import struct
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from types import TracebackType
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
-from shmdriver.client._raise import raise_for
+from shmdriver.client._raise import failure_of, raise_for
 from shmdriver.client.link import FOREVER_SLICE_NS, Deadline, Link, register
 from shmdriver.client.message import Message, PlacedMessage, PrivateMessage
 from shmdriver.client.views import NOTHING_HELD, Mapping
@@ -35,7 +37,7 @@ __all__ = ["Consumer", "LostRange", "wait"]
 
 _fetch = lib.shmd_guarded_fetch
 _new = tuple.__new__
-_make_message: Any = partial(tuple.__new__, Message)
+_make_message: Callable[[Iterable[Any]], Message] = partial(tuple.__new__, Message)
 _RUN_MAX = 256  # messages fetched ahead, into private memory
 _HEAD = struct.Struct("<QQHH")
 _BUFFER_BYTES = 65536 + _HEAD.size
@@ -64,7 +66,8 @@ class Consumer:
 
     __slots__ = (
         "__weakref__", "_batch", "_buffer", "_buffer_bytes", "_buffer_view", "_dtype", "_handle", "_limit",
-        "_link", "_mapping", "_no_producer_since_ns", "_packed", "_reader", "_rows", "_run", "_spare", "delivery", "stream",
+        "_link", "_mapping", "_no_producer_since_ns", "_packed", "_reader", "_rows", "_run", "_spare",
+        "delivery", "stream",
     )  # fmt: skip
 
     stream: str
@@ -93,16 +96,16 @@ class Consumer:
     # ---- messages
 
     def read(self, timeout: float | None = None) -> Message | None:
-        """The next message; None when none came within ``timeout`` seconds (None: waits for ever, 0: not at all).
+        """The next message; None when none came within ``timeout`` seconds (None: for ever, 0: no waiting).
 
         Raises EndOfStream at the clean end, ProducerLost at an aborted one, LeaseRevoked, ViewsHeld.
         """
         for message in self._rows:
             return message
         if timeout is None:
-            message = self._fetch(FOREVER_SLICE_NS)
-            if message is not None:
-                return message
+            first = self._fetch(FOREVER_SLICE_NS)
+            if first is not None:
+                return first
         return self._wait_and_fetch(timeout)
 
     def __iter__(self) -> Iterator[Message]:
@@ -146,7 +149,7 @@ class Consumer:
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
-        """The dtype of the stream's records: as passed, else as the producer declared; None for bytes, or not known yet."""
+        """The dtype of the records, as passed or as a producer declared; None: bytes, or not known yet."""
         return self._record_reader().known_dtype()
 
     # ---- state
@@ -195,14 +198,14 @@ class Consumer:
         return self._handle is None
 
     def release(self) -> None:
-        """Advances the gate past everything that was handed out and is referred to no more, without reading on.
+        """Advances the gate past all that was handed out and is referred to no more, without reading on.
 
         A consumer that stops reading for a while lets the producer have that room.
         """
         self._check_open()
         code = lib.shmd_guarded_release(self._handle, self._hold_seq())
         if code < 0:
-            self._raise(code)
+            raise self._failure(code)
 
     def close(self) -> None:
         """Detaches. Views that are alive stay readable, but are protected no more. Twice is once."""
@@ -245,7 +248,7 @@ class Consumer:
     # ---- inside
 
     def _next_run(self) -> Iterable[Message] | None:
-        """What iteration hands out next: what is left of the present run, or a new one; None at the clean end."""
+        """The next messages for iteration: the rest of the present run, or a new one; None at the end."""
         for message in self._rows:
             return chain((message,), self._rows)
         try:
@@ -278,12 +281,12 @@ class Consumer:
             self._check_open()
             raise
         if count <= 0:
-            if count == 0 or count == _INTERRUPTED:
+            if count in (0, _INTERRUPTED):
                 return None
             if count == _TOO_LARGE:
                 self._set_buffer(2 * (int(batch.length) + _HEAD.size))
                 return self._fetch(timeout_ns)
-            self._raise(count)
+            raise self._failure(count)
         if not batch.copied:
             return self._in_place(batch)
         if mapping is not None and mapping.serial != batch.mapping_serial:
@@ -293,7 +296,7 @@ class Consumer:
             return self._private(length)
         packed = self._packed.get(length) or self._pack(length)
         if count == 1:
-            return _new(Message, packed.unpack_from(self._buffer_view))
+            return _make_message(packed.unpack_from(self._buffer_view))
         self._run = run = packed.iter_unpack(self._buffer_view[: count * packed.size])
         self._rows = rows = map(_make_message, run)
         return next(rows)
@@ -392,11 +395,11 @@ class Consumer:
         lib.shmd_consumer_info(self._handle, info)
         return info
 
-    def _raise(self, code: int) -> NoReturn:
+    def _failure(self, code: int) -> Exception:
         info = self._info()
         if code == lib.SHMD_E_REVOKED and self._mapping is not None:
             self._mapping.expose()
-        raise_for(
+        return failure_of(
             code,
             stream=self.stream,
             doing="reading",
@@ -440,4 +443,4 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
 
 def _has_something(consumer: Consumer) -> bool:
     code = lib.shmd_guarded_wait(consumer._handle, 0)
-    return bool(code != 0 and code != _INTERRUPTED)
+    return bool(code not in (0, _INTERRUPTED))

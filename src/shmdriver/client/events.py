@@ -26,7 +26,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class DriverEvent:
-    """One event. Which fields mean something depends on ``kind``; ``missed`` events before it were overrun."""
+    """One event; ``kind`` says which fields mean something. ``missed`` events before it were overrun."""
 
     kind: str
     code: int
@@ -43,7 +43,7 @@ class DriverEvent:
 
 
 def listen(link: Link, callback: Callable[[DriverEvent], object]) -> Callable[[], None]:
-    """Calls ``callback`` for every event from now on, from a daemon thread. Returns the function that ends it."""
+    """Calls ``callback`` for every event from now on, from a daemon thread. Returns what ends it."""
     stopping = threading.Event()
     cursor = ffi.new("uint64_t *", lib.shmd_word_load(ffi.addressof(link.authority, "event_head")))
     thread = threading.Thread(

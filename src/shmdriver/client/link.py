@@ -5,12 +5,13 @@ heartbeat thread is not there, its lease lines are the parent's). Every open han
 that an interpreter that exits ends its streams as aborted: only close() is a clean end.
 """
 
+# ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
+
 from __future__ import annotations
 
 import atexit
 import os
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -64,15 +65,16 @@ class Link:
         "handle",
         "instance",
         "listeners",
-        "lock",
     )
 
     def __init__(self, instance: str, name: str | None, timeout: float) -> None:
-        """Connects, waiting up to ``timeout`` seconds for a driver. Raises DriverUnavailable, AttachTimeout, AttachRejected."""
+        """Connects, waiting up to ``timeout`` seconds for the driver's answer.
+
+        Raises DriverUnavailable (at once when there is none), AttachTimeout, AttachRejected.
+        """
         self.handle: Any = None
-        self.listeners: list[
-            Callable[[], None]
-        ] = []  # threads that look at the mapping: ended before it goes
+        # What ends the threads that look at the mapping, before it goes.
+        self.listeners: list[Callable[[], None]] = []
         deadline = Deadline(timeout)
         out = ffi.new("shmd_client **")
         client_name = ffi.NULL if name is None else name.encode()
@@ -89,7 +91,6 @@ class Link:
         self.generation = int(lib.shmd_fork_generation())
         self.boot_id = int(lib.shmd_client_boot_id(self.handle))
         self.authority: Any = lib.shmd_client_authority(self.handle)
-        self.lock = threading.Lock()  # control calls are made one at a time; data never waits for it
         register(self)
 
     @property
@@ -102,15 +103,14 @@ class Link:
         return self.handle is not None and bool(lib.shmd_driver_alive(self.authority))
 
     def detach(self, lease_id: int, role: int, stream: str, *, aborted: bool) -> None:
-        """Ends a lease and leaves the C handle as it is. Without a driver it ends when one finds this process gone."""
+        """Ends a lease and leaves the C handle as it is; without a driver it ends with this process."""
         request = ffi.new("shmd_request_t *")
         request.kind = lib.SHMD_REQUEST_DETACH
         request.lease_id = lease_id
         request.role = role
         request.flags = lib.SHMD_DETACH_ABORTED if aborted else 0
         request.stream = stream.encode()
-        with self.lock:
-            lib.shmd_client_request(self.handle, request, ffi.new("shmd_event_t *"), _DETACH_TIMEOUT_NS)
+        lib.shmd_client_request(self.handle, request, ffi.new("shmd_event_t *"), _DETACH_TIMEOUT_NS)
 
     def close(self) -> None:
         """Says goodbye and unmaps. Nothing in a child of the process that made it."""
@@ -154,7 +154,7 @@ class _Registry:
         for handle in sorted(handles, key=lambda handle: isinstance(handle, Link)):  # links last
             try:
                 handle._abandon()
-            except Exception:
+            except Exception:  # noqa: S110
                 pass  # the interpreter is going; the driver sees this process's death
 
     def forked(self) -> None:

@@ -63,7 +63,7 @@ class Message(tuple[Any, ...]):
         """The array that was published, read-only, not copied. TypeError when it was bytes."""
         if not self[3] & _TENSOR:
             raise TypeError(
-                f"message {self[0]} carries bytes, not an array: read message.data, or publish with publish_array"
+                f"message {self[0]} carries bytes, no array: read message.data, or publish with publish_array"
             )
         from shmdriver.client import tensor
 

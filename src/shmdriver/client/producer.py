@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
-from shmdriver.client._raise import raise_for
+from shmdriver.client._raise import failure_of, raise_for
 from shmdriver.client.claim import ArrayClaim, Claim
 from shmdriver.client.link import Deadline, Link, register
 
@@ -55,11 +55,15 @@ class Producer:
         register(self)
 
     def publish(
-        self, data: bytes | bytearray | memoryview, type: int = 0, timeout: float | None = None
+        self,
+        data: bytes | bytearray | memoryview,
+        type: int = 0,  # noqa: A002
+        timeout: float | None = None,
     ) -> None:
-        """Publishes one message of ``data``'s bytes, waiting up to ``timeout`` seconds for room (None: for ever, 0: not at all).
+        """Publishes one message of ``data``'s bytes.
 
-        ``type`` (0 to 65535) is the user's. Raises BackPressured, MessageTooLarge, LeaseRevoked.
+        Waits up to ``timeout`` seconds for room (None: for ever, 0: not at all). ``type`` (0 to 65535) is
+        the user's. Raises BackPressured, MessageTooLarge, LeaseRevoked.
         """
         try:
             if data.__class__ is bytes and _publish(self._handle, data, len(data), type) == 0:
@@ -78,7 +82,7 @@ class Producer:
             return 1
         if code == _BACK_PRESSURED:
             return 0
-        self._raise(code, length)
+        raise self._failure(code, length)
 
     def claim(self, length: int, *, type: int = 0, timeout: float | None = None) -> Claim:  # noqa: A002
         """A place for ``length`` bytes in shared memory, to be written by way of its ``view`` and committed.
@@ -91,7 +95,7 @@ class Producer:
         self,
         array: np.ndarray[Any, Any],
         *,
-        type: int = 0,
+        type: int = 0,  # noqa: A002
         meta: bytes = b"",
         timeout: float | None = None,
     ) -> None:
@@ -150,14 +154,14 @@ class Producer:
         return ArrayClaim(claim, tensor.view_of(claim.view[len(head) :], extents, kind, order))
 
     def wait_for_consumers(self, n: int = 1, timeout: float | None = None) -> int:
-        """Waits until ``n`` consumers of any delivery are attached. How many there are; fewer than ``n`` at the timeout."""
+        """Waits until ``n`` consumers of any delivery are attached. How many are: fewer at the timeout."""
         deadline = Deadline(timeout)
         word = ffi.addressof(self._link.authority, "event_word")
         while True:
             seen = lib.shmd_futex_load(word)
             info = self._info()
             if info.end_reason:
-                self._raise(lib.SHMD_E_REVOKED, 0)
+                raise self._failure(lib.SHMD_E_REVOKED, 0)
             count = directory.wired_consumers(self._link.authority, info.stream_index, info.epoch)
             slice_ns = deadline.slice_ns()
             if count >= n or slice_ns == 0:
@@ -230,6 +234,7 @@ class Producer:
             warnings.warn(
                 f"{self!r} was dropped without close(): its stream ends as aborted",
                 ResourceWarning,
+                stacklevel=2,
                 source=self,
             )
             self._abandon()
@@ -261,9 +266,9 @@ class Producer:
     def _make_room(
         self, code: int, length: int, timeout: float | None, deadline: Deadline | None
     ) -> Deadline:
-        """Waits for room after a call that found none; raises at the end of the timeout, and for every other code."""
+        """Waits for room after a call that found none; raises at the timeout, and for every other code."""
         if code not in _WAIT_AGAIN:
-            self._raise(code, length)
+            raise self._failure(code, length)
         deadline = deadline or Deadline(timeout)
         while True:
             slice_ns = deadline.slice_ns()
@@ -273,10 +278,10 @@ class Producer:
             if code == 0:
                 return deadline
             if code not in _WAIT_AGAIN:
-                self._raise(code, length)
+                raise self._failure(code, length)
 
     def _back_pressured(self, published: int) -> errors.BackPressured:
-        """Why there is no room: who holds this producer back, and whether a driver lives to free a dead one's gate."""
+        """Why there is no room: who holds this producer back, and whether a driver lives to help."""
         info = self._info()
         blocker: directory.Blocker | None = None
         lag = 0
@@ -315,10 +320,10 @@ class Producer:
         lib.shmd_producer_info(self._handle, info)
         return info
 
-    def _raise(self, code: int, length: int) -> NoReturn:
+    def _failure(self, code: int, length: int) -> Exception:
         info = self._info()
         sealed_seq = int(info.sealed_seq)
-        raise_for(
+        return failure_of(
             code,
             stream=self.stream,
             doing="publishing",
@@ -336,8 +341,8 @@ class Producer:
         if not self._link.usable:
             raise_for(lib.SHMD_E_FORKED, stream=self.stream)
         if any(reference() is not None for reference in self._placed):
-            # An array of a claim is alive: its memory must stay. The lease ends; the C handle, and with it the
-            # mapping, is left to the end of the process.
+            # An array of a claim is alive: its memory must stay. The lease ends; the C handle, and with
+            # it the mapping, is left to the end of the process.
             self._link.detach(
                 int(self._info().lease_id), lib.SHMD_ROLE_PRODUCER, self.stream, aborted=aborted
             )
@@ -414,7 +419,7 @@ class RecordProducer(Producer):
             return done
         if done in _WAIT_AGAIN:
             return 0
-        self._raise(done, size)
+        raise self._failure(done, size)
 
     def _records(self, data: Any) -> np.ndarray[Any, Any]:
         """``data`` as a one-dimensional array of this dtype whose stride C can walk."""
@@ -425,14 +430,15 @@ class RecordProducer(Producer):
         if isinstance(data, np.ndarray | np.void):
             if data.dtype != self.dtype:
                 raise TypeError(
-                    f"stream {self.stream!r} carries records of another dtype: {difference(data.dtype, self.dtype)}; "
-                    "convert with records.astype(producer.dtype)"
+                    f"stream {self.stream!r} carries records of another dtype: "
+                    f"{difference(data.dtype, self.dtype)}; convert with records.astype(producer.dtype)"
                 )
             array = np.asarray(data)
         elif isinstance(data, bytes | bytearray | memoryview):
             if memoryview(data).nbytes % self.dtype.itemsize:
                 raise ValueError(
-                    f"{memoryview(data).nbytes} bytes are no whole number of records of {self.dtype.itemsize} bytes"
+                    f"{memoryview(data).nbytes} bytes are no whole number of records "
+                    f"of {self.dtype.itemsize} bytes"
                 )
             array = np.frombuffer(data, self.dtype)
         else:

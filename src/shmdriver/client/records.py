@@ -17,7 +17,7 @@ _RECORD_BYTES_MAX = int(lib.SHMD_SLOT_BYTES_MAX) - int(lib.SHMD_SLOT_HEADER_BYTE
 
 
 def as_dtype(dtype: Any) -> np.dtype[Any]:
-    """A dtype that records can have. TypeError for Python objects and empty records, ValueError when too large."""
+    """A dtype that records can have. TypeError: Python objects, empty records; ValueError: too large."""
     result = np.dtype(dtype)
     if result.hasobject:
         raise TypeError(
@@ -47,7 +47,7 @@ def schema_of(dtype: np.dtype[Any]) -> str:
 def dtype_of(schema: str) -> np.dtype[Any]:
     """The dtype that a canonical text describes. SchemaMismatch when it is none."""
     try:
-        return np.lib.format.descr_to_dtype(ast.literal_eval(schema))
+        return np.dtype(np.lib.format.descr_to_dtype(ast.literal_eval(schema)))
     except (ValueError, SyntaxError, TypeError) as error:
         raise SchemaMismatch(
             f"the stream's schema is no numpy dtype description: {schema!r}", found=schema

@@ -58,7 +58,8 @@ def decode(data: memoryview) -> tuple[np.ndarray[Any, np.dtype[Any]], bytes]:
     shape, dtype, order, meta, count = _layout(bytes(data[:head_bytes]))
     if len(data) - head_bytes != count * dtype.itemsize:
         raise ShmDriverError(
-            f"array message with {len(data) - head_bytes} bytes of elements: shape {shape} of {dtype} has {count * dtype.itemsize}"
+            f"array message with {len(data) - head_bytes} bytes of elements: "
+            f"shape {shape} of {dtype} has {count * dtype.itemsize}"
         )
     return view_of(data[head_bytes:], shape, dtype, order), meta
 
