@@ -793,7 +793,7 @@ int shmd_guarded_wait_room(shmd_producer *producer, uint32_t length, uint64_t ti
 int shmd_guarded_producer_close(shmd_producer *producer, int aborted);   /* frees; SHMD_E_CONCURRENT when a thread stays inside */
 int64_t shmd_guarded_fetch(shmd_consumer *consumer, uint64_t hold_seq, uint64_t limit, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch);
     /* first advances the gate to min(position, hold_seq); hold_seq UINT64_MAX: nothing is held. Then up to limit messages:
-       a run of equal length is copied, a message in the arena of a gated consumer is left in place. count, 0 at the
+       a run of equal length is copied (and the gate passes it at once), a message in the arena of a gated consumer is left in place. count, 0 at the
        timeout (0 ns: never waits), SHMD_E_TOO_LARGE when out is too small for an ungated message (batch->length says) */
 int64_t shmd_guarded_fetch_records(shmd_consumer *consumer, uint64_t hold_seq, uint64_t limit, uint32_t record_bytes, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch);
     /* a contiguous run of inline messages of record_bytes each: in place (gated; batch->data, stride) or packed into out */

@@ -277,6 +277,8 @@ int64_t shmd_guarded_fetch(shmd_consumer *c, uint64_t hold_seq, uint64_t limit, 
     rc = await(c, hold_seq, timeout_ns, &first);
     if (rc == 1)
         rc = limit == 0 ? 0 : fetch_run(c, &first, limit, out, out_bytes, batch);
+    if (rc > 0 && batch->copied)
+        release_to(c, hold_seq); /* copies hold nothing: the producer has that room at once */
     if (rc == SHMD_E_TOO_LARGE)
         batch->length = first.length;
     leave(&c->busy);
