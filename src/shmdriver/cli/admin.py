@@ -1,0 +1,238 @@
+"""``shmdriver maintenance``, ``drain`` and ``shutdown``: requests that need the driver's token."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shmdriver.cli.options import ERROR, OK, ConnectOption, InstanceOption, JsonOption
+from shmdriver.cli.output import note, print_json
+from shmdriver.errors import AttachRejected, AttachTimeout, ConfigError, DriverUnavailable
+
+if TYPE_CHECKING:
+    from shmdriver.observe import Instance
+
+_WHO_MAY = """
+
+Needs the driver's token: of the file that policies.shutdown_token_file names, or of the one that `run` made
+for its own user. Other users are refused, and counted.
+"""
+_MAINTENANCE = (
+    """Turn maintenance on or off: while it is on, everything attached goes on, and nobody new may attach.
+
+    $ shmdriver maintenance on --reason "moving to the new host"
+    $ shmdriver maintenance off
+"""
+    + _WHO_MAY
+)
+_DRAIN = (
+    """Ask the driver to drain, and return: nobody new may attach, what is attached goes on.
+
+    $ shmdriver drain && shmdriver stat --watch
+
+The driver ends as soon as the last lease has ended, at the latest after policies.shutdown_timeout_ms.
+"""
+    + _WHO_MAY
+)
+_SHUTDOWN = (
+    """End the driver and wait until it has gone.
+
+    $ shmdriver shutdown                           # drain, seal all streams, remove all segments
+    $ shmdriver shutdown --handover                # leave everything to the next driver, which adopts it
+
+With [bold]--handover[/bold] (an upgrade, a restart) messages keep flowing; start the next driver soon. Exit
+code 1 when the driver has not ended within --timeout.
+"""
+    + _WHO_MAY
+)
+
+TokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        metavar="FILE",
+        help="Default: what the driver's configuration names.",
+        show_default=False,
+    ),
+]
+ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Goes into the driver's log.")]
+
+
+class Switch(StrEnum):
+    """On or off."""
+
+    on = "on"
+    off = "off"
+
+
+def token_path(view: Instance, given: Path | None) -> Path:
+    """Where the token of the running driver stands. Raises ConfigError when it has none."""
+    if given is not None:
+        return given
+    try:
+        named = tomllib.loads(view.config_text()).get("policies", {}).get("shutdown_token_file")
+    except tomllib.TOMLDecodeError:
+        named = None
+    if named:
+        return Path(named)
+    from shmdriver.driver.authentication import default_token_path
+
+    made = default_token_path(view.name)
+    if not made.exists():
+        raise ConfigError(
+            f"the driver of instance {view.name!r} has no shutdown token, so it can only be stopped by a "
+            f"signal: kill -TERM {view.driver().process.pid}; or set policies.shutdown_token_file",
+            key="policies.shutdown_token_file",
+        )
+    return made
+
+
+def signed_request(view: Instance, token: bytes, kind: int, what: int, reason: str, client_id: int) -> Any:
+    """A shutdown or admin request, complete and signed."""
+    from shmdriver._native import ffi, lib
+    from shmdriver.driver.authentication import sign_request
+
+    request = ffi.new("shmd_request_t *")
+    request.kind, request.admin = kind, what
+    request.text = reason.encode()[: lib.SHMD_REASON_BYTES - 1].decode(errors="ignore").encode()
+    nonce = max(view.driver().last_nonce + 1, time.time_ns())
+    sign_request(request, token, boot_id=view.boot_id, client_id=client_id, nonce=nonce)
+    return request
+
+
+def send(
+    view: Instance, kind: int, what: int, *, reason: str, token_file: Path | None, timeout_s: float
+) -> str:
+    """Send one authenticated request; the driver's answer.
+
+    Raises ConfigError (no token), DriverUnavailable, AttachRejected (the driver said no), AttachTimeout.
+    """
+    from shmdriver._native import ffi, lib
+    from shmdriver.driver.authentication import read_token
+    from shmdriver.observe.segment import last_error
+
+    driver = view.driver()
+    if driver.status not in ("running", "starting"):
+        raise DriverUnavailable(f"{driver.explanation}; {driver.advice}", instance=view.name)
+    token = read_token(token_path(view, token_file))
+    out = ffi.new("shmd_client **")
+    timeout_ns = int(timeout_s * 1e9)
+    name = b"shmdriver admin"
+    code = lib.shmd_connect_named(view.name.encode(), name, lib.SHMD_HEARTBEAT_THREAD, timeout_ns, out)
+    if code < 0:
+        raise DriverUnavailable(last_error(), instance=view.name)
+    try:
+        request = signed_request(view, token, kind, what, reason, int(lib.shmd_client_id(out[0])))
+        answer = ffi.new("shmd_event_t *")
+        code = lib.shmd_client_request(out[0], request, answer, timeout_ns)
+        if code == lib.SHMD_E_REJECTED:
+            raise AttachRejected(last_error(), code=int(answer.code), reason=int(answer.reason))
+        if code < 0:
+            raise AttachTimeout(last_error(), timeout_s=timeout_s)
+        text: bytes = ffi.string(answer.text)
+        return text.decode("utf-8", "replace")
+    finally:
+        lib.shmd_disconnect(out[0])
+
+
+def wait_for_end(view: Instance, timeout_s: float) -> bool:
+    """Whether the driver has ended within ``timeout_s`` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while view.driver().alive:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        view.wait(min(left, 0.1))
+    return True
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+
+    @app.command("maintenance", help=_MAINTENANCE)
+    def maintenance(
+        state: Annotated[Switch, typer.Argument(help="on or off.", show_default=False)],
+        *,
+        reason: ReasonOption = "",
+        token_file: TokenOption = None,
+        timeout: ConnectOption = 5.0,
+        instance: InstanceOption = None,
+        json: JsonOption = False,
+    ) -> None:
+        from shmdriver._native import lib
+        from shmdriver.observe import Instance
+
+        what = lib.SHMD_ADMIN_MAINTENANCE_ON if state is Switch.on else lib.SHMD_ADMIN_MAINTENANCE_OFF
+        with Instance(instance) as view:
+            text = send(
+                view, lib.SHMD_REQUEST_ADMIN, what, reason=reason, token_file=token_file, timeout_s=timeout
+            )
+            lifecycle = view.driver().lifecycle
+        if json:
+            print_json({"maintenance": state.value, "lifecycle": lifecycle, "text": text})
+        else:
+            print(text or f"maintenance is {state.value}")
+
+    @app.command("drain", help=_DRAIN)
+    def drain(
+        *,
+        reason: ReasonOption = "drain",
+        token_file: TokenOption = None,
+        timeout: ConnectOption = 5.0,
+        instance: InstanceOption = None,
+        json: JsonOption = False,
+    ) -> None:
+        _shut_down(instance, reason, token_file, timeout, handover=False, wait_s=0.0, json=json)
+
+    @app.command("shutdown", help=_SHUTDOWN)
+    def shutdown(
+        *,
+        handover: Annotated[
+            bool, typer.Option("--handover", help="Leave segments and leases to the next driver.")
+        ] = False,
+        wait: Annotated[
+            float, typer.Option("--timeout", "-t", metavar="SECONDS", help="How long to wait for its end.")
+        ] = 15.0,
+        reason: ReasonOption = "shutdown",
+        token_file: TokenOption = None,
+        timeout: ConnectOption = 5.0,
+        instance: InstanceOption = None,
+        json: JsonOption = False,
+    ) -> None:
+        _shut_down(instance, reason, token_file, timeout, handover=handover, wait_s=wait, json=json)
+
+
+def _shut_down(
+    instance: str | None,
+    reason: str,
+    token_file: Path | None,
+    timeout_s: float,
+    *,
+    handover: bool,
+    wait_s: float,
+    json: bool,
+) -> None:
+    from shmdriver._native import lib
+    from shmdriver.observe import Instance
+
+    mode = lib.SHMD_SHUTDOWN_HANDOVER if handover else lib.SHMD_SHUTDOWN_END
+    with Instance(instance) as view:
+        pid = view.driver().process.pid
+        kind = lib.SHMD_REQUEST_SHUTDOWN
+        text = send(view, kind, mode, reason=reason, token_file=token_file, timeout_s=timeout_s)
+        ended = wait_for_end(view, wait_s) if wait_s else False
+        status, leases = view.driver().status, len(view.leases())
+    if json:
+        print_json({"pid": pid, "ended": ended, "status": status, "leases": leases, "text": text})
+    elif ended:
+        print(f"the driver (pid {pid}) has ended: {status}")
+    elif not wait_s:
+        print(text or f"the driver (pid {pid}) drains: {leases} leases left")
+    if wait_s and not ended:
+        note(f"the driver (pid {pid}) lives after {wait_s:g} s: {leases} leases left; kill -TERM ends it")
+    raise typer.Exit(OK if ended or not wait_s else ERROR)

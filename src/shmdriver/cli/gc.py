@@ -1,0 +1,109 @@
+"""``shmdriver gc``: remove segments whose driver is provably gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from shmdriver.cli.options import ERROR, OK, InstanceOption, JsonOption
+from shmdriver.cli.output import bytes_text, print_json
+from shmdriver.errors import DriverAlreadyRunning, ShmDriverError
+
+_HELP = """Remove shared memory that a killed driver left behind.
+
+    $ shmdriver gc --dry-run
+    $ shmdriver gc                                 # all instances
+    $ shmdriver gc -i md --force
+
+An instance whose driver lives is left alone. So is one that a new driver is to take over: where clients still
+live and exchange messages, or after a handover. [bold]--force[/bold] removes those too: their streams
+cannot be adopted any more. Segments of an unknown layout version are never touched. Exit code 1: something
+could not be removed.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happened to one instance."""
+
+    instance: str
+    action: str
+    segments: int
+    bytes: int
+    reason: str
+
+
+def _keep_reason(instance: str) -> str:
+    """Why an instance without a driver should not be removed, "" when nothing speaks for it."""
+    from shmdriver.observe import Instance
+
+    try:
+        with Instance(instance) as view:
+            driver = view.driver()
+            if driver.alive:
+                return driver.explanation
+            if driver.status == "handover":
+                return "its driver handed over and its successor has not started yet (--force removes it)"
+            living = [client for client in view.clients() if not client.process.dead]
+            if living:
+                pids = ", ".join(str(client.pid) for client in living[:5])
+                return (
+                    f"{len(living)} of its clients live (pid {pids}); start the driver and it adopts them: "
+                    f"shmdriver run -i {instance} (--force removes it)"
+                )
+    except ShmDriverError:
+        pass  # half made or not ours: collect() decides and explains
+    return ""
+
+
+def _collect(instance: str, *, dry_run: bool, force: bool) -> Outcome:
+    from shmdriver.driver.segments import collect
+    from shmdriver.observe.host import segments_of
+
+    found = segments_of(instance)
+    size = sum(found.values())
+    reason = "" if force else _keep_reason(instance)
+    if reason:
+        return Outcome(instance, "left", len(found), size, reason)
+    if dry_run:
+        return Outcome(instance, "would remove", len(found), size, "no driver holds it")
+    try:
+        removed = collect(instance)
+    except DriverAlreadyRunning as error:
+        return Outcome(instance, "left", len(found), size, str(error))
+    except (ShmDriverError, OSError) as error:
+        return Outcome(instance, "failed", len(found), size, str(error))
+    size = sum(found.get(name.removeprefix("/"), 0) for name in removed)
+    return Outcome(instance, "removed", len(removed), size, "no driver held it")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("gc", help=_HELP)
+    def gc(
+        instance: InstanceOption = None,
+        *,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", "-n", help="Only say what would be removed.")
+        ] = False,
+        force: Annotated[
+            bool, typer.Option("--force", help="Also what a new driver could still adopt.")
+        ] = False,
+        json: JsonOption = False,
+    ) -> None:
+        from shmdriver.observe.host import instances_with_segments
+
+        wanted = [instance] if instance else instances_with_segments()
+        outcomes = [_collect(name, dry_run=dry_run, force=force) for name in wanted]
+        if json:
+            print_json(outcomes)
+        else:
+            for one in outcomes:
+                what = f"{one.segments} segments, {bytes_text(one.bytes)}"
+                print(f"{one.instance}: {one.action} {what}: {one.reason}")
+            if not outcomes:
+                print("nothing to do: no instance has segments on this machine")
+        raise typer.Exit(ERROR if any(one.action == "failed" for one in outcomes) else OK)

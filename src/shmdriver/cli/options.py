@@ -1,0 +1,38 @@
+"""Options that several commands share, and the exit codes of all of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import typer
+
+OK: Final = 0
+ERROR: Final = 1
+USAGE: Final = 2  # typer's own
+LOST: Final = 3
+TIMEOUT: Final = 4
+INTERRUPTED: Final = 130
+TERMINATED: Final = 143
+PIPE_CLOSED: Final = 141
+
+InstanceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--instance",
+        "-i",
+        metavar="NAME",
+        help="Driver instance. Default: $SHMDRIVER_DRIVER_INSTANCE, else 'default'.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+ConnectOption = Annotated[
+    float, typer.Option("--connect-timeout", metavar="SECONDS", help="How long to wait for the driver.")
+]
+StreamArgument = Annotated[
+    str, typer.Argument(metavar="STREAM", help="Name of the stream.", show_default=False)
+]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option("--timeout", "-t", metavar="SECONDS", help="Give up after this long.", show_default=False),
+]

@@ -1,0 +1,235 @@
+"""The tables of ``stat``: what is known of an instance, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.text import Text
+
+from shmdriver.cli.output import bytes_text, count_text, span_text, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from shmdriver.observe import DriverStatus, EventRecord, GateStatus, Instance, LeaseStatus, StreamStatus
+    from shmdriver.observe.rates import Rate
+
+_COLOURS = {"running": "green", "starting": "yellow", "stopped": "yellow", "handover": "yellow"}
+EVENTS_SHOWN = 30
+
+
+def driver_lines(driver: DriverStatus) -> Text:
+    """The driver in one line, and what to do about it in a second one when there is something."""
+    colour = _COLOURS.get(driver.status, "bold red")
+    text = Text()
+    text.append(f"{driver.instance}  ", style="bold")
+    text.append(driver.status, style=colour)
+    if driver.status == "running":
+        adopted = f", adopted {driver.adoptions} times" if driver.adoptions else ""
+        text.append(
+            f"  {driver.lifecycle}  pid {driver.process.pid}  up {span_text(driver.uptime_ns)}{adopted}"
+            f"  last tick {span_text(driver.heartbeat_age_ns)} ago"
+        )
+        if driver.degraded:
+            text.append(f"  degraded: reasons {driver.degraded:#x}", style="yellow")
+    else:
+        text.append(f"  {driver.explanation}")
+    if driver.advice:
+        text.append(f"\n→ {driver.advice}")
+    return text
+
+
+def _who(name: str, pid: int, process: str = "") -> str:
+    odd = (
+        f" [red]{escape(process)}[/red]"
+        if process in ("stopped", "zombie", "gone", "traced", "reused")
+        else ""
+    )
+    return f"{escape(name or 'unnamed')} ({pid}){odd}"
+
+
+def _blocked_text(stream: StreamStatus) -> str:
+    epoch = stream.current
+    if epoch is None or epoch.blocked is None:
+        return ""
+    if epoch.blocked.no_consumer:
+        return f"[yellow]no consumer, {span_text(epoch.blocked.for_ns)}[/yellow]"
+    holder = next((gate for gate in epoch.gates if gate.gate == epoch.blocked.gate), None)
+    who = _who(holder.client_name, holder.pid) if holder else f"gate {epoch.blocked.gate}"
+    return f"[red]by {who}, {span_text(epoch.blocked.for_ns)}[/red]"
+
+
+def streams_table(streams: tuple[StreamStatus, ...], rates: dict[str, Rate]) -> RenderableType:
+    """One row a stream."""
+    rows = []
+    for stream in streams:
+        epoch, producer, rate = stream.current, stream.producer, rates.get(stream.name)
+        slowest = epoch.slowest if epoch else None
+        lag = (
+            f"{count_text(slowest.behind)} ({100 * slowest.behind // max(1, epoch.slots)} %)"
+            if slowest and epoch
+            else ""
+        )
+        rows.append(
+            (
+                escape(stream.name),
+                stream.state if epoch is None or epoch.state != "sealed" else f"sealed ({epoch.end_reason})",
+                _who(producer.client_name, producer.pid, producer.process.state) if producer else "-",
+                str(stream.epoch_count),
+                count_text(epoch.head) if epoch else "",
+                count_text(rate.messages) if rate else "",
+                f"{bytes_text(rate.bytes)}/s" if rate else "",
+                str(len(stream.consumers)),
+                lag,
+                _blocked_text(stream),
+                bytes_text(stream.shm_bytes),
+            )
+        )
+    columns = (
+        "stream",
+        "state",
+        "producer (pid)",
+        ">epoch",
+        ">messages",
+        ">/s",
+        ">bytes/s",
+        ">cons",
+        ">worst lag",
+    )
+    return table("streams", (*columns, "held back", ">shm"), rows)
+
+
+def clients_table(instance: Instance) -> RenderableType:
+    """One row a client."""
+    leases = instance.leases()
+    rows = [
+        (
+            str(client.client_id),
+            escape(client.name),
+            str(client.pid),
+            client.process.state,
+            client.state,
+            span_text(client.seen_age_ns),
+            "yes" if client.provable else "no",
+            str(sum(1 for lease in leases if lease.client_id == client.client_id)),
+            escape(client.process.command[:60]),
+        )
+        for client in instance.clients()
+    ]
+    columns = (">id", "name", ">pid", "process", "state", ">seen", "provable", ">leases", "command")
+    return table("clients", columns, rows)
+
+
+def _gates(streams: tuple[StreamStatus, ...]) -> dict[int, GateStatus]:
+    """The newest gate of each consumer lease."""
+    return {
+        gate.lease_id: gate
+        for stream in streams
+        for epoch in stream.epochs
+        for gate in epoch.gates
+        if not gate.left
+    }
+
+
+def _lease_row(lease: LeaseStatus, gate: GateStatus | None) -> tuple[str, ...]:
+    return (
+        str(lease.lease_id),
+        escape(lease.stream),
+        lease.role,
+        lease.state,
+        _who(lease.client_name, lease.pid, lease.process.state),
+        lease.delivery if lease.role == "consumer" else lease.slow_consumer,
+        str(lease.epoch) if lease.role == "producer" else f"gate {lease.gate}",
+        str(gate.cursor) if gate else "",
+        count_text(gate.lag) if gate else "",
+        count_text(gate.held) if gate else "",
+        count_text(gate.lost) if gate else "",
+        "yes" if gate and gate.sleeping else "",
+    )
+
+
+def leases_table(instance: Instance) -> RenderableType:
+    """One row a live lease, with where it stands."""
+    gates = _gates(instance.streams())
+    rows = [_lease_row(lease, gates.get(lease.lease_id)) for lease in instance.leases()]
+    columns = (
+        ">id",
+        "stream",
+        "role",
+        "state",
+        "client (pid)",
+        "delivery/policy",
+        "epoch/gate",
+        ">at",
+        ">lag",
+        ">held",
+    )
+    return table("leases", (*columns, ">lost", "asleep"), rows)
+
+
+def events_table(events: tuple[EventRecord, ...]) -> RenderableType:
+    """The newest events, oldest first."""
+    rows = [
+        (
+            str(event.seq),
+            span_text(event.age_ns),
+            event.kind,
+            "" if event.code == "ok" else event.code,
+            "" if event.reason == "none" else event.reason,
+            escape(event.stream),
+            escape(event.text[:100]),
+        )
+        for event in events[-EVENTS_SHOWN:]
+    ]
+    return table("events", (">seq", ">age", "kind", "code", "reason", "stream", "text"), rows)
+
+
+def errors_table(instance: Instance) -> RenderableType:
+    """The driver's distinct errors."""
+    rows = [
+        (str(error.count), span_text(error.last_age_ns), span_text(error.first_age_ns), escape(error.text))
+        for error in instance.errors()
+    ]
+    return table("errors", (">times", ">last", ">first", "text"), rows)
+
+
+def counters_table(instance: Instance) -> RenderableType:
+    """The driver's counters that are not zero."""
+    rows = [(name, str(value)) for name, value in instance.counters().items() if value]
+    return table("counters", ("counter", ">value"), rows)
+
+
+def overview(instance: Instance, rates: dict[str, Rate], streams: tuple[StreamStatus, ...]) -> RenderableType:
+    """Everything on one screen."""
+    clients, errors = instance.clients(), instance.errors()
+    total = sum(stream.shm_bytes for stream in streams)
+    stalled = sum(1 for client in clients if client.state == "stalled")
+    summary = (
+        f"{len(clients)} clients ({stalled} stalled), {len(instance.leases())} leases, "
+        f"{len(streams)} streams with {bytes_text(total)}, {sum(error.count for error in errors)} errors"
+    )
+    parts: list[Any] = [driver_lines(instance.driver()), streams_table(streams, rates), Text(summary)]
+    if errors:
+        parts.append(
+            Text(f"last error, {span_text(errors[0].last_age_ns)} ago: {errors[0].text}", style="yellow")
+        )
+    return Group(*parts)
+
+
+def build(
+    what: str, instance: Instance, rates: dict[str, Rate], streams: tuple[StreamStatus, ...]
+) -> RenderableType:
+    """The table that ``stat WHAT`` shows; ``what`` "" is the overview."""
+    tables: dict[str, Callable[[], RenderableType]] = {
+        "": lambda: overview(instance, rates, streams),
+        "streams": lambda: streams_table(streams, rates),
+        "clients": lambda: clients_table(instance),
+        "leases": lambda: leases_table(instance),
+        "events": lambda: events_table(instance.events()),
+        "errors": lambda: errors_table(instance),
+        "counters": lambda: counters_table(instance),
+    }
+    return tables[what]()

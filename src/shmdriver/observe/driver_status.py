@@ -1,0 +1,58 @@
+"""Is there a driver, and does it work? Decided from its process first, its heartbeat second."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shmdriver.observe.process import ProcessStatus
+
+HUNG_AFTER_NS: Final = 3_000_000_000
+
+_ADVICE: Final = {
+    "running": "",
+    "starting": "wait a moment; if it stays so, look at the driver's log",
+    "paused": "let it run again: kill -CONT {pid}",
+    "hung": "look at what the process does (py-spy dump --pid {pid}); if it is beyond help, kill -9 {pid} "
+    "and start it again: it adopts everything",
+    "silent": "it lives in another PID namespace: look at it there",
+    "dead": "start it again: shmdriver run -i {instance}   (it adopts all segments and leases)",
+    "stopped": "start it: shmdriver run -i {instance}",
+    "handover": "start its successor: shmdriver run -i {instance}",
+    "superseded": "open the instance again: a newer driver has replaced these segments",
+}
+
+
+def judge(
+    process: ProcessStatus, exit_kind: str, lifecycle: str, heartbeat_age_ns: int, hung_after_ns: int
+) -> tuple[str, str]:
+    """The driver's status and one sentence that explains it."""
+    seconds = heartbeat_age_ns / 1e9
+    pid = process.pid
+    if exit_kind == "clean":
+        return "stopped", "the driver ended cleanly"
+    if exit_kind == "handover":
+        return "handover", "the driver ended and left everything to its successor, which has not started yet"
+    if exit_kind == "superseded":
+        return "superseded", "a fresh driver has replaced this instance's segments"
+    if process.dead:
+        return "dead", f"the driver (pid {pid}) is {process.state}, its last tick was {seconds:.1f} s ago"
+    late = heartbeat_age_ns > hung_after_ns
+    if process.state == "elsewhere":
+        if late:
+            return (
+                "silent",
+                f"the driver runs in another PID namespace and has not ticked for {seconds:.1f} s",
+            )
+        return "running", "the driver runs in another PID namespace"
+    if process.frozen:
+        return "paused", f"the driver (pid {pid}) is {process.state}: messages flow, nobody can attach"
+    if late:
+        return "hung", f"the driver (pid {pid}) lives but has not ticked for {seconds:.1f} s"
+    if lifecycle == "init":
+        return "starting", f"the driver (pid {pid}) is starting"
+    return "running", f"the driver (pid {pid}) runs"
+
+
+def advice_for(status: str, instance: str, pid: int) -> str:
+    """What to do about a driver in this status, "" when nothing."""
+    return _ADVICE.get(status, "").format(instance=instance, pid=pid)

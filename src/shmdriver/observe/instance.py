@@ -1,0 +1,399 @@
+"""A read-only view of one instance: its driver, clients, leases, streams, events, errors, counters.
+
+    with Instance("default") as instance:
+        print(instance.driver().explanation)
+        for stream in instance.streams():
+            print(stream.name, stream.state, stream.current and stream.current.head)
+
+Needs no driver: it maps the segments read-only and copies the driver's records out of them (each copy is
+consistent; a record that is being rewritten is left out, never waited for). It writes nothing,
+anywhere, and takes no lock.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from shmdriver._native import ffi, lib
+from shmdriver.errors import DriverUnavailable, LayoutMismatch, ShmDriverError
+from shmdriver.names import instance_problem, nearest
+from shmdriver.observe import names
+from shmdriver.observe.driver_status import HUNG_AFTER_NS, advice_for, judge
+from shmdriver.observe.epochs import EpochSegments, epoch_status, live_consumers, text
+from shmdriver.observe.names import word
+from shmdriver.observe.process import process_status
+from shmdriver.observe.records import (
+    ClientStatus,
+    DriverStatus,
+    EpochStatus,
+    ErrorRecord,
+    EventRecord,
+    LeaseStatus,
+    StreamStatus,
+)
+from shmdriver.observe.segment import Segment, last_error
+
+SHM_FOLDER = Path("/dev/shm")  # noqa: S108  where POSIX shared memory stands on Linux
+_COPY_ATTEMPTS = 8
+_FOLLOW = int(lib.SHMD_ATTACH_FOLLOW)
+
+
+def instance_names() -> tuple[str, ...]:
+    """Names of all instances that have an authority segment on this machine."""
+    found = (path.name.split(".") for path in SHM_FOLDER.glob("shmd.*.authority"))
+    return tuple(sorted(parts[1] for parts in found if len(parts) == 3))
+
+
+def default_instance() -> str:
+    """The instance that is meant when none is named: SHMDRIVER_DRIVER_INSTANCE, else ``default``."""
+    return os.environ.get("SHMDRIVER_DRIVER_INSTANCE") or "default"
+
+
+class Instance:
+    """The segments of the instance ``name`` (None: the default one), mapped read-only.
+
+    Raises DriverUnavailable when there is no such instance, LayoutMismatch when its segments are of
+    another version. Usable from one thread at a time.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name or default_instance()
+        problem = instance_problem(self.name)
+        if problem:
+            raise ShmDriverError(problem)
+        self._epochs: dict[str, EpochSegments] = {}
+        self._segment: Segment | None = None
+        self._open()
+
+    def _open(self) -> None:
+        path = f"/shmd.{self.name}.authority"
+        if not (SHM_FOLDER / path[1:]).exists():
+            others = instance_names()
+            near = nearest(self.name, others)
+            hint = (
+                f"; did you mean {near!r}?" if near else f"; there are: {', '.join(others)}" if others else ""
+            )
+            raise DriverUnavailable(
+                f"no driver runs as instance {self.name!r}{hint}; start one: shmdriver run -i {self.name}",
+                instance=self.name,
+            )
+        segment = Segment(path, lib.SHMD_SEGMENT_AUTHORITY)
+        if lib.shmd_authority_check(segment.base, segment.bytes) < 0:
+            message = last_error()
+            segment.close()
+            raise LayoutMismatch(message, segment=path)
+        self._segment = segment
+        self._authority = ffi.cast("shmd_authority_t *", segment.base)
+        self.boot_id = int(self._authority.header.boot_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap everything."""
+        for segments in self._epochs.values():
+            segments.close()
+        self._epochs.clear()
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            segment.close()
+
+    def reopen_if_replaced(self) -> bool:
+        """Follow a driver that started afresh: True when other segments stand under the name now.
+
+        Raises DriverUnavailable when the instance is gone.
+        """
+        try:
+            inode = (SHM_FOLDER / f"shmd.{self.name}.authority").stat().st_ino
+        except FileNotFoundError:
+            inode = -1
+        if self._segment is not None and inode == self._segment.inode:
+            return False
+        self.close()
+        self._open()
+        return True
+
+    def _mapped(self) -> Any:
+        if self._segment is None:
+            raise ShmDriverError(f"this view of instance {self.name!r} was closed")
+        return self._authority
+
+    # ---- the driver --------------------------------------------------------------------------
+
+    def driver(self) -> DriverStatus:
+        """The driver's process, heartbeat and lifecycle."""
+        authority, now_ns = self._mapped(), int(lib.shmd_now_ns())
+        process = process_status(
+            int(authority.driver_pid), int(authority.driver_start_time), int(authority.driver_pid_namespace)
+        )
+        lifecycle = word(names.LIFECYCLES, int(authority.lifecycle))
+        exit_kind = word(names.EXIT_KINDS, int(authority.exit_kind))
+        age_ns = max(0, now_ns - int(authority.heartbeat_ns))
+        interval_ns = int(authority.heartbeat_interval_ns)
+        status, explanation = judge(
+            process, exit_kind, lifecycle, age_ns, max(HUNG_AFTER_NS, 3 * interval_ns)
+        )
+        return DriverStatus(
+            instance=self.name,
+            status=status,
+            explanation=explanation,
+            advice=advice_for(status, self.name, process.pid),
+            boot_id=self.boot_id,
+            lifecycle=lifecycle,
+            degraded=int(authority.degraded),
+            exit_kind=exit_kind,
+            process=process,
+            heartbeat_age_ns=age_ns,
+            uptime_ns=max(0, now_ns - int(authority.started_ns)),
+            adoptions=int(authority.adoptions),
+            shutdown_mode=word(names.SHUTDOWN_MODES, int(authority.shutdown_mode)),
+            shutdown_deadline_ns=int(authority.shutdown_deadline_ns),
+            last_nonce=int(authority.last_nonce),
+            heartbeat_interval_ns=interval_ns,
+            lease_timeout_ns=int(authority.lease_timeout_ns),
+        )
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep until the driver publishes an event, at most ``timeout_s`` seconds."""
+        word = ffi.addressof(self._mapped(), "event_word")
+        lib.shmd_futex_wait(word, lib.shmd_futex_load(word), int(timeout_s * 1e9))
+
+    # ---- clients and leases ------------------------------------------------------------------
+
+    def clients(self, *, gone: bool = False) -> tuple[ClientStatus, ...]:
+        """The connected clients; with ``gone`` also those whose record is still kept."""
+        authority, now_ns = self._mapped(), int(lib.shmd_now_ns())
+        copy = ffi.new("shmd_client_record_t *")
+        found = []
+        for index in range(int(authority.client_max)):
+            record = lib.shmd_authority_client(authority, index)
+            state = word(names.CLIENT_STATES, int(record.word) & 0xFF)
+            if state == "free" or (state == "gone" and not gone) or not _copy(copy, record):
+                continue
+            pid = int(copy.pid)
+            found.append(
+                ClientStatus(
+                    index=index,
+                    client_id=int(copy.client_id),
+                    name=text(copy.name),
+                    pid=pid,
+                    state=word(names.CLIENT_STATES, int(copy.word) & 0xFF),
+                    process=process_status(pid, int(copy.start_time), int(copy.pid_namespace)),
+                    attached_ns=int(copy.attached_ns),
+                    seen_age_ns=max(0, now_ns - int(copy.seen_ns)),
+                    provable=bool(copy.provable),
+                )
+            )
+        return tuple(found)
+
+    def leases(self, *, ended: bool = False) -> tuple[LeaseStatus, ...]:
+        """The live leases in order of their ids; with ``ended`` also those that the table still remembers."""
+        authority = self._mapped()
+        clients = {client.client_id: client for client in self.clients(gone=True)}
+        streams: dict[int, str] = {}
+        copy = ffi.new("shmd_lease_record_t *")
+        found = []
+        for index in range(int(authority.lease_max)):
+            record = lib.shmd_authority_lease(authority, index)
+            state = word(names.LEASE_STATES, int(record.word) & 0xFF)
+            wanted = state in names.LIVE_LEASES or (ended and state != "free")
+            if wanted and _copy(copy, record):
+                stream_index = int(copy.stream_index)
+                if stream_index not in streams:
+                    streams[stream_index] = self._stream_name(stream_index)
+                found.append(
+                    _lease_status(copy, index, streams[stream_index], clients.get(int(copy.client_id)))
+                )
+        return tuple(sorted(found, key=lambda lease: lease.lease_id))
+
+    def _stream_name(self, index: int) -> str:
+        authority = self._mapped()
+        if index >= int(authority.stream_max):
+            return ""
+        return text(lib.shmd_authority_stream(authority, index).name)
+
+    # ---- streams -----------------------------------------------------------------------------
+
+    def streams(self) -> tuple[StreamStatus, ...]:
+        """All streams of the directory, by name, each with its epochs and who holds what in them."""
+        authority = self._mapped()
+        by_stream: dict[int, list[LeaseStatus]] = {}
+        for lease in self.leases():
+            by_stream.setdefault(lease.stream_index, []).append(lease)
+        copy = ffi.new("shmd_stream_record_t *")
+        found: list[StreamStatus] = []
+        used: set[str] = set()
+        for index in range(int(authority.stream_max)):
+            record = lib.shmd_authority_stream(authority, index)
+            if int(record.word) & 0xFF != lib.SHMD_RECORD_USED or not _copy(copy, record):
+                continue
+            leases = tuple(
+                lease for lease in by_stream.get(index, ()) if lease.stream_id == int(copy.stream_id)
+            )
+            status = self._stream_status(copy, record, index, leases)
+            used.update(epoch.data_name for epoch in status.epochs)
+            found.append(status)
+        for name in self._epochs.keys() - used:
+            self._epochs.pop(name).close()
+        return tuple(sorted(found, key=lambda stream: stream.name))
+
+    def stream(self, name: str) -> StreamStatus:
+        """One stream. Raises ShmDriverError with the nearest known name when there is none of that name."""
+        streams = {stream.name: stream for stream in self.streams()}
+        if name in streams:
+            return streams[name]
+        near = nearest(name, streams)
+        known = ", ".join(streams) or "none yet"
+        hint = f"did you mean {near!r}?" if near else f"known streams: {known}"
+        raise ShmDriverError(f"instance {self.name!r} has no stream {name!r}; {hint}")
+
+    def _stream_status(
+        self, copy: Any, record: Any, index: int, leases: tuple[LeaseStatus, ...]
+    ) -> StreamStatus:
+        producer = next((lease for lease in leases if lease.role == "producer"), None)
+        epochs = [
+            status
+            for number in range(int(lib.SHMD_EPOCH_RECORDS))
+            if (status := self._epoch_status(copy, record, number, leases)) is not None
+        ]
+        return StreamStatus(
+            name=text(copy.name),
+            index=index,
+            stream_id=int(copy.stream_id),
+            schema=text(copy.schema) if copy.schema_bytes else "",
+            max_consumers=int(copy.max_consumers),
+            created_ns=int(copy.created_ns),
+            epoch_count=int(copy.epoch_count),
+            producer=producer,
+            consumers=tuple(lease for lease in leases if lease.role == "consumer"),
+            epochs=tuple(sorted(epochs, key=lambda epoch: epoch.epoch)),
+        )
+
+    def _epoch_status(
+        self, copy: Any, record: Any, number: int, leases: tuple[LeaseStatus, ...]
+    ) -> EpochStatus | None:
+        epoch = copy.epochs[number]
+        before, now = (
+            int(epoch.hot.state),
+            int(lib.shmd_word_load(ffi.addressof(record.epochs[number].hot, "state"))),
+        )
+        state = word(names.EPOCH_STATES, before & 0xFF)
+        # Another epoch number now: the driver reused the record while it was copied.
+        if state not in ("open", "sealing", "sealed") or now >> 8 != before >> 8:
+            return None
+        segments, problem = self._epoch_segments(epoch, int(copy.stream_id))
+        return epoch_status(epoch, segments, problem, live_consumers(leases), int(lib.shmd_now_ns()))
+
+    def _epoch_segments(self, record: Any, stream_id: int) -> tuple[EpochSegments | None, str]:
+        name = text(record.data_name)
+        segments = self._epochs.get(name)
+        if segments is not None:
+            return segments, ""
+        try:
+            segments = EpochSegments(record, self.boot_id, stream_id, int(record.epoch))
+        except ShmDriverError as error:
+            return None, str(error)
+        self._epochs[name] = segments
+        return segments, ""
+
+    # ---- events, errors, counters, configuration ---------------------------------------------
+
+    def events(self, *, after: int | None = None) -> tuple[EventRecord, ...]:
+        """What the event ring still holds, oldest first; with ``after`` only events of a higher seq."""
+        authority, now_ns = self._mapped(), int(lib.shmd_now_ns())
+        head, slots = (
+            int(lib.shmd_word_load(ffi.addressof(authority, "event_head"))),
+            int(authority.event_slots),
+        )
+        cursor, lost = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        cursor[0] = max(0, head - slots + 1, -1 if after is None else after + 1)
+        event = ffi.new("shmd_event_t *")
+        found: list[EventRecord] = []
+        while len(found) < slots and lib.shmd_event_poll(authority, cursor, event, lost) == 1:
+            found.append(
+                EventRecord(
+                    seq=int(cursor[0]) - 1,
+                    kind=word(names.EVENT_KINDS, int(event.kind)),
+                    code=word(names.CODES, int(event.code)),
+                    reason=word(names.REASONS, int(event.reason)),
+                    stream=text(event.stream),
+                    text=text(event.text),
+                    client_id=int(event.client_id),
+                    lease_id=int(event.lease_id),
+                    epoch=int(event.epoch),
+                    state=int(event.state),
+                    value=int(event.value),
+                    age_ns=max(0, now_ns - int(event.time_ns)),
+                )
+            )
+        return tuple(found)
+
+    def errors(self) -> tuple[ErrorRecord, ...]:
+        """The driver's distinct errors, newest first."""
+        authority, now_ns = self._mapped(), int(lib.shmd_now_ns())
+        found = []
+        for index in range(int(authority.error_max)):
+            record = lib.shmd_authority_error(authority, index)
+            count = int(lib.shmd_word_load(ffi.addressof(record, "count")))
+            if count:
+                first_ns, last_ns = int(record.first_ns), int(record.last_ns)
+                found.append(ErrorRecord(text(record.text), count, now_ns - first_ns, now_ns - last_ns))
+        return tuple(sorted(found, key=lambda error: error.last_age_ns))
+
+    def counters(self) -> dict[str, int]:
+        """The driver's counters by name."""
+        authority = self._mapped()
+        return {
+            name: int(lib.shmd_counter_get(authority, index))
+            for index, name in names.COUNTERS.items()
+            if index < int(authority.counter_max)
+        }
+
+    def config_text(self) -> str:
+        """The driver's effective configuration, as TOML."""
+        authority = self._mapped()
+        raw: bytes = ffi.string(lib.shmd_authority_config(authority), int(authority.config_bytes))
+        return raw.decode("utf-8", "replace")
+
+
+def _copy(out: Any, record: Any) -> bool:
+    size = ffi.sizeof(out[0])
+    return any(lib.shmd_record_copy(out, record, size) == 1 for _ in range(_COPY_ATTEMPTS))
+
+
+def _lease_status(copy: Any, index: int, stream: str, client: ClientStatus | None) -> LeaseStatus:
+    return LeaseStatus(
+        index=index,
+        lease_id=int(copy.lease_id),
+        state=word(names.LEASE_STATES, int(copy.word) & 0xFF),
+        role=word(names.ROLES, int(copy.role)),
+        stream=stream,
+        stream_index=int(copy.stream_index),
+        stream_id=int(copy.stream_id),
+        client_id=int(copy.client_id),
+        client_name=client.name if client else "",
+        pid=client.pid if client else 0,
+        process=client.process if client else process_status(0),
+        delivery=word(names.DELIVERIES, int(copy.delivery)),
+        start=word(names.STARTS, int(copy.start)),
+        wait=word(names.WAITS, int(copy.wait)),
+        follow=bool(int(copy.flags) & _FOLLOW),
+        gate=int(copy.gate),
+        first_epoch=int(copy.first_epoch),
+        epoch=int(copy.epoch),
+        start_seq=int(copy.start_seq),
+        slow_consumer=word(names.SLOW_CONSUMERS, int(copy.slow_consumer)),
+        min_consumers=int(copy.min_consumers),
+        attached_ns=int(copy.attached_ns),
+        ended_ns=int(copy.ended_ns),
+        end_reason=word(names.REASONS, int(copy.end_reason)),
+        quarantined=bool(copy.quarantined),
+    )

@@ -1,0 +1,78 @@
+"""One shared-memory segment, mapped read-only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from shmdriver._native import ffi, lib
+from shmdriver.errors import DriverUnavailable, LayoutMismatch
+
+
+def last_error() -> str:
+    """The C core's text of the last failure in this thread."""
+    text: bytes = ffi.string(lib.shmd_last_error())
+    return text.decode("utf-8", "replace")
+
+
+class Segment:
+    """A read-only mapping of one segment whose header was checked.
+
+    ``map_bytes`` maps only the beginning (what a tool needs of a data segment is its header page).
+    ``expected_bytes`` comes from the authority's tables: a segment of another size is refused before
+    it is mapped. Raises DriverUnavailable when it cannot be opened, LayoutMismatch when it is not
+    what it should be.
+    """
+
+    __slots__ = ("_mapped", "base", "bytes", "inode", "name")
+
+    def __init__(
+        self,
+        name: str,
+        kind: int,
+        *,
+        boot_id: int = 0,
+        stream_id: int = 0,
+        epoch: int = 0,
+        expected_bytes: int | None = None,
+        map_bytes: int | None = None,
+    ) -> None:
+        self.name = name
+        self.base: Any = None
+        size = ffi.new("uint64_t *")
+        fd = int(lib.shmd_segment_open(name.encode(), 0, size))
+        if fd < 0:
+            error = LayoutMismatch if fd == lib.SHMD_E_LAYOUT else DriverUnavailable
+            raise error(last_error() or f"cannot open the segment {name}")
+        try:
+            self.bytes = int(size[0])
+            if expected_bytes is not None and self.bytes != expected_bytes:
+                raise LayoutMismatch(
+                    f"segment {name} has {self.bytes} bytes, the directory says {expected_bytes}: "
+                    "something other than the driver changed it"
+                )
+            self._mapped = min(self.bytes, map_bytes or self.bytes)
+            self.inode = os.fstat(fd).st_ino
+            out = ffi.new("void **")
+            code = lib.shmd_segment_map(fd, 0, self._mapped, 0, 0, out)
+            if code < 0:
+                raise DriverUnavailable(last_error() or f"cannot map the segment {name}")
+            self.base = out[0]
+        finally:
+            os.close(fd)
+        code = lib.shmd_header_check(self.base, self.bytes, kind, boot_id, stream_id, epoch)
+        if code < 0:
+            text = last_error() or f"segment {name} has a wrong header"
+            self.close()
+            raise LayoutMismatch(text)
+
+    def close(self) -> None:
+        """Unmap. Pointers into the segment are invalid afterwards."""
+        base, self.base = self.base, None
+        if base is not None:
+            lib.shmd_segment_unmap(base, self._mapped)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # at interpreter exit lib may be gone already
+            self.close()
