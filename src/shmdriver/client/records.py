@@ -18,7 +18,7 @@ _RECORD_BYTES_MAX = int(lib.SHMD_SLOT_BYTES_MAX) - int(lib.SHMD_SLOT_HEADER_BYTE
 
 def as_dtype(dtype: Any) -> np.dtype[Any]:
     """A dtype that records can have. TypeError: Python objects, empty records; ValueError: too large."""
-    result = np.dtype(dtype)
+    result: np.dtype[Any] = np.dtype(dtype)
     if result.hasobject:
         raise TypeError(
             f"dtype {result}: Python objects cannot live in shared memory; use numbers and fixed-size bytes"

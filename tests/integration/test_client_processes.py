@@ -1,0 +1,263 @@
+"""Processes and threads: clients as addresses, fork guards, deaths that are no ends, one thread at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+
+import pytest
+
+import shmdriver
+from shmdriver import Reason
+
+N = 5_000
+
+
+@pytest.fixture
+def client():
+    with shmdriver.embedded() as client:
+        yield client
+
+
+def publish_numbers(client, n):
+    with client.producer("s", min_consumers=1) as out:
+        for i in range(n):
+            out.publish(i.to_bytes(8, "little"))
+    client.close()
+
+
+def publish_and_die(client, how):
+    out = client.producer("s", min_consumers=1)
+    for i in range(100):
+        out.publish(i.to_bytes(8, "little"))
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "exception":
+        raise SystemExit(1)
+
+
+def join(process):
+    process.join(30)
+    assert process.exitcode is not None
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_client_passed_to_a_child_connects_afresh(client, method):
+    context = multiprocessing.get_context(method)
+    with client.consumer("s") as into:
+        child = context.Process(target=publish_numbers, args=(client, N))
+        child.start()
+        assert [int.from_bytes(bytes(message), "little") for message in into] == list(range(N))
+        join(child)
+        assert child.exitcode == 0
+
+
+def test_a_client_pickles_as_an_address(client):
+    client.timeout = 3.0
+    other = pickle.loads(pickle.dumps(client))
+    assert (other.instance, other.timeout) == (client.instance, 3.0)
+    assert other.client_id != client.client_id
+    assert other.boot_id == client.boot_id
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "reasons"),
+    [
+        ("kill", {Reason.DIED}),
+        ("exit", {Reason.ABORTED, Reason.DIED}),
+        ("exception", {Reason.ABORTED, Reason.DIED}),
+    ],
+)
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_producer_that_dies_is_lost_after_all_that_it_committed(client, method, how, reasons):
+    with client.consumer("s") as into:
+        child = multiprocessing.get_context(method).Process(target=publish_and_die, args=(client, how))
+        child.start()
+        seen = []
+        with pytest.raises(shmdriver.ProducerLost) as caught:
+            seen.extend(int.from_bytes(bytes(message), "little") for message in into)
+        assert seen == list(range(100))
+        assert caught.value.reason in reasons
+        assert caught.value.sealed_seq == 100
+        join(child)
+
+
+def in_child(action):
+    """Runs ``action`` in a forked child; what it returned, as text."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(writer, str(action()).encode())
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def test_handles_refuse_in_a_forked_child_and_the_parent_goes_on(client):
+    with client.consumer("s") as into, client.producer("s") as out:
+        for n in range(10):
+            out.publish(b"%d" % n)
+        assert bytes(into.read(timeout=5)) == b"0"
+        for action in (
+            lambda: out.publish(b"x"),
+            lambda: out.try_publish(b"x"),
+            lambda: out.claim(10),
+            lambda: out.close(),
+            lambda: into.read(timeout=0),
+            lambda: next(iter(into)),
+            lambda: into.close(),
+        ):
+            assert in_child(action).startswith("ForkedHandleError"), action
+        assert [bytes(into.read(timeout=5)) for _ in range(9)] == [b"%d" % n for n in range(1, 10)]
+        out.publish(b"still")
+        assert bytes(into.read(timeout=5)) == b"still"
+
+
+def test_a_forked_child_that_drops_handles_ends_nothing(client):
+    with client.consumer("s") as into:
+        out = client.producer("s")
+
+        def drop():
+            nonlocal out, into
+            with out, into:
+                pass
+            import gc
+
+            out = into = None
+            gc.collect()
+            return "dropped"
+
+        assert in_child(drop) == "dropped"
+        out.publish(b"alive")
+        assert bytes(into.read(timeout=5)) == b"alive"
+        out.close()
+
+
+def test_a_client_in_a_forked_child_connects_afresh(client):
+    with client.consumer("s") as into:
+        ours = client.client_id
+
+        def talk():
+            with client.producer("s") as out:
+                out.publish(b"from the child")
+            theirs = client.client_id
+            client.close()
+            return theirs
+
+        theirs = int(in_child(talk))
+        assert theirs != ours
+        assert bytes(into.read(timeout=5)) == b"from the child"
+        assert client.client_id == ours
+
+
+def test_views_are_readable_in_a_forked_child(client):
+    with client.consumer("s") as into, client.producer("s", max_message=100_000, slots=16) as out:
+        out.publish(b"v" * 100_000)
+        message = into.read(timeout=5)
+        assert in_child(lambda: bytes(message) == b"v" * 100_000) == "True"
+        assert bytes(message) == b"v" * 100_000
+
+
+def test_interpreter_exit_ends_streams_as_aborted(client):
+    import subprocess
+    import sys
+
+    program = (
+        "import shmdriver, sys\n"
+        "client = shmdriver.connect(sys.argv[1])\n"
+        "out = client.producer('s', min_consumers=1)\n"
+        "out.publish(b'x')\n"
+    )
+    with client.consumer("s") as into:
+        subprocess.run([sys.executable, "-c", program, client.instance], check=True, timeout=30)
+        assert bytes(into.read(timeout=5)) == b"x"
+        with pytest.raises(shmdriver.ProducerLost) as caught:
+            into.read(timeout=5)
+        assert caught.value.reason == Reason.ABORTED
+
+
+def test_a_second_thread_inside_a_consumer_is_refused(client):
+    with client.consumer("s") as into, client.producer("s") as out:
+        inside = threading.Event()
+        outcome = []
+
+        def wait_there():
+            inside.set()
+            outcome.append(bytes(into.read()))
+
+        thread = threading.Thread(target=wait_there)
+        thread.start()
+        inside.wait(10)
+        with pytest.raises(shmdriver.ConcurrentUseError, match="another thread"):
+            while True:  # the first is between two slices of its wait now and then
+                into.read(timeout=0)
+        out.publish(b"for the first")
+        thread.join(10)
+        assert outcome == [b"for the first"]
+
+
+def test_a_second_thread_inside_a_producer_is_refused(client):
+    with client.consumer("s"), client.producer("s", slots=64, slot_bytes=64, arena=0) as out:
+        while out.try_publish(b"x"):
+            pass
+        inside = threading.Event()
+        outcome = []
+
+        def block():
+            inside.set()
+            try:
+                out.publish(b"x", timeout=5)
+            except shmdriver.ShmDriverError as error:
+                outcome.append(type(error))
+
+        thread = threading.Thread(target=block)
+        thread.start()
+        inside.wait(10)
+        with pytest.raises(shmdriver.ConcurrentUseError, match="another thread"):
+            while True:
+                out.try_publish(b"x")
+        out.close()
+        thread.join(10)
+        assert outcome == [shmdriver.HandleClosed]
+
+
+def test_ctrl_c_interrupts_a_read_without_a_timeout(client):
+    with client.consumer("s") as into:
+        timer = threading.Timer(
+            0.2, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        )
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            into.read()
+        timer.join()
+
+
+def test_many_threads_share_a_client(client):
+    errors = []
+
+    def talk(k):
+        try:
+            with client.consumer(f"s{k}") as into, client.producer(f"s{k}") as out:
+                for n in range(200):
+                    out.publish(b"%d" % n)
+                    assert bytes(into.read(timeout=5)) == b"%d" % n
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=talk, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert errors == []

@@ -1,0 +1,189 @@
+"""Records: n records are n messages, batches are views in place, nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+import shmdriver
+
+TICK = np.dtype([("ts", "<i8"), ("px", "<f8"), ("qty", "<f8"), ("id", "<u8")])
+
+
+@pytest.fixture
+def client():
+    with shmdriver.embedded() as client:
+        yield client
+
+
+def ticks(n, first=0):
+    records = np.zeros(n, TICK)
+    records["id"] = np.arange(first, first + n)
+    records["px"] = records["id"] * 0.5
+    return records
+
+
+def pair(client, stream="s", *, consumer=None, **producer):
+    reader = client.consumer(stream, **(consumer or {}))
+    return client.producer(stream, dtype=TICK, **producer), reader
+
+
+@pytest.mark.parametrize("delivery", ["reliable", "lossy"])
+def test_a_batch_arrives_as_it_was_published(client, delivery):
+    out, into = pair(client, consumer={"delivery": delivery})
+    with out, into:
+        sent = ticks(100)
+        out.publish(sent)
+        batch = into.read_batch(timeout=5)
+        assert batch.dtype == TICK
+        assert np.array_equal(batch, sent)
+        assert into.read_batch(timeout=0) is None
+        with pytest.raises(ValueError, match="WRITEABLE|read-only"):
+            batch.flags.writeable = True
+
+
+def test_a_batch_of_a_reliable_consumer_is_in_place(client):
+    out, into = pair(client)
+    with out, into:
+        out.publish(ticks(10))
+        batch = into.read_batch(timeout=5)
+        assert batch.strides == (64,)
+        assert into.held == 1
+        part = batch["px"][3:5]
+        del batch
+        assert into.held == 1
+        del part
+        assert into.held == 0
+
+
+def test_more_than_the_ring_goes_through_in_order_once(client):
+    out, into = pair(client, slots=256)
+    got = []
+
+    def read_all():
+        with into:
+            got.extend(batch["id"].copy() for batch in into.batches())
+
+    thread = threading.Thread(target=read_all)
+    thread.start()
+    with out:
+        out.publish(ticks(100_000))
+    thread.join(30)
+    assert np.array_equal(np.concatenate(got), np.arange(100_000))
+    assert max(len(part) for part in got) <= 128
+
+
+def test_batches_are_at_most_half_the_ring_or_the_limit(client):
+    out, into = pair(client, slots=256)
+    with out, into:
+        assert out.try_publish(ticks(1000)) == out.slots
+        assert len(into.read_batch(timeout=5)) == out.slots // 2
+        assert len(into.read_batch(10, timeout=5)) == 10
+
+
+def test_a_batch_that_is_kept_stays_intact(client):
+    out, into = pair(client, slots=256)
+    with out, into:
+        out.publish(ticks(32))
+        kept = into.read_batch(timeout=5)
+        before = kept.copy()
+        n = 32
+        while done := out.try_publish(ticks(50, n)):
+            n += done
+            while into.read_batch(timeout=0) is not None:
+                pass
+        assert np.array_equal(kept, before)
+        with pytest.raises(shmdriver.ViewsHeld):
+            into.read_batch(timeout=5)
+        del kept
+        into.release()
+        assert out.try_publish(ticks(1)) == 1
+
+
+def test_back_pressure_says_how_many_records_went_in(client):
+    out, into = pair(client, slots=256)
+    with out, into:
+        with pytest.raises(shmdriver.BackPressured) as caught:
+            out.publish(ticks(1000), timeout=0.01)
+        assert caught.value.published == out.slots
+        assert out.seq == out.slots
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        ticks(10),
+        ticks(20)[::2],
+        ticks(10)[::-1],
+        ticks(12).reshape(3, 4),
+        ticks(3)[1],
+        ticks(5).tobytes(),
+        ticks(4).tolist(),
+        ticks(0),
+    ],
+    ids=["array", "strided", "reversed", "2-d", "scalar", "bytes", "tuples", "none"],
+)
+def test_what_can_be_published_as_records(client, records):
+    out, into = pair(client)
+    with into:
+        with out:
+            out.publish(records)
+        got = [batch["id"].tolist() for batch in into.batches()]
+        expected = np.frombuffer(records, TICK) if isinstance(records, bytes) else np.array(records, TICK)
+        assert [n for part in got for n in part] == expected["id"].reshape(-1).tolist()
+
+
+def test_reading_one_by_one_and_in_batches_share_what_was_fetched(client):
+    out, into = pair(client)
+    with out, into:
+        out.publish(ticks(1000))
+        assert np.frombuffer(into.read(timeout=5).data, TICK)["id"] == [0]
+        got = [0]
+        while len(got) < 1000:
+            got.extend(into.read_batch(100, timeout=5)["id"].tolist())
+        assert got == list(range(1000))
+
+
+def test_the_dtype_comes_from_the_producer(client):
+    with client.consumer("s") as into:
+        assert into.dtype is None
+        with client.producer("s", dtype=TICK) as out:
+            out.publish(ticks(1))
+            assert len(into.read_batch(timeout=5)) == 1
+            assert into.dtype == TICK
+
+
+def test_a_batch_consumer_that_starts_at_the_oldest(client):
+    with client.producer("s", dtype=TICK) as out:
+        out.publish(ticks(500))
+        with client.consumer("s", start="oldest") as into:
+            out.publish(ticks(500, 500))
+            got = []
+            while len(got) < 1000:
+                got.extend(into.read_batch(timeout=5)["id"].tolist())
+            assert got == list(range(1000))
+
+
+def test_batches_go_on_with_the_next_producer(client):
+    got = []
+    with client.consumer("s", follow=True) as into:
+        for first, slots in ((0, 4096), (1000, 256), (2000, 1024)):
+            with client.producer("s", dtype=TICK, slots=slots) as out:
+                for part in range(0, 1000, 100):
+                    out.publish(ticks(100, first + part), timeout=5)
+                    while len(got) < first + part + 100:
+                        got.extend(into.read_batch(timeout=5)["id"].tolist())
+    assert got == list(range(3000))
+
+
+def test_a_lossy_batch_consumer_counts_its_gaps(client):
+    out, into = pair(client, consumer={"delivery": "lossy"}, slots=256)
+    with into:
+        with out:
+            out.publish(ticks(10_000))
+        got = [n for batch in into.batches() for n in batch["id"].tolist()]
+        assert got == sorted(set(got))
+        assert got[-1] == 9_999
+        assert len(got) + into.lost == 10_000
