@@ -171,7 +171,9 @@ def test_follow_goes_on_with_the_next_producer(client):
 def test_leaving_the_clients_block_closes_its_producers_cleanly(client):
     into = client.consumer("s")
     with shmdriver.connect(client.instance) as other:
-        other.producer("s").publish(b"a")
+        out = other.producer("s")
+        out.publish(b"a")
+    assert out.closed
     with into:
         assert [bytes(message) for message in into] == [b"a"]
 
@@ -179,8 +181,10 @@ def test_leaving_the_clients_block_closes_its_producers_cleanly(client):
 def test_an_exception_in_the_clients_block_aborts_its_producers(client):
     into = client.consumer("s")
     with pytest.raises(RuntimeError), shmdriver.connect(client.instance) as other:
-        other.producer("s").publish(b"a")
+        out = other.producer("s")
+        out.publish(b"a")
         raise RuntimeError
+    assert out.closed
     with into, pytest.raises(shmdriver.ProducerLost):
         for _ in into:
             pass

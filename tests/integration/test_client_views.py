@@ -170,8 +170,10 @@ def test_arrays_arrive_with_shape_dtype_and_meta(client, array, delivery):
         assert got.shape == array.shape
         assert np.array_equal(got, array)
         assert (message.meta, message.type) == (b"frame 1", 9)
-        with pytest.raises(ValueError, match="read-only|WRITEABLE"):
-            got.flags.writeable = True
+        assert not got.flags.writeable
+        if got.size:
+            with pytest.raises(ValueError, match="WRITEABLE"):
+                got.flags.writeable = True
 
 
 def test_an_array_of_max_message_bytes_fits(client):

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -12,12 +14,12 @@ from shmdriver._native import ffi, lib
 from shmdriver.client import directory
 from shmdriver.client.records import as_dtype, dtype_of
 from shmdriver.client.views import NOTHING_HELD
-from shmdriver.errors import SchemaMismatch
+from shmdriver.errors import EndOfStream, SchemaMismatch
 
 if TYPE_CHECKING:
     from shmdriver.client.consumer import Consumer
 
-__all__ = ["Batch", "RecordReader"]
+__all__ = ["Batch", "Batches", "RecordReader"]
 
 
 Batch = np.ndarray[Any, np.dtype[Any]]
@@ -25,6 +27,27 @@ Batch = np.ndarray[Any, np.dtype[Any]]
 _fetch_records = lib.shmd_guarded_fetch_records
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 _COPIED_MAX = 65536  # records that a batch copies at most
+
+
+class Batches:
+    """The iterator behind :meth:`Consumer.batches`. It keeps no batch itself, so that none holds its place longer."""
+
+    __slots__ = ("_consumer", "_limit")
+
+    def __init__(self, consumer: Consumer, limit: int | None) -> None:
+        self._consumer = consumer
+        self._limit = limit
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            batch = self._consumer.read_batch(self._limit)
+        except EndOfStream:
+            raise StopIteration from None
+        assert batch is not None  # without a timeout it waits
+        return batch
 
 
 class RecordReader:
@@ -85,7 +108,7 @@ class RecordReader:
         if dtype is None:
             self._raise_bytes()
         consumer = self._consumer
-        payloads = [row[4] for row, _ in zip(consumer._rows, range(limit or consumer.buffered), strict=False)]
+        payloads = [row[4] for row in islice(consumer._rows, limit)]
         odd = next((len(payload) for payload in payloads if len(payload) != dtype.itemsize), None)
         if odd is not None:
             raise SchemaMismatch(

@@ -145,7 +145,9 @@ class Consumer:
         """Arrays of records as they come, up to the clean end. What :meth:`read_batch` says of them holds."""
         if limit is not None and limit < 1:
             raise ValueError(f"limit of {limit} records: expected 1 or more")
-        return iter(partial(self._next_batch, limit), None)
+        from shmdriver.client.batches import Batches
+
+        return Batches(self, limit)
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
@@ -179,12 +181,13 @@ class Consumer:
     @property
     def lag(self) -> int:
         """How many published messages it has not handed out yet."""
+        self._look()
         info = self._info()
         return max(0, int(info.head) - int(info.position)) + self.buffered
 
     @property
     def epoch(self) -> int:
-        """The number of the producer's tenure that it reads; 0 before the first."""
+        """The number of the producer's tenure that it reads; 0 before the first and after an end."""
         return int(self._info().epoch)
 
     @property
@@ -361,12 +364,6 @@ class Consumer:
             self._reader = RecordReader(self, self._dtype)
         return self._reader
 
-    def _next_batch(self, limit: int | None) -> np.ndarray[Any, Any] | None:
-        try:
-            return self.read_batch(limit)
-        except errors.EndOfStream:
-            return None
-
     def _warn_without_producer(self) -> None:
         since = self._no_producer_since_ns
         if since < 0:
@@ -384,6 +381,11 @@ class Consumer:
                 f"stream {self.stream!r}: no producer for {_WARN_AFTER_NS // 10**9} s, still waiting{hint}",
                 stacklevel=4,
             )
+
+    def _look(self) -> int:
+        """Takes notice of a new epoch or an end, without reading: a negative code when reading is over."""
+        self._check_open()
+        return int(_fetch(self._handle, self._hold_seq(), 0, 0, ffi.NULL, 0, self._batch))
 
     def _check_open(self) -> None:
         if self._handle is None:
@@ -442,5 +444,6 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
 
 
 def _has_something(consumer: Consumer) -> bool:
-    code = lib.shmd_guarded_wait(consumer._handle, 0)
-    return bool(code not in (0, _INTERRUPTED))
+    if consumer._look() < 0:
+        return True  # the next read raises
+    return bool(lib.shmd_guarded_wait(consumer._handle, 0))
