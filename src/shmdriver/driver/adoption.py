@@ -1,0 +1,113 @@
+"""Taking over what another driver process left: the tables are loaded and their last step is redone.
+
+A driver may be killed between any two stores. Every transition is written in the order data, state, event,
+so what can be found half done is a short list, and each step below is idempotent:
+
+* a client or lease record that was filled and not published: free, as its word says;
+* a producer's lease without its epoch: undone (its segments are orphans, its attach is repeated);
+* an open epoch that the stream's words do not name yet: the words are stored;
+* an ended lease whose bits, gate or epoch are as before: bits cleared, epoch sealed;
+* an epoch that was being sealed or retired: sealed, retired;
+* segments of this boot that no record names: unlinked.
+
+Events that were lost with the old driver are not repeated: clients repeat what was not answered, and every
+stream is announced afresh.
+"""
+
+from __future__ import annotations
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver.authority import Authority, record_state
+from shmdriver.driver.clients import ClientTable
+from shmdriver.driver.epochs import Epoch
+from shmdriver.driver.leases import LeaseTable
+from shmdriver.driver.segments import epoch_objects
+from shmdriver.driver.shm import unlink_segment
+from shmdriver.driver.streams import Stream, StreamDirectory
+from shmdriver.driver.tenure import Tenure
+from shmdriver.errors import Reason
+
+__all__ = ["adopt_tables"]
+
+
+def adopt_tables(
+    authority: Authority,
+    clients: ClientTable,
+    leases: LeaseTable,
+    streams: StreamDirectory,
+    tenure: Tenure,
+    now_ns: int,
+) -> list[str]:
+    """Loads all tables and redoes last steps; texts about what was found amiss."""
+    dead = clients.load(now_ns)
+    leases.load()
+    problems = streams.load(list(leases))
+    for stream in streams:
+        _undo_unopened(stream, leases, now_ns)
+        _finish_epochs(authority, stream, now_ns)
+        _finish_wiring(authority, stream)
+    for lease in leases:  # clients that died in a way that left no record of theirs
+        if clients.by_id(lease.client_id) is None:
+            tenure.end(lease, lib.SHMD_LEASE_EXPIRED, Reason.DIED, now_ns, quarantine=False)
+    for client in dead:
+        tenure.client_died(client, now_ns)
+    for stream in streams:
+        tenure.settle(stream, now_ns)
+    known = streams.segment_names()
+    for name in epoch_objects(authority.instance, authority.boot_id):
+        if name not in known and unlink_segment(name):
+            problems.append(f"{name} belonged to no epoch: removed")
+    return problems
+
+
+def _undo_unopened(stream: Stream, leases: LeaseTable, now_ns: int) -> None:
+    for lease in [lease for lease in stream.leases.values() if lease.is_producer]:
+        if not any(int(epoch.record.producer_lease_id) == lease.lease_id for epoch in stream.in_order):
+            leases.end(lease, lib.SHMD_LEASE_DETACHED, Reason.ABORTED, now_ns, quarantine=False)
+            leases.forget_attach(lease)
+            del stream.leases[lease.lease_id]
+
+
+def _finish_epochs(authority: Authority, stream: Stream, now_ns: int) -> None:
+    named = int(stream.record.producer_lease_id)
+    for epoch in stream.in_order:
+        producer = stream.leases.get(int(epoch.record.producer_lease_id))
+        if epoch.is_open and producer is not None:
+            stream.note_producer(epoch)
+            named = 0
+        elif not epoch.is_sealed:
+            epoch.seal(_end_reason(authority, epoch), now_ns)
+    if named and named not in stream.leases:
+        stream.clear_producer()
+
+
+def _end_reason(authority: Authority, epoch: Epoch) -> Reason:
+    """Why the producer of an epoch ended, from its lease's record; a record used anew tells nothing."""
+    for index in range(authority.sizes.leases):
+        record = authority.lease(index)
+        if int(record.lease_id) == int(epoch.record.producer_lease_id) and record.end_reason:
+            return Reason(int(record.end_reason))
+    return Reason.EXPIRED  # not proved: sealed in two phases
+
+
+def _finish_wiring(authority: Authority, stream: Stream) -> None:
+    gates = 0
+    for index in range(authority.sizes.leases):
+        record = authority.lease(index)
+        mine = int(record.stream_id) == stream.stream_id and record.role == lib.SHMD_ROLE_CONSUMER
+        if (
+            mine
+            and record_state(record) != lib.SHMD_LEASE_FREE
+            and (int(record.lease_id) in stream.leases or record.quarantined)
+        ):
+            gates |= 1 << int(record.gate)
+    lib.shmd_word_store(ffi.addressof(stream.record, "gates_used"), gates)
+    live = [lease.gate for lease in stream.consumers]
+    for epoch in stream.in_order:
+        epoch.keep_only(live)
+        for lease in stream.consumers:
+            if epoch.is_wired(lease.gate):
+                epoch.positions[lease.gate] = 0  # what it claims next is where the watch begins
+    for lease in stream.consumers:
+        if int(lease.record.first_epoch) > int(stream.record.epoch_count):
+            lease.record.first_epoch = 0  # wired into an epoch that was never published

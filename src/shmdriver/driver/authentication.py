@@ -1,0 +1,166 @@
+"""Who may shut a driver down: an HMAC over the request under a token that only the permitted know.
+
+The code covers the boot id (a recorded request is worthless after a restart with ``--fresh``) and every byte
+of the request but those that the sending core fills in by itself: checksum, position, correlation
+id and deadline. A nonce that must increase makes each request good for one use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver.authority import Authority
+from shmdriver.driver.rejection import Rejection
+from shmdriver.errors import Reason, ShmDriverError
+
+__all__ = [
+    "Authentication",
+    "create_token",
+    "default_token_path",
+    "read_token",
+    "runtime_directory",
+    "sign_request",
+]
+
+TOKEN_BYTES_MIN = 16
+REFUSALS_PER_SECOND = 5
+FALLBACK = "/tmp/shmdriver-{uid}"  # noqa: S108 -- made with mode 0700, checked to be ours
+SECOND_NS = 1_000_000_000
+# Filled by the sending core after signing, so not covered.
+_FILLED_LATER = ("checksum", "position", "correlation_id", "deadline_ns", "hmac")
+
+
+def authentication_code(token: bytes, boot_id: int, request: Any) -> bytes:
+    """HMAC-SHA256 of a request (``shmd_request_t *``) whose other fields are final."""
+    size = ffi.sizeof("shmd_request_t")
+    data = bytearray(ffi.buffer(request, size))
+    for field in _FILLED_LATER:
+        start = ffi.offsetof("shmd_request_t", field)
+        end = start + ffi.sizeof(ffi.addressof(request, field)[0]) if field == "hmac" else start + 8
+        data[start:end] = bytes(end - start)
+    return hmac.new(token, boot_id.to_bytes(8, "little") + bytes(data), hashlib.sha256).digest()
+
+
+def sign_request(request: Any, token: bytes, *, boot_id: int, client_id: int, nonce: int) -> None:
+    """Fills client id, layout version, nonce and HMAC of a Shutdown or Admin request, last of all.
+
+    ``nonce`` must be larger than the last one that the driver accepted: ``time.time_ns()`` will do.
+    """
+    request.client_id = client_id
+    request.layout_version = lib.SHMD_LAYOUT_VERSION
+    request.nonce = nonce
+    ffi.memmove(request.hmac, authentication_code(token, boot_id, request), lib.SHMD_HMAC_BYTES)
+
+
+class Authentication:
+    """The driver's side: one token, the last nonce, and how many refusals were lately."""
+
+    def __init__(self, authority: Authority, token: bytes | None, note: Callable[[str], None]) -> None:
+        self._authority = authority
+        self._token = token
+        self._note = note
+        self._window_ns = 0
+        self._refusals = 0
+
+    def check(self, request: Any, now_ns: int) -> None:
+        """Raises Rejection unless the request was signed with the token, for the first time.
+
+        The nonce is stored before anybody acts on the request.
+        """
+        if now_ns - self._window_ns >= SECOND_NS:
+            self._window_ns, self._refusals = now_ns, 0
+        if self._refusals >= REFUSALS_PER_SECOND:
+            self._refuse(Reason.RATE, "too many refused requests in this second: wait, and check the token")
+        if self._token is None:
+            self._refuse(
+                Reason.TOKEN,
+                "this driver has no shutdown token, so it takes no such request: set "
+                "policies.shutdown_token_file, "
+                "or send it SIGTERM",
+            )
+        else:
+            expected = authentication_code(self._token, self._authority.boot_id, request)
+            found = bytes(ffi.buffer(request.hmac, lib.SHMD_HMAC_BYTES))
+            if not hmac.compare_digest(expected, found):
+                self._refuse(
+                    Reason.TOKEN, "wrong shutdown token: use the file that this driver was started with"
+                )
+        last = int(self._authority.base.last_nonce)
+        if int(request.nonce) <= last:
+            self._refuse(
+                Reason.TOKEN, f"nonce {int(request.nonce)} was used already; expected more than {last}"
+            )
+        self._authority.store("last_nonce", int(request.nonce))
+
+    def _refuse(self, reason: Reason, text: str) -> None:
+        self._refusals += 1
+        self._authority.count(lib.SHMD_COUNTER_AUTH_REFUSED)
+        self._note(text)
+        raise Rejection(reason, text)
+
+
+# ---- token files -------------------------------------------------------------------------------
+
+
+def runtime_directory() -> Path:
+    """Where a user's drivers keep small files: below ``$XDG_RUNTIME_DIR``, else below /tmp, mode 0700.
+
+    Raises ShmDriverError when it is not ours alone.
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    path = (
+        Path(base) / "shmdriver" if base and Path(base).is_dir() else Path(FALLBACK.format(uid=os.geteuid()))
+    )
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise ShmDriverError(
+            f"runtime directory {path} has mode {stat.S_IMODE(found.st_mode):04o} and belongs to uid "
+            f"{found.st_uid}; "
+            f"expected a directory of mode 0700 of uid {os.geteuid()}: remove it, or set XDG_RUNTIME_DIR"
+        )
+    return path
+
+
+def default_token_path(instance: str) -> Path:
+    """The token that ``shmdriver run`` makes when none is configured."""
+    return runtime_directory() / f"{instance}.token"
+
+
+def create_token(path: Path) -> bytes:
+    """Writes a new random token, readable by this user alone, and returns it."""
+    token = os.urandom(32).hex().encode()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        os.fchmod(fd, 0o600)
+        file.write(token + b"\n")
+    temporary.replace(path)  # whoever reads sees the old token or the new one, whole
+    return token
+
+
+def read_token(path: Path) -> bytes:
+    """The token in a file. Raises ShmDriverError: not readable, too short, or open to others."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise ShmDriverError(f"shutdown token {path}: {error.strerror}") from error
+    with os.fdopen(fd, "rb") as file:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        token = file.read(4096).strip()
+    if mode & 0o007:
+        raise ShmDriverError(
+            f"shutdown token {path} has mode {mode:04o}, so anybody can read it: chmod 0600 it"
+        )
+    if len(token) < TOKEN_BYTES_MIN:
+        raise ShmDriverError(
+            f"shutdown token {path} has {len(token)} bytes, expected at least {TOKEN_BYTES_MIN}"
+        )
+    return token

@@ -1,0 +1,270 @@
+"""The tables of one instance, mapped: the authority and the control segment.
+
+The tables are the truth; everything else that the driver keeps in Python can be rebuilt from them.
+This module gives typed access to their records and the two helpers that every transition uses: a record
+is filled first and published by one release store of its word (rule "data, state, event").
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver.segments import InstanceLock, authority_name, control_name
+from shmdriver.driver.shm import (
+    Modes,
+    SegmentMap,
+    allocate,
+    check_space,
+    create_segment,
+    last_error,
+    open_segment,
+    set_modes,
+    unlink_segment,
+)
+from shmdriver.errors import LayoutMismatch, ShmDriverError
+
+__all__ = ["Authority", "TableSizes", "publish_word", "put_text", "record_state", "text_of"]
+
+EVENT_SLOTS = 1024
+ERROR_RECORDS = 64
+_STATE_BITS = 0xFF
+
+
+def text_of(field: Any) -> str:
+    """A NUL-terminated char array as text."""
+    return bytes(ffi.string(field)).decode(errors="replace")
+
+
+def put_text(field: Any, text: str) -> None:
+    """Fills a char array: cut to fit (never inside a character), zeros to its end."""
+    size = ffi.sizeof(field)
+    data = text.encode()[: size - 1].decode(errors="ignore").encode()
+    ffi.memmove(field, data.ljust(size, b"\0"), size)
+
+
+def record_state(record: Any) -> int:
+    """The low byte of a record's word: ``SHMD_CLIENT_*``, ``SHMD_LEASE_*`` or ``SHMD_RECORD_*``."""
+    return int(record.word) & _STATE_BITS
+
+
+def publish_word(record: Any, state: int, *, reuse: bool = False) -> None:
+    """Makes a filled record visible in ``state`` (release); ``reuse`` begins a new generation."""
+    generation = (int(record.word) >> 8) + (1 if reuse else 0)
+    lib.shmd_word_store(ffi.addressof(record, "word"), (generation << 8 | state) & (2**64 - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class TableSizes:
+    """How many records each table has."""
+
+    clients: int
+    leases: int
+    streams: int
+
+
+class Authority:
+    """Both segments, mapped for writing. Only the holder of the instance's lock makes one."""
+
+    def __init__(self, lock: InstanceLock, authority: SegmentMap, control: SegmentMap) -> None:
+        self.lock = lock
+        self.instance = lock.instance
+        self.map = authority
+        self.control_map = control
+        self.base = authority.view("shmd_authority_t *")
+        self.control = control.view("shmd_control_t *")
+        self.boot_id = int(self.base.header.boot_id)
+        self.sizes = TableSizes(
+            int(self.base.client_max), int(self.base.lease_max), int(self.base.stream_max)
+        )
+
+    # -- making and taking over
+
+    @classmethod
+    def create(
+        cls,
+        lock: InstanceLock,
+        sizes: TableSizes,
+        modes: Modes,
+        *,
+        now_ns: int,
+        heartbeat_interval_ns: int,
+        lease_timeout_ns: int,
+        config_text: str,
+    ) -> Authority:
+        """Builds both segments of a new boot id; the authority's magic is stored last of all.
+
+        ``lock`` holds an empty or half-made authority object. Raises ShmSpaceError, ShmDriverError.
+        """
+        config = config_text.encode()
+        control = control_name(lock.instance)
+        keep = [ffi.new("char[]", lock.instance.encode()), ffi.new("char[]", control.encode())]
+        params = ffi.new("shmd_authority_params_t *")
+        params.instance, params.control_name = keep
+        params.boot_id = int.from_bytes(os.urandom(8), "little") | 1
+        params.now_ns = now_ns
+        params.heartbeat_interval_ns = heartbeat_interval_ns
+        params.lease_timeout_ns = lease_timeout_ns
+        params.client_max, params.lease_max, params.stream_max = sizes.clients, sizes.leases, sizes.streams
+        params.event_slots = EVENT_SLOTS
+        params.error_max = ERROR_RECORDS
+        params.config_bytes = (len(config) // 4096 + 2) * 4096  # room to grow for the next driver's text
+        size = int(lib.shmd_authority_footprint(params))
+        if size == 0:
+            raise ShmDriverError(f"policies.limits are out of the layout's range: {last_error() or sizes}")
+        os.ftruncate(lock.fd, 0)  # what a killed driver left half made has no magic and no readers
+        check_space(lock.name, size)
+        allocate(lock.fd, lock.name, size)
+        set_modes(lock.fd, modes, write_group=False)
+        control_map = cls._create_control(control, sizes, modes, int(params.boot_id), now_ns)
+        authority_map = SegmentMap.of(lock.fd, size, writable=True, prefault=modes.prefault)
+        if lib.shmd_authority_init(authority_map.base, size, params) != 0:
+            raise ShmDriverError(last_error())
+        authority = cls(lock, authority_map, control_map)
+        authority.store_config(config_text)
+        return authority
+
+    @staticmethod
+    def _create_control(name: str, sizes: TableSizes, modes: Modes, boot_id: int, now_ns: int) -> SegmentMap:
+        unlink_segment(name)  # of a boot that never completed, or of an authority that is gone
+        size = int(lib.shmd_control_footprint(sizes.clients, sizes.leases))
+        fd = create_segment(name, size, modes)
+        try:
+            mapped = SegmentMap.of(fd, size, writable=True, prefault=modes.prefault)
+        finally:
+            os.close(fd)
+        if lib.shmd_control_init(mapped.base, size, sizes.clients, sizes.leases, boot_id, now_ns) != 0:
+            raise ShmDriverError(last_error())
+        lib.shmd_segment_complete(mapped.base)
+        return mapped
+
+    @classmethod
+    def adopt(cls, lock: InstanceLock, modes: Modes) -> Authority:
+        """Maps the segments that another driver process left. Raises LayoutMismatch, changing nothing."""
+        size = lock.size
+        mapped = SegmentMap.of(lock.fd, size, writable=True, prefault=modes.prefault)
+        try:
+            if (
+                lib.shmd_header_check(mapped.base, size, lib.SHMD_SEGMENT_AUTHORITY, 0, 0, 0) != 0
+                or lib.shmd_authority_check(mapped.base, size) != 0
+            ):
+                raise LayoutMismatch(f"{lock.name}: {last_error()}", segment=lock.name)
+            base = mapped.view("shmd_authority_t *")
+            control = cls._adopt_control(lock, base, modes)
+        except BaseException:
+            mapped.close()
+            raise
+        return cls(lock, mapped, control)
+
+    @staticmethod
+    def _adopt_control(lock: InstanceLock, base: Any, modes: Modes) -> SegmentMap:
+        name = control_name(lock.instance)
+        remedy = "Start with --fresh: clients with reconnect=True attach again"
+        try:
+            fd, size = open_segment(name, writable=True)
+        except FileNotFoundError:
+            raise LayoutMismatch(
+                f"{name} is gone, so its clients cannot be reached. {remedy}", segment=name
+            ) from None
+        try:
+            expected = int(lib.shmd_control_footprint(base.client_max, base.lease_max))
+            if size != expected:
+                raise LayoutMismatch(
+                    f"{name} has {size} bytes, expected {expected}. {remedy}",
+                    segment=name,
+                    found=size,
+                    expected=expected,
+                )
+            mapped = SegmentMap.of(fd, size, writable=True, prefault=modes.prefault)
+        finally:
+            os.close(fd)
+        if lib.shmd_header_check(mapped.base, size, lib.SHMD_SEGMENT_CONTROL, base.header.boot_id, 0, 0) != 0:
+            text = last_error()
+            mapped.close()
+            raise LayoutMismatch(f"{name}: {text}. {remedy}", segment=name)
+        return mapped
+
+    def complete(self) -> None:
+        """Stores the authority's magic: from now on clients find this driver."""
+        lib.shmd_segment_complete(self.map.base)
+
+    def introduce(self, now_ns: int) -> None:
+        """Says which process drives from now on; the exit kind last, which is what says that one does."""
+        start_time = ffi.new("uint64_t *")
+        lib.shmd_process_start_time(os.getpid(), start_time)
+        self.base.driver_pid = os.getpid()
+        self.base.driver_start_time = start_time[0]
+        self.base.driver_pid_namespace = lib.shmd_pid_namespace()
+        self.base.started_ns = now_ns
+        for field in ("degraded", "shutdown_deadline_ns", "shutdown_mode"):
+            self.store(field, 0)
+        self.store("heartbeat_ns", now_ns)
+        self.store("exit_kind", lib.SHMD_EXIT_NONE)
+
+    # -- records
+
+    def client(self, index: int) -> Any:
+        """``shmd_client_record_t *``."""
+        return lib.shmd_authority_client(self.base, index)
+
+    def lease(self, index: int) -> Any:
+        """``shmd_lease_record_t *``."""
+        return lib.shmd_authority_lease(self.base, index)
+
+    def stream(self, index: int) -> Any:
+        """``shmd_stream_record_t *``."""
+        return lib.shmd_authority_stream(self.base, index)
+
+    def take_id(self, field: str) -> int:
+        """The next number of ``next_client_id``, ``next_lease_id`` or ``next_stream_id``, never given twice.
+
+        Stored before it is used, so that a successor cannot give it again.
+        """
+        number = int(getattr(self.base, field))
+        lib.shmd_word_store(ffi.addressof(self.base, field), number + 1)
+        return number
+
+    # -- small words
+
+    def store(self, field: str, value: int) -> None:
+        """One 64-bit word of the header, with release."""
+        lib.shmd_word_store(ffi.addressof(self.base, field), value)
+
+    def count(self, counter: int, n: int = 1) -> None:
+        """Adds to a counter (``SHMD_COUNTER_*``)."""
+        lib.shmd_counter_add(self.base, counter, n)
+
+    def counter(self, counter: int) -> int:
+        """A counter's value."""
+        return int(lib.shmd_counter_get(self.base, counter))
+
+    def log_error(self, text: str, now_ns: int) -> None:
+        """Notes an error once, counted, where tools show it."""
+        lib.shmd_error_log_add(self.base, text.encode()[: lib.SHMD_ERROR_TEXT_BYTES - 1], now_ns)
+        self.count(lib.SHMD_COUNTER_ERRORS)
+
+    def store_config(self, text: str) -> None:
+        """Replaces the effective configuration that tools read; cut to the room there is."""
+        room = int(self.base.config_bytes)
+        data = text.encode()[: room - 1]
+        ffi.memmove(lib.shmd_authority_config(self.base), data.ljust(room, b"\0"), room)
+
+    # -- the end
+
+    def wake_everybody(self) -> None:
+        """Wakes all who sleep on the event ring."""
+        lib.shmd_futex_wake(ffi.addressof(self.base, "event_word"))
+
+    def unlink(self) -> None:
+        """Removes both names, authority last, under the lock."""
+        unlink_segment(control_name(self.instance))
+        if self.lock.still_named():
+            unlink_segment(authority_name(self.instance))
+
+    def close(self) -> None:
+        """Unmaps both and gives the lock up."""
+        self.map.close()
+        self.control_map.close()
+        self.lock.release()

@@ -1,0 +1,256 @@
+"""Who is connected: client records, and the proof of their death.
+
+A record goes FREE -> ALIVE <-> STALLED -> GONE -> FREE. GONE is a client that fell silent past its
+deadline without proof of death: its line is not used again before the proof (a pidfd that fires) or
+its own Goodbye (rule 8 of the design).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver.authority import Authority, publish_word, record_state, text_of
+from shmdriver.driver.rejection import Rejection
+from shmdriver.errors import Code, Reason
+
+__all__ = ["Client", "ClientTable", "describe", "prove_identity"]
+
+
+class Client:
+    """One client record, and the pidfd that proves its process dead (-1: it cannot be proved)."""
+
+    __slots__ = ("index", "pidfd", "record")
+
+    def __init__(self, record: Any, index: int) -> None:
+        self.record = record
+        self.index = index
+        self.pidfd = -1
+
+    @property
+    def client_id(self) -> int:
+        """Never given twice."""
+        return int(self.record.client_id)
+
+    @property
+    def state(self) -> int:
+        """``SHMD_CLIENT_*``."""
+        return record_state(self.record)
+
+    @property
+    def pid(self) -> int:
+        """As the client sees it."""
+        return int(self.record.pid)
+
+    @property
+    def label(self) -> str:
+        """Name and pid, for texts."""
+        name = text_of(self.record.name)
+        return f"{name!r} (pid {self.pid})" if name else f"pid {self.pid}"
+
+
+class ClientTable:
+    """The clients of one instance."""
+
+    def __init__(self, authority: Authority, *, limit: int) -> None:
+        self._authority = authority
+        self._limit = min(limit, authority.sizes.clients)
+        self._by_id: dict[int, Client] = {}
+        self._by_correlation: dict[int, Client] = {}
+        self._by_pidfd: dict[int, Client] = {}
+        self._poll = select.poll()
+        self._free = list(range(authority.sizes.clients - 1, -1, -1))
+        self.watches = ffi.new("shmd_client_watch_t[]", authority.sizes.clients)
+        self.on_pidfd: Callable[[int], None] | None = None  # told of each new pidfd
+
+    def __iter__(self) -> Iterator[Client]:
+        return iter(list(self._by_id.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more fits."""
+        return len(self._by_id) < self._limit
+
+    @property
+    def pidfds(self) -> list[int]:
+        """Of all clients whose death can be proved."""
+        return list(self._by_pidfd)
+
+    def of_hello(self, correlation_id: int) -> Client | None:
+        """The client that a repeated Hello made."""
+        return self._by_correlation.get(correlation_id)
+
+    def by_id(self, client_id: int) -> Client | None:
+        """The client with this id, alive or gone."""
+        return self._by_id.get(client_id)
+
+    def by_index(self, index: int) -> Client | None:
+        """The client of a record that this driver itself named."""
+        return self._by_id.get(int(self._authority.client(index).client_id))
+
+    def sender(self, client_id: int) -> Client:
+        """The client that a request claims to come from. Raises Rejection."""
+        client = self._by_id.get(client_id)
+        if client is None:
+            raise Rejection(
+                Reason.UNKNOWN_CLIENT,
+                f"this driver knows no client {client_id}: connect again",
+                Code.INVALID_PARAMS,
+            )
+        if client.state == lib.SHMD_CLIENT_GONE:
+            raise Rejection(
+                Reason.UNKNOWN_CLIENT,
+                f"client {client_id} was silent for longer than policies.lease_timeout_ms and has expired: "
+                "connect again",
+            )
+        return client
+
+    def admit(self, request: Any, now_ns: int) -> Client:
+        """A new client from a checked Hello (``shmd_request_t *``, private copy). Raises Rejection."""
+        if not self.has_room or not self._free:
+            raise Rejection(
+                Reason.LIMIT,
+                f"{len(self._by_id)} of {self._limit} clients are connected (policies.limits.clients): "
+                "close some, or raise the limit",
+            )
+        pidfd = prove_identity(int(request.pid), int(request.start_time), int(request.pid_namespace))
+        index = self._free.pop()
+        record = self._authority.client(index)
+        client = Client(record, index)
+        # Data, then state: a record that was filled and not published is free for a successor.
+        record.client_id = self._authority.take_id("next_client_id")
+        record.correlation_id = request.correlation_id
+        record.nonce = request.nonce
+        record.pid, record.start_time = request.pid, request.start_time
+        record.pid_namespace = request.pid_namespace
+        record.attached_ns = record.seen_ns = now_ns
+        record.provable = int(pidfd >= 0)
+        record.index = index
+        ffi.memmove(record.name, request.name, ffi.sizeof(record.name))
+        self._watch(client, pidfd, now_ns)
+        publish_word(record, lib.SHMD_CLIENT_ALIVE, reuse=True)
+        return client
+
+    def load(self, now_ns: int) -> list[Client]:
+        """Takes over what the tables show; the clients that turned out to be dead meanwhile."""
+        dead = []
+        self._free.clear()
+        for index in range(self._authority.sizes.clients - 1, -1, -1):
+            record = self._authority.client(index)
+            if record_state(record) == lib.SHMD_CLIENT_FREE:
+                self._free.append(index)
+                continue
+            client = Client(record, index)
+            pidfd = -1
+            if record.provable:
+                try:
+                    pidfd = prove_identity(client.pid, int(record.start_time), int(record.pid_namespace))
+                except Rejection:
+                    dead.append(client)
+                else:
+                    record.provable = int(pidfd >= 0)
+            # All start afresh: the silence was the driver's, not theirs.
+            self._watch(client, pidfd, now_ns)
+            if client.state == lib.SHMD_CLIENT_STALLED:
+                publish_word(record, lib.SHMD_CLIENT_ALIVE)
+        return dead
+
+    def deaths(self) -> list[Client]:
+        """Clients whose processes are proved dead since they were last asked for."""
+        if not self._by_pidfd:
+            return []
+        return [self._by_pidfd[fd] for fd, _ in self._poll.poll(0) if fd in self._by_pidfd]
+
+    def mark(self, client: Client, state: int) -> None:
+        """ALIVE, STALLED or GONE."""
+        publish_word(client.record, state)
+
+    def remove(self, client: Client) -> None:
+        """The client left, or is proved dead: its record and heartbeat line are free again."""
+        publish_word(client.record, lib.SHMD_CLIENT_FREE)
+        self.watches[client.index].client_id = 0
+        self._by_id.pop(client.client_id, None)
+        self._by_correlation.pop(int(client.record.correlation_id), None)
+        self._forget_pidfd(client)
+        self._free.append(client.index)
+
+    def start_afresh(self, now_ns: int) -> None:
+        """After a gap in the driver's own ticks nobody's silence counts."""
+        for client in self._by_id.values():
+            self.watches[client.index].seen_ns = now_ns
+
+    def close(self) -> None:
+        """Closes the pidfds; the records stay."""
+        for client in self:
+            self._forget_pidfd(client)
+
+    def _watch(self, client: Client, pidfd: int, now_ns: int) -> None:
+        authority = self._authority
+        line = lib.shmd_control_heartbeat(
+            authority.control, authority.sizes.clients, authority.sizes.leases, client.index
+        )
+        watch = self.watches[client.index]
+        watch.client_id = client.client_id
+        watch.beat = lib.shmd_word_load(ffi.addressof(line, "beat"))
+        watch.seen_ns = now_ns
+        self._by_id[client.client_id] = client
+        self._by_correlation[int(client.record.correlation_id)] = client
+        client.pidfd = pidfd
+        if pidfd >= 0:
+            self._by_pidfd[pidfd] = client
+            self._poll.register(pidfd, select.POLLIN)
+            if self.on_pidfd is not None:
+                self.on_pidfd(pidfd)
+
+    def _forget_pidfd(self, client: Client) -> None:
+        if client.pidfd >= 0:
+            self._by_pidfd.pop(client.pidfd, None)
+            self._poll.unregister(client.pidfd)
+            os.close(client.pidfd)
+            client.pidfd = -1
+
+
+def prove_identity(pid: int, start_time: int, pid_namespace: int) -> int:
+    """A pidfd of exactly that process, or -1 when its death cannot be proved from here.
+
+    The start time is compared after the pidfd is open: from then on the number cannot pass to another
+    process unnoticed. Raises Rejection when there is no such process.
+    """
+    if pid_namespace != lib.shmd_pid_namespace():
+        return -1  # a pid of another namespace means nothing here: its heartbeat is all there is
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise Rejection(
+            Reason.UNKNOWN_CLIENT, f"there is no process {pid} in this PID namespace", Code.INVALID_PARAMS
+        ) from None
+    except OSError:
+        return -1  # out of descriptors, or not permitted: heartbeat only
+    found = ffi.new("uint64_t *")
+    if lib.shmd_process_start_time(pid, found) != 0 or int(found[0]) != start_time or _has_ended(pidfd):
+        os.close(pidfd)
+        raise Rejection(
+            Reason.UNKNOWN_CLIENT,
+            f"process {pid} is not the one that asks (start time {int(found[0])}, expected {start_time}): "
+            "it has "
+            "ended, or its number was given to another",
+            Code.INVALID_PARAMS,
+        )
+    return pidfd
+
+
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def describe(client: Client | None) -> str:
+    """A client for texts, known or not."""
+    return client.label if client else "a client that is gone"

@@ -1,0 +1,209 @@
+"""The control ring, read: what clients ask for, copied once, checked, and shared out fairly.
+
+Nothing in a request is used before its copy in private memory has passed the checks of the C core
+(checksum over position, claimer and client's nonce; enums, ranges, lengths, UTF-8). A tick takes a bounded
+number of requests and a bounded number of each client's; what one client sends beyond that waits here,
+in its order, while the others are served.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver.authority import Authority, text_of
+from shmdriver.driver.clients import ClientTable
+from shmdriver.driver.shm import last_error
+from shmdriver.errors import Code, Reason, ShmDriverError
+
+__all__ = ["ControlRing", "Request"]
+
+WAITING_MAX = 1024
+PID_CLAIMER = 1 << 27  # a claimer that has no client record yet is its pid with this bit
+
+ANSWER_KINDS = {
+    lib.SHMD_REQUEST_HELLO: lib.SHMD_EVENT_HELLO_RESPONSE,
+    lib.SHMD_REQUEST_ATTACH: lib.SHMD_EVENT_ATTACH_RESPONSE,
+    lib.SHMD_REQUEST_DETACH: lib.SHMD_EVENT_DETACH_RESPONSE,
+    lib.SHMD_REQUEST_SHUTDOWN: lib.SHMD_EVENT_ADMIN_RESPONSE,
+    lib.SHMD_REQUEST_ADMIN: lib.SHMD_EVENT_ADMIN_RESPONSE,
+}
+
+
+class Request:
+    """A private copy of one request (``raw``: ``shmd_request_t *``), and its most used fields."""
+
+    __slots__ = ("client_id", "correlation_id", "kind", "raw")
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        self.kind = int(raw.kind)
+        self.correlation_id = int(raw.correlation_id)
+        self.client_id = int(raw.client_id)
+
+    @property
+    def stream(self) -> str:
+        """Name of the stream, "" when the kind has none."""
+        return text_of(self.raw.stream)
+
+    @property
+    def deadline_ns(self) -> int:
+        """Past this nobody waits for the answer any more."""
+        return int(self.raw.deadline_ns)
+
+    @property
+    def text(self) -> str:
+        """The reason that the sender gave."""
+        return text_of(self.raw.text)
+
+    @property
+    def answer_kind(self) -> int:
+        """The kind of event that answers it."""
+        return ANSWER_KINDS.get(self.kind, int(lib.SHMD_EVENT_ERROR))
+
+
+class ControlRing:
+    """The only reader of the control ring."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        clients: ClientTable,
+        *,
+        budget: int,
+        refuse: Callable[[Request, Code, Reason, str], None],
+    ) -> None:
+        self._authority = authority
+        self._clients = clients
+        self._budget = budget
+        self._share = max(1, budget // 8)
+        self._refuse = refuse
+        self._waiting: OrderedDict[int, deque[Request]] = OrderedDict()
+        self._waiting_count = 0
+        self._quarantined: set[int] = set()
+        self._reader = lib.shmd_control_reader_new(
+            authority.control, authority.control_map.size, authority.base
+        )
+        if self._reader == ffi.NULL:
+            raise ShmDriverError(f"control ring of {authority.instance!r}: {last_error()}")
+        self._doorbell = ffi.addressof(authority.control, "doorbell")
+        self._find_quarantined()
+
+    def close(self) -> None:
+        """Frees the reader; the ring stays."""
+        if self._reader != ffi.NULL:
+            lib.shmd_control_reader_free(self._reader)
+            self._reader = ffi.NULL
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether requests wait for the next tick."""
+        return self._waiting_count > 0
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether somebody has claimed the next slot and not committed it yet."""
+        return bool(lib.shmd_control_claimer(self._reader) != 0)
+
+    @property
+    def rings(self) -> int:
+        """The doorbell's value, to sleep on."""
+        return int(lib.shmd_futex_load(self._doorbell))
+
+    def sleep(self, rings: int, timeout_ns: int) -> None:
+        """Sleeps until somebody commits a request after ``rings`` was read, a wake, or the timeout."""
+        lib.shmd_futex_wait(self._doorbell, rings, timeout_ns)
+
+    def wake(self) -> None:
+        """Wakes the driver's loop, from any thread."""
+        lib.shmd_futex_wake(self._doorbell)
+
+    def take(self, now_ns: int) -> list[Request]:
+        """The requests of one tick, in each client's own order."""
+        for _ in range(self._budget):
+            if self._waiting_count >= WAITING_MAX or not self._read(now_ns):
+                break
+        taken: list[Request] = []
+        for client_id in list(self._waiting):  # round robin: who was served goes to the back
+            pending = self._waiting[client_id]
+            share = self._budget // 2 if client_id == 0 else self._share  # id 0: everybody's Hellos
+            turns = min(share, len(pending), self._budget - len(taken))
+            taken.extend(pending.popleft() for _ in range(turns))
+            self._waiting.move_to_end(client_id)
+            if not pending:
+                del self._waiting[client_id]
+            if len(taken) >= self._budget:
+                break
+        self._waiting_count -= len(taken)
+        return taken
+
+    def sweep(self) -> None:
+        """Frees the slots whose claimers said that they are done, or are proved dead."""
+        if not self._quarantined:
+            return
+        lib.shmd_control_sweep(self._reader)
+        for slot in list(self._quarantined):
+            who = lib.shmd_control_quarantined(self._reader, slot)
+            if who and not self._is_proved_dead(who):
+                continue
+            if who:
+                lib.shmd_control_release(self._reader, slot)
+            self._quarantined.discard(slot)
+
+    def _read(self, now_ns: int) -> bool:
+        """One slot of the ring; False when there is nothing to read now."""
+        raw = ffi.new("shmd_request_t *")
+        found = lib.shmd_control_poll(self._reader, raw, now_ns)
+        if found == 0:
+            return False
+        if found == lib.SHMD_E_TIMEOUT:
+            return self._skip()
+        if found == 1:
+            self._accept(Request(raw), now_ns)
+        else:
+            self._authority.count(lib.SHMD_COUNTER_REQUESTS_CORRUPT)
+            self._authority.log_error(f"control ring: {last_error()}", now_ns)
+        # Only now the slot is free: a driver killed before this reads the request again, and every
+        # request is idempotent by its correlation id.
+        lib.shmd_control_advance(self._reader)
+        return True
+
+    def _accept(self, request: Request, now_ns: int) -> None:
+        self._authority.count(lib.SHMD_COUNTER_REQUESTS)
+        found = lib.shmd_request_check(request.raw)
+        if found == lib.SHMD_E_LAYOUT:
+            self._refuse(request, Code.UNSUPPORTED, Reason.LAYOUT, last_error())
+        elif found != 0:
+            self._authority.count(lib.SHMD_COUNTER_REQUESTS_CORRUPT)
+            reason = Reason.BAD_NAME if "name" in last_error() else Reason.NONE
+            self._refuse(request, Code.INVALID_PARAMS, reason, last_error())
+        elif request.deadline_ns < now_ns:
+            self._authority.count(lib.SHMD_COUNTER_REQUESTS_EXPIRED)  # nobody waits for the answer
+        else:
+            self._waiting.setdefault(request.client_id, deque()).append(request)
+            self._waiting_count += 1
+
+    def _skip(self) -> bool:
+        who = int(lib.shmd_control_claimer(self._reader))
+        if not lib.shmd_control_skip(self._reader, int(self._is_proved_dead(who))):
+            return who != 0  # committed at this very moment: read it
+        self._find_quarantined()
+        return True
+
+    def _is_proved_dead(self, who: int) -> bool:
+        if who & PID_CLAIMER:
+            # A Hello under way. In another PID namespace this number may be somebody else's or nobody's; a
+            # claimer that writes late can then spoil one request, whose checksum tells.
+            return not Path(f"/proc/{who & ~PID_CLAIMER}").exists()
+        record = self._authority.client(who - 1) if who else ffi.NULL
+        if record == ffi.NULL:
+            return True  # no such record: garbage, not a claimer
+        client = self._clients.by_index(who - 1)
+        return client is None or client in self._clients.deaths()
+
+    def _find_quarantined(self) -> None:
+        slots = range(lib.SHMD_CONTROL_SLOTS)
+        self._quarantined = {slot for slot in slots if lib.shmd_control_quarantined(self._reader, slot)}

@@ -1,0 +1,130 @@
+"""Carrying out requests: Hello, Detach, Goodbye, Shutdown, Admin. Attaches are decided in admission.py.
+
+A refusal is a :class:`Rejection`, which becomes the request's answer here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from shmdriver._native import lib
+from shmdriver.driver.admission import Admission
+from shmdriver.driver.authentication import Authentication
+from shmdriver.driver.control import Request
+from shmdriver.driver.lifecycle import ShutdownMode
+from shmdriver.driver.rejection import Rejection
+from shmdriver.driver.tables import Tables
+from shmdriver.errors import Code, Reason
+
+__all__ = ["Orders", "RequestDesk"]
+
+
+class Orders(Protocol):
+    """What an authenticated request may make the driver do."""
+
+    def request_shutdown(self, mode: ShutdownMode, reason: str) -> None: ...
+    def set_maintenance(self, on: bool, reason: str) -> None: ...
+    def announce(self) -> str: ...
+
+
+class RequestDesk:
+    """Answers every request that is not an attach."""
+
+    def __init__(
+        self, tables: Tables, admission: Admission, authentication: Authentication, orders: Orders
+    ) -> None:
+        self._tables = tables
+        self._admission = admission
+        self._authentication = authentication
+        self._orders = orders
+
+    def guarded(self, request: Request, act: Callable[[Request, int], None], now_ns: int) -> None:
+        """Runs ``act``; whatever it raises becomes the answer, and the driver goes on."""
+        try:
+            act(request, now_ns)
+        except Rejection as rejection:
+            self.refuse(request, rejection.code, rejection.reason, rejection.text)
+        except Exception as error:
+            text = f"the driver failed at this request: {error!r}"
+            self._tables.authority.log_error(text, now_ns)
+            self.refuse(request, Code.INTERNAL_ERROR, Reason.NONE, text)
+
+    def refuse(self, request: Request, code: Code, reason: Reason, text: str) -> None:
+        """Answers no."""
+        self._tables.authority.count(lib.SHMD_COUNTER_REQUESTS_REJECTED)
+        self._tables.events.rejected(request.answer_kind, request, code, reason, text)
+
+    def hello(self, request: Request, now_ns: int) -> None:
+        """A client introduces itself, or says so again."""
+        clients = self._tables.clients
+        client = clients.of_hello(request.correlation_id)
+        if client is None:
+            if not clients.has_room:
+                self._tables.tenure.reap_dead(now_ns)
+            client = clients.admit(request.raw, now_ns)
+        self._tables.events.hello_response(request.correlation_id, client.record)
+
+    def detach(self, request: Request, now_ns: int) -> None:
+        """A lease's owner gives it up, by id or by the attach that asked for it. Idempotent."""
+        leases = self._tables.leases
+        lease_id = int(request.raw.lease_id)
+        target = int(request.raw.target_correlation_id)
+        lease = leases.live(lease_id) if lease_id else leases.by_correlation(target)
+        if lease is not None:
+            self._own(lease.client_id, request)
+            aborted = not lease_id or request.raw.flags & lib.SHMD_DETACH_ABORTED
+            reason = Reason.ABORTED if aborted else Reason.CLOSED
+            self._tables.tenure.detach(lease, reason, now_ns, correlation_id=request.correlation_id)
+            return
+        ended = leases.quarantined(lease_id) if lease_id else leases.quarantined_by_correlation(target)
+        if ended is not None:
+            self._own(ended.client_id, request)
+            self._tables.tenure.release(ended)  # its owner will not write to its lines again
+        elif lease_id >= int(self._tables.authority.base.next_lease_id):
+            raise Rejection(Reason.NOT_OWNER, f"lease {lease_id} was never given", Code.INVALID_PARAMS)
+        if not lease_id:
+            self._admission.cancel(target, request.client_id)
+        self._tables.events.already_detached(request, lease_id)
+
+    def goodbye(self, request: Request, now_ns: int) -> None:
+        """The client leaves."""
+        client = self._tables.clients.by_id(request.client_id)
+        if client is not None:
+            self._tables.tenure.client_left(client, now_ns)
+
+    def shutdown(self, request: Request, now_ns: int) -> None:
+        """Authenticated: drain and stop, or hand over."""
+        self._authentication.check(request.raw, now_ns)
+        mode = ShutdownMode.HANDOVER if request.raw.admin == lib.SHMD_SHUTDOWN_HANDOVER else ShutdownMode.END
+        self._tables.events.admin_response(request, f"shutting down ({mode.value})")
+        self._orders.request_shutdown(mode, request.text or f"request of client {request.client_id}")
+
+    def admin(self, request: Request, now_ns: int) -> None:
+        """Authenticated: maintenance, revoke, snapshot."""
+        self._authentication.check(request.raw, now_ns)
+        kind = int(request.raw.admin)
+        reason = request.text or f"request of client {request.client_id}"
+        if kind == lib.SHMD_ADMIN_REVOKE:
+            lease = self._tables.leases.live(int(request.raw.lease_id))
+            if lease is None:
+                raise Rejection(
+                    Reason.NOT_OWNER,
+                    f"there is no live lease {int(request.raw.lease_id)}",
+                    Code.INVALID_PARAMS,
+                )
+            self._tables.tenure.revoke(
+                lease, Reason.REVOKED, f"revoked by an administrator: {reason}", now_ns
+            )
+            text = f"lease {lease.lease_id} is revoked"
+        elif kind == lib.SHMD_ADMIN_SNAPSHOT:
+            text = self._orders.announce()
+        else:
+            on = kind == lib.SHMD_ADMIN_MAINTENANCE_ON
+            self._orders.set_maintenance(on, reason)
+            text = f"maintenance {'on' if on else 'off'}"
+        self._tables.events.admin_response(request, text)
+
+    def _own(self, client_id: int, request: Request) -> None:
+        if client_id != request.client_id:
+            raise Rejection(Reason.NOT_OWNER, "that lease belongs to another client")

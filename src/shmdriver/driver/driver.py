@@ -1,0 +1,431 @@
+"""The driver: one object that owns an instance's tables, runs its duty cycle and obeys its lifecycle.
+
+An attach goes control.py (read, check) -> here (dispatch) -> lifecycle.py (may it?) -> here (on_attach) ->
+admission.py (policy, wiring) -> streams.py, leases.py (tables) -> events.py (answer).
+
+The driver runs in a process of its own (process.py), in a thread (embedded.py), and tick by tick under a
+fake clock in tests. Nothing below its loop reads a clock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from shmdriver._native import lib
+from shmdriver.driver.admission import Admission
+from shmdriver.driver.authentication import Authentication
+from shmdriver.driver.boot import boot
+from shmdriver.driver.config import Config
+from shmdriver.driver.control import ControlRing, Request
+from shmdriver.driver.deathwatch import DeathWatch
+from shmdriver.driver.desk import RequestDesk
+from shmdriver.driver.leasewatch import LeaseWatch
+from shmdriver.driver.lifecycle import DegradedBy, Event, Lifecycle, ShutdownMode, State
+from shmdriver.driver.memory import Completion, MemoryThread, MemoryWorker
+from shmdriver.driver.notify import Notifier
+from shmdriver.driver.oversight import HealthWatch, StreamWatch
+from shmdriver.driver.shm import Modes, ShmSpace
+from shmdriver.driver.tables import Tables
+from shmdriver.driver.timers import Timers
+from shmdriver.errors import Code, Reason
+
+__all__ = ["Driver"]
+
+MILLISECOND_NS = 1_000_000
+TICK_ALLOWED_NS = 50 * MILLISECOND_NS  # a longer one delays heartbeats and expiry noticeably
+GAP_NS = 1000 * MILLISECOND_NS  # no tick for so long: the silence is the driver's own
+POLL_NS = 1 * MILLISECOND_NS  # while memory is being made
+HELD_UP_NS = 10 * MILLISECOND_NS  # while a claimed control slot holds others up
+ASLEEP_MAX_NS = 1000 * MILLISECOND_NS
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A shutdown that a signal, another thread or an authenticated request asked for."""
+
+    mode: ShutdownMode
+    reason: str
+
+
+class Driver:
+    """One instance's driver. ``start``, then ``run`` (or ``tick`` by ``tick``), then ``close``.
+
+    ``clock`` returns monotonic nanoseconds. ``memory`` None: a helper thread for large segments.
+    ``token``: who has it may send Shutdown and Admin requests; None: nobody may.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        clock: Callable[[], int] = lib.shmd_now_ns,
+        memory: MemoryWorker | None = None,
+        log: Callable[[str], None] = lambda _line: None,
+        token: bytes | None = None,
+        notifier: Notifier | None = None,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._memory = memory if memory is not None else MemoryThread(self.wake)
+        self._log = log
+        self._token = token
+        self._notifier = notifier or Notifier("")
+        self._lifecycle = Lifecycle(self)
+        self._timers = Timers()
+        self._orders: deque[_Order] = deque()
+        self._last_tick_ns = 0
+        self._work = 0
+        self._tables: Tables | None = None
+        self._ring: ControlRing
+        self._desk: RequestDesk
+        self._admission: Admission
+        self._lease_watch: LeaseWatch
+        self._stream_watch: StreamWatch
+        self._health: HealthWatch
+        self._deathwatch: DeathWatch | None = None
+
+    # -- life
+
+    @property
+    def instance(self) -> str:
+        """The instance's name."""
+        return self._config.driver.instance
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._lifecycle.state
+
+    @property
+    def tables(self) -> Tables:
+        """The tables, once started."""
+        assert self._tables is not None, "the driver has not been started, or is closed"
+        return self._tables
+
+    def start(self) -> None:
+        """Takes the lock, adopts or makes the segments, lets clients in.
+
+        Raises DriverAlreadyRunning, LayoutMismatch, ShmSpaceError, ShmDriverError.
+        """
+        shm = self._config.shm
+        modes = Modes.of_group(shm.mode_bits, shm.group, mlock=shm.mlock, prefault=shm.prefault)
+        free = ShmSpace.now().free
+        tables, adopted = boot(self._config, modes, self._memory, self._clock, self._log)
+        self._tables = tables
+        now_ns = self._clock()
+        self._assemble(
+            tables,
+            modes,
+            (shm.max_bytes or free // 2) + (0 if shm.max_bytes else tables.streams.segment_bytes),
+        )
+        tables.authority.introduce(now_ns)
+        self._last_tick_ns = now_ns
+        self._lifecycle.dispatch(Event.START, now_ns)
+        if not adopted:
+            tables.authority.complete()
+        self._announce_all()
+        found = f"adopted {len(tables.clients)} clients, {len(tables.leases)} leases" if adopted else "new"
+        self._log(f"driver of instance {self.instance!r} serves: pid {os.getpid()}, {found}")
+        self._notifier.send(f"READY=1\nMAINPID={os.getpid()}")
+
+    def tick(self) -> int:
+        """One duty cycle; how many requests, completions and timers it handled."""
+        now_ns = self._clock()
+        authority = self.tables.authority
+        if now_ns - self._last_tick_ns >= GAP_NS:
+            self.tables.clients.start_afresh(now_ns)
+        self._last_tick_ns = now_ns
+        self._work = 0
+        authority.store("heartbeat_ns", now_ns)
+        authority.count(lib.SHMD_COUNTER_TICKS)
+        try:
+            self._lifecycle.dispatch(Event.TICK, now_ns)
+            self._obey(now_ns)
+            self._finish_draining(now_ns)
+        except Exception as error:  # the loop outlives its defects; tools show them
+            authority.log_error(f"tick: {error!r}", now_ns)
+            self._log(f"error in a tick: {error!r}")
+        if self._lifecycle.may_serve:
+            took_ns = self._clock() - now_ns
+            if self._health.tick_took(took_ns, TICK_ALLOWED_NS, now_ns):
+                authority.count(lib.SHMD_COUNTER_TICK_OVERRUNS)
+                lib.shmd_counter_max(authority.base, lib.SHMD_COUNTER_TICK_LATE_MAX_NS, took_ns)
+        return self._work
+
+    def next_deadline_ns(self) -> int:
+        """When the next tick is due, if nobody rings before."""
+        now_ns = self._clock()
+        if self._ring.has_waiting or self._orders or (self._deathwatch is not None and self._deathwatch.rang):
+            return now_ns
+        due_ns = self._timers.next_deadline_ns() or now_ns + ASLEEP_MAX_NS
+        if self._memory.pending:
+            due_ns = min(due_ns, now_ns + POLL_NS)
+        if self._ring.is_held_up:
+            due_ns = min(due_ns, now_ns + HELD_UP_NS)
+        return due_ns
+
+    def run(self) -> None:
+        """Ticks until stopped, asleep on the doorbell in between; then closes."""
+        self._deathwatch = DeathWatch(self.wake)
+        self.tables.clients.on_pidfd = self._deathwatch.add
+        for pidfd in self.tables.clients.pidfds:
+            self._deathwatch.add(pidfd)
+        try:
+            while self._lifecycle.may_serve:
+                rings = self._ring.rings  # before the tick: what is committed meanwhile changes it
+                self.tick()
+                if self._lifecycle.may_serve:
+                    timeout_ns = self.next_deadline_ns() - self._clock()
+                    if timeout_ns > 0:
+                        self._ring.sleep(rings, timeout_ns)
+        finally:
+            self.close()
+
+    def request_shutdown(self, mode: ShutdownMode | str = ShutdownMode.END, reason: str = "") -> None:
+        """Asks for the end, from any thread or a signal handler. A second ``END`` while draining means "
+        "now.
+        """
+        self._orders.append(_Order(ShutdownMode(mode), reason or "asked by its process"))
+        self.wake()
+
+    def wake(self) -> None:
+        """Ends the loop's sleep, from any thread."""
+        if self._tables is not None:
+            self._ring.wake()
+
+    def close(self) -> None:
+        """Lets go of all resources. Unless the driver was shut down, its segments stay, as after a crash."""
+        if self._tables is None:
+            return
+        tables, self._tables = self._tables, None
+        if self._deathwatch is not None:
+            self._deathwatch.close()
+        self._memory.close()
+        self._ring.close()
+        tables.close()
+
+    # -- orders (RequestDesk's Orders)
+
+    def set_maintenance(self, on: bool, reason: str) -> None:
+        """Refuse new attaches, or admit them again."""
+        self._lifecycle.dispatch(Event.SUSPEND if on else Event.RESUME, self._last_tick_ns, reason=reason)
+
+    def announce(self) -> str:
+        """Announces every stream; a summary for a person."""
+        self._announce_all()
+        tables = self.tables
+        return (
+            f"{self.state.value}: {len(tables.clients)} clients, {len(tables.leases)} leases, "
+            f"{len(list(tables.streams))} streams, {tables.streams.segment_bytes} bytes in epochs"
+        )
+
+    # -- hooks of the lifecycle
+
+    def on_tick(self, now_ns: int) -> None:
+        """Requests, memory, timers; attaches and what is due come back as events."""
+        if self._deathwatch is not None and self._deathwatch.rang:
+            self._deathwatch.rang = False
+            self._lease_watch.look_for_deaths(now_ns)
+        for request in self._ring.take(now_ns):
+            self._work += 1
+            self._serve(request, now_ns)
+        self._finish_memory(now_ns)
+        for timer in self._timers.due(now_ns):
+            self._work += 1
+            if timer.name == "lease_check":
+                self._lifecycle.dispatch(Event.LEASE_CHECK_DUE, now_ns)
+            elif timer.name == "announce":
+                self._lifecycle.dispatch(Event.ANNOUNCE_DUE, now_ns)
+            elif timer.name == "watchdog":
+                self._notifier.send("WATCHDOG=1")
+
+    def on_attach(self, now_ns: int, request: Any) -> None:
+        """The state admits: policy decides."""
+        self._desk.guarded(request, self._admission.attach, now_ns)
+        self._finish_memory(now_ns)
+
+    def on_reject(self, now_ns: int, request: Any, reason: Reason, text: str) -> None:
+        """The state refuses."""
+        del now_ns
+        self._desk.refuse(request, Code.REJECTED, reason, text)
+
+    def on_keepalive(self, now_ns: int, client: Any) -> None:
+        """A stalled client beats again."""
+        del now_ns
+        self.tables.tenure.client_recovered(client)
+
+    def on_detach(self, now_ns: int, request: Any) -> None:
+        """Detach or Goodbye."""
+        goodbye = request.kind == lib.SHMD_REQUEST_GOODBYE
+        self._desk.guarded(request, self._desk.goodbye if goodbye else self._desk.detach, now_ns)
+
+    def on_expiry(self, now_ns: int, lease: Any) -> None:
+        """What a lease check found to be over, unless it has ended meanwhile."""
+        self._lease_watch.expire(lease, now_ns)
+
+    def on_announce(self, now_ns: int) -> None:
+        """All streams, for whoever missed something; and the memory that is left."""
+        del now_ns
+        self._announce_all()
+        self._health.check_memory()
+
+    def on_lease_check(self, now_ns: int) -> None:
+        """Deaths, heartbeats, confirmations; then streams."""
+        self._ring.sweep()
+        self._lease_watch.check(now_ns)
+        self._stream_watch.check(now_ns)
+        self._health.check_clients(now_ns)
+
+    def on_reasons_changed(self, now_ns: int, reasons: frozenset[str]) -> None:
+        """Shown in the authority as bits, in the order of DegradedBy."""
+        del now_ns
+        bits = sum(1 << bit for bit, reason in enumerate(DegradedBy) if reason.value in reasons)
+        self.tables.authority.store("degraded", bits)
+        self._log(f"degraded by: {', '.join(sorted(reasons)) or 'nothing any more'}")
+
+    def on_lifecycle_changed(self, now_ns: int, old: State, new: State) -> None:
+        """State, then event. A handover is none of the clients' business: for them the driver is just "
+        "away.
+        """
+        del now_ns
+        if self._lifecycle.shutdown_reason and self._lifecycle.shutdown_mode is ShutdownMode.HANDOVER:
+            return
+        code = self._lifecycle.lifecycle_code
+        self.tables.authority.store("lifecycle", code)
+        self.tables.events.lifecycle_changed(code, f"{old.value} -> {new.value}")
+        self._log(f"lifecycle: {old.value} -> {new.value}")
+
+    def on_enter_running(self, now_ns: int) -> None:
+        """Arms the timers."""
+        policies = self._config.policies
+        self._timers.add("lease_check", policies.lease_check_interval_ms * MILLISECOND_NS).start(now_ns)
+        self._timers.add("announce", policies.announce_interval_ms * MILLISECOND_NS).start(now_ns)
+        self._timers.add("shutdown", policies.shutdown_timeout_ms * MILLISECOND_NS)
+        if self._notifier.watchdog_ns:
+            self._timers.add("watchdog", self._notifier.watchdog_ns).start(now_ns)
+
+    def on_enter_maintenance(self, now_ns: int, reason: str) -> None:
+        """Nothing but a line in the log: the state itself refuses."""
+        del now_ns
+        self._log(f"maintenance: {reason}")
+
+    def on_enter_draining(self, now_ns: int, reason: str, mode: ShutdownMode) -> None:
+        """Final announce, counters, the shutdown's deadline."""
+        self._notifier.send("STOPPING=1")
+        timer = self._timers["shutdown"]
+        timer.start(now_ns)
+        authority = self.tables.authority
+        authority.store("shutdown_mode", _mode_code(mode))
+        if mode is ShutdownMode.END:
+            authority.store("shutdown_deadline_ns", timer.deadline_ns or 0)
+            self._announce_all()
+        self._log(f"draining ({mode.value}): {reason}; {self._counters()}")
+
+    def on_enter_stopped(self, now_ns: int, reason: str, mode: ShutdownMode) -> None:
+        """The last words; then, at the end for good, seals and removes everything."""
+        tables = self.tables
+        self._timers.stop_all()
+        tables.events.driver_shutdown(_mode_code(mode), Reason.SHUTDOWN, reason)
+        if mode is ShutdownMode.END:
+            tables.tenure.seal_all(Reason.SHUTDOWN, f"the driver was shut down: {reason}", now_ns)
+            tables.authority.store("exit_kind", lib.SHMD_EXIT_CLEAN)
+            tables.streams.retire_all()
+            tables.authority.unlink()
+        else:
+            tables.authority.store("exit_kind", lib.SHMD_EXIT_HANDOVER)
+        tables.authority.wake_everybody()
+        self._log(f"stopped ({mode.value}): {reason}")
+
+    # -- inner
+
+    def _assemble(self, tables: Tables, modes: Modes, segment_bytes_max: int) -> None:
+        limits = self._config.policies.limits
+        self._admission = Admission(
+            self._config, tables, self._memory, modes=modes, segment_bytes_max=segment_bytes_max
+        )
+        authentication = Authentication(
+            tables.authority, self._token, lambda text: tables.authority.log_error(text, self._last_tick_ns)
+        )
+        self._desk = RequestDesk(tables, self._admission, authentication, self)
+        self._ring = ControlRing(
+            tables.authority, tables.clients, budget=limits.attaches_per_tick, refuse=self._desk.refuse
+        )
+        self._lease_watch = LeaseWatch(self._config, tables, self._lifecycle.dispatch, self._log)
+        self._stream_watch = StreamWatch(self._config, tables)
+        self._health = HealthWatch(tables.clients, self._set_degraded)
+
+    def _serve(self, request: Request, now_ns: int) -> None:
+        if request.kind == lib.SHMD_REQUEST_ATTACH:
+            self._lifecycle.dispatch(Event.ATTACH_REQUESTED, now_ns, subject=request)
+        elif request.kind in (lib.SHMD_REQUEST_DETACH, lib.SHMD_REQUEST_GOODBYE):
+            self._lifecycle.dispatch(Event.DETACH, now_ns, subject=request)
+        elif request.kind == lib.SHMD_REQUEST_HELLO:
+            self._desk.guarded(request, self._desk.hello, now_ns)
+        else:
+            shutdown = request.kind == lib.SHMD_REQUEST_SHUTDOWN
+            self._desk.guarded(request, self._desk.shutdown if shutdown else self._desk.admin, now_ns)
+
+    def _finish_memory(self, now_ns: int) -> None:
+        for completion in self._memory.completions():
+            self._work += 1
+            request = self._admission.request_of(completion)
+            if request is not None:
+                self._desk.guarded(request, partial(self._finish_attach, completion), now_ns)
+
+    def _finish_attach(self, completion: Completion, _request: Request, now_ns: int) -> None:
+        admits, text = self._lifecycle.accepts_attach
+        self._admission.finish(completion, now_ns, None if admits else (Reason.DRAINING, text))
+
+    def _obey(self, now_ns: int) -> None:
+        while self._orders:
+            order = self._orders[0]
+            if order.mode is ShutdownMode.HANDOVER and (self._admission.pending or self._ring.has_waiting):
+                return  # what is pending is answered first
+            self._orders.popleft()
+            again = self.state is State.DRAINING and order.mode is ShutdownMode.END
+            event = Event.SHUTDOWN_TIMEOUT if again else Event.SHUTDOWN_REQUESTED
+            self._lifecycle.dispatch(event, now_ns, reason=order.reason, mode=order.mode)
+
+    def _finish_draining(self, now_ns: int) -> None:
+        if self.state is not State.DRAINING:
+            return
+        if self._timers["shutdown"].due(now_ns):
+            self._lifecycle.dispatch(Event.SHUTDOWN_TIMEOUT, now_ns)
+        elif self._is_drained():
+            self._lifecycle.dispatch(Event.DRAINED, now_ns)
+
+    def _is_drained(self) -> bool:
+        if self._lifecycle.shutdown_mode is ShutdownMode.HANDOVER:
+            return self._admission.pending == 0
+        return self._config.policies.drain_until_empty and len(self.tables.leases) == 0
+
+    def _set_degraded(self, reason: str, on: bool) -> None:
+        if on != (reason in self._lifecycle.reasons):
+            self._lifecycle.dispatch(
+                Event.DEGRADE if on else Event.RECOVER, self._last_tick_ns, reason=reason
+            )
+
+    def _announce_all(self) -> None:
+        for stream in self.tables.streams:
+            newest = stream.newest
+            self.tables.events.stream_announce(stream.record, newest.record if newest else None)
+
+    def _counters(self) -> str:
+        authority = self.tables.authority
+        shown = {
+            "requests": lib.SHMD_COUNTER_REQUESTS,
+            "attaches": lib.SHMD_COUNTER_ATTACHES,
+            "detaches": lib.SHMD_COUNTER_DETACHES,
+            "died": lib.SHMD_COUNTER_CLIENTS_DIED,
+            "errors": lib.SHMD_COUNTER_ERRORS,
+        }
+        return ", ".join(f"{name} {authority.counter(counter)}" for name, counter in shown.items())
+
+
+def _mode_code(mode: ShutdownMode) -> int:
+    return int(lib.SHMD_SHUTDOWN_HANDOVER if mode is ShutdownMode.HANDOVER else lib.SHMD_SHUTDOWN_END)

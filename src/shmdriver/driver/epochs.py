@@ -1,0 +1,186 @@
+"""One producer's tenure of a stream: its record, its memory, its wiring, its seal.
+
+    FREE -> OPEN -> (SEALING ->) SEALED -> RETIRED -> FREE
+
+Who may read it is a bit in ``wired_mask``; who holds its producer back, a bit in ``gate_mask``; who may
+sleep, a bit in ``sleep_mask``. All three are written here and only by the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver.authority import put_text, text_of
+from shmdriver.driver.geometry import Geometry
+from shmdriver.driver.leases import Lease
+from shmdriver.driver.memory import EpochMemory, Provision
+from shmdriver.driver.shm import unlink_segment
+from shmdriver.errors import Reason
+
+__all__ = ["Epoch", "fill_record", "free_record"]
+
+# An end after which the producer is known to write no more: it said so itself, or is dead.
+PROVED_ENDS = frozenset((Reason.CLOSED, Reason.ABORTED, Reason.DIED))
+
+
+class Epoch:
+    """An epoch in use, with the driver's private geometry and mappings."""
+
+    __slots__ = ("blocked", "geometry", "hot", "memory", "native", "number", "positions", "record", "slot")
+
+    def __init__(self, record: Any, slot: int, number: int, native: Any, memory: EpochMemory) -> None:
+        self.record = record
+        self.slot = slot  # which of the stream's records
+        self.hot = ffi.addressof(record, "hot")
+        self.number = number
+        self.native = native  # shmd_geometry_t *, private
+        self.geometry = Geometry.of_record(record)
+        self.memory = memory
+        self.positions: dict[int, int] = {}  # gate index -> where the driver last saw it
+        self.blocked: tuple[int, int, int] | None = None  # gate, since (producer's), since (the driver's own)
+
+    # -- state
+
+    @property
+    def state(self) -> int:
+        """``SHMD_EPOCH_*``."""
+        return int(self.hot.state) & 0xFF
+
+    @property
+    def is_open(self) -> bool:
+        """Its producer may publish."""
+        return self.state == lib.SHMD_EPOCH_OPEN
+
+    @property
+    def is_sealed(self) -> bool:
+        """Its end is fixed."""
+        return self.state == lib.SHMD_EPOCH_SEALED
+
+    @property
+    def ended_cleanly(self) -> bool:
+        """Sealed by its producer's close()."""
+        return self.is_sealed and bool(self.record.end_reason == Reason.CLOSED)
+
+    @property
+    def sealed_ns(self) -> int:
+        """When it was sealed."""
+        return int(self.record.sealed_ns)
+
+    @property
+    def head(self) -> int:
+        """The producer's head: a claim, never used as an index."""
+        return int(lib.shmd_data_head(self.memory.data))
+
+    @property
+    def allows_sleep(self) -> bool:
+        """Whether the producer wakes sleepers."""
+        return not self.geometry.flags & lib.SHMD_ATTACH_NO_WAKEUPS
+
+    # -- wiring
+
+    def join(self, lease: Lease, *, oldest: bool) -> tuple[int, int]:
+        """Wires a consumer into this epoch; (first seq it reads, seq from which on it is lossless)."""
+        cursor = ffi.new("uint64_t *")
+        joined = lib.shmd_epoch_join(
+            self.hot,
+            self.memory.data,
+            self.memory.gates,
+            self.native,
+            lease.gate,
+            int(lease.is_reliable),
+            int(self.may_sleep(lease)),
+            lease.lease_id,
+            int(oldest),
+            cursor,
+        )
+        self.positions[lease.gate] = int(joined)
+        return int(cursor[0]), int(joined)
+
+    def may_sleep(self, lease: Lease) -> bool:
+        """Whether this consumer may ever sleep on the producer's word."""
+        return self.allows_sleep and bool(lease.record.wait != lib.SHMD_WAIT_SPIN)
+
+    def leave(self, gate: int) -> None:
+        """Clears a consumer's bits; its producer may be waiting for just that."""
+        lib.shmd_epoch_leave(self.hot, gate)
+        self.positions.pop(gate, None)
+        if gate < self.geometry.gate_count:
+            lib.shmd_futex_wake(ffi.addressof(lib.shmd_gates_gate(self.memory.gates, gate), "room_word"))
+        lib.shmd_futex_wake(ffi.addressof(self.memory.data, "wake_word"))
+
+    def is_wired(self, gate: int) -> bool:
+        """Whether this gate's consumer may read this epoch."""
+        return bool(int(self.hot.wired_mask) >> gate & 1)
+
+    def has_left(self, lease: Lease) -> bool:
+        """Whether this consumer says that it has drained this epoch."""
+        return int(lib.shmd_gate_left(self.memory.gates, lease.gate)) == lease.lease_id
+
+    def keep_only(self, gates: Iterable[int]) -> None:
+        """Clears every bit without a live lease (after an adoption)."""
+        live = sum(1 << gate for gate in set(gates))
+        for gate in range(lib.SHMD_GATE_MAX):
+            bits = int(self.hot.wired_mask) | int(self.hot.gate_mask) | int(self.hot.sleep_mask)
+            if bits >> gate & 1 and not live >> gate & 1:
+                self.leave(gate)
+
+    # -- the end
+
+    def seal(self, reason: Reason, now_ns: int) -> int:
+        """Fixes ``sealed_seq`` and returns it; idempotent. Data (why, when, how sure), then state."""
+        if self.is_open:  # a seal that a killed driver began keeps the reason that it gave
+            self.record.end_reason = reason
+            self.record.unproven = int(reason not in PROVED_ENDS)
+            self.record.sealed_ns = now_ns
+        sealed = lib.shmd_epoch_seal(
+            self.hot,
+            self.memory.data,
+            self.memory.ring,
+            self.native,
+            int(self.record.end_reason == Reason.CLOSED),
+            int(not self.record.unproven),
+        )
+        self.wake()
+        return int(sealed)
+
+    def wake(self) -> None:
+        """Wakes the consumers and the producer that sleep in this epoch."""
+        lib.shmd_futex_wake(ffi.addressof(self.memory.data, "wake_word"))
+        for gate in range(self.geometry.gate_count):
+            if self.is_wired(gate):
+                lib.shmd_futex_wake(ffi.addressof(lib.shmd_gates_gate(self.memory.gates, gate), "room_word"))
+
+    def retire(self) -> None:
+        """Unlinks its segments and frees its record; mappings live on. State, names, then free."""
+        lib.shmd_word_store_seq_cst(
+            ffi.addressof(self.hot, "state"), self.number << 8 | lib.SHMD_EPOCH_RETIRED
+        )
+        free_record(self.record)
+
+
+def fill_record(record: Any, job: Provision, *, lease_id: int, pid: int) -> None:
+    """All of a new epoch's record but its hot line; the record is FREE, so nobody reads it yet."""
+    record.producer_lease_id = lease_id
+    record.producer_pid = pid
+    record.opened_ns = job.now_ns
+    record.sealed_ns = record.end_reason = record.unproven = 0
+    record.arena_bytes = job.geometry.arena_bytes
+    record.data_bytes, record.gates_bytes = job.geometry.data_bytes, job.geometry.gates_bytes
+    record.slots, record.slot_bytes = job.geometry.slots, job.geometry.slot_bytes
+    record.gate_count, record.flags = job.geometry.gate_count, job.geometry.flags
+    record.stream_id, record.epoch = job.stream_id, job.epoch
+    put_text(record.data_name, job.data_name)
+    put_text(record.gates_name, job.gates_name)
+    record.hot.sealed_seq = 0
+
+
+def free_record(record: Any) -> None:
+    """The last steps of retiring, also those that a killed driver left to do."""
+    unlink_segment(text_of(record.data_name))
+    unlink_segment(text_of(record.gates_name))
+    hot = record.hot
+    for mask in ("gate_mask", "sleep_mask", "wired_mask"):
+        lib.shmd_word_store(ffi.addressof(hot, mask), 0)
+    lib.shmd_word_store_seq_cst(ffi.addressof(hot, "state"), lib.SHMD_EPOCH_FREE)

@@ -1,0 +1,95 @@
+"""Watching clients and leases: proofs of death, heartbeats, confirmations.
+
+A check finds, and dispatches what it finds into the lifecycle; what is still true when the lifecycle
+comes to it is carried out. So an end is always an event of the machine, in order with all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from shmdriver._native import lib
+from shmdriver.driver.config import Config
+from shmdriver.driver.lifecycle import Event
+from shmdriver.driver.tables import Tables
+from shmdriver.driver.tenure import ClientDied, ClientExpired, Unconfirmed
+from shmdriver.errors import Reason
+
+__all__ = ["LeaseWatch"]
+
+MILLISECOND_NS = 1_000_000
+MISSED_BEATS = 3  # so many heartbeats late, and a client is shown as stalled
+
+
+class _Dispatch(Protocol):
+    def __call__(self, event: Event, now_ns: int, *, subject: object) -> None: ...
+
+
+class LeaseWatch:
+    """Finds what is over, and ends it when the lifecycle says so."""
+
+    def __init__(
+        self, config: Config, tables: Tables, dispatch: _Dispatch, log: Callable[[str], None]
+    ) -> None:
+        self._tables = tables
+        self._dispatch = dispatch
+        self._log = log
+        self._timeout_ns = config.policies.lease_timeout_ms * MILLISECOND_NS
+        beats_ns = MISSED_BEATS * config.policies.heartbeat_interval_ms * MILLISECOND_NS
+        self._stalled_ns = min(beats_ns, self._timeout_ns // 2)
+
+    def check(self, now_ns: int) -> None:
+        """Deaths first; then one C call over all heartbeats and confirmations."""
+        self.look_for_deaths(now_ns)
+        tables = self._tables
+        findings = tables.leases.check(tables.clients.watches, now_ns, self._stalled_ns, self._timeout_ns)
+        for what, index, silent_ns in findings:
+            if what in (lib.SHMD_CHECK_CONFIRMED, lib.SHMD_CHECK_UNCONFIRMED):
+                self._note_lease(what, index, now_ns)
+            else:
+                self._note_client(what, index, silent_ns, now_ns)
+
+    def look_for_deaths(self, now_ns: int) -> None:
+        """Dispatches an expiry for each client whose pidfd has fired."""
+        for client in self._tables.clients.deaths():
+            self._dispatch(Event.EXPIRY, now_ns, subject=ClientDied(client))
+
+    def expire(self, subject: ClientDied | ClientExpired | Unconfirmed, now_ns: int) -> None:
+        """Ends what was found to be over, unless it has ended meanwhile."""
+        tenure = self._tables.tenure
+        if isinstance(subject, Unconfirmed):
+            if subject.lease.is_live:
+                state, reason = lib.SHMD_LEASE_DETACHED, Reason.UNCONFIRMED
+                tenure.end(subject.lease, state, reason, now_ns, quarantine=True)
+            return
+        client = subject.client
+        if self._tables.clients.by_id(client.client_id) is not client:
+            return
+        if isinstance(subject, ClientDied):
+            self._log(f"client {client.label} has died")
+            tenure.client_died(client, now_ns)
+        else:
+            self._log(f"client {client.label} has expired after {subject.silent_ns // MILLISECOND_NS} ms")
+            tenure.client_expired(client, subject.silent_ns, now_ns)
+
+    def _note_lease(self, what: int, index: int, now_ns: int) -> None:
+        lease = self._tables.leases.at(index)
+        if lease is None:
+            return
+        if what == lib.SHMD_CHECK_CONFIRMED:
+            self._tables.leases.mark(lease, lib.SHMD_LEASE_ACTIVE)
+        else:
+            self._dispatch(Event.EXPIRY, now_ns, subject=Unconfirmed(lease))
+
+    def _note_client(self, what: int, index: int, silent_ns: int, now_ns: int) -> None:
+        client = self._tables.clients.by_index(index)
+        if client is None:
+            return
+        if what == lib.SHMD_CHECK_CLIENT_STALLED:
+            self._log(f"client {client.label} is stalled: silent for {silent_ns // MILLISECOND_NS} ms")
+            self._tables.tenure.client_stalled(client)
+        elif what == lib.SHMD_CHECK_CLIENT_RECOVERED:
+            self._dispatch(Event.KEEPALIVE, now_ns, subject=client)
+        else:
+            self._dispatch(Event.EXPIRY, now_ns, subject=ClientExpired(client, silent_ns))

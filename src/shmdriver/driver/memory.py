@@ -1,0 +1,272 @@
+"""Memory work: allocating, filling, unmapping. Large pieces go to a helper thread, so that no tick waits.
+
+A job only touches memory: it reads and writes no table. Its result comes back as a completion, which
+the driver handles in its own thread. Small jobs (up to 8 MiB) run at once; with :class:`InlineMemory`
+all do, which makes tests and simulations deterministic.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver.geometry import Geometry
+from shmdriver.driver.shm import (
+    Modes,
+    SegmentMap,
+    create_segment,
+    last_error,
+    lock_memory,
+    open_segment,
+    unlink_segment,
+)
+from shmdriver.errors import ShmDriverError
+
+__all__ = ["Completion", "EpochMemory", "InlineMemory", "MemoryThread", "MemoryWorker", "Provision", "Unmap"]
+
+INLINE_BYTES_MAX = 8 << 20
+RING_OFFSET = -(-lib.SHMD_DATA_HEADER_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+class EpochMemory:
+    """An epoch's two segments as the driver has them mapped: data read-only, gates writable."""
+
+    __slots__ = ("_data_map", "_gates_map", "data", "gates", "ring")
+
+    def __init__(self, data_map: SegmentMap, gates_map: SegmentMap) -> None:
+        self._data_map = data_map
+        self._gates_map = gates_map
+        self.data = data_map.view("shmd_data_t *")
+        self.gates = gates_map.view("shmd_gates_t *")
+        self.ring = data_map.view("unsigned char *") + RING_OFFSET
+
+    @property
+    def size(self) -> int:
+        """Bytes of both."""
+        return self._data_map.size + self._gates_map.size
+
+    @classmethod
+    def open(cls, data_name: str, gates_name: str, data_bytes: int, gates_bytes: int) -> EpochMemory:
+        """Maps segments that exist, sizes as the authority says. Raises FileNotFoundError, ShmDriverError."""
+        data = _map_existing(data_name, data_bytes, writable=False)
+        try:
+            gates = _map_existing(gates_name, gates_bytes, writable=True)
+        except BaseException:
+            data.close()
+            raise
+        return cls(data, gates)
+
+    def close(self) -> None:
+        """Unmaps both."""
+        self._data_map.close()
+        self._gates_map.close()
+
+
+@dataclass(slots=True)
+class Provision:
+    """Makes an epoch's segments, complete with their magics. A failure leaves none behind."""
+
+    data_name: str
+    gates_name: str
+    geometry: Geometry
+    boot_id: int
+    stream_id: int
+    epoch: int
+    now_ns: int
+    schema: str
+    modes: Modes
+    subject: Any = None  # the driver's own: what waits for the memory
+
+    @property
+    def size(self) -> int:
+        """Bytes that it allocates."""
+        return self.geometry.data_bytes + self.geometry.gates_bytes
+
+    def run(self) -> EpochMemory:
+        """Raises ShmSpaceError, ShmDriverError, OSError."""
+        native = self.geometry.native(
+            boot_id=self.boot_id, stream_id=self.stream_id, epoch=self.epoch, now_ns=self.now_ns
+        )
+        for name in (self.data_name, self.gates_name):
+            unlink_segment(name)  # an orphan of a driver that was killed here: no record ever named it
+        try:
+            data = self._data(native)
+            try:
+                gates = self._gates(native)
+            except BaseException:
+                data.close()
+                raise
+        except BaseException:
+            for name in (self.data_name, self.gates_name):
+                unlink_segment(name)
+            raise
+        return EpochMemory(data, gates)
+
+    def _data(self, native: Any) -> SegmentMap:
+        size = self.geometry.data_bytes
+        fd = create_segment(self.data_name, size, self.modes)
+        try:
+            head = SegmentMap.of(fd, lib.SHMD_DATA_HEADER_BYTES, writable=True)
+            schema = ffi.new("char[]", self.schema.encode()) if self.schema else ffi.NULL
+            try:
+                if lib.shmd_data_init(head.base, size, native, schema) != 0:
+                    raise ShmDriverError(last_error())
+                lib.shmd_segment_complete(head.base)
+            finally:
+                head.close()
+            mapped = SegmentMap.of(fd, size, writable=False)
+        finally:
+            os.close(fd)
+        if self.modes.mlock:
+            lock_memory(mapped)
+        return mapped
+
+    def _gates(self, native: Any) -> SegmentMap:
+        size = self.geometry.gates_bytes
+        fd = create_segment(self.gates_name, size, self.modes)
+        try:
+            mapped = SegmentMap.of(fd, size, writable=True, prefault=True)
+        finally:
+            os.close(fd)
+        if lib.shmd_gates_init(mapped.base, size, native) != 0:
+            text = last_error()
+            mapped.close()
+            raise ShmDriverError(text)
+        lib.shmd_segment_complete(mapped.base)
+        return mapped
+
+
+@dataclass(slots=True)
+class Unmap:
+    """Gives memory back whose names are gone already."""
+
+    memory: EpochMemory
+
+    @property
+    def size(self) -> int:
+        """Bytes that it frees, if nobody else has them mapped."""
+        return self.memory.size
+
+    def run(self) -> None:
+        """Unmaps."""
+        self.memory.close()
+
+
+Job = Provision | Unmap
+
+
+@dataclass(slots=True)
+class Completion:
+    """A job that is done: its result, or the exception that it raised."""
+
+    job: Job
+    result: EpochMemory | None
+    error: Exception | None
+
+
+class MemoryWorker(Protocol):
+    """Runs jobs, now or elsewhere, and hands back their completions in order."""
+
+    def submit(self, job: Job) -> None: ...
+    def completions(self) -> list[Completion]: ...
+    @property
+    def pending(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class InlineMemory:
+    """Runs every job at once, in the caller's thread."""
+
+    def __init__(self) -> None:
+        self._done: deque[Completion] = deque()
+
+    def submit(self, job: Job) -> None:
+        """Runs the job; its completion is there at once."""
+        self._done.append(_complete(job))
+
+    def completions(self) -> list[Completion]:
+        """What is done since the last call."""
+        done = []
+        while self._done:  # one by one: the helper thread appends meanwhile
+            done.append(self._done.popleft())
+        return done
+
+    @property
+    def pending(self) -> int:
+        """Jobs not handed back yet."""
+        return len(self._done)
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class MemoryThread(InlineMemory):
+    """Runs small jobs at once and large ones in one helper thread, started with the first of them.
+
+    ``wake`` is called in that thread after each job.
+    """
+
+    def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self._wake = wake
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._running = 0
+        self._thread: threading.Thread | None = None
+
+    def submit(self, job: Job) -> None:
+        """Runs the job, or queues it for the helper thread."""
+        if job.size <= INLINE_BYTES_MAX:
+            super().submit(job)
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="shmdriver-memory", daemon=True)
+            self._thread.start()
+        self._running += 1
+        self._jobs.put(job)
+
+    def completions(self) -> list[Completion]:
+        """What is done since the last call."""
+        done = super().completions()
+        self._running -= sum(completion.job.size > INLINE_BYTES_MAX for completion in done)
+        return done
+
+    @property
+    def pending(self) -> int:
+        """Jobs not handed back yet."""
+        return self._running + super().pending
+
+    def close(self) -> None:
+        """Ends the thread after what is queued."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._done.append(_complete(job))
+            self._wake()
+
+
+def _complete(job: Job) -> Completion:
+    try:
+        return Completion(job, job.run(), None)
+    except Exception as error:
+        return Completion(job, None, error)
+
+
+def _map_existing(name: str, size: int, *, writable: bool) -> SegmentMap:
+    fd, found = open_segment(name, writable=writable)
+    try:
+        if found != size:
+            raise ShmDriverError(f"{name} has {found} bytes, the directory says {size}")
+        return SegmentMap.of(fd, size, writable=writable)
+    finally:
+        os.close(fd)

@@ -1,0 +1,134 @@
+"""Watching running streams: slow consumers, impossible gates, and why the driver is degraded.
+
+What a producer or a consumer says in its own segment is a claim. It is compared with the driver's
+private memory and with the driver's clock; nothing here uses it as an index or a length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shmdriver._native import lib
+from shmdriver.driver.clients import ClientTable, describe
+from shmdriver.driver.config import Config
+from shmdriver.driver.epochs import Epoch
+from shmdriver.driver.leases import Lease
+from shmdriver.driver.shm import ShmSpace
+from shmdriver.driver.streams import Stream
+from shmdriver.driver.tables import Tables
+from shmdriver.errors import Reason
+
+__all__ = ["HealthWatch", "StreamWatch"]
+
+MILLISECOND_NS = 1_000_000
+LOW_MEMORY_SHARE = 0.05  # of the mount; recovered at twice that
+OVERRUN_HOLD_NS = 10_000_000_000
+STALLED_HOLD_NS = 1_000_000_000
+
+
+class StreamWatch:
+    """Evicts consumers that hold a producer back for too long, revokes impossible gates, settles what "
+    "ended.
+    """
+
+    def __init__(self, config: Config, tables: Tables) -> None:
+        self._config = config
+        self._authority = tables.authority
+        self._clients = tables.clients
+        self._streams = tables.streams
+        self._tenure = tables.tenure
+
+    def check(self, now_ns: int) -> None:
+        """One look at every stream."""
+        for stream in self._streams:
+            epoch = stream.open_epoch
+            if epoch is not None and stream.leases:
+                self._check_gates(stream, epoch, now_ns)
+                self._check_blocked(stream, epoch, now_ns)
+            if epoch is None or len(stream.epochs) > 1:
+                self._tenure.settle(stream, now_ns)
+
+    def _check_gates(self, stream: Stream, epoch: Epoch, now_ns: int) -> None:
+        positions = epoch.positions
+        for lease in stream.consumers:
+            if not lease.is_reliable or not epoch.is_wired(lease.gate):
+                continue
+            # Gate before head: a reader follows commit words past a head that is stored once a call.
+            position = int(lib.shmd_gate_position(epoch.memory.gates, lease.gate))
+            last = positions.get(lease.gate, 0)
+            limit = epoch.head + epoch.geometry.slots
+            if last <= position <= limit:
+                positions[lease.gate] = position
+                continue
+            self._authority.count(lib.SHMD_COUNTER_BAD_GATES)
+            found = (
+                f"went back from {last} to {position}" if position < last else f"is {position}, past {limit}"
+            )
+            who = describe(self._clients.by_id(lease.client_id))
+            self._tenure.revoke(lease, Reason.BAD_GATE, f"the gate of {who} {found}: impossible", now_ns)
+
+    def _check_blocked(self, stream: Stream, epoch: Epoch, now_ns: int) -> None:
+        producer = stream.producer
+        profile = self._config.profile_of(stream.name)
+        asked = int(producer.record.slow_consumer) if producer else lib.SHMD_SLOW_DEFAULT
+        evicts = asked == lib.SHMD_SLOW_EVICT or (
+            asked == lib.SHMD_SLOW_DEFAULT and profile.slow_consumer == "evict"
+        )
+        gate = int(epoch.memory.data.blocked_gate) - 1 if evicts else -1
+        lease = self._reliable_at(stream, epoch, gate)
+        if lease is None:
+            epoch.blocked = None
+            return
+        since_ns = int(epoch.memory.data.blocked_since_ns)
+        if epoch.blocked is None or epoch.blocked[:2] != (gate, since_ns):
+            epoch.blocked = (gate, since_ns, now_ns)  # a new wait; from here on the driver's own clock counts
+        blocked_ns = now_ns - epoch.blocked[2]
+        if blocked_ns < profile.evict_after_ms * MILLISECOND_NS:
+            return
+        epoch.blocked = None
+        self._authority.count(lib.SHMD_COUNTER_EVICTIONS)
+        who = describe(self._clients.by_id(lease.client_id))
+        text = f"{who} held the producer back for {blocked_ns // MILLISECOND_NS} ms (slow_consumer='evict')"
+        self._tenure.revoke(lease, Reason.EVICTED, text, now_ns)
+
+    @staticmethod
+    def _reliable_at(stream: Stream, epoch: Epoch, gate: int) -> Lease | None:
+        if not 0 <= gate < epoch.geometry.gate_count or not epoch.is_wired(gate):
+            return None
+        return next((lease for lease in stream.consumers if lease.gate == gate and lease.is_reliable), None)
+
+
+class HealthWatch:
+    """Why the driver is degraded, with hysteresis: a reason goes only when it has been gone for a while."""
+
+    def __init__(self, clients: ClientTable, set_reason: Callable[[str, bool], None]) -> None:
+        self._clients = clients
+        self._set = set_reason
+        self._last_ns: dict[str, int] = {}
+        self._low_memory = False
+
+    def tick_took(self, duration_ns: int, allowed_ns: int, now_ns: int) -> bool:
+        """Notes how long a tick took; whether it was too long."""
+        overrun = duration_ns > allowed_ns
+        self._hold("tick_overrun", overrun, OVERRUN_HOLD_NS, now_ns)
+        return overrun
+
+    def check_clients(self, now_ns: int) -> None:
+        """Stalled clients."""
+        stalled = any(client.state == lib.SHMD_CLIENT_STALLED for client in self._clients)
+        self._hold("stalled_clients", stalled, STALLED_HOLD_NS, now_ns)
+
+    def check_memory(self) -> None:
+        """What the mount has left."""
+        space = ShmSpace.now()
+        share = LOW_MEMORY_SHARE * (2 if self._low_memory else 1)
+        self._low_memory = space.total > 0 and space.free < space.total * share
+        self._set("low_memory", self._low_memory)
+
+    def _hold(self, reason: str, present: bool, hold_ns: int, now_ns: int) -> None:
+        if present:
+            self._last_ns[reason] = now_ns
+            self._set(reason, True)
+        elif reason in self._last_ns and now_ns - self._last_ns[reason] >= hold_ns:
+            del self._last_ns[reason]
+            self._set(reason, False)

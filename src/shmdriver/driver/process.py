@@ -1,0 +1,86 @@
+"""The driver as a process: signals, the shutdown token, the supervisor, the log."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import FrameType
+
+from shmdriver.driver.authentication import create_token, default_token_path, read_token
+from shmdriver.driver.config import Config
+from shmdriver.driver.driver import Driver
+from shmdriver.driver.lifecycle import ShutdownMode
+from shmdriver.driver.notify import Notifier
+from shmdriver.errors import DriverAlreadyRunning, ShmDriverError
+
+__all__ = ["EXIT_FAILED", "EXIT_RUNNING", "run_driver"]
+
+EXIT_FAILED = 1
+EXIT_RUNNING = 3
+
+
+def log_line(text: str) -> None:
+    """One line an event on stderr, fit for journald (no control characters, so nobody forges lines)."""
+    clean = "".join(c if c.isprintable() else "?" for c in text)
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    try:
+        sys.stderr.write(f"{stamp} shmdriver {clean}\n")
+        sys.stderr.flush()
+    except OSError:
+        pass  # whoever read the log is gone; the driver goes on
+
+
+def run_driver(config: Config, *, log: Callable[[str], None] = log_line) -> int:
+    """Runs one driver in this process until it is shut down; the exit code.
+
+    0 after a clean stop, 3 when a driver of this instance runs already, 1 for any other refusal (the
+    log says which). SIGTERM and SIGINT drain, the second one stops at once; SIGUSR1 hands over; SIGHUP logs
+    the effective configuration. Call it in the main thread.
+    """
+    try:
+        driver = Driver(config, log=log, token=_token(config), notifier=Notifier())
+        driver.start()
+    except DriverAlreadyRunning as error:
+        log(str(error))
+        return EXIT_RUNNING
+    except (ShmDriverError, OSError) as error:
+        log(f"cannot start: {error}")
+        return EXIT_FAILED
+    _handle_signals(driver, config, log)
+    try:
+        driver.run()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
+    return 0
+
+
+def _token(config: Config) -> bytes:
+    configured = config.policies.shutdown_token_file
+    if configured is not None:
+        return read_token(configured)
+    path = default_token_path(config.driver.instance)
+    try:
+        return read_token(path)  # kept across restarts: who has read it stays able to shut down
+    except ShmDriverError:
+        return create_token(path)
+
+
+def _handle_signals(driver: Driver, config: Config, log: Callable[[str], None]) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        driver.request_shutdown(ShutdownMode.END, signal.Signals(number).name)
+
+    def hand_over(number: int, _frame: FrameType | None) -> None:
+        driver.request_shutdown(ShutdownMode.HANDOVER, signal.Signals(number).name)
+
+    def show_config(_number: int, _frame: FrameType | None) -> None:
+        for line in config.effective_text().splitlines():
+            if line and not line.startswith("#"):
+                log(f"config: {line}")
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGUSR1, hand_over)
+    signal.signal(signal.SIGHUP, show_config)

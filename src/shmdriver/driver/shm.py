@@ -1,0 +1,218 @@
+"""One shared-memory object: making it with its memory really allocated, opening, mapping, removing it.
+
+Only the driver calls this module (rule 2 of the design). Memory is allocated with ``posix_fallocate`` before
+the object has a magic that lets anybody map it, so a full mount is a :class:`ShmSpaceError` with numbers
+here and never a SIGBUS somewhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import grp
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import posix_ipc
+
+from shmdriver._native import ffi, lib
+from shmdriver.errors import ShmDriverError
+
+__all__ = [
+    "MOUNT",
+    "Modes",
+    "SegmentMap",
+    "ShmSpace",
+    "ShmSpaceError",
+    "allocate",
+    "check_space",
+    "create_segment",
+    "last_error",
+    "lock_memory",
+    "object_path",
+    "open_segment",
+    "set_modes",
+    "unlink_segment",
+]
+
+MOUNT = "/dev/shm"  # noqa: S108 -- POSIX shared memory lives here on Linux
+
+
+class ShmSpaceError(ShmDriverError):
+    """The mount cannot hold a segment: ``need`` and ``free`` in bytes, ``mount`` its path."""
+
+    def __init__(self, text: str, *, need: int, free: int, mount: str = MOUNT) -> None:
+        super().__init__(text)
+        self.need = need
+        self.free = free
+        self.mount = mount
+
+
+@dataclass(frozen=True, slots=True)
+class ShmSpace:
+    """What the shared-memory mount holds, in bytes."""
+
+    total: int
+    free: int
+    mount: str = MOUNT
+
+    @classmethod
+    def now(cls) -> ShmSpace:
+        found = os.statvfs(MOUNT)
+        return cls(total=found.f_blocks * found.f_frsize, free=found.f_bavail * found.f_frsize)
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """Who may open segments: permission bits, and the group (None: the driver's own)."""
+
+    bits: int = 0o600
+    gid: int | None = None
+    mlock: bool = False
+    prefault: bool = True
+
+    @classmethod
+    def of_group(cls, bits: int, group: str | None, *, mlock: bool = False, prefault: bool = True) -> Modes:
+        """Raises ShmDriverError when there is no such group."""
+        if group is None:
+            return cls(bits, None, mlock, prefault)
+        try:
+            return cls(bits, grp.getgrnam(group).gr_gid, mlock, prefault)
+        except KeyError:
+            raise ShmDriverError(f"shm.group: there is no group {group!r} on this machine") from None
+
+
+def object_path(name: str) -> str:
+    """Where the mount shows a POSIX name."""
+    return f"{MOUNT}{name}"
+
+
+# ---- making ------------------------------------------------------------------------------------
+
+
+def create_segment(name: str, size: int, modes: Modes, *, write_group: bool = True) -> int:
+    """A new object of ``size`` bytes, all of them really allocated; its descriptor.
+
+    ``write_group=False`` takes the group's write permission away (authority: only the driver writes).
+    The object has no magic yet. Raises ShmSpaceError when the mount cannot hold it, FileExistsError.
+    """
+    check_space(name, size)
+    try:
+        shared = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0)
+    except posix_ipc.ExistentialError:
+        raise FileExistsError(errno.EEXIST, "shared-memory object exists", name) from None
+    fd: int = shared.fd
+    try:
+        allocate(fd, name, size)
+        set_modes(fd, modes, write_group=write_group)
+    except BaseException:
+        os.close(fd)
+        unlink_segment(name)
+        raise
+    return fd
+
+
+def check_space(name: str, size: int) -> None:
+    """Raises ShmSpaceError when the mount has less than ``size`` bytes free."""
+    space = ShmSpace.now()
+    if size > space.free:
+        raise _no_space(name, size, space.free)
+
+
+def allocate(fd: int, name: str, size: int) -> None:
+    """Gives an empty object its size and its memory. Raises ShmSpaceError."""
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
+            raise
+        os.ftruncate(fd, 0)
+        raise _no_space(name, size, ShmSpace.now().free) from error
+
+
+def set_modes(fd: int, modes: Modes, *, write_group: bool) -> None:
+    """Applies permissions and group, whatever the umask was."""
+    if modes.gid is not None:
+        os.fchown(fd, -1, modes.gid)
+    os.fchmod(fd, modes.bits if write_group else modes.bits & ~0o020)
+
+
+def unlink_segment(name: str) -> bool:
+    """Removes a name; mappings live on. False when there was none."""
+    try:
+        posix_ipc.unlink_shared_memory(name)
+    except posix_ipc.ExistentialError:
+        return False
+    return True
+
+
+def _no_space(name: str, need: int, free: int) -> ShmSpaceError:
+    return ShmSpaceError(
+        f"{MOUNT} is too small for {name}: it needs {need} bytes and {free} are free; make the stream "
+        f"smaller (slots, slot_bytes, max_message) or the mount larger (mount -o remount,size=... {MOUNT}; "
+        "containers: --shm-size)",
+        need=need,
+        free=free,
+    )
+
+
+# ---- mapping -----------------------------------------------------------------------------------
+
+
+class SegmentMap:
+    """One mapping of a segment in this process, until :meth:`close`."""
+
+    __slots__ = ("base", "size")
+
+    def __init__(self, base: Any, size: int) -> None:
+        self.base = base
+        self.size = size
+
+    @classmethod
+    def of(cls, fd: int, size: int, *, writable: bool, prefault: bool = False) -> SegmentMap:
+        """Maps ``size`` bytes. Raises ShmDriverError."""
+        out = ffi.new("void **")
+        if lib.shmd_segment_map(fd, 0, size, int(writable), int(prefault), out) != 0:
+            raise ShmDriverError(last_error())
+        return cls(out[0], size)
+
+    def view(self, ctype: str) -> Any:
+        """The mapping as a pointer of a C type. Raises ShmDriverError once closed."""
+        if self.base is None:
+            raise ShmDriverError("this segment is not mapped any more")
+        return ffi.cast(ctype, self.base)
+
+    def close(self) -> None:
+        """Unmaps; a second time does nothing."""
+        if self.base is not None:
+            lib.shmd_segment_unmap(self.base, self.size)
+            self.base = None
+
+
+def open_segment(name: str, *, writable: bool) -> tuple[int, int]:
+    """Descriptor and size of an existing object. Raises FileNotFoundError, ShmDriverError."""
+    size = ffi.new("uint64_t *")
+    fd: int = lib.shmd_segment_open(name.encode(), int(writable), size)
+    if fd >= 0:
+        return fd, int(size[0])
+    if not os.path.lexists(object_path(name)):
+        raise FileNotFoundError(errno.ENOENT, "no such shared-memory object", name)
+    raise ShmDriverError(last_error())
+
+
+def lock_memory(mapped: SegmentMap) -> str | None:
+    """Pins a mapping in memory; what is wrong when the system refuses (RLIMIT_MEMLOCK), else None."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if (
+        libc.mlock(ctypes.c_void_p(int(ffi.cast("uintptr_t", mapped.base))), ctypes.c_size_t(mapped.size))
+        == 0
+    ):
+        return None
+    problem = os.strerror(ctypes.get_errno())
+    return f"mlock of {mapped.size} bytes: {problem}; raise RLIMIT_MEMLOCK or set shm.mlock=false"
+
+
+def last_error() -> str:
+    """The text of this thread's last failed C call."""
+    return bytes(ffi.string(lib.shmd_last_error())).decode(errors="replace")

@@ -1,0 +1,320 @@
+"""The stream directory: which streams there are, their epochs, who is attached to them.
+
+A stream record is published by its word; its epochs by their state words, then ``epoch_count``. Every
+function that changes a table does it in the order data, state; the caller emits the event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver.authority import Authority, publish_word, put_text, record_state, text_of
+from shmdriver.driver.epochs import Epoch, fill_record, free_record
+from shmdriver.driver.geometry import Geometry
+from shmdriver.driver.leases import Lease
+from shmdriver.driver.memory import EpochMemory, Provision, Unmap
+from shmdriver.driver.rejection import Rejection
+from shmdriver.errors import Reason
+
+__all__ = ["Stream", "StreamDirectory"]
+
+
+class Stream:
+    """One stream record with its epochs in use and its live leases."""
+
+    __slots__ = ("epochs", "index", "leases", "name", "provisioning", "record")
+
+    def __init__(self, record: Any, index: int) -> None:
+        self.record = record
+        self.index = index
+        self.name = text_of(record.name)
+        self.epochs: dict[int, Epoch] = {}  # by record slot
+        self.leases: dict[int, Lease] = {}  # by lease id
+        self.provisioning: object | None = None  # the attach that waits for an epoch's memory
+
+    @property
+    def stream_id(self) -> int:
+        """Never given twice in a boot."""
+        return int(self.record.stream_id)
+
+    @property
+    def schema(self) -> str:
+        """Canonical text; "" for bytes."""
+        return text_of(self.record.schema) if self.record.schema_bytes else ""
+
+    @property
+    def producer(self) -> Lease | None:
+        """The live producer lease."""
+        return self.leases.get(int(self.record.producer_lease_id))
+
+    @property
+    def consumers(self) -> list[Lease]:
+        """Live consumer leases."""
+        return [lease for lease in self.leases.values() if not lease.is_producer]
+
+    @property
+    def in_order(self) -> list[Epoch]:
+        """Epochs in use, oldest first."""
+        return sorted(self.epochs.values(), key=lambda epoch: epoch.number)
+
+    @property
+    def open_epoch(self) -> Epoch | None:
+        """The epoch that a producer writes."""
+        return next((epoch for epoch in self.epochs.values() if epoch.is_open), None)
+
+    @property
+    def newest(self) -> Epoch | None:
+        """The newest epoch in use."""
+        return max(self.epochs.values(), key=lambda epoch: epoch.number, default=None)
+
+    @property
+    def next_epoch(self) -> int:
+        """The number of the epoch to come."""
+        return int(self.record.epoch_count) + 1
+
+    @property
+    def is_idle(self) -> bool:
+        """Nobody is attached, nothing is kept: its record may be used for another stream."""
+        return not (self.leases or self.epochs or self.provisioning or int(self.record.gates_used))
+
+    # -- gates
+
+    def take_gate(self, limit: int) -> int:
+        """The lowest free gate index, marked used. Raises Rejection when there are ``limit`` of them."""
+        used = int(self.record.gates_used)
+        for gate in range(limit):
+            if not used >> gate & 1:
+                self._store("gates_used", used | 1 << gate)
+                return gate
+        raise Rejection(
+            Reason.LIMIT,
+            f"stream {self.name!r} has {limit} consumers, live or not proved gone (profile's "
+            "max_consumers): close "
+            "some, or raise the limit",
+        )
+
+    def free_gate(self, gate: int) -> None:
+        """The gate's former owner detached itself or is proved dead."""
+        self._store("gates_used", int(self.record.gates_used) & ~(1 << gate))
+
+    def holders(self, epoch: Epoch, *, reliable_only: bool) -> list[Lease]:
+        """Consumers that are wired to an epoch and have not left it."""
+        return [
+            lease
+            for lease in self.consumers
+            if (lease.is_reliable or not reliable_only)
+            and epoch.is_wired(lease.gate)
+            and not epoch.has_left(lease)
+        ]
+
+    # -- schema
+
+    def set_schema(self, text: str) -> None:
+        """Replaces the schema. The word moves on before and after, so that a copy taken meanwhile shows."""
+        if text == self.schema:
+            return
+        publish_word(self.record, lib.SHMD_RECORD_USED, reuse=True)
+        data = text.encode()
+        self.record.schema_bytes = 0
+        put_text(self.record.schema, text)
+        self.record.schema_hash = lib.shmd_hash(data, len(data), 0) if data else 0
+        self.record.schema_bytes = len(data)
+        publish_word(self.record, lib.SHMD_RECORD_USED, reuse=True)
+
+    # -- epochs
+
+    def free_slot(self) -> int | None:
+        """An epoch record that is not in use."""
+        return next((slot for slot in range(lib.SHMD_EPOCH_RECORDS) if slot not in self.epochs), None)
+
+    def fill_epoch(self, slot: int, job: Provision, memory: EpochMemory, *, lease_id: int, pid: int) -> Epoch:
+        """A new epoch's record and gates with all present consumers wired at seq 0; not published."""
+        record = ffi.addressof(self.record.epochs[slot])
+        fill_record(record, job, lease_id=lease_id, pid=pid)
+        native = job.geometry.native(boot_id=job.boot_id, stream_id=job.stream_id, epoch=job.epoch)
+        epoch = Epoch(record, slot, job.epoch, native, memory)
+        masks = {"wired_mask": 0, "gate_mask": 0, "sleep_mask": 0}
+        for lease in self.consumers:
+            if not lease.follows and 0 < int(lease.record.first_epoch) < job.epoch:
+                continue
+            bit = 1 << lease.gate
+            gate = lib.shmd_gates_gate(memory.gates, lease.gate)
+            gate.lease_id = lease.lease_id
+            masks["wired_mask"] |= bit
+            masks["gate_mask"] |= bit if lease.is_reliable else 0
+            masks["sleep_mask"] |= bit if epoch.may_sleep(lease) else 0
+            if int(lease.record.first_epoch) == 0:
+                lease.record.first_epoch = job.epoch
+        for name, mask in masks.items():
+            lib.shmd_word_store_seq_cst(ffi.addressof(epoch.hot, name), mask)
+        return epoch
+
+    def publish_epoch(self, epoch: Epoch) -> None:
+        """Opens a filled epoch: its state, then the stream's words (an adopting driver redoes the latter)."""
+        lib.shmd_word_store_seq_cst(
+            ffi.addressof(epoch.hot, "state"), epoch.number << 8 | lib.SHMD_EPOCH_OPEN
+        )
+        self.epochs[epoch.slot] = epoch
+        self.note_producer(epoch)
+
+    def note_producer(self, epoch: Epoch) -> None:
+        """The stream's words of an open epoch: who produces, and its number, which consumers poll."""
+        self._store("producer_lease_id", int(epoch.record.producer_lease_id))
+        self._store("epoch_count", epoch.number)
+
+    def clear_producer(self) -> None:
+        """No producer now."""
+        self._store("producer_lease_id", 0)
+
+    def _store(self, field: str, value: int) -> None:
+        lib.shmd_word_store(ffi.addressof(self.record, field), value)
+
+
+class StreamDirectory:
+    """All streams of one instance."""
+
+    def __init__(self, authority: Authority, *, limit: int, release: Callable[[Unmap], None]) -> None:
+        self._authority = authority
+        self._limit = min(limit, authority.sizes.streams)
+        self._release = release  # gives memory back, in its own time
+        self._by_name: dict[str, Stream] = {}
+        self._by_index: dict[int, Stream] = {}
+        self._free = list(range(authority.sizes.streams - 1, -1, -1))
+        self.segment_bytes = 0
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(list(self._by_index.values()))
+
+    def find(self, name: str) -> Stream | None:
+        """By name."""
+        return self._by_name.get(name)
+
+    def of(self, lease: Lease) -> Stream:
+        """A lease's stream."""
+        return self._by_index[int(lease.record.stream_index)]
+
+    @property
+    def names(self) -> list[str]:
+        """Of all streams, for suggestions."""
+        return list(self._by_name)
+
+    def create(self, name: str, *, max_consumers: int, schema: str, now_ns: int) -> Stream:
+        """A new stream without an epoch. Raises Rejection when there are too many."""
+        if len(self._by_index) >= self._limit or not self._free:
+            self._forget_idle()
+        if len(self._by_index) >= self._limit or not self._free:
+            raise Rejection(
+                Reason.LIMIT,
+                f"{len(self._by_index)} of {self._limit} streams are in use (policies.limits.streams): "
+                "close some, "
+                "or raise the limit",
+            )
+        index = self._free.pop()
+        record = self._authority.stream(index)
+        word = int(record.word)
+        ffi.memmove(record, bytes(ffi.sizeof(record[0])), ffi.sizeof(record[0]))
+        record.word = word
+        record.stream_id = self._authority.take_id("next_stream_id")
+        record.index, record.max_consumers, record.created_ns = index, max_consumers, now_ns
+        put_text(record.name, name)
+        if schema:
+            data = schema.encode()
+            put_text(record.schema, schema)
+            record.schema_hash, record.schema_bytes = lib.shmd_hash(data, len(data), 0), len(data)
+        publish_word(record, lib.SHMD_RECORD_USED, reuse=True)
+        return self._enter(Stream(record, index))
+
+    def add_epoch_bytes(self, size: int) -> None:
+        """Accounts for segments made (positive) or given back (negative)."""
+        self.segment_bytes += size
+        lib.shmd_counter_set(self._authority.base, lib.SHMD_COUNTER_SEGMENT_BYTES, self.segment_bytes)
+
+    def retire(self, stream: Stream, epoch: Epoch) -> None:
+        """Takes a sealed epoch out of the directory, unlinks its segments, gives its memory back."""
+        epoch.retire()
+        del stream.epochs[epoch.slot]
+        self.add_epoch_bytes(-epoch.memory.size)
+        self._authority.count(lib.SHMD_COUNTER_EPOCHS_RETIRED)
+        self._authority.count(lib.SHMD_COUNTER_SEGMENTS_UNLINKED, 2)
+        self._release(Unmap(epoch.memory))
+
+    def retire_all(self) -> None:
+        """At the very end: nothing is kept, whoever still holds it."""
+        for stream in self:
+            for epoch in stream.in_order:
+                self.retire(stream, epoch)
+
+    def load(self, leases: Iterator[Lease] | list[Lease]) -> list[str]:
+        """Takes over what the tables show; texts about what could not be (its epochs are given up)."""
+        problems: list[str] = []
+        self._free.clear()
+        for index in range(self._authority.sizes.streams - 1, -1, -1):
+            record = self._authority.stream(index)
+            if record_state(record) != lib.SHMD_RECORD_USED:
+                self._free.append(index)
+                continue
+            stream = self._enter(Stream(record, index))
+            for slot in range(lib.SHMD_EPOCH_RECORDS):
+                problems += self._load_epoch(stream, slot)
+        for lease in leases:
+            self.of(lease).leases[lease.lease_id] = lease
+        return problems
+
+    def segment_names(self) -> set[str]:
+        """The names of all segments that records point to."""
+        return {
+            text_of(name)
+            for stream in self
+            for epoch in stream.epochs.values()
+            for name in (epoch.record.data_name, epoch.record.gates_name)
+        }
+
+    def close(self) -> None:
+        """Unmaps everything; names and records stay."""
+        for stream in self:
+            for epoch in stream.epochs.values():
+                epoch.memory.close()
+            stream.epochs.clear()
+
+    def _load_epoch(self, stream: Stream, slot: int) -> list[str]:
+        record = ffi.addressof(stream.record.epochs[slot])
+        state, number = int(record.hot.state) & 0xFF, int(record.hot.state) >> 8
+        if state == lib.SHMD_EPOCH_FREE:
+            return []
+        if state == lib.SHMD_EPOCH_RETIRED:
+            free_record(record)  # its last step, once more
+            return []
+        native = Geometry.of_record(record).native(
+            boot_id=self._authority.boot_id, stream_id=stream.stream_id, epoch=number
+        )
+        try:
+            memory = EpochMemory.open(
+                text_of(record.data_name),
+                text_of(record.gates_name),
+                int(record.data_bytes),
+                int(record.gates_bytes),
+            )
+        except Exception as error:
+            # Its segments are gone or are not what they were: nobody can attach to it any more.
+            lib.shmd_word_store_seq_cst(
+                ffi.addressof(record.hot, "state"), number << 8 | lib.SHMD_EPOCH_RETIRED
+            )
+            free_record(record)
+            return [f"epoch {number} of stream {stream.name!r} is lost: {error}"]
+        stream.epochs[slot] = Epoch(record, slot, number, native, memory)
+        self.add_epoch_bytes(memory.size)
+        return []
+
+    def _enter(self, stream: Stream) -> Stream:
+        self._by_name[stream.name] = stream
+        self._by_index[stream.index] = stream
+        return stream
+
+    def _forget_idle(self) -> None:
+        for stream in self:
+            if stream.is_idle:
+                publish_word(stream.record, lib.SHMD_RECORD_FREE)
+                del self._by_name[stream.name], self._by_index[stream.index]
+                self._free.append(stream.index)

@@ -1,0 +1,244 @@
+"""How leases end, and what follows: seals, cleared bits, freed gates, retired epochs, events.
+
+Every end goes through :meth:`Tenure.end`, in the order data, state, consequences, event. A driver that is
+killed between two of these steps leaves an ended lease whose consequences are missing; the adopting
+driver (adoption.py) applies them again, and all of them are idempotent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shmdriver._native import lib
+from shmdriver.driver.authority import Authority
+from shmdriver.driver.clients import Client, ClientTable, describe
+from shmdriver.driver.epochs import Epoch
+from shmdriver.driver.events import EventLog
+from shmdriver.driver.leases import Lease, LeaseTable
+from shmdriver.driver.streams import Stream, StreamDirectory
+from shmdriver.errors import Reason
+
+__all__ = ["ClientDied", "ClientExpired", "Tenure", "Unconfirmed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientDied:
+    """A client's process is proved dead."""
+
+    client: Client
+
+
+@dataclass(frozen=True, slots=True)
+class ClientExpired:
+    """A client's heartbeat stood still past its deadline, and its death is not proved."""
+
+    client: Client
+    silent_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unconfirmed:
+    """An attach was answered, and its client did not confirm it in time."""
+
+    lease: Lease
+
+
+class Tenure:
+    """Ends leases and what hangs on them, for all tables of one instance."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        clients: ClientTable,
+        leases: LeaseTable,
+        streams: StreamDirectory,
+        events: EventLog,
+        *,
+        grace_ns: int,
+    ) -> None:
+        self._authority = authority
+        self._clients = clients
+        self._leases = leases
+        self._streams = streams
+        self._events = events
+        self._grace_ns = grace_ns
+        self.on_client_gone: Callable[[Client], None] = lambda _client: None
+
+    # -- leases
+
+    def detach(self, lease: Lease, reason: Reason, now_ns: int, *, correlation_id: int = 0) -> None:
+        """Its owner gives a lease up (CLOSED, ABORTED): its lines are free at once."""
+        self.end(
+            lease, lib.SHMD_LEASE_DETACHED, reason, now_ns, quarantine=False, correlation_id=correlation_id
+        )
+
+    def revoke(self, lease: Lease, reason: Reason, text: str, now_ns: int) -> None:
+        """The driver takes a lease away; its owner lives and may still write to its lines."""
+        self._authority.count(lib.SHMD_COUNTER_LEASES_REVOKED)
+        self.end(lease, lib.SHMD_LEASE_REVOKED, reason, now_ns, quarantine=True, text=text)
+
+    def end(
+        self,
+        lease: Lease,
+        state: int,
+        reason: Reason,
+        now_ns: int,
+        *,
+        quarantine: bool,
+        text: str = "",
+        correlation_id: int = 0,
+    ) -> None:
+        """Ends a live lease in ``state`` (``SHMD_LEASE_*``) with all that follows from it."""
+        stream = self._streams.of(lease)
+        self._leases.end(lease, state, reason, now_ns, quarantine=quarantine)
+        stream.leases.pop(lease.lease_id, None)
+        epoch = self._stop_producing(stream, lease, reason, now_ns) if lease.is_producer else None
+        if not lease.is_producer:
+            self._stop_consuming(stream, lease, free_gate=not quarantine)
+        if state == lib.SHMD_LEASE_DETACHED:
+            self._authority.count(lib.SHMD_COUNTER_DETACHES)
+            self._events.detach_response(lease.record, stream.name, correlation_id)
+        else:
+            self._events.lease_revoked(lease.record, stream.name, text)
+        if lease.is_producer:
+            self._events.stream_announce(stream.record, epoch.record if epoch else None)
+        self.settle(stream, now_ns)
+
+    def release(self, lease: Lease) -> None:
+        """The owner of an ended, quarantined lease has detached itself or is proved dead."""
+        if not lease.is_producer:
+            self._streams.of(lease).free_gate(lease.gate)
+        self._leases.release(lease)
+
+    # -- clients
+
+    def client_left(self, client: Client, now_ns: int) -> None:
+        """Goodbye: what it has not closed ends as aborted."""
+        for lease in self._leases.of_client(client.client_id):
+            self.detach(lease, Reason.ABORTED, now_ns)
+        self._forget(client)
+
+    def client_died(self, client: Client, now_ns: int) -> None:
+        """Proved: its leases end, its lines are free."""
+        self._authority.count(lib.SHMD_COUNTER_CLIENTS_DIED)
+        for lease in self._leases.of_client(client.client_id):
+            text = f"process {client.pid} has died"
+            self.end(lease, lib.SHMD_LEASE_EXPIRED, Reason.DIED, now_ns, quarantine=False, text=text)
+        self._forget(client)
+
+    def client_expired(self, client: Client, silent_ns: int, now_ns: int) -> None:
+        """Silent past the deadline, not proved dead: its permission ends, its lines stay its own."""
+        self._clients.mark(client, lib.SHMD_CLIENT_GONE)
+        text = f"{describe(client)} was silent for {silent_ns // 1_000_000} ms; its death is not proved"
+        for lease in self._leases.of_client(client.client_id):
+            self._authority.count(lib.SHMD_COUNTER_LEASES_EXPIRED)
+            self.end(lease, lib.SHMD_LEASE_EXPIRED, Reason.EXPIRED, now_ns, quarantine=True, text=text)
+
+    def client_stalled(self, client: Client) -> None:
+        """Silent, not overdue yet: shown, nothing ends."""
+        self._authority.count(lib.SHMD_COUNTER_CLIENTS_STALLED)
+        self._clients.mark(client, lib.SHMD_CLIENT_STALLED)
+        for lease in self._leases.of_client(client.client_id):
+            if lease.state == lib.SHMD_LEASE_ACTIVE:
+                self._leases.mark(lease, lib.SHMD_LEASE_STALLED)
+
+    def client_recovered(self, client: Client) -> None:
+        """Its heart beats again."""
+        self._clients.mark(client, lib.SHMD_CLIENT_ALIVE)
+        for lease in self._leases.of_client(client.client_id):
+            if lease.state == lib.SHMD_LEASE_STALLED:
+                self._leases.mark(lease, lib.SHMD_LEASE_ACTIVE)
+
+    def reap_dead(self, now_ns: int) -> int:
+        """Ends everything of clients that are proved dead; how many there were."""
+        dead = self._clients.deaths()
+        for client in dead:
+            self.client_died(client, now_ns)
+        return len(dead)
+
+    # -- epochs
+
+    def settle(self, stream: Stream, now_ns: int) -> None:
+        """Detaches consumers that have delivered their only epoch; retires epochs that nobody needs."""
+        for epoch in stream.in_order:
+            if not epoch.is_sealed:
+                continue
+            delivered = [
+                lease
+                for lease in stream.consumers
+                if not lease.follows and epoch.is_wired(lease.gate) and epoch.has_left(lease)
+            ]
+            for lease in delivered:
+                self._deliver(stream, lease, now_ns)
+            if self.may_retire(stream, epoch, now_ns):
+                self._streams.retire(stream, epoch)
+
+    def may_retire(self, stream: Stream, epoch: Epoch, now_ns: int, *, needed: bool = False) -> bool:
+        """Whether a sealed epoch can go. ``needed``: for its record or memory, so grace does not count.
+
+        Reliable consumers that have not left hold it as long as they live. Others, late joiners of a clean
+        end, and a revoked producer that wants to know its seal, have the grace time.
+        """
+        if not epoch.is_sealed or stream.holders(epoch, reliable_only=True):
+            return False
+        if needed or now_ns - epoch.sealed_ns >= self._grace_ns:
+            return True
+        gone = epoch.record.end_reason in (Reason.ABORTED, Reason.DIED)
+        return gone and not stream.holders(epoch, reliable_only=False)
+
+    def retire_needed(self, now_ns: int) -> int:
+        """Retires whatever nobody reliable holds, because memory is short; how many epochs went."""
+        retired = 0
+        for stream in self._streams:
+            for epoch in stream.in_order:
+                if self.may_retire(stream, epoch, now_ns, needed=True):
+                    self._streams.retire(stream, epoch)
+                    retired += 1
+        return retired
+
+    def seal_all(self, reason: Reason, text: str, now_ns: int) -> None:
+        """Ends every lease and seals every epoch, because the driver goes for good."""
+        for lease in self._leases:
+            self.end(lease, lib.SHMD_LEASE_REVOKED, reason, now_ns, quarantine=True, text=text)
+        for stream in self._streams:
+            for epoch in stream.in_order:
+                if not epoch.is_sealed:
+                    self._seal(epoch, reason, now_ns)
+                epoch.wake()
+
+    # -- consequences
+
+    def _stop_producing(self, stream: Stream, lease: Lease, reason: Reason, now_ns: int) -> Epoch | None:
+        epoch = next((e for e in stream.in_order if int(e.record.producer_lease_id) == lease.lease_id), None)
+        if epoch is not None:
+            self._seal(epoch, reason, now_ns)
+        if int(stream.record.producer_lease_id) == lease.lease_id:
+            stream.clear_producer()
+        return epoch
+
+    def _seal(self, epoch: Epoch, reason: Reason, now_ns: int) -> None:
+        epoch.seal(reason, now_ns)
+        self._authority.count(lib.SHMD_COUNTER_EPOCHS_SEALED)
+        self._authority.count(lib.SHMD_COUNTER_EPOCHS_UNPROVEN, int(epoch.record.unproven))
+
+    @staticmethod
+    def _stop_consuming(stream: Stream, lease: Lease, *, free_gate: bool) -> None:
+        for epoch in stream.in_order:
+            if epoch.is_wired(lease.gate):
+                epoch.leave(lease.gate)
+        if free_gate:
+            stream.free_gate(lease.gate)
+
+    def _deliver(self, stream: Stream, lease: Lease, now_ns: int) -> None:
+        # Its handle is open yet, so its gate stays its own until it detaches.
+        self._leases.end(lease, lib.SHMD_LEASE_DETACHED, Reason.DELIVERED, now_ns, quarantine=True)
+        stream.leases.pop(lease.lease_id, None)
+        self._stop_consuming(stream, lease, free_gate=False)
+        self._events.detach_response(lease.record, stream.name)
+
+    def _forget(self, client: Client) -> None:
+        for lease in self._leases.quarantined_of_client(client.client_id):
+            self.release(lease)
+        self._clients.remove(client)
+        self.on_client_gone(client)
