@@ -28,19 +28,19 @@ def header() -> Header:
     return read_header()
 
 
-def _tags() -> list[str]:
-    """Every struct that the native module knows with its fields."""
+def _tags(opaque: list[str]) -> set[str]:
+    """Every struct that the native module knows with its fields.
+
+    cffi 2.1 aborts the process when it is asked for the fields of an opaque one: left out by name.
+    """
     typedefs, structs, _unions = ffi.list_types()
-    names = [*typedefs, *(f"struct {tag}" for tag in structs)]
-    kinds = [ffi.typeof(name) for name in names]
-    return sorted(
-        {kind.cname.removeprefix("struct ") for kind in kinds if kind.kind == "struct" and kind.fields}
-    )
+    kinds = {ffi.typeof(name) for name in [*typedefs, *(f"struct {tag}" for tag in structs)]}
+    tags = {re.sub(r"^struct |_t$", "", kind.cname) for kind in kinds if kind.kind == "struct"}
+    return {tag for tag in tags if tag not in opaque}
 
 
-def test_module_and_golden_table_know_the_same_structs():
-    known = {re.sub(r"_t$", "", tag) for tag in _tags()}
-    assert known == {re.sub(r"_t$", "", tag) for tag in TABLES}
+def test_module_and_golden_table_know_the_same_structs(header):
+    assert _tags(header.opaque) == {re.sub(r"_t$", "", tag) for tag in TABLES}
 
 
 @pytest.mark.parametrize("tag", sorted(TABLES))
