@@ -74,4 +74,8 @@ class BuildNative(build_ext):
         pkg_config.write_text(text, encoding="utf-8")
 
 
-setup(cffi_modules=["build_ffi.py:ffibuilder"], cmdclass={"build_ext": BuildNative})
+setup(
+    cffi_modules=["build_ffi.py:ffibuilder"],
+    cmdclass={"build_ext": BuildNative},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},  # cffi's module keeps to the stable ABI
+)
