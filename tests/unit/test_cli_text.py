@@ -45,9 +45,17 @@ def test_bytes_text(number: int, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("span_ns", "text"),
-    [(-1, "never"), (0, "0 ns"), (1500, "1.5 µs"), (350_000, "350 µs"), (4_500_000, "4.5 ms"), (61e9, "61.0 s"),
-     (300e9, "5 min"), (7560e9, "2.1 h")],
-)  # fmt: skip
+    [
+        (-1, "never"),
+        (0, "0 ns"),
+        (1500, "1.5 µs"),
+        (350_000, "350 µs"),
+        (4_500_000, "4.5 ms"),
+        (61e9, "61.0 s"),
+        (300e9, "5 min"),
+        (7560e9, "2.1 h"),
+    ],
+)
 def test_span_text(span_ns: float, text: str) -> None:
     assert output.span_text(span_ns) == text
 

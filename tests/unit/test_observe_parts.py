@@ -25,13 +25,22 @@ RUNNING = ProcessStatus(42, "sleeping", "shmdriver run")
 @pytest.mark.parametrize(
     ("prefix", "table"),
     [
-        ("SHMD_LIFECYCLE_", names.LIFECYCLES), ("SHMD_EXIT_", names.EXIT_KINDS), ("SHMD_CLIENT_", names.CLIENT_STATES),
-        ("SHMD_LEASE_", names.LEASE_STATES), ("SHMD_EPOCH_", names.EPOCH_STATES), ("SHMD_ROLE_", names.ROLES),
-        ("SHMD_DELIVERY_", names.DELIVERIES), ("SHMD_START_", names.STARTS), ("SHMD_WAIT_", names.WAITS),
-        ("SHMD_SLOW_", names.SLOW_CONSUMERS), ("SHMD_CODE_", names.CODES), ("SHMD_REASON_", names.REASONS),
-        ("SHMD_EVENT_", names.EVENT_KINDS), ("SHMD_COUNTER_", names.COUNTERS),
+        ("SHMD_LIFECYCLE_", names.LIFECYCLES),
+        ("SHMD_EXIT_", names.EXIT_KINDS),
+        ("SHMD_CLIENT_", names.CLIENT_STATES),
+        ("SHMD_LEASE_", names.LEASE_STATES),
+        ("SHMD_EPOCH_", names.EPOCH_STATES),
+        ("SHMD_ROLE_", names.ROLES),
+        ("SHMD_DELIVERY_", names.DELIVERIES),
+        ("SHMD_START_", names.STARTS),
+        ("SHMD_WAIT_", names.WAITS),
+        ("SHMD_SLOW_", names.SLOW_CONSUMERS),
+        ("SHMD_CODE_", names.CODES),
+        ("SHMD_REASON_", names.REASONS),
+        ("SHMD_EVENT_", names.EVENT_KINDS),
+        ("SHMD_COUNTER_", names.COUNTERS),
     ],
-)  # fmt: skip
+)
 def test_every_number_of_the_header_has_a_word(prefix: str, table: dict[int, str]) -> None:
     no_enumerators = {
         "SHMD_CLIENT_MAX",

@@ -27,7 +27,8 @@ InstanceOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 ConnectOption = Annotated[
-    float, typer.Option("--connect-timeout", metavar="SECONDS", help="How long to wait for the driver.")
+    float,
+    typer.Option("--connect-timeout", metavar="SECONDS", help="How long the driver may take to answer."),
 ]
 StreamArgument = Annotated[
     str, typer.Argument(metavar="STREAM", help="Name of the stream.", show_default=False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -82,18 +83,18 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str = "none") -> Table:
-    """A table; columns whose name begins with ">" are right-aligned."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table | Text:
+    """A table, or "TITLE: none"; columns whose name begins with ">" are right-aligned."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
+    if not rows:
+        return Text.assemble((title, "bold"), ": none")
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
     for column in columns:
         right = column.startswith(">")
         made.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
     for row in rows:
         made.add_row(*row)
-    if not rows:
-        made.caption = empty
-        made.caption_justify = "left"
     return made

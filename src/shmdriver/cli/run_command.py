@@ -21,6 +21,8 @@ messages keep flowing; start it again and it adopts everything.
 
 Signals: SIGTERM and SIGINT drain, seal and unlink (a second one does it at once), SIGUSR1 hands over to
 the next driver, SIGHUP logs the effective configuration. One line a log event, on stderr.
+
+Exit codes: 0 ended cleanly · 1 could not start, the log says why · 3 a driver of this instance runs already.
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,8 @@ from shmdriver.cli.output import note, print_json
 from shmdriver.errors import DriverUnavailable, ShmDriverError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from shmdriver.observe import DriverStatus, Instance, LeaseStatus, StreamStatus
 
 _BLOCKED_WARNING_NS = 1_000_000_000
@@ -112,29 +114,41 @@ def _once(what: str, instance: str | None, sample_s: float) -> None:
         console().print(build(what, view, found, streams))
 
 
-def _watch(what: str, instance: str | None, interval_s: float) -> None:
+def _frames(what: str, instance: str | None, interval_s: float) -> Iterator[RenderableType]:
+    """What --watch shows, a picture an interval; a driver that goes, comes or starts afresh is followed."""
     from rich.console import Group
-    from rich.live import Live
     from rich.text import Text
 
-    from shmdriver.cli.output import console
     from shmdriver.cli.stat_tables import build
     from shmdriver.observe import Instance, Rates
 
     rates, view = Rates(), None
-    with Live(console=console(), screen=sys.stdout.isatty(), auto_refresh=False) as live:
-        while True:
-            try:
-                view = view or Instance(instance)
-                view.reopen_if_replaced()
-                streams = view.streams()
-                shown = build(what, view, rates.update(streams), streams)
-            except DriverUnavailable as error:
-                view = None
-                shown = Text(str(error))
-            stamp = Text(time.strftime("%H:%M:%S  Ctrl-C ends"), style="dim")
-            live.update(Group(shown, stamp), refresh=True)
-            time.sleep(interval_s)
+    while True:
+        try:
+            view = view or Instance(instance)
+            view.reopen_if_replaced()
+            streams = view.streams()
+            shown = build(what, view, rates.update(streams), streams)
+        except DriverUnavailable as error:
+            view, shown = None, Text(str(error))
+        yield Group(shown, Text(time.strftime("%H:%M:%S  Ctrl-C ends"), style="dim"))
+        time.sleep(interval_s)
+
+
+def _watch(what: str, instance: str | None, interval_s: float) -> None:
+    from rich.live import Live
+
+    from shmdriver.cli.output import console
+
+    screen = console()
+    if not sys.stdout.isatty():
+        for frame in _frames(what, instance, interval_s):
+            screen.print(frame)
+            sys.stdout.flush()
+        return
+    with Live(console=screen, screen=True, auto_refresh=False) as live:
+        for frame in _frames(what, instance, interval_s):
+            live.update(frame, refresh=True)
 
 
 def register(app: typer.Typer) -> None:

@@ -1,0 +1,312 @@
+"""Tools that watch and steer (`stat`, `why`, `gc`, `shutdown`, ...) with a real driver, also a dead one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from shmdriver.client import Client, connect
+from shmdriver.observe import Instance, diagnose
+from shmdriver.observe.host import segments_of
+
+SHMDRIVER = [sys.executable, "-m", "shmdriver"]
+PATIENCE_S = 60
+
+
+class DriverProcess:
+    """`shmdriver run` in a process of its own."""
+
+    def __init__(self, instance: str) -> None:
+        self.instance = instance
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([*SHMDRIVER, "run", "-i", self.instance], stderr=subprocess.PIPE)
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if b"serves" in line:
+                return
+        pytest.fail("the driver did not start")
+
+    def end(self, sent: int) -> int:
+        self.process.send_signal(sent)
+        self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode
+
+
+@pytest.fixture
+def driver(instance_name: str) -> Iterator[DriverProcess]:
+    process = DriverProcess(instance_name)
+    yield process
+    if process.process.poll() is None:
+        process.process.send_signal(signal.SIGCONT)
+        process.end(signal.SIGTERM)
+    shm("gc", "--force", "-i", instance_name)
+
+
+@pytest.fixture
+def client(driver: DriverProcess) -> Iterator[Client]:
+    with connect(driver.instance, name="tester") as connected:
+        yield connected
+
+
+def shm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself."""
+    return subprocess.run(
+        [*SHMDRIVER, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+
+
+def shm_json(*arguments: str) -> Any:
+    done = shm(*arguments, "--json")
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
+
+
+def fill(producer: Any) -> None:
+    """Publish until there is no room."""
+    while producer.try_publish(b"x" * 8):
+        pass
+
+
+def test_stat_shows_streams_clients_and_leases(driver: DriverProcess, client: Client) -> None:
+    with client.producer("quotes") as producer, client.consumer("quotes") as consumer:
+        producer.publish(b"one")
+        producer.publish(b"two")
+        assert bytes(consumer.read(timeout=20) or b"") == b"one"
+        found = shm_json("stat", "-i", driver.instance)
+        assert found["driver"]["status"] == "running"
+        assert found["driver"]["process"]["pid"] == driver.process.pid
+        (stream,) = found["streams"]
+        assert stream["name"] == "quotes"
+        assert stream["producer"]["client_name"] == "tester"
+        (epoch,) = stream["epochs"]
+        assert epoch["head"] == 2
+        (gate,) = epoch["gates"]
+        assert gate["pid"] == os.getpid()
+        assert gate["delivery"] == "reliable"
+        assert {lease["role"] for lease in found["leases"]} == {"producer", "consumer"}
+        for what in ("streams", "clients", "leases", "events", "errors", "counters"):
+            assert shm("stat", what, "-i", driver.instance).returncode == 0
+        assert "quotes" in shm("stat", "-i", driver.instance).stdout
+        kinds = {event["kind"] for event in shm_json("stat", "events", "-i", driver.instance)}
+        assert {"attach_response", "stream_announce"} <= kinds
+
+
+def test_check_follows_the_drivers_health(driver: DriverProcess) -> None:
+    assert shm("stat", "--check", "-i", driver.instance).returncode == 0
+    assert shm("maintenance", "on", "-i", driver.instance).returncode == 0
+    assert shm("stat", "--check", "-i", driver.instance).returncode == 1
+    assert shm("maintenance", "off", "-i", driver.instance).returncode == 0
+    assert shm("stat", "--check", "-i", driver.instance).returncode == 0
+    driver.end(signal.SIGKILL)
+    assert shm("stat", "--check", "-i", driver.instance).returncode == 2
+
+
+def test_stat_works_after_kill_9_of_the_driver(driver: DriverProcess, client: Client) -> None:
+    with client.producer("quotes") as producer, client.consumer("quotes") as consumer:
+        producer.publish(b"before")
+        driver.end(signal.SIGKILL)
+        producer.publish(b"after")
+        found = shm_json("stat", "-i", driver.instance)
+        assert found["driver"]["status"] == "dead"
+        assert f"shmdriver run -i {driver.instance}" in found["driver"]["advice"]
+        assert found["streams"][0]["epochs"][0]["head"] == 2
+        assert "dead" in shm("stat", "-i", driver.instance).stdout
+        assert [bytes(consumer.read(timeout=20) or b"") for _ in range(2)] == [b"before", b"after"]
+        driver.start()
+        found = shm_json("stat", "-i", driver.instance)
+        assert found["driver"]["status"] == "running"
+        assert found["driver"]["adoptions"] == 1
+        assert len(found["leases"]) == 2
+
+
+def test_a_stopped_driver_is_paused_not_dead(driver: DriverProcess) -> None:
+    driver.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, driver.process.pid, os.WSTOPPED)
+    with Instance(driver.instance) as view:
+        assert view.driver().status == "paused"
+        assert f"kill -CONT {driver.process.pid}" in view.driver().advice
+        driver.process.send_signal(signal.SIGCONT)
+
+
+def test_why_names_a_stopped_consumer(driver: DriverProcess, client: Client) -> None:
+    with client.producer("quotes", slots=64) as producer:
+        sub = subprocess.Popen(
+            [*SHMDRIVER, "sub", "quotes", "-i", driver.instance],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            assert producer.wait_for_consumers(1, timeout=20) == 1
+            sub.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, sub.pid, os.WSTOPPED)
+            fill(producer)
+            found = shm_json("why", "quotes", "-i", driver.instance)
+            assert found["verdict"] == "consumer_stopped"
+            assert found["culprit"]["pid"] == sub.pid
+            assert found["culprit"]["behind"] >= 64
+            said = shm("why", "quotes", "-i", driver.instance)
+            assert said.returncode == 0
+            assert f"(pid {sub.pid}" in said.stdout
+            assert "stopped" in said.stdout
+            assert f"kill -CONT {sub.pid}" in said.stdout
+            assert f"({sub.pid})" in shm("stat", "-i", driver.instance).stdout
+            driver.end(signal.SIGKILL)
+            said = shm("why", "quotes", "-i", driver.instance)
+            assert str(sub.pid) in said.stdout
+            assert "while it is down" in said.stdout
+        finally:
+            sub.kill()
+            sub.communicate(timeout=PATIENCE_S)
+
+
+def test_why_tells_views_from_slowness(driver: DriverProcess, client: Client) -> None:
+    with (
+        client.producer("frames", slots=16, max_message=1000) as producer,
+        client.consumer("frames") as consumer,
+        Instance(driver.instance) as view,
+    ):
+        fill(producer)
+        assert diagnose(view, "frames").verdict == "consumer_slow"
+    with (
+        client.producer("large", slots=4, max_message=100_000) as producer,
+        client.consumer("large") as consumer,
+        Instance(driver.instance) as view,
+    ):
+        held = []
+        while producer.try_publish(bytes(100_000)):
+            held.append(consumer.read(timeout=20))
+        found = diagnose(view, "large")
+        assert found.verdict == "views_held"
+        assert found.culprit is not None
+        assert found.culprit.pid == os.getpid()
+        assert found.culprit.held == len(held)
+        held.clear()
+
+
+def test_why_of_streams_that_nobody_holds_back(driver: DriverProcess, client: Client) -> None:
+    with Instance(driver.instance) as view:
+        with client.consumer("waiting"):
+            assert diagnose(view, "waiting").verdict == "no_producer"
+        with client.producer("lonely", min_consumers=1) as producer:
+            assert not producer.try_publish(b"x")
+            assert diagnose(view, "lonely").verdict == "no_consumer"
+        with client.producer("idle"):
+            assert diagnose(view, "idle", before=view.stream("idle"), elapsed_s=1).verdict == "idle"
+        with client.producer("busy") as producer:
+            before = view.stream("busy")
+            producer.publish(b"x")
+            found = diagnose(view, "busy", before=before, elapsed_s=0.5)
+            assert found.verdict == "flowing"
+            assert found.messages_per_second == 2
+
+
+def test_an_unknown_stream_names_the_nearest(driver: DriverProcess, client: Client) -> None:
+    with client.producer("quotes"):
+        done = shm("why", "qoutes", "-i", driver.instance)
+    assert done.returncode == 1
+    assert "did you mean 'quotes'?" in done.stderr
+
+
+def test_gc_leaves_the_living_and_the_adoptable(driver: DriverProcess, client: Client) -> None:
+    with client.producer("s"):
+        (outcome,) = shm_json("gc", "-i", driver.instance)
+        assert outcome["action"] == "left"
+        driver.end(signal.SIGKILL)
+        (outcome,) = shm_json("gc", "-i", driver.instance)
+        assert outcome["action"] == "left"
+        assert str(os.getpid()) in outcome["reason"]
+    client.close()
+
+
+def test_gc_removes_what_a_killed_driver_left(driver: DriverProcess) -> None:
+    driver.end(signal.SIGKILL)
+    left = segments_of(driver.instance)
+    assert left
+    (outcome,) = shm_json("gc", "--dry-run", "-i", driver.instance)
+    assert outcome["action"] == "would remove"
+    assert segments_of(driver.instance) == left
+    (outcome,) = shm_json("gc", "-i", driver.instance)
+    assert (outcome["action"], outcome["segments"]) == ("removed", len(left))
+    assert not segments_of(driver.instance)
+
+
+def test_shutdown_ends_the_driver_and_leaves_nothing(driver: DriverProcess) -> None:
+    done = shm("shutdown", "-i", driver.instance)
+    assert done.returncode == 0, done.stderr
+    driver.process.communicate(timeout=PATIENCE_S)
+    assert driver.process.returncode == 0
+    assert not segments_of(driver.instance)
+
+
+def test_handover_leaves_streams_to_the_next_driver(driver: DriverProcess, client: Client) -> None:
+    with client.producer("s") as producer, client.consumer("s") as consumer:
+        producer.publish(b"before")
+        found = shm_json("shutdown", "--handover", "-i", driver.instance)
+        assert found["ended"]
+        driver.process.communicate(timeout=PATIENCE_S)
+        (outcome,) = shm_json("gc", "-i", driver.instance)
+        assert outcome["action"] == "left"
+        producer.publish(b"between")
+        driver.start()
+        producer.publish(b"after")
+        assert [bytes(consumer.read(timeout=20) or b"") for _ in range(3)] == [
+            b"before",
+            b"between",
+            b"after",
+        ]
+
+
+def test_drain_refuses_newcomers(driver: DriverProcess, client: Client) -> None:
+    with client.producer("s"):
+        assert shm("drain", "-i", driver.instance).returncode == 0
+        done = shm("sub", "s", "-i", driver.instance)
+        assert done.returncode == 1
+        assert "draining" in done.stderr
+    driver.process.communicate(timeout=PATIENCE_S)
+    assert driver.process.returncode == 0
+
+
+def test_a_wrong_token_is_refused(driver: DriverProcess, tmp_path: Any) -> None:
+    token = tmp_path / "token"
+    token.write_text("0" * 64)
+    token.chmod(0o600)
+    done = shm("shutdown", "--token-file", str(token), "-i", driver.instance)
+    assert done.returncode == 1
+    assert "token" in done.stderr
+    assert driver.process.poll() is None
+    assert shm_json("stat", "counters", "-i", driver.instance)["auth_refused"] == 1
+
+
+def test_config_shows_what_the_driver_runs_with(driver: DriverProcess) -> None:
+    done = shm("config", "-i", driver.instance)
+    assert f'instance = "{driver.instance}"' in done.stdout
+    assert shm_json("config", "-i", driver.instance)["driver"]["instance"] == driver.instance
+
+
+def test_a_second_driver_is_refused_naming_the_first(driver: DriverProcess) -> None:
+    done = shm("run", "-i", driver.instance)
+    assert done.returncode == 3
+    assert str(driver.process.pid) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_watch_is_a_live_screen_until_ctrl_c(driver: DriverProcess) -> None:
+    watch = subprocess.Popen(
+        [*SHMDRIVER, "stat", "--watch", "--interval", "0.05", "-i", driver.instance],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert watch.stdout is not None
+    assert driver.instance.encode() in watch.stdout.readline()
+    watch.send_signal(signal.SIGINT)
+    _, err = watch.communicate(timeout=PATIENCE_S)
+    assert b"Traceback" not in err
+    assert watch.returncode == 0
