@@ -150,7 +150,7 @@ def test_an_aborted_end_raises_out_of_iteration(client):
     with into:
         out.publish(b"a")
         out.abort()
-        seen = []
+        seen: list[bytes] = []
         with pytest.raises(shmdriver.ProducerLost):
             seen.extend(bytes(message) for message in into)
         assert seen == [b"a"]
@@ -264,29 +264,32 @@ def test_two_reliable_consumers_get_everything(client):
 
 
 def test_a_full_ring_is_back_pressure_that_names_the_consumer(client):
-    with shmdriver.connect(client.instance, name="the-slow-one") as other, other.consumer("s") as into:
-        with client.producer("s", slots=64, slot_bytes=64, arena=0) as out:
-            n = 0
-            while out.try_publish(b"x"):
-                n += 1
-            assert n == out.slots
-            with pytest.raises(shmdriver.BackPressured, match="the-slow-one") as caught:
-                out.publish(b"x", timeout=0)
-            error = caught.value
-            assert (error.stream, error.published, error.consumer, error.lag) == ("s", 0, "the-slow-one", n)
-            import os
+    with (
+        shmdriver.connect(client.instance, name="the-slow-one") as other,
+        other.consumer("s") as into,
+        client.producer("s", slots=64, slot_bytes=64, arena=0) as out,
+    ):
+        n = 0
+        while out.try_publish(b"x"):
+            n += 1
+        assert n == out.slots
+        with pytest.raises(shmdriver.BackPressured, match="the-slow-one") as caught:
+            out.publish(b"x", timeout=0)
+        error = caught.value
+        assert (error.stream, error.published, error.consumer, error.lag) == ("s", 0, "the-slow-one", n)
+        import os
 
-            assert error.pid == os.getpid()
-            assert isinstance(error, TimeoutError)
-            into.read(timeout=5)
-            while into.read(timeout=0):
-                pass
-            assert out.try_publish(b"x") == 1
+        assert error.pid == os.getpid()
+        assert isinstance(error, TimeoutError)
+        into.read(timeout=5)
+        while into.read(timeout=0):
+            pass
+        assert out.try_publish(b"x") == 1
 
 
 def test_publish_waits_for_room_without_a_timeout(client):
     out, into = pair(client, slots=64, slot_bytes=64, arena=0)
-    got = []
+    got: list[int] = []
 
     def read_all():
         with into:
@@ -434,9 +437,12 @@ def test_a_consumer_without_a_producer_warns_once_with_the_nearest_name(client, 
     from shmdriver.client import consumer
 
     monkeypatch.setattr(consumer, "_WARN_AFTER_NS", 1)
-    with client.producer("prices"), client.consumer("pirces") as into:
-        with pytest.warns(UserWarning, match="did you mean 'prices'"):
-            assert into.read(timeout=0.2) is None
+    with (
+        client.producer("prices"),
+        client.consumer("pirces") as into,
+        pytest.warns(UserWarning, match="did you mean 'prices'"),
+    ):
+        assert into.read(timeout=0.2) is None
 
 
 def test_streams_and_leases_are_shown(client):

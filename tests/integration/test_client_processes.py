@@ -77,7 +77,7 @@ def test_a_producer_that_dies_is_lost_after_all_that_it_committed(client, method
     with client.consumer("s") as into:
         child = multiprocessing.get_context(method).Process(target=publish_and_die, args=(client, how))
         child.start()
-        seen = []
+        seen: list[int] = []
         with pytest.raises(shmdriver.ProducerLost) as caught:
             seen.extend(int.from_bytes(bytes(message), "little") for message in into)
         assert seen == list(range(100))
@@ -234,9 +234,8 @@ def test_a_second_thread_inside_a_producer_is_refused(client):
 
 def test_ctrl_c_interrupts_a_read_without_a_timeout(client):
     with client.consumer("s") as into:
-        timer = threading.Timer(
-            0.2, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        )
+        main = threading.main_thread().ident or 0
+        timer = threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             into.read()

@@ -40,7 +40,7 @@ def test_a_batch_arrives_as_it_was_published(client, delivery):
         assert batch.dtype == TICK
         assert np.array_equal(batch, sent)
         assert into.read_batch(timeout=0) is None
-        with pytest.raises(ValueError, match="WRITEABLE|read-only"):
+        with pytest.raises(ValueError, match=r"WRITEABLE|read-only"):
             batch.flags.writeable = True
 
 
@@ -60,7 +60,7 @@ def test_a_batch_of_a_reliable_consumer_is_in_place(client):
 
 def test_more_than_the_ring_goes_through_in_order_once(client):
     out, into = pair(client, slots=256)
-    got = []
+    got: list[np.ndarray] = []
 
     def read_all():
         with into:
@@ -160,14 +160,14 @@ def test_a_batch_consumer_that_starts_at_the_oldest(client):
         out.publish(ticks(500))
         with client.consumer("s", start="oldest") as into:
             out.publish(ticks(500, 500))
-            got = []
+            got: list[int] = []
             while len(got) < 1000:
                 got.extend(into.read_batch(timeout=5)["id"].tolist())
             assert got == list(range(1000))
 
 
 def test_batches_go_on_with_the_next_producer(client):
-    got = []
+    got: list[int] = []
     with client.consumer("s", follow=True) as into:
         for first, slots in ((0, 4096), (1000, 256), (2000, 1024)):
             with client.producer("s", dtype=TICK, slots=slots) as out:

@@ -130,7 +130,7 @@ def test_wrong_role_has_no_such_method(client):
 
 def test_records_of_another_dtype_are_a_type_error_with_the_field_diff(client):
     with client.producer("s", dtype=TICK) as out:
-        with pytest.raises(TypeError, match="px.*astype"):
+        with pytest.raises(TypeError, match=r"px.*astype"):
             out.publish(np.zeros(3, [("ts", "<i8"), ("px", "<f4")]))
         with pytest.raises(ValueError, match="no message type"):
             out.publish(np.zeros(3, TICK), type=1)

@@ -1,4 +1,4 @@
-"""dtypes as schemas: the text is canonical, comes back as the same dtype, and differences are told by field."""
+"""dtypes as schemas: canonical texts that come back as the same dtype, differences told by field."""
 
 from __future__ import annotations
 

@@ -26,11 +26,12 @@ Batch = np.ndarray[Any, np.dtype[Any]]
 
 _fetch_records = lib.shmd_guarded_fetch_records
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
+_VIEWS_HELD = int(lib.SHMD_E_VIEWS_HELD)
 _COPIED_MAX = 65536  # records that a batch copies at most
 
 
 class Batches:
-    """The iterator behind :meth:`Consumer.batches`. It keeps no batch itself, so that none holds its place longer."""
+    """The iterator behind :meth:`Consumer.batches`. It keeps no batch: none holds its place longer."""
 
     __slots__ = ("_consumer", "_limit")
 
@@ -46,7 +47,6 @@ class Batches:
             batch = self._consumer.read_batch(self._limit)
         except EndOfStream:
             raise StopIteration from None
-        assert batch is not None  # without a timeout it waits
         return batch
 
 
@@ -84,9 +84,12 @@ class RecordReader:
         consumer = self._consumer
         batch = consumer._batch
         address = ffi.cast("void *", copies.ctypes.data)
-        code = _fetch_records(
-            consumer._handle, consumer._hold_seq(), most, size, timeout_ns, address, copies.nbytes, batch
-        )
+        for _ in range(2):
+            code = _fetch_records(
+                consumer._handle, consumer._hold_seq(), most, size, timeout_ns, address, copies.nbytes, batch
+            )
+            if code != _VIEWS_HELD:  # else look again, as Consumer._fetch does
+                break
         count = self._count(code)
         if count == 0:
             return None

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, overload
 
 from shmdriver import errors
 from shmdriver._native import ffi, lib
@@ -46,6 +46,7 @@ _PACKED_MAX = 256  # lengths whose Struct is kept
 _WARN_AFTER_NS = 5_000_000_000
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 _TOO_LARGE = int(lib.SHMD_E_TOO_LARGE)
+_VIEWS_HELD = int(lib.SHMD_E_VIEWS_HELD)
 _ENDS = (int(lib.SHMD_E_END), int(lib.SHMD_E_PRODUCER_LOST))
 _new_buffer: Any = ffi.new_allocator(should_clear_after_alloc=False)
 
@@ -95,6 +96,12 @@ class Consumer:
 
     # ---- messages
 
+    @overload
+    def read(self, timeout: None = None) -> Message: ...
+
+    @overload
+    def read(self, timeout: float) -> Message | None: ...
+
     def read(self, timeout: float | None = None) -> Message | None:
         """The next message; None when none came within ``timeout`` seconds (None: for ever, 0: no waiting).
 
@@ -118,6 +125,15 @@ class Consumer:
         return int(left()) if left else 0
 
     # ---- records
+
+    @overload
+    def read_batch(self, limit: int | None = None, timeout: None = None) -> np.ndarray[Any, Any]: ...
+
+    @overload
+    def read_batch(self, limit: int | None, timeout: float) -> np.ndarray[Any, Any] | None: ...
+
+    @overload
+    def read_batch(self, limit: int | None = None, *, timeout: float) -> np.ndarray[Any, Any] | None: ...
 
     def read_batch(
         self, limit: int | None = None, timeout: float | None = None
@@ -271,7 +287,7 @@ class Consumer:
                 return message
             self._warn_without_producer()
 
-    def _fetch(self, timeout_ns: int) -> Message | None:
+    def _fetch(self, timeout_ns: int, *, again: bool = True) -> Message | None:
         """The first message of a new run, the rest of which is in _rows; None when none came in time."""
         mapping = self._mapping
         batch = self._batch
@@ -289,6 +305,9 @@ class Consumer:
             if count == _TOO_LARGE:
                 self._set_buffer(2 * (int(batch.length) + _HEAD.size))
                 return self._fetch(timeout_ns)
+            if count == _VIEWS_HELD and again:
+                # What fills the ring may have come between C's looks at the slot and at the producer.
+                return self._fetch(timeout_ns, again=False)
             raise self._failure(count)
         if not batch.copied:
             return self._in_place(batch)
@@ -369,7 +388,8 @@ class Consumer:
         if since < 0:
             return
         now = time.monotonic_ns()
-        if self._info().epoch:
+        info = self._info()
+        if info.epoch or info.consumed:  # between two epochs none is mapped
             self._no_producer_since_ns = -1
         elif since == 0:
             self._no_producer_since_ns = now

@@ -23,6 +23,10 @@ from shmdriver.client.link import Deadline, Link, register
 if TYPE_CHECKING:
     import numpy as np
 
+    from shmdriver.client.message import Message
+
+    Publishable = bytes | bytearray | memoryview | Message | np.ndarray[Any, Any] | np.void
+
 __all__ = ["Producer", "RecordProducer", "readable"]
 
 _publish = lib.shmd_guarded_publish
@@ -56,7 +60,7 @@ class Producer:
 
     def publish(
         self,
-        data: bytes | bytearray | memoryview,
+        data: Publishable,
         type: int = 0,  # noqa: A002
         timeout: float | None = None,
     ) -> None:
@@ -73,7 +77,7 @@ class Producer:
             raise
         self._publish_slow(data, type, timeout)
 
-    def try_publish(self, data: bytes | bytearray | memoryview, type: int = 0) -> int:  # noqa: A002
+    def try_publish(self, data: Publishable, type: int = 0) -> int:  # noqa: A002
         """Publishes when there is room now. How many messages went in: 0 or 1."""
         self._check_open()
         payload, length = readable(data)
@@ -241,7 +245,7 @@ class Producer:
 
     # ---- the slow paths
 
-    def _publish_slow(self, data: bytes | bytearray | memoryview, kind: int, timeout: float | None) -> None:
+    def _publish_slow(self, data: Publishable, kind: int, timeout: float | None) -> None:
         self._check_open()
         payload, length = readable(data)
         deadline: Deadline | None = None
@@ -380,7 +384,7 @@ class RecordProducer(Producer):
         super().__init__(handle, link, stream)
         self.dtype = dtype
 
-    def publish(self, data: Any, type: int = 0, timeout: float | None = None) -> None:  # noqa: A002
+    def publish(self, data: Publishable | Sequence[Any], type: int = 0, timeout: float | None = None) -> None:  # noqa: A002
         """Publishes records: an ndarray of this stream's dtype, or what numpy makes one of.
 
         Waits up to ``timeout`` seconds for room (None: for ever, 0: not at all) and raises
@@ -400,7 +404,7 @@ class RecordProducer(Producer):
                 raise self._back_pressured(done)
             done += self._put(records[done:], slice_ns)
 
-    def try_publish(self, data: Any, type: int = 0) -> int:  # noqa: A002
+    def try_publish(self, data: Publishable | Sequence[Any], type: int = 0) -> int:  # noqa: A002
         """Publishes the records that there is room for now. How many went in."""
         if type:
             raise ValueError(f"stream {self.stream!r}: records carry no message type, found type={type}")
