@@ -434,9 +434,9 @@ def test_lag_counts_what_was_not_handed_out(client):
 
 
 def test_a_consumer_without_a_producer_warns_once_with_the_nearest_name(client, monkeypatch):
-    from shmdriver.client import consumer
+    from shmdriver.client import waiting
 
-    monkeypatch.setattr(consumer, "_WARN_AFTER_NS", 1)
+    monkeypatch.setattr(waiting, "_WARN_AFTER_NS", 1)
     with (
         client.producer("prices"),
         client.consumer("pirces") as into,

@@ -26,7 +26,7 @@ def test_schema_text_comes_back_as_the_same_dtype(dtype):
     assert back.itemsize == dtype.itemsize
     assert records.schema_of(back) == records.schema_of(dtype)
     for name in dtype.names or ():
-        assert back.fields[name][1] == dtype.fields[name][1]
+        assert (back.fields or {})[name][1] == (dtype.fields or {})[name][1]
 
 
 def test_native_and_explicit_byte_order_have_one_text():

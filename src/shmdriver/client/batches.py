@@ -84,6 +84,7 @@ class RecordReader:
         consumer = self._consumer
         batch = consumer._batch
         address = ffi.cast("void *", copies.ctypes.data)
+        code = 0
         for _ in range(2):
             code = _fetch_records(
                 consumer._handle, consumer._hold_seq(), most, size, timeout_ns, address, copies.nbytes, batch

@@ -17,7 +17,7 @@ from shmdriver.client import directory
 from shmdriver.client._raise import failure_of, last_error
 from shmdriver.client.consumer import Consumer
 from shmdriver.client.link import Deadline, Link
-from shmdriver.client.producer import Producer, RecordProducer
+from shmdriver.client.producer import Producer
 
 if TYPE_CHECKING:
     from shmdriver.observe import LeaseStatus, StreamStatus
@@ -117,7 +117,12 @@ class Client:
             lib.shmd_producer_attach, "shmd_producer **", stream, options, schema, attach_timeout
         )
         del keep
-        made = Producer(handle, link, stream) if kind is None else RecordProducer(handle, link, stream, kind)
+        if kind is None:
+            made = Producer(handle, link, stream)
+        else:
+            from shmdriver.client.record_producer import RecordProducer
+
+            made = RecordProducer(handle, link, stream, kind)
         self._handles.add(made)
         return made
 

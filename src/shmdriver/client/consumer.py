@@ -6,34 +6,29 @@ same run. A reliable consumer's arena messages and record batches are views in p
 gate follows with the next call into C, so that the last run counts as read when it is used up.
 """
 
-# ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
-
 from __future__ import annotations
 
 import struct
-import time
-import warnings
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 from shmdriver import errors
 from shmdriver._native import ffi, lib
-from shmdriver.client import directory
 from shmdriver.client._raise import failure_of, raise_for
 from shmdriver.client.link import FOREVER_SLICE_NS, Deadline, Link, register
-from shmdriver.client.message import Message, PlacedMessage, PrivateMessage
-from shmdriver.client.views import NOTHING_HELD, Mapping
+from shmdriver.client.message import LostRange, Message, PlacedMessage, PrivateMessage
+from shmdriver.client.views import NOTHING_HELD, Mapping, SpareBuffers
+from shmdriver.client.waiting import Patience
 
 if TYPE_CHECKING:
     import numpy as np
 
     from shmdriver.client.batches import RecordReader
 
-__all__ = ["Consumer", "LostRange", "wait"]
+__all__ = ["Consumer"]
 
 _fetch = lib.shmd_guarded_fetch
 _new = tuple.__new__
@@ -43,20 +38,11 @@ _HEAD = struct.Struct("<QQHH")
 _BUFFER_BYTES = 65536 + _HEAD.size
 _PRIVATE_FROM_BYTES = 4096  # larger copies are handed out as they are, not copied again
 _PACKED_MAX = 256  # lengths whose Struct is kept
-_WARN_AFTER_NS = 5_000_000_000
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 _TOO_LARGE = int(lib.SHMD_E_TOO_LARGE)
 _VIEWS_HELD = int(lib.SHMD_E_VIEWS_HELD)
 _ENDS = (int(lib.SHMD_E_END), int(lib.SHMD_E_PRODUCER_LOST))
 _new_buffer: Any = ffi.new_allocator(should_clear_after_alloc=False)
-
-
-class LostRange(NamedTuple):
-    """Messages ``first`` to ``last`` (both included) of an epoch that this consumer never saw."""
-
-    epoch: int
-    first: int
-    last: int
 
 
 class Consumer:
@@ -67,7 +53,7 @@ class Consumer:
 
     __slots__ = (
         "__weakref__", "_batch", "_buffer", "_buffer_bytes", "_buffer_view", "_dtype", "_handle", "_limit",
-        "_link", "_mapping", "_no_producer_since_ns", "_packed", "_reader", "_rows", "_run", "_spare",
+        "_link", "_mapping", "_packed", "_patience", "_reader", "_rows", "_run", "_spare",
         "delivery", "stream",
     )  # fmt: skip
 
@@ -87,8 +73,8 @@ class Consumer:
         self._batch = ffi.new("shmd_batch_t *")
         self._packed: dict[int, struct.Struct] = {}
         self._mapping: Mapping | None = None
-        self._spare: list[tuple[Any, int, Any]] = []
-        self._no_producer_since_ns = 0  # 0: not waiting for one; -1: has seen one, or has warned
+        self._spare = SpareBuffers()
+        self._patience = Patience()
         self._run: Any = iter(())  # the unpack iterator behind _rows: it knows how many are left
         self._rows: Iterator[Message] = iter(())
         self._set_buffer(_BUFFER_BYTES)
@@ -130,10 +116,7 @@ class Consumer:
     def read_batch(self, limit: int | None = None, timeout: None = None) -> np.ndarray[Any, Any]: ...
 
     @overload
-    def read_batch(self, limit: int | None, timeout: float) -> np.ndarray[Any, Any] | None: ...
-
-    @overload
-    def read_batch(self, limit: int | None = None, *, timeout: float) -> np.ndarray[Any, Any] | None: ...
+    def read_batch(self, limit: int | None = None, timeout: float = ...) -> np.ndarray[Any, Any] | None: ...
 
     def read_batch(
         self, limit: int | None = None, timeout: float | None = None
@@ -155,7 +138,7 @@ class Consumer:
             batch = reader.fetch(limit, slice_ns)
             if batch is not None or slice_ns == 0:
                 return batch
-            self._warn_without_producer()
+            self._patience.look(self)
 
     def batches(self, limit: int | None = None) -> Iterator[np.ndarray[Any, Any]]:
         """Arrays of records as they come, up to the clean end. What :meth:`read_batch` says of them holds."""
@@ -285,7 +268,7 @@ class Consumer:
             message = self._fetch(slice_ns)
             if message is not None or slice_ns == 0:
                 return message
-            self._warn_without_producer()
+            self._patience.look(self)
 
     def _fetch(self, timeout_ns: int, *, again: bool = True) -> Message | None:
         """The first message of a new run, the rest of which is in _rows; None when none came in time."""
@@ -340,16 +323,11 @@ class Consumer:
         whole = ffi.buffer(self._buffer, self._buffer_bytes)
         seq, timestamp_ns, kind, flags = _HEAD.unpack_from(whole)
         payload = memoryview(whole)[_HEAD.size : _HEAD.size + length].toreadonly()
-        self._spare.append((self._buffer, self._buffer_bytes, weakref.ref(whole)))
-        del whole
-        for index, (buffer, size, user) in enumerate(self._spare):
-            if user() is None and size == self._buffer_bytes:
-                del self._spare[index]
-                self._use_buffer(buffer, size)
-                break
-        else:
+        spare = self._spare.exchange(self._buffer, whole)
+        if spare is None:
             self._set_buffer(self._buffer_bytes)
-        del self._spare[:-4]
+        else:
+            self._use_buffer(spare, self._buffer_bytes)
         return _new(PrivateMessage, (seq, timestamp_ns, kind, flags, payload))
 
     def _set_buffer(self, size: int) -> None:
@@ -382,25 +360,6 @@ class Consumer:
 
             self._reader = RecordReader(self, self._dtype)
         return self._reader
-
-    def _warn_without_producer(self) -> None:
-        since = self._no_producer_since_ns
-        if since < 0:
-            return
-        now = time.monotonic_ns()
-        info = self._info()
-        if info.epoch or info.consumed:  # between two epochs none is mapped
-            self._no_producer_since_ns = -1
-        elif since == 0:
-            self._no_producer_since_ns = now
-        elif now - since >= _WARN_AFTER_NS:
-            self._no_producer_since_ns = -1
-            near = directory.nearest_stream(self._link.authority, self.stream)
-            hint = f"; did you mean {near!r}?" if near else ""
-            warnings.warn(
-                f"stream {self.stream!r}: no producer for {_WARN_AFTER_NS // 10**9} s, still waiting{hint}",
-                stacklevel=4,
-            )
 
     def _look(self) -> int:
         """Takes notice of a new epoch or an end, without reading: a negative code when reading is over."""
@@ -437,33 +396,4 @@ class Consumer:
             self.close()
 
     def _forked(self) -> None:
-        self._run = self._rows = iter(
-            ()
-        )  # the parent hands those out; here the C core's guard refuses the next call
-
-
-def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Consumer]:
-    """Waits until at least one of several consumers has something to read (a message, or its stream's end).
-
-    Those that do, in the order given; an empty list when none did within ``timeout`` seconds.
-    """
-    ready = [consumer for consumer in consumers if consumer.buffered]
-    deadline = Deadline(timeout)
-    for consumer in consumers:
-        consumer._info()
-    handles = ffi.new("shmd_consumer *[]", [consumer._handle for consumer in consumers])
-    while not ready:
-        slice_ns = deadline.slice_ns()
-        code = lib.shmd_wait_many(handles, len(consumers), slice_ns)
-        if code < 0 and code != _INTERRUPTED:
-            raise_for(code, doing="waiting for several consumers")
-        ready = [consumer for consumer in consumers if _has_something(consumer)]
-        if slice_ns == 0:
-            break
-    return ready
-
-
-def _has_something(consumer: Consumer) -> bool:
-    if consumer._look() < 0:
-        return True  # the next read raises
-    return bool(lib.shmd_guarded_wait(consumer._handle, 0))
+        self._run = self._rows = iter(())  # the parent hands them out; the next fetch is refused

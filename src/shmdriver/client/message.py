@@ -8,16 +8,24 @@ be copied, and a view of shared memory for what lies in the arena of a reliable 
 from __future__ import annotations
 
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmdriver._native import lib
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Message", "PlacedMessage", "PrivateMessage"]
+__all__ = ["LostRange", "Message", "PlacedMessage", "PrivateMessage"]
 
 _TENSOR = int(lib.SHMD_FLAG_TENSOR)
+
+
+class LostRange(NamedTuple):
+    """Messages ``first`` to ``last`` (both included) of an epoch that this consumer never saw."""
+
+    epoch: int
+    first: int
+    last: int
 
 
 class Message(tuple[Any, ...]):

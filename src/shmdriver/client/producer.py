@@ -1,4 +1,4 @@
-"""Producer: the one writer of a stream. RecordProducer: the same for records of one dtype.
+"""Producer: the one writer of a stream.
 
 publish() is one C call that copies the payload in and returns; everything else (no room, no bytes,
 an error) leaves that line by the slow path below it.
@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 from shmdriver import errors
 from shmdriver._native import ffi, lib
@@ -25,16 +25,15 @@ if TYPE_CHECKING:
 
     from shmdriver.client.message import Message
 
-    Publishable = bytes | bytearray | memoryview | Message | np.ndarray[Any, Any] | np.void
+    Publishable: TypeAlias = bytes | bytearray | memoryview | Message | np.ndarray[Any, Any] | np.void
 
-__all__ = ["Producer", "RecordProducer", "readable"]
+__all__ = ["WAIT_AGAIN", "Producer", "readable"]
 
 _publish = lib.shmd_guarded_publish
-_publish_records = lib.shmd_guarded_publish_records
 _publish_flags = lib.shmd_guarded_publish_flags
 _claim = lib.shmd_guarded_claim
 _BACK_PRESSURED = int(lib.SHMD_BACK_PRESSURED)
-_WAIT_AGAIN = (_BACK_PRESSURED, int(lib.SHMD_E_TIMEOUT), int(lib.SHMD_E_INTERRUPTED))
+WAIT_AGAIN = (_BACK_PRESSURED, int(lib.SHMD_E_TIMEOUT), int(lib.SHMD_E_INTERRUPTED))
 _NO_CONSUMER_YET = 65
 _UNKNOWN = 2**64 - 1
 
@@ -271,7 +270,7 @@ class Producer:
         self, code: int, length: int, timeout: float | None, deadline: Deadline | None
     ) -> Deadline:
         """Waits for room after a call that found none; raises at the timeout, and for every other code."""
-        if code not in _WAIT_AGAIN:
+        if code not in WAIT_AGAIN:
             raise self._failure(code, length)
         deadline = deadline or Deadline(timeout)
         while True:
@@ -281,7 +280,7 @@ class Producer:
             code = lib.shmd_guarded_wait_room(self._handle, min(length, 0xFFFFFFFF), slice_ns)
             if code == 0:
                 return deadline
-            if code not in _WAIT_AGAIN:
+            if code not in WAIT_AGAIN:
                 raise self._failure(code, length)
 
     def _back_pressured(self, published: int) -> errors.BackPressured:
@@ -371,87 +370,6 @@ class Producer:
 
     def _forked(self) -> None:
         pass  # the C core's guard refuses every call in the child
-
-
-class RecordProducer(Producer):
-    """The producer of a stream of records of one dtype: n records are n messages, in one C call."""
-
-    __slots__ = ("dtype",)
-
-    dtype: np.dtype[Any]
-
-    def __init__(self, handle: Any, link: Link, stream: str, dtype: np.dtype[Any]) -> None:
-        super().__init__(handle, link, stream)
-        self.dtype = dtype
-
-    def publish(self, data: Publishable | Sequence[Any], type: int = 0, timeout: float | None = None) -> None:  # noqa: A002
-        """Publishes records: an ndarray of this stream's dtype, or what numpy makes one of.
-
-        Waits up to ``timeout`` seconds for room (None: for ever, 0: not at all) and raises
-        BackPressured, whose ``published`` says how many went in. Records have no ``type``.
-        """
-        if type:
-            raise ValueError(f"stream {self.stream!r}: records carry no message type, found type={type}")
-        records = self._records(data)
-        total = len(records)
-        done = self._put(records, 0)
-        if done == total:
-            return
-        deadline = Deadline(timeout)
-        while done < total:
-            slice_ns = deadline.slice_ns()
-            if slice_ns == 0:
-                raise self._back_pressured(done)
-            done += self._put(records[done:], slice_ns)
-
-    def try_publish(self, data: Publishable | Sequence[Any], type: int = 0) -> int:  # noqa: A002
-        """Publishes the records that there is room for now. How many went in."""
-        if type:
-            raise ValueError(f"stream {self.stream!r}: records carry no message type, found type={type}")
-        return self._put(self._records(data), 0)
-
-    def _put(self, records: np.ndarray[Any, Any], timeout_ns: int) -> int:
-        n = len(records)
-        self._check_open()
-        if n == 0:
-            return 0
-        size = self.dtype.itemsize
-        stride = records.strides[0] if n > 1 else size
-        address = ffi.cast("void *", records.ctypes.data)
-        done = int(_publish_records(self._handle, address, size, stride, n, timeout_ns))
-        if done >= 0:
-            return done
-        if done in _WAIT_AGAIN:
-            return 0
-        raise self._failure(done, size)
-
-    def _records(self, data: Any) -> np.ndarray[Any, Any]:
-        """``data`` as a one-dimensional array of this dtype whose stride C can walk."""
-        import numpy as np
-
-        from shmdriver.client.records import difference
-
-        if isinstance(data, np.ndarray | np.void):
-            if data.dtype != self.dtype:
-                raise TypeError(
-                    f"stream {self.stream!r} carries records of another dtype: "
-                    f"{difference(data.dtype, self.dtype)}; convert with records.astype(producer.dtype)"
-                )
-            array = np.asarray(data)
-        elif isinstance(data, bytes | bytearray | memoryview):
-            if memoryview(data).nbytes % self.dtype.itemsize:
-                raise ValueError(
-                    f"{memoryview(data).nbytes} bytes are no whole number of records "
-                    f"of {self.dtype.itemsize} bytes"
-                )
-            array = np.frombuffer(data, self.dtype)
-        else:
-            array = np.asarray(data, self.dtype)
-        if array.ndim != 1:
-            array = array.reshape(-1)
-        if len(array) > 1 and array.strides[0] < self.dtype.itemsize:
-            array = np.ascontiguousarray(array)
-        return array
 
 
 def readable(data: Any) -> tuple[Any, int]:

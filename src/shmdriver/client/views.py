@@ -17,7 +17,7 @@ from typing import Any
 
 from shmdriver._native import ffi, lib
 
-__all__ = ["NOTHING_HELD", "Mapping"]
+__all__ = ["NOTHING_HELD", "Mapping", "SpareBuffers"]
 
 NOTHING_HELD = 2**64 - 1
 
@@ -93,3 +93,22 @@ class Mapping:
         pointer, self._pointer = self._pointer, None
         if pointer is not None:
             lib.shmd_mapping_free(pointer)
+
+
+class SpareBuffers:
+    """Private buffers that went out with large copies, to be used again when nothing refers to them."""
+
+    __slots__ = ("_out",)
+
+    _KEPT = 4
+
+    def __init__(self) -> None:
+        self._out: list[tuple[Any, weakref.ref[Any]]] = []
+
+    def exchange(self, buffer: Any, exporter: Any) -> Any:
+        """Gives ``buffer`` out while ``exporter`` lives. One of its size that came back, else None."""
+        self._out = [(other, user) for other, user in self._out if len(other) == len(buffer)][-self._KEPT :]
+        free = next((index for index, (_, user) in enumerate(self._out) if user() is None), None)
+        spare = None if free is None else self._out.pop(free)[0]
+        self._out.append((buffer, weakref.ref(exporter)))
+        return spare

@@ -1,0 +1,79 @@
+"""Waiting for several consumers, and the patience of one that waits for a producer."""
+
+# ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from shmdriver._native import ffi, lib
+from shmdriver.client import directory
+from shmdriver.client._raise import raise_for
+from shmdriver.client.link import Deadline
+
+if TYPE_CHECKING:
+    from shmdriver.client.consumer import Consumer
+
+__all__ = ["Patience", "wait"]
+
+_WARN_AFTER_NS = 5_000_000_000
+_INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
+
+
+class Patience:
+    """Warns once when a consumer has waited long for a first producer, with the nearest stream name."""
+
+    __slots__ = ("_over", "_since_ns")
+
+    def __init__(self) -> None:
+        self._since_ns = 0
+        self._over = False  # it has seen a producer, or has warned
+
+    def look(self, consumer: Consumer) -> None:
+        """Called after every slice of a wait in which nothing came."""
+        if self._over:
+            return
+        now_ns = time.monotonic_ns()
+        info = consumer._info()
+        if info.epoch or info.consumed:  # between two epochs none is mapped
+            self._over = True
+        elif self._since_ns == 0:
+            self._since_ns = now_ns
+        elif now_ns - self._since_ns >= _WARN_AFTER_NS:
+            self._over = True
+            near = directory.nearest_stream(consumer._link.authority, consumer.stream)
+            hint = f"; did you mean {near!r}?" if near else ""
+            warnings.warn(
+                f"stream {consumer.stream!r}: no producer for {_WARN_AFTER_NS // 10**9} s{hint}",
+                stacklevel=5,
+            )
+
+
+def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Consumer]:
+    """Waits until one of several consumers has something to read: a message, or its stream's end.
+
+    Those that do, in the order given; none when that took longer than ``timeout`` seconds.
+    """
+    for consumer in consumers:
+        consumer._check_open()
+    ready = [consumer for consumer in consumers if consumer.buffered]
+    deadline = Deadline(timeout)
+    handles = ffi.new("shmd_consumer *[]", [consumer._handle for consumer in consumers])
+    while not ready:
+        slice_ns = deadline.slice_ns()
+        code = lib.shmd_wait_many(handles, len(consumers), slice_ns)
+        if code < 0 and code != _INTERRUPTED:
+            raise_for(code, doing="waiting for several consumers")
+        ready = [consumer for consumer in consumers if _has_something(consumer)]
+        if slice_ns == 0:
+            break
+    return ready
+
+
+def _has_something(consumer: Consumer) -> bool:
+    if consumer._look() < 0:
+        return True  # the next read raises
+    return bool(lib.shmd_guarded_wait(consumer._handle, 0))
