@@ -284,7 +284,8 @@ static int map_authority(shmd_client *client)
                          client->instance, name, strcmp(client->instance, "default") == 0 ? "" : " --instance ",
                          strcmp(client->instance, "default") == 0 ? "" : client->instance);
     if (rc != SHMD_OK)
-        return rc;
+        return rc == SHMD_E_INVALID ? shmd_fail(SHMD_E_LAYOUT, "segment %s has %llu bytes: it is not an authority", name,
+                                                (unsigned long long)client->authority_bytes) : rc;
     client->authority = base;
     rc = shmd_header_check(base, client->authority_bytes, SHMD_SEGMENT_AUTHORITY, 0, 0, 0);
     if (rc != SHMD_OK && client->authority_bytes >= sizeof(shmd_header_t) && shmd_load_acquire(&client->authority->header.magic) == 0)

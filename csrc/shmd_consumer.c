@@ -8,6 +8,8 @@
 
 #include <stdlib.h>
 
+static int is_ungated(const shmd_consumer *c) { return c->gated_from == UINT64_MAX; }
+
 /* ---- gaps ------------------------------------------------------------------------------ */
 
 static void note_lost(shmd_consumer *c, uint64_t first, uint64_t end)
@@ -156,15 +158,13 @@ static int enter_epoch(shmd_consumer *c)
 int shmd_consumer_look(shmd_consumer *c)
 {
     uint64_t state = shmd_load_acquire(&c->hot->state); /* X2 */
-    uint64_t mask = c->gated_from == UINT64_MAX ? shmd_load_acquire(&c->hot->wired_mask) : shmd_load_acquire(&c->hot->gate_mask);
-    if (state >> 8 != c->epoch) {
-        if (c->gated_from != UINT64_MAX)
-            return revoked(c);
-        return 1; /* an ungated reader's record was reused: what it had not read yet is gone, uncountable */
-    }
+    uint64_t mask = is_ungated(c) ? shmd_load_acquire(&c->hot->wired_mask) : shmd_load_acquire(&c->hot->gate_mask);
+    uint32_t low = (uint32_t)(state & 0xff);
+    if (state >> 8 != c->epoch || low == SHMD_EPOCH_RETIRED || low == SHMD_EPOCH_FREE)
+        return is_ungated(c) ? 1 : revoked(c); /* nobody waits for an ungated reader: what it had not read yet is gone */
     if ((mask & c->gate_bit) == 0)
         return revoked(c);
-    if ((state & 0xff) == SHMD_EPOCH_SEALED || (state & 0xff) == SHMD_EPOCH_RETIRED) {
+    if (low == SHMD_EPOCH_SEALED) {
         c->sealed_seq = shmd_load_acquire(&c->hot->sealed_seq);
         c->open_word = state;
         c->bound = c->sealed_seq; /* the fast turn drains up to the seal */
@@ -206,16 +206,29 @@ static void skip_to_latest(shmd_consumer *c)
     }
 }
 
+/* C1 for copies: the epoch is open, or its seal is known (bound), and this consumer is still wired to it. */
+static int may_hand_out(const shmd_consumer *c)
+{
+    shmd_fence_acquire();
+    uint64_t state = shmd_load_relaxed(&c->hot->state);
+    uint64_t mask = shmd_load_relaxed(is_ungated(c) ? &c->hot->wired_mask : &c->hot->gate_mask);
+    return (mask & c->gate_bit) != 0 && (state == c->open_word || (c->bound != UINT64_MAX && state >> 8 == c->epoch));
+}
+
 /* One message that this reader's gate does not protect, copied and verified. */
 static int poll_copy(shmd_consumer *c, void *out, uint64_t out_bytes, shmd_message *message)
 {
     shmd_ring_view_t ring = ring_view(c);
     for (int tries = 0; tries < 64; tries++) {
+        if (!may_hand_out(c))
+            return 0; /* sealing, sealed or revoked: shmd_consumer_look says which, before anything is skipped or counted */
         if (c->delivery == SHMD_DELIVERY_LATEST)
             skip_to_latest(c);
         if (c->position >= c->bound || (c->gated_from != UINT64_MAX && c->position >= c->gated_from))
             return 0;
         int rc = shmd_slot_copy(&ring, c->position, out, out_bytes, message);
+        if (rc == 0 || !may_hand_out(c))
+            return 0; /* it happened meanwhile: nothing of it is handed out or counted */
         if (rc == 1) {
             c->polled = 1;
             return 1;
@@ -223,8 +236,6 @@ static int poll_copy(shmd_consumer *c, void *out, uint64_t out_bytes, shmd_messa
         if (rc == SHMD_E_TOO_LARGE)
             return shmd_fail(rc, "stream %s: message %llu has %u bytes, the buffer %llu", c->stream, (unsigned long long)c->position,
                              message->length, (unsigned long long)out_bytes);
-        if (rc == 0)
-            return 0;
         if (c->delivery != SHMD_DELIVERY_LATEST)
             resync(c); /* lapped, or what stands there cannot be a message */
     }
@@ -275,9 +286,16 @@ void shmd_consumer_before_idle(shmd_consumer *c)
         shmd_consumer_wake_producer(c);
 }
 
+static int poll_here(shmd_consumer *c, shmd_message *out)
+{
+    if (c->position >= c->bound)
+        return 0;
+    return shmd_consumer_is_protected(c) ? poll_gated(c, out) : poll_copy(c, c->scratch, c->scratch_bytes, out);
+}
+
 int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
 {
-    for (int turns = 0; turns < 8; turns++) {
+    for (int turns = 0; turns < 16; turns++) {
         if (c->ended != 0)
             return ended(c);
         if (c->mapping == NULL) {
@@ -286,33 +304,25 @@ int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
                 return rc;
         }
         uint64_t position = c->position;
-        int got = 0;
-        if (position < c->bound)
-            got = shmd_consumer_is_protected(c) ? poll_gated(c, out) : poll_copy(c, c->scratch, c->scratch_bytes, out);
-        if (got != 0)
-            return got;
-        int rc = shmd_consumer_look(c);
+        uint64_t bound = c->bound;
+        int rc = poll_here(c, out);
+        if (rc != 0)
+            return rc;
+        rc = shmd_consumer_look(c);
         if (rc < 0)
             return rc;
-        if (rc == 0 && c->bound != UINT64_MAX && c->position == position && position < c->bound) {
-            /* Sealed, below the seal, and not committed: a head that lied. The epoch ends here. */
-            if (shmd_consumer_is_protected(c) ? poll_gated(c, out) : poll_copy(c, c->scratch, c->scratch_bytes, out))
-                return 1;
-            if (c->position != position)
-                continue;
-            note_lost(c, position, c->bound);
-            rc = 1;
+        if (rc == 0) {
+            if (c->position != position || c->bound != bound)
+                continue; /* something was passed over, or the seal is news: look again */
+            if (bound == UINT64_MAX) {
+                shmd_consumer_before_idle(c);
+                return 0;
+            }
+            note_lost(c, position, bound); /* sealed, below the seal, not committed: a head that lied. The epoch ends here. */
         }
-        if (rc == 1) {
-            rc = leave_epoch(c);
-            if (rc != 0)
-                return rc;
-            continue;
-        }
-        if (c->position == position && (c->bound == UINT64_MAX || position >= c->bound)) {
-            shmd_consumer_before_idle(c);
-            return 0;
-        }
+        rc = leave_epoch(c);
+        if (rc != 0)
+            return rc;
     }
     return 0;
 }

@@ -19,9 +19,8 @@ struct shmd_control_reader {
     shmd_control_t *control;
     shmd_authority_t *authority;
     uint64_t cursor;
-    uint64_t claim_position;    /* the uncommitted claim that it looks at, and since when */
-    uint64_t claim_since_ns;
-    uint64_t claim_turn;
+    uint64_t claim_since_ns;    /* since when it looks at an uncommitted claim at the cursor */
+    int claim_seen;
 };
 
 /* ---- clients -------------------------------------------------------------------------- */
@@ -31,7 +30,7 @@ static int claim(shmd_control_t *control, const shmd_authority_t *authority, uin
 {
     uint64_t cursor = shmd_load_acquire(&authority->control_cursor);
     uint64_t tail = shmd_load_relaxed(&control->tail); /* a hint that anybody can write: only used within one lap */
-    uint64_t at = tail - cursor <= SHMD_CONTROL_SLOTS ? tail : cursor;
+    uint64_t at = tail - cursor < SHMD_CONTROL_SLOTS ? tail : cursor; /* "full" is never believed, the turns decide */
     for (; at - cursor < SHMD_CONTROL_SLOTS; at++) {
         uint64_t *turn = &shmd_control_slot(control, at)->turn;
         uint32_t lap = shmd_position_lap(at);
@@ -119,7 +118,7 @@ void shmd_control_reader_free(shmd_control_reader *reader) { free(reader); }
 static void step(shmd_control_reader *r)
 {
     r->cursor++;
-    r->claim_turn = 0;
+    r->claim_seen = 0;
     shmd_store_release(&r->authority->control_cursor, r->cursor); /* K3: pairs with a claimer's acquire load */
 }
 
@@ -178,9 +177,8 @@ int shmd_control_poll(shmd_control_reader *r, shmd_request_t *out, uint64_t now_
         } else if (shmd_turn_lap(turn) == lap && phase == SHMD_TURN_COMMITTED) {
             return take(r, shmd_turn_who(turn), out);
         } else if (shmd_turn_lap(turn) == lap && phase == SHMD_TURN_CLAIMED && shmd_turn_who(turn) != 0) {
-            if (r->claim_turn != turn || r->claim_position != r->cursor) {
-                r->claim_turn = turn;
-                r->claim_position = r->cursor;
+            if (!r->claim_seen) { /* once a position: a claimer that keeps rewriting the word gains no time */
+                r->claim_seen = 1;
                 r->claim_since_ns = now_ns;
             }
             return now_ns - r->claim_since_ns >= (uint64_t)SHMD_CLAIM_PATIENCE_MS * 1000000u ? SHMD_E_TIMEOUT : 0;

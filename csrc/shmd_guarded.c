@@ -51,7 +51,8 @@ int shmd_guarded_publish_flags(shmd_producer *p, const uint8_t *head, uint32_t h
     int rc = enter_producer(p);
     if (rc != SHMD_OK)
         return rc;
-    rc = shmd_producer_check_length(p, bytes > UINT64_MAX - head_bytes ? UINT64_MAX : head_bytes + bytes);
+    rc = head_bytes % 8 == 0 ? SHMD_OK : shmd_fail(SHMD_E_INVALID, "head of %u bytes: expected a multiple of 8", head_bytes);
+    rc = rc ? rc : shmd_producer_check_length(p, bytes > UINT64_MAX - head_bytes ? UINT64_MAX : head_bytes + bytes);
     rc = rc ? rc : shmd_claim(p, (uint32_t)(head_bytes + bytes), &room);
     if (rc == SHMD_OK) {
         shmd_copy_to_shared(room, head, head_bytes);

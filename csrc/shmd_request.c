@@ -114,6 +114,10 @@ int shmd_request_check(const shmd_request_t *r)
     case SHMD_REQUEST_DETACH:
         if (r->lease_id == 0 && r->target_correlation_id == 0)
             return shmd_fail(SHMD_E_INVALID, "detach names neither a lease nor an attach");
+        rc = name_in_request("stream name", r->stream);
+        rc = rc ? rc : range("role", r->role, SHMD_ROLE_PRODUCER, SHMD_ROLE_CONSUMER);
+        if (rc != SHMD_OK)
+            return rc;
         return range("flags", r->flags & ~(uint32_t)SHMD_DETACH_ABORTED, 0, 0);
     case SHMD_REQUEST_SHUTDOWN:
         return range("shutdown mode", r->admin, SHMD_SHUTDOWN_END, SHMD_SHUTDOWN_HANDOVER);

@@ -17,7 +17,7 @@ uint64_t shmd_magic(uint32_t kind) { return 0x53484d4452560000u | kind; /* "SHMD
 int shmd_segment_open(const char *name, int writable, uint64_t *bytes)
 {
     struct stat status;
-    int fd = shm_open(name, (writable ? O_RDWR : O_RDONLY) | O_NOFOLLOW | O_CLOEXEC, 0);
+    int fd = shm_open(name, (writable ? O_RDWR : O_RDONLY) | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0); /* O_NONBLOCK: a planted FIFO is refused, not waited for */
     if (fd < 0)
         return shmd_fail_errno("cannot open segment %s %s", name, writable ? "for writing" : "for reading");
     if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {

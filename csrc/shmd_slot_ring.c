@@ -50,9 +50,11 @@ int shmd_slot_copy(const shmd_ring_view_t *ring, uint64_t seq, void *out, uint64
     shmd_fence_acquire(); /* U1: header, reference and inline payload before the second look; pairs with P1 */
     if (shmd_load_relaxed(&slot->commit) != commit)
         return SHMD_E_OVERRUN;
+    if (message->length > (in_arena ? ring->arena_bytes : ring->inline_max))
+        return SHMD_E_CORRUPT; /* no buffer would be large enough: passed over, not asked for again */
     if (!fits)
         return SHMD_E_TOO_LARGE;
     if (in_arena)
         return copy_arena(ring, slot, commit, &ref, out, message);
-    return message->length <= ring->inline_max ? 1 : SHMD_E_CORRUPT;
+    return 1;
 }

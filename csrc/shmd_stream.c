@@ -22,6 +22,9 @@ uint64_t shmd_epoch_join(shmd_epoch_hot_t *hot, const shmd_data_t *data, shmd_ga
     shmd_store_relaxed(&gate->consumed, 0);
     shmd_store_relaxed(&gate->lost, 0);
     shmd_store_relaxed(&gate->skipped, 0);
+    shmd_store_relaxed(&gate->last_read_ns, 0);
+    for (uint32_t i = 0; i < SHMD_LATENCY_BUCKETS; i++)
+        shmd_store32_relaxed(&gate->latency[i], 0);
     shmd_store_release(&gate->position, shmd_load_acquire(&data->head));
     shmd_store_release(&gate->lease_id, lease_id);
     if (reliable)
