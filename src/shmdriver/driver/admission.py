@@ -359,7 +359,7 @@ class Admission:
             return  # it is wired into the first epoch to come, at its first message
         start, joined = epoch.join(lease, oldest=oldest)
         if lease.record.delivery == lib.SHMD_DELIVERY_LATEST:
-            start = max(start, joined - 1)  # the newest message there is
+            start = max(joined - 1, 0)  # the newest message there is
         lease.record.first_epoch, lease.record.record = epoch.number, epoch.slot
         lease.record.start_seq, lease.record.joined_seq = start, joined
 

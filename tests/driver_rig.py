@@ -1,0 +1,360 @@
+"""A driver under a fake clock, and clients made by hand: what the driver's tests stand on.
+
+The requester writes the control ring's bytes itself, so that a test can also write wrong ones.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver.config import Config
+from shmdriver.driver.driver import Driver
+from shmdriver.driver.memory import InlineMemory
+from shmdriver.driver.segments import authority_name, control_name, lock_authority
+from shmdriver.driver.shm import Modes, SegmentMap, open_segment, unlink_segment
+
+MS = 1_000_000
+SECOND = 1000 * MS
+EVENT_FIELDS = [name for name, _ in ffi.typeof("shmd_event_t").fields]
+
+
+class FakeClock:
+    """Monotonic nanoseconds that only move when told to."""
+
+    def __init__(self, now_ns: int = 1_000 * SECOND) -> None:
+        self.now_ns = now_ns
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def advance_ms(self, milliseconds: float) -> None:
+        self.now_ns += int(milliseconds * MS)
+
+
+def start_time_of(pid: int) -> int:
+    out = ffi.new("uint64_t *")
+    assert lib.shmd_process_start_time(pid, out) == 0
+    return int(out[0])
+
+
+def hash_of(data: bytes, seed: int = 0) -> int:
+    return int(lib.shmd_hash(data, len(data), seed))
+
+
+class View:
+    """The segments of an instance as a client or a tool maps them; outlives drivers."""
+
+    def __init__(self, instance: str) -> None:
+        self._maps = []
+        for name, ctype, writable in (
+            (authority_name(instance), "shmd_authority_t *", False),
+            (control_name(instance), "shmd_control_t *", True),
+        ):
+            fd, size = open_segment(name, writable=writable)
+            mapped = SegmentMap.of(fd, size, writable=writable)
+            os.close(fd)
+            self._maps.append(mapped)
+            setattr(self, ctype.split("_")[1], mapped.view(ctype))
+        self.authority: Any
+        self.control: Any
+        self._cursor = ffi.new("uint64_t *", self.authority.event_head)
+
+    def close(self) -> None:
+        for mapped in self._maps:
+            mapped.close()
+
+    def events(self) -> list[SimpleNamespace]:
+        """What was published since the last call."""
+        found = []
+        out = ffi.new("shmd_event_t *")
+        while lib.shmd_event_poll(self.authority, self._cursor, out, ffi.NULL) == 1:
+            values = {name: getattr(out, name) for name in EVENT_FIELDS}
+            for text in ("stream", "text"):
+                values[text] = ffi.string(values[text]).decode()
+            found.append(SimpleNamespace(**values))
+        return found
+
+    def slot(self, position: int) -> Any:
+        base = ffi.cast("unsigned char *", self.control) + ffi.sizeof("shmd_control_t")
+        return ffi.cast("shmd_control_slot_t *", base) + position % lib.SHMD_CONTROL_SLOTS
+
+    def claim(self, who: int) -> int:
+        """Claims the next control slot as that claimer; its position."""
+        position = int(self.authority.control_cursor)
+        while self.slot(position).turn != turn(position, 0, lib.SHMD_TURN_FREE):
+            position += 1
+            assert position < self.authority.control_cursor + lib.SHMD_CONTROL_SLOTS, "the ring is full"
+        self.slot(position).turn = turn(position, who, lib.SHMD_TURN_CLAIMED)
+        return position
+
+    def commit(self, position: int, who: int, request: Any, nonce: int) -> None:
+        request.position = position
+        seed = hash_of(nonce.to_bytes(8, "little"), (who << 32) ^ position)
+        request.checksum = hash_of(bytes(ffi.buffer(request))[8:], seed)
+        ffi.memmove(ffi.addressof(self.slot(position), "request"), request, ffi.sizeof("shmd_request_t"))
+        self.slot(position).turn = turn(position, who, lib.SHMD_TURN_COMMITTED)
+
+
+def turn(position: int, who: int, phase: int) -> int:
+    return (position // lib.SHMD_CONTROL_SLOTS) << 32 | who << 4 | phase
+
+
+class Requester:
+    """A client made by hand. Nothing waits: the rig ticks, and answers are looked up by correlation id."""
+
+    def __init__(self, rig: Rig, *, pid: int | None = None, namespace: int | None = None) -> None:
+        self.rig = rig
+        self.pid = pid if pid is not None else os.getpid()
+        self.namespace = lib.shmd_pid_namespace() if namespace is None else namespace
+        self.start_time = start_time_of(self.pid) if namespace is None else 1
+        self.nonce = secrets.randbits(64)
+        self.client_id = 0
+        self.index = 0
+        self._beat = 0
+
+    @property
+    def who(self) -> int:
+        return self.index + 1 if self.client_id else self.pid | 1 << 27
+
+    def request(self, kind: int, **fields: Any) -> Any:
+        raw = ffi.new("shmd_request_t *")
+        raw.kind, raw.layout_version = kind, lib.SHMD_LAYOUT_VERSION
+        raw.correlation_id = secrets.randbits(63) | 1
+        raw.client_id = self.client_id
+        raw.deadline_ns = self.rig.clock.now_ns + 5 * SECOND
+        raw.arena_bytes = 2**64 - 1
+        for name, value in fields.items():
+            setattr(raw, name, value)
+        return raw
+
+    def send(self, raw: Any) -> int:
+        """Puts it into the ring; the correlation id."""
+        view = self.rig.view
+        position = view.claim(self.who)
+        view.commit(position, self.who, raw, int(raw.nonce) if raw.kind == lib.SHMD_REQUEST_HELLO else self.nonce)
+        return int(raw.correlation_id)
+
+    def ask(self, raw: Any) -> SimpleNamespace:
+        """Sends, ticks, and returns the answer."""
+        correlation = self.send(raw)
+        self.rig.tick()
+        return self.rig.answer(correlation)
+
+    def hello(self, **fields: Any) -> SimpleNamespace:
+        raw = self.request(
+            lib.SHMD_REQUEST_HELLO,
+            **{
+                "pid": self.pid,
+                "start_time": self.start_time,
+                "pid_namespace": self.namespace,
+                "nonce": self.nonce,
+                "name": b"requester",
+                **fields,
+            },
+        )
+        answer = self.ask(raw)
+        if answer.code == lib.SHMD_CODE_OK:
+            self.client_id, self.index = answer.client_id, answer.client_index
+        return answer
+
+    def attach_request(self, stream: str, role: int, **fields: Any) -> Any:
+        consumer = {"delivery": lib.SHMD_DELIVERY_RELIABLE, "start": lib.SHMD_START_NEWEST, "wait": lib.SHMD_WAIT_ADAPTIVE}
+        schema = fields.pop("schema", b"")
+        return self.request(
+            lib.SHMD_REQUEST_ATTACH,
+            **{
+                "stream": stream.encode(),
+                "role": role,
+                "flags": lib.SHMD_ATTACH_CREATE,
+                "schema": schema,
+                "schema_bytes": len(schema),
+                **(consumer if role == lib.SHMD_ROLE_CONSUMER else {}),
+                **fields,
+            },
+        )
+
+    def consume(self, stream: str = "s", *, confirm: bool = True, **fields: Any) -> SimpleNamespace:
+        answer = self.ask(self.attach_request(stream, lib.SHMD_ROLE_CONSUMER, **fields))
+        if confirm and answer.code == lib.SHMD_CODE_OK:
+            self.confirm(answer)
+        return answer
+
+    def produce(self, stream: str = "s", *, confirm: bool = True, **fields: Any) -> SimpleNamespace:
+        answer = self.ask(self.attach_request(stream, lib.SHMD_ROLE_PRODUCER, **fields))
+        if confirm and answer.code == lib.SHMD_CODE_OK:
+            self.confirm(answer)
+        return answer
+
+    def confirm(self, answer: SimpleNamespace) -> None:
+        view = self.rig.view
+        line = lib.shmd_control_lease_line(
+            view.control, view.authority.client_max, view.authority.lease_max, answer.lease_index
+        )
+        line.confirmed = answer.lease_id
+
+    def detach(self, answer: SimpleNamespace, *, aborted: bool = False) -> SimpleNamespace:
+        flags = lib.SHMD_DETACH_ABORTED if aborted else 0
+        return self.ask(self.request(lib.SHMD_REQUEST_DETACH, lease_id=answer.lease_id, flags=flags))
+
+    def goodbye(self) -> None:
+        self.send(self.request(lib.SHMD_REQUEST_GOODBYE))
+        self.rig.tick()
+
+    def beat(self) -> None:
+        view = self.rig.view
+        self._beat += 1
+        lib.shmd_control_heartbeat(
+            view.control, view.authority.client_max, view.authority.lease_max, self.index
+        ).beat = self._beat
+
+
+class Rig:
+    """One instance: config, fake clock, driver (one after another), a view of its segments."""
+
+    def __init__(self, instance: str, **overrides: Any) -> None:
+        self.instance = instance
+        self.clock = FakeClock()
+        self.token: bytes | None = b"token of the rig, long enough"
+        self.overrides = {"profiles.default.slots": 64, "profiles.default.arena": 65536} | {
+            key.replace("__", "."): value for key, value in overrides.items()
+        }
+        self.logged: list[str] = []
+        self._seen: list[SimpleNamespace] = []
+        self.driver: Driver
+        self.view: View
+        self.start()
+        self.view = View(instance)
+
+    def start(self, **overrides: Any) -> Driver:
+        values = {**self.overrides, "driver.instance": self.instance}
+        values |= {key.replace("__", "."): value for key, value in overrides.items()}
+        config = Config.load(env={}, overrides=values)
+        self.driver = Driver(
+            config, clock=self.clock, memory=InlineMemory(), log=self.logged.append, token=self.token
+        )
+        self.driver.start()
+        return self.driver
+
+    def crash(self) -> None:
+        """As kill -9 leaves it: nothing sealed, nothing unlinked, the lock free."""
+        self.driver.close()
+
+    def restart(self) -> Driver:
+        self.crash()
+        return self.start()
+
+    def tick(self, milliseconds: float = 0, *, step_ms: float = 50) -> None:
+        """Ticks now, then on through that much time, as the loop would."""
+        self.driver.tick()
+        end_ns = self.clock.now_ns + int(milliseconds * MS)
+        while self.clock.now_ns < end_ns and self.driver.state.value != "stopped":
+            self.clock.advance_ms(min(step_ms, (end_ns - self.clock.now_ns) / MS))
+            self.driver.tick()
+
+    def client(self, **fields: Any) -> Requester:
+        requester = Requester(self, **fields)
+        answer = requester.hello()
+        assert answer.code == lib.SHMD_CODE_OK, answer.text
+        return requester
+
+    @property
+    def events(self) -> list[SimpleNamespace]:
+        self._seen += self.view.events()
+        return self._seen
+
+    def answer(self, correlation: int) -> SimpleNamespace:
+        found = [event for event in self.events if event.correlation_id == correlation]
+        assert found, f"no answer to {correlation}; events: {[event.kind for event in self._seen]}"
+        return found[-1]
+
+    def events_of(self, kind: int) -> list[SimpleNamespace]:
+        return [event for event in self.events if event.kind == kind]
+
+    # -- tables
+
+    def lease(self, answer: SimpleNamespace) -> Any:
+        return lib.shmd_authority_lease(self.view.authority, answer.lease_index)
+
+    def lease_state(self, answer: SimpleNamespace) -> int:
+        record = self.lease(answer)
+        return int(record.word) & 0xFF if record.lease_id == answer.lease_id else lib.SHMD_LEASE_FREE
+
+    def client_state(self, client: Requester) -> int:
+        return int(lib.shmd_authority_client(self.view.authority, client.index).word) & 0xFF
+
+    def stream_record(self, answer: SimpleNamespace) -> Any:
+        return lib.shmd_authority_stream(self.view.authority, answer.stream_index)
+
+    def epoch(self, answer: SimpleNamespace, number: int | None = None) -> Any:
+        """The record of an epoch: of the answer's own, or of that number; None when it is gone."""
+        number = answer.epoch if number is None else number
+        for record in self.stream_record(answer).epochs:
+            if int(record.hot.state) >> 8 == number and int(record.hot.state) & 0xFF:
+                return record
+        return None
+
+    def epoch_state(self, answer: SimpleNamespace, number: int | None = None) -> int:
+        record = self.epoch(answer, number)
+        return lib.SHMD_EPOCH_FREE if record is None else int(record.hot.state) & 0xFF
+
+    def counter(self, name: str) -> int:
+        return int(lib.shmd_counter_get(self.view.authority, getattr(lib, f"SHMD_COUNTER_{name}")))
+
+    @contextmanager
+    def epoch_memory(self, answer: SimpleNamespace, number: int | None = None) -> Iterator[SimpleNamespace]:
+        """An epoch's data and gates, both writable: the test plays producer and consumers."""
+        record = self.epoch(answer, number)
+        maps = []
+        for name, size in ((record.data_name, record.data_bytes), (record.gates_name, record.gates_bytes)):
+            fd, found = open_segment(ffi.string(name).decode(), writable=True)
+            assert found == size
+            maps.append(SegmentMap.of(fd, found, writable=True))
+            os.close(fd)
+        try:
+            yield SimpleNamespace(
+                data=maps[0].view("shmd_data_t *"),
+                gates=maps[1].view("shmd_gates_t *"),
+                gate=lambda index: lib.shmd_gates_gate(maps[1].view("shmd_gates_t *"), index),
+                slot=lambda seq: ffi.cast(
+                    "shmd_slot_t *",
+                    maps[0].view("unsigned char *")
+                    + maps[0].view("shmd_data_t *").ring_offset
+                    + seq % record.slots * record.slot_bytes,
+                ),
+            )
+        finally:
+            for mapped in maps:
+                mapped.close()
+
+    def publish(self, answer: SimpleNamespace, count: int, *, store_head: bool = True) -> None:
+        """Commits messages without payload, as the C producer does."""
+        with self.epoch_memory(answer) as memory:
+            head = int(memory.data.head)
+            while (memory.slot(head).commit) == head << 1 | 1:
+                head += 1
+            for seq in range(head, head + count):
+                memory.slot(seq).commit = seq << 1 | 1
+            if store_head:
+                memory.data.head = head + count
+
+    def leave(self, answer: SimpleNamespace, number: int) -> None:
+        """A consumer's `left` mark in an epoch."""
+        with self.epoch_memory(answer, number) as memory:
+            memory.gate(answer.gate).left = answer.lease_id
+
+    def close(self) -> None:
+        """Whatever state it is in, nothing stays."""
+        self.view.close()
+        self.driver.close()
+        names = [entry for entry in os.listdir("/dev/shm") if entry.startswith(f"shmd.{self.instance}.")]
+        if names:
+            lock_authority(self.instance, Modes()).release()  # raises if something still drives it
+        for name in os.listdir("/dev/shm"):
+            if name.startswith(f"shmd.{self.instance}."):
+                unlink_segment(f"/{name}")

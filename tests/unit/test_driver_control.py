@@ -1,0 +1,230 @@
+"""The control ring read: garbage, dead claimers, floods, forged identities; and who may shut a driver down."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver.authentication import create_token, read_token, sign_request
+from shmdriver.errors import Code, Reason, ShmDriverError
+from tests.driver_rig import Requester, Rig, turn
+
+
+@pytest.fixture
+def rig(instance_name: str) -> Iterator[Rig]:
+    rig = Rig(instance_name)
+    yield rig
+    rig.close()
+
+
+def test_wrong_checksum_is_counted_and_harms_nobody(rig: Rig) -> None:
+    client = rig.client()
+    raw = client.attach_request("s", lib.SHMD_ROLE_CONSUMER)
+    position = rig.view.claim(client.who)
+    rig.view.commit(position, client.who, raw, client.nonce + 1)
+    rig.tick()
+    assert rig.counter("REQUESTS_CORRUPT") == 1
+    assert client.consume().code == lib.SHMD_CODE_OK
+
+
+def test_bytes_of_garbage_in_every_slot_are_survived(rig: Rig) -> None:
+    client = rig.client()
+    chance = random.Random(7)
+    for _ in range(200):
+        position = rig.view.claim(client.who)
+        slot = rig.view.slot(position)
+        garbage = chance.randbytes(ffi.sizeof("shmd_request_t"))
+        ffi.memmove(ffi.addressof(slot, "request"), garbage, len(garbage))
+        slot.turn = turn(position, chance.choice([client.who, 0, 2**27 - 1]), lib.SHMD_TURN_COMMITTED)
+        rig.tick()
+    for _ in range(50):
+        rig.view.slot(int(rig.view.authority.control_cursor)).turn = chance.getrandbits(64)
+        rig.tick(60)
+    rig.view.control.tail = 2**63
+    rig.tick(500)
+    client.beat()
+    assert client.consume().code == lib.SHMD_CODE_OK
+    assert rig.driver.state.value in ("running.healthy", "running.degraded")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"role": 9}, "role"),
+        ({"delivery": 0}, "delivery"),
+        ({"stream": b"no spaces please"}, "name"),
+        ({"stream": b"../etc"}, "name"),
+        ({"slots": 2**31, "role": lib.SHMD_ROLE_PRODUCER}, "slots"),
+        ({"flags": 0x8000}, "flags"),
+        ({"layout_version": 99}, "layout version"),
+    ],
+)
+def test_invalid_values_are_answered_with_what_is_allowed(rig: Rig, fields, words) -> None:
+    client = rig.client()
+    raw = client.attach_request("s", fields.get("role", lib.SHMD_ROLE_CONSUMER))
+    for name, value in fields.items():
+        setattr(raw, name, value)
+    answer = client.ask(raw)
+    assert answer.code in (lib.SHMD_CODE_INVALID_PARAMS, lib.SHMD_CODE_UNSUPPORTED)
+    assert words in answer.text
+
+
+def test_claim_that_is_never_committed_holds_others_up_only_for_its_patience(rig: Rig) -> None:
+    lame, client = rig.client(), rig.client()
+    held = rig.view.claim(lame.who)
+    correlation = client.send(client.attach_request("s", lib.SHMD_ROLE_CONSUMER))
+    rig.tick(lib.SHMD_CLAIM_PATIENCE_MS + 60, step_ms=10)
+    assert rig.answer(correlation).code == lib.SHMD_CODE_OK
+    assert rig.counter("CLAIMS_QUARANTINED") == 1
+    quarantined = turn(held, lame.who, lib.SHMD_TURN_QUARANTINED)
+    assert rig.view.slot(held).turn == quarantined  # so its late commit fails
+    rig.view.slot(held).turn = turn(held, lame.who, lib.SHMD_TURN_RELEASED)
+    rig.tick(200)
+    assert rig.view.slot(held).turn == turn(held + lib.SHMD_CONTROL_SLOTS, 0, lib.SHMD_TURN_FREE)
+
+
+def test_claim_of_a_process_that_is_gone_is_freed(rig: Rig) -> None:
+    gone = 2**22 - 3  # beyond what a kernel gives by default
+    held = rig.view.claim(gone | 1 << 27)
+    rig.tick(lib.SHMD_CLAIM_PATIENCE_MS + 60, step_ms=10)
+    rig.client()
+    assert rig.view.slot(held).turn == turn(held + lib.SHMD_CONTROL_SLOTS, 0, lib.SHMD_TURN_FREE)
+
+
+def test_flood_of_one_client_does_not_hold_up_another(rig: Rig) -> None:
+    flooder, client = rig.client(), rig.client()
+    for number in range(40):
+        flooder.send(flooder.attach_request(f"s{number}", lib.SHMD_ROLE_CONSUMER))
+    correlation = client.send(client.attach_request("t", lib.SHMD_ROLE_CONSUMER))
+    rig.tick()
+    assert rig.answer(correlation).code == lib.SHMD_CODE_OK
+    assert len(rig.driver.tables.leases) < 40
+    assert rig.driver.next_deadline_ns() == rig.clock.now_ns  # the rest waits, so the loop does not sleep
+    for _ in range(10):
+        rig.tick()
+    assert len(rig.driver.tables.leases) == 41
+
+
+def test_forged_client_id_is_no_client(rig: Rig) -> None:
+    client, other = rig.client(), rig.client()
+    raw = client.attach_request("s", lib.SHMD_ROLE_CONSUMER, client_id=other.client_id)
+    client.send(raw)
+    rig.tick()
+    assert rig.counter("REQUESTS_CORRUPT") == 1
+    assert len(rig.driver.tables.leases) == 0
+
+
+def test_more_requests_than_slots_are_served_over_laps(rig: Rig) -> None:
+    client = rig.client()
+    for _ in range(3 * lib.SHMD_CONTROL_SLOTS):
+        client.detach(client.consume())
+    assert rig.counter("REQUESTS") == 1 + 6 * lib.SHMD_CONTROL_SLOTS
+
+
+# ---- authentication
+
+
+def _signed(client: Requester, kind: int, admin: int, *, nonce: int = 1, token: bytes | None = None, **fields):
+    raw = client.request(kind, admin=admin, **fields)
+    sign_request(
+        raw,
+        token if token is not None else client.rig.token or b"",
+        boot_id=int(client.rig.view.authority.header.boot_id),
+        client_id=client.client_id,
+        nonce=nonce,
+    )
+    return raw
+
+
+def test_signed_shutdown_drains_and_stops(rig: Rig) -> None:
+    client = rig.client()
+    answer = client.ask(_signed(client, lib.SHMD_REQUEST_SHUTDOWN, lib.SHMD_SHUTDOWN_END, text=b"over"))
+    assert answer.code == lib.SHMD_CODE_OK
+    assert rig.driver.state.value == "stopped"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda raw: setattr(raw, "nonce", 2),
+        lambda raw: setattr(raw, "admin", lib.SHMD_SHUTDOWN_HANDOVER),
+        lambda raw: setattr(raw, "text", b"other words"),
+        lambda raw: ffi.memmove(raw.hmac, bytes(32), 32),
+    ],
+)
+def test_changed_request_is_refused(rig: Rig, spoil) -> None:
+    client = rig.client()
+    raw = _signed(client, lib.SHMD_REQUEST_SHUTDOWN, lib.SHMD_SHUTDOWN_END)
+    spoil(raw)
+    assert client.ask(raw).reason == Reason.TOKEN
+    assert rig.counter("AUTH_REFUSED") == 1
+    assert rig.driver.state.value == "running.healthy"
+
+
+def test_replayed_request_is_refused_also_by_a_successor(rig: Rig) -> None:
+    client = rig.client()
+    on = _signed(client, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_MAINTENANCE_ON, nonce=5)
+    assert client.ask(on).code == lib.SHMD_CODE_OK
+    assert client.ask(on).reason == Reason.TOKEN
+    rig.restart()
+    assert client.ask(on).reason == Reason.TOKEN
+
+
+def test_without_a_token_nobody_shuts_down(rig: Rig) -> None:
+    rig.token = None
+    rig.restart()
+    client = rig.client()
+    refused = client.ask(_signed(client, lib.SHMD_REQUEST_SHUTDOWN, lib.SHMD_SHUTDOWN_END, token=b"x" * 32))
+    assert refused.reason == Reason.TOKEN
+    assert "no shutdown token" in refused.text
+
+
+def test_refusals_are_rate_limited(rig: Rig) -> None:
+    client = rig.client()
+    reasons = [
+        client.ask(_signed(client, lib.SHMD_REQUEST_SHUTDOWN, 1, token=b"wrong" * 8)).reason for _ in range(7)
+    ]
+    assert reasons == [Reason.TOKEN] * 5 + [Reason.RATE] * 2
+    rig.tick(1000)
+    assert client.ask(_signed(client, lib.SHMD_REQUEST_SHUTDOWN, 1)).code == lib.SHMD_CODE_OK
+
+
+def test_maintenance_refuses_attaches_and_ends(rig: Rig) -> None:
+    client = rig.client()
+    attached = client.consume()
+    client.ask(_signed(client, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_MAINTENANCE_ON, nonce=1))
+    assert client.consume("t").reason == Reason.MAINTENANCE
+    assert client.detach(attached).code == lib.SHMD_CODE_OK
+    client.ask(_signed(client, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_MAINTENANCE_OFF, nonce=2))
+    assert client.consume("t").code == lib.SHMD_CODE_OK
+
+
+def test_administrator_revokes_a_lease_and_takes_a_snapshot(rig: Rig) -> None:
+    client, admin = rig.client(), rig.client()
+    attached = client.consume()
+    asked = _signed(admin, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_REVOKE, nonce=1, lease_id=attached.lease_id)
+    assert admin.ask(asked).code == lib.SHMD_CODE_OK
+    assert rig.lease_state(attached) == lib.SHMD_LEASE_REVOKED
+    again = _signed(admin, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_REVOKE, nonce=2, lease_id=attached.lease_id)
+    assert admin.ask(again).code == Code.INVALID_PARAMS
+    snapshot = admin.ask(_signed(admin, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_SNAPSHOT, nonce=3))
+    assert "2 clients, 0 leases" in snapshot.text
+
+
+def test_token_files_are_private_and_checked(tmp_path) -> None:
+    path = tmp_path / "x.token"
+    token = create_token(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert read_token(path) == token
+    path.chmod(0o644)
+    with pytest.raises(ShmDriverError, match="anybody can read it"):
+        read_token(path)
+    path.chmod(0o600)
+    path.write_bytes(b"short")
+    with pytest.raises(ShmDriverError, match="5 bytes"):
+        read_token(path)
+    with pytest.raises(ShmDriverError, match="No such file"):
+        read_token(tmp_path / "none")

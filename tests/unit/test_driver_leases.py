@@ -1,0 +1,267 @@
+"""Leases under a fake clock: how they begin, live and end, and what each end means for the stream."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from shmdriver._native import lib
+from shmdriver.errors import Reason
+from tests.driver_rig import MS, Requester, Rig
+
+
+@pytest.fixture
+def rig(instance_name: str) -> Iterator[Rig]:
+    rig = Rig(instance_name)
+    yield rig
+    rig.close()
+
+
+@pytest.fixture
+def sleeper() -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Processes that do nothing until they are killed."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdin
+        process.stdin.close()
+
+
+def test_hello_is_answered_once_more_with_the_same_client(rig: Rig) -> None:
+    client = Requester(rig)
+    raw = client.request(
+        lib.SHMD_REQUEST_HELLO, pid=client.pid, start_time=client.start_time,
+        pid_namespace=client.namespace, nonce=client.nonce,
+    )
+    first = client.ask(raw)
+    second = client.ask(raw)
+    assert first.client_id == second.client_id != 0
+    assert len(rig.driver.tables.clients) == 1
+
+
+def test_hello_of_a_process_that_is_another_is_refused(rig: Rig) -> None:
+    client = Requester(rig)
+    answer = client.hello(start_time=client.start_time + 1)
+    assert answer.code == lib.SHMD_CODE_INVALID_PARAMS
+    assert "is not the one that asks" in answer.text
+
+
+def test_client_of_another_pid_namespace_is_watched_by_heartbeat_only(rig: Rig) -> None:
+    client = rig.client(namespace=1)
+    assert lib.shmd_authority_client(rig.view.authority, client.index).provable == 0
+
+
+def test_attach_becomes_active_when_its_client_confirms(rig: Rig) -> None:
+    client = rig.client()
+    answer = client.consume(confirm=False)
+    assert rig.lease_state(answer) == lib.SHMD_LEASE_ATTACHED
+    client.confirm(answer)
+    rig.tick(200)
+    assert rig.lease_state(answer) == lib.SHMD_LEASE_ACTIVE
+
+
+def test_unconfirmed_attach_is_detached_at_its_deadline_and_its_gate_waits_for_proof(rig: Rig) -> None:
+    client = rig.client()
+    answer = client.consume(confirm=False)
+    for _ in range(8):
+        client.beat()
+        rig.tick(1000)
+    record = rig.lease(answer)
+    assert rig.lease_state(answer) == lib.SHMD_LEASE_DETACHED
+    assert (record.end_reason, record.quarantined) == (Reason.UNCONFIRMED, 1)
+    assert rig.stream_record(answer).gates_used == 1 << answer.gate
+    client.goodbye()
+    assert rig.stream_record(answer).gates_used == 0
+
+
+def test_repeated_attach_gets_the_same_lease(rig: Rig) -> None:
+    client = rig.client()
+    raw = client.attach_request("s", lib.SHMD_ROLE_CONSUMER)
+    first, second = client.ask(raw), client.ask(raw)
+    assert first.lease_id == second.lease_id
+    assert len(rig.driver.tables.leases) == 1
+
+
+def test_attach_repeated_after_its_end_is_told_so(rig: Rig) -> None:
+    client = rig.client()
+    raw = client.attach_request("s", lib.SHMD_ROLE_CONSUMER)
+    answer = client.ask(raw)
+    client.detach(answer)
+    again = client.ask(raw)
+    assert (again.code, again.reason) == (lib.SHMD_CODE_REJECTED, Reason.CLOSED)
+
+
+def test_request_past_its_deadline_is_dropped_and_counted(rig: Rig) -> None:
+    client = rig.client()
+    raw = client.attach_request("s", lib.SHMD_ROLE_CONSUMER, deadline_ns=rig.clock.now_ns - 1)
+    client.send(raw)
+    rig.tick()
+    assert rig.counter("REQUESTS_EXPIRED") == 1
+    assert len(rig.driver.tables.leases) == 0
+
+
+def test_detach_is_idempotent_and_frees_the_gate(rig: Rig) -> None:
+    client = rig.client()
+    answer = client.consume()
+    assert client.detach(answer).state == lib.SHMD_LEASE_DETACHED
+    assert client.detach(answer).code == lib.SHMD_CODE_OK
+    assert rig.stream_record(answer).gates_used == 0
+
+
+def test_detach_by_correlation_id_undoes_an_attach(rig: Rig) -> None:
+    client = rig.client()
+    raw = client.attach_request("s", lib.SHMD_ROLE_CONSUMER)
+    answer = client.ask(raw)
+    client.ask(client.request(lib.SHMD_REQUEST_DETACH, target_correlation_id=raw.correlation_id))
+    assert rig.lease_state(answer) == lib.SHMD_LEASE_DETACHED
+    assert rig.lease(answer).end_reason == Reason.ABORTED
+
+
+def test_detach_of_anothers_lease_is_refused(rig: Rig) -> None:
+    owner, thief = rig.client(), rig.client()
+    answer = owner.consume()
+    refused = thief.detach(answer)
+    assert refused.reason == Reason.NOT_OWNER
+    assert rig.lease_state(answer) == lib.SHMD_LEASE_ATTACHED
+
+
+def test_silent_client_is_stalled_then_recovers(rig: Rig) -> None:
+    client = rig.client()
+    answer = client.consume()
+    rig.tick(200)
+    rig.tick(2000)
+    assert rig.client_state(client) == lib.SHMD_CLIENT_STALLED
+    assert rig.lease_state(answer) == lib.SHMD_LEASE_STALLED
+    assert rig.view.authority.degraded != 0
+    client.beat()
+    rig.tick(200)
+    assert rig.client_state(client) == lib.SHMD_CLIENT_ALIVE
+    assert rig.lease_state(answer) == lib.SHMD_LEASE_ACTIVE
+    client.beat()
+    rig.tick(1200)
+    assert rig.view.authority.degraded == 0
+
+
+def test_silence_past_the_deadline_expires_and_quarantines(rig: Rig) -> None:
+    client = rig.client()
+    answer = client.produce()
+    rig.tick(11_000)
+    assert rig.client_state(client) == lib.SHMD_CLIENT_GONE
+    assert rig.lease_state(answer) == lib.SHMD_LEASE_EXPIRED
+    assert rig.lease(answer).quarantined == 1
+    record = rig.epoch(answer)
+    assert record.hot.state & 0xFF == lib.SHMD_EPOCH_SEALED
+    assert (record.end_reason, record.unproven) == (Reason.EXPIRED, 1)
+    revoked = rig.events_of(lib.SHMD_EVENT_LEASE_REVOKED)
+    assert [event.lease_id for event in revoked] == [answer.lease_id]
+    assert "was silent for" in revoked[0].text
+
+
+def test_death_is_proved_by_pidfd_and_ends_everything_at_once(rig: Rig, sleeper) -> None:
+    process = sleeper()
+    client = rig.client(pid=process.pid)
+    producer, consumer = client.produce("a"), client.consume("b")
+    process.kill()
+    process.wait()
+    rig.tick(150)
+    assert rig.lease_state(producer) == rig.lease_state(consumer) == lib.SHMD_LEASE_EXPIRED
+    assert rig.lease(producer).end_reason == Reason.DIED
+    assert rig.lease(producer).quarantined == 0
+    assert rig.client_state(client) == lib.SHMD_CLIENT_FREE
+    assert rig.counter("CLIENTS_DIED") == 1
+
+
+def test_unreaped_zombie_counts_as_dead(rig: Rig, sleeper) -> None:
+    process = sleeper()
+    client = rig.client(pid=process.pid)
+    process.kill()
+    while rig.client_state(client) != lib.SHMD_CLIENT_FREE:  # nobody waits for it meanwhile
+        rig.tick(100)
+    assert process.returncode is None
+
+
+def test_dead_producer_is_reaped_before_a_second_one_is_refused(rig: Rig, sleeper) -> None:
+    process = sleeper()
+    first = rig.client(pid=process.pid).produce()
+    process.kill()
+    process.wait()
+    second = rig.client().produce()  # no time passes
+    assert second.code == lib.SHMD_CODE_OK
+    assert second.epoch == first.epoch + 1
+
+
+def test_goodbye_ends_what_is_open_as_aborted(rig: Rig) -> None:
+    client = rig.client()
+    answer = client.produce()
+    consumer = rig.client().consume()
+    client.goodbye()
+    assert rig.epoch(consumer, answer.epoch).end_reason == Reason.ABORTED
+    assert rig.client_state(client) == lib.SHMD_CLIENT_FREE
+
+
+def test_pause_of_the_driver_expires_nobody(rig: Rig) -> None:
+    client = rig.client()
+    answer = client.consume()
+    rig.clock.advance_ms(60_000)
+    rig.tick(500)
+    assert rig.lease_state(answer) == lib.SHMD_LEASE_ACTIVE
+
+
+def test_limits_are_refused_with_a_number(instance_name: str) -> None:
+    rig = Rig(
+        instance_name,
+        policies__limits__clients=1, policies__limits__leases=2, policies__limits__streams=2,
+        profiles__default__max_consumers=1,
+    )  # fmt: skip
+    try:
+        client = rig.client()
+        answer = Requester(rig).hello()
+        assert answer.reason == Reason.LIMIT
+        assert "1 of 1 clients" in answer.text
+        assert client.consume("a").code == lib.SHMD_CODE_OK
+        assert "has 1 consumers" in client.consume("a").text
+        assert client.consume("b").code == lib.SHMD_CODE_OK
+        refused = client.consume("c")
+        assert (refused.reason, "2 of 2 streams" in refused.text) == (Reason.LIMIT, True)
+        assert "2 leases are live" in client.produce("a").text
+    finally:
+        rig.close()
+
+
+def test_lease_ids_are_never_given_twice_even_across_restarts(rig: Rig) -> None:
+    client = rig.client()
+    first = client.consume()
+    client.detach(first)
+    rig.restart()
+    assert client.consume().lease_id > first.lease_id
+
+
+def test_revoked_client_line_waits_until_its_owner_detaches(rig: Rig) -> None:
+    client = rig.client()
+    answer = client.consume()
+    lease = rig.driver.tables.leases.live(answer.lease_id)
+    assert lease is not None
+    rig.driver.tables.tenure.revoke(lease, Reason.REVOKED, "test", rig.clock.now_ns)
+    assert rig.stream_record(answer).gates_used == 1
+    client.detach(answer)
+    assert rig.stream_record(answer).gates_used == 0
+    assert rig.lease(answer).quarantined == 0
+
+
+def test_confirmation_deadline_allows_time_to_map(rig: Rig) -> None:
+    client = rig.client()
+    raw = client.attach_request("s", lib.SHMD_ROLE_CONSUMER, deadline_ns=rig.clock.now_ns + 1 * MS)
+    answer = client.ask(raw)
+    rig.tick(500)
+    assert rig.lease_state(answer) == lib.SHMD_LEASE_ATTACHED
