@@ -26,33 +26,44 @@ class Claim:
     A context manager: commits on exit, aborts on an exception; nothing when that was done before.
     """
 
-    __slots__ = ("_flags", "_length", "_producer", "_type", "view")
+    __slots__ = ("_flags", "_producer", "_type", "view")
 
     view: memoryview
 
-    def __init__(self, producer: Producer, data: Any, length: int, kind: int = 0, flags: int = 0) -> None:
+    def __init__(self, producer: Producer, view: memoryview, kind: int = 0, flags: int = 0) -> None:
         self._producer: Producer | None = producer
-        self._length = length
         self._type = kind
         self._flags = flags
-        self.view = producer._place(data, length)
+        self.view = view
 
     def commit(self, length: int | None = None) -> None:
         """Publishes the message; with ``length``, only that many first bytes of it."""
-        producer = self._open()
-        size = self._length if length is None else length
-        if not 0 <= size <= self._length:
-            raise ValueError(f"commit of {size} bytes of a claim of {self._length}")
-        self._done()
-        producer._check_open()
-        code = _commit(producer._handle, size, self._type, self._flags)
+        producer = self._producer
+        view = self.view
+        if producer is None:
+            raise self._over()
+        claimed = len(view)
+        size = claimed if length is None else length
+        if not 0 <= size <= claimed:
+            raise ValueError(f"commit of {size} bytes of a claim of {claimed}")
+        self._producer = None
+        try:
+            code = _commit(producer._handle, size, self._type, self._flags)
+        except TypeError:
+            producer._check_open()
+            raise
+        finally:
+            _let_go(view)
         if code != 0:
             raise producer._failure(code, size)
 
     def abort(self) -> None:
         """Gives the place back: nobody ever sees it."""
-        producer = self._open()
-        self._done()
+        producer = self._producer
+        if producer is None:
+            raise self._over()
+        self._producer = None
+        _let_go(self.view)
         if producer.closed:
             return  # closing aborted it
         code = lib.shmd_guarded_abort(producer._handle)
@@ -78,21 +89,17 @@ class Claim:
             self.abort()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._length} bytes, {'open' if self.open else 'over'}>"
+        return f"<{type(self).__name__}, {'open' if self.open else 'over'}>"
 
-    def _open(self) -> Producer:
-        if self._producer is None:
-            raise ClaimError(
-                "this claim is over: it was committed or aborted; claim again for another message"
-            )
-        return self._producer
+    def _over(self) -> ClaimError:
+        return ClaimError("this claim is over: it was committed or aborted; claim again for another message")
 
-    def _done(self) -> None:
-        self._producer = None
-        try:
-            self.view.release()
-        except BufferError:
-            pass  # an array still looks at it: what that writes now lands in a published message
+
+def _let_go(view: memoryview) -> None:
+    try:
+        view.release()
+    except BufferError:
+        pass  # an array still looks at it: what that writes now lands in a published message
 
 
 class ArrayClaim:

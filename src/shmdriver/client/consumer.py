@@ -9,8 +9,8 @@ gate follows with the next call into C, so that the last run counts as read when
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+import weakref
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Consumer"]
 
 _fetch = lib.shmd_guarded_fetch
-_new = tuple.__new__
-_make_message: Callable[[Iterable[Any]], Message] = partial(tuple.__new__, Message)
 _RUN_MAX = 256  # messages fetched ahead, into private memory
+_BATCH = struct.Struct("<QQQQIIHHIQ")  # shmd_batch_t: one unpack costs less than its attributes
 _HEAD = struct.Struct("<QQHH")
 _BUFFER_BYTES = 65536 + _HEAD.size
 _PRIVATE_FROM_BYTES = 4096  # larger copies are handed out as they are, not copied again
@@ -42,6 +41,8 @@ _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 _TOO_LARGE = int(lib.SHMD_E_TOO_LARGE)
 _VIEWS_HELD = int(lib.SHMD_E_VIEWS_HELD)
 _ENDS = (int(lib.SHMD_E_END), int(lib.SHMD_E_PRODUCER_LOST))
+_new_exporter = ffi.buffer
+_reference = weakref.ref
 _new_buffer: Any = ffi.new_allocator(should_clear_after_alloc=False)
 
 
@@ -52,9 +53,9 @@ class Consumer:
     """
 
     __slots__ = (
-        "__weakref__", "_batch", "_buffer", "_buffer_bytes", "_buffer_view", "_dtype", "_handle", "_limit",
-        "_link", "_mapping", "_packed", "_patience", "_reader", "_rows", "_run", "_spare",
-        "delivery", "stream",
+        "__weakref__", "_batch", "_batch_view", "_buffer", "_buffer_bytes", "_buffer_view", "_dtype",
+        "_handle", "_limit", "_link", "_mapping", "_packed", "_patience", "_reader", "_rows", "_run",
+        "_spare", "delivery", "stream",
     )  # fmt: skip
 
     stream: str
@@ -71,13 +72,14 @@ class Consumer:
         self._reader: RecordReader | None = None
         self._limit = 1 if delivery == "latest" else _RUN_MAX
         self._batch = ffi.new("shmd_batch_t *")
+        self._batch_view = memoryview(ffi.buffer(self._batch))
         self._packed: dict[int, struct.Struct] = {}
         self._mapping: Mapping | None = None
         self._spare = SpareBuffers()
         self._patience = Patience()
         self._run: Any = iter(())  # the unpack iterator behind _rows: it knows how many are left
         self._rows: Iterator[Message] = iter(())
-        self._set_buffer(_BUFFER_BYTES)
+        self._use_buffer(_BUFFER_BYTES)
         register(self)
 
     # ---- messages
@@ -235,9 +237,7 @@ class Consumer:
             self.close()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a Consumer cannot be pickled: pass its Client, and make a consumer in the other process"
-        )
+        raise TypeError("a Consumer cannot be pickled: pass its Client, and make one in the other process")
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"lag {self.lag}"
@@ -274,7 +274,14 @@ class Consumer:
         """The first message of a new run, the rest of which is in _rows; None when none came in time."""
         mapping = self._mapping
         batch = self._batch
-        hold_seq = NOTHING_HELD if mapping is None else mapping.hold_seq()
+        hold_seq = NOTHING_HELD
+        if mapping is not None:
+            live = mapping.live
+            while live:  # Mapping.hold_seq, without the call
+                if live[0][1]() is not None:
+                    hold_seq = live[0][0]
+                    break
+                live.popleft()
         try:
             count = _fetch(
                 self._handle, hold_seq, self._limit, timeout_ns, self._buffer, self._buffer_bytes, batch
@@ -286,7 +293,7 @@ class Consumer:
             if count in (0, _INTERRUPTED):
                 return None
             if count == _TOO_LARGE:
-                self._set_buffer(2 * (int(batch.length) + _HEAD.size))
+                self._use_buffer(2 * (int(batch.length) + _HEAD.size))
                 return self._fetch(timeout_ns)
             if count == _VIEWS_HELD and again:
                 # What fills the ring may have come between C's looks at the slot and at the producer.
@@ -301,9 +308,9 @@ class Consumer:
             return self._private(length)
         packed = self._packed.get(length) or self._pack(length)
         if count == 1:
-            return _make_message(packed.unpack_from(self._buffer_view))
+            return Message(packed.unpack_from(self._buffer_view))
         self._run = run = packed.iter_unpack(self._buffer_view[: count * packed.size])
-        self._rows = rows = map(_make_message, run)
+        self._rows = rows = map(Message, run)
         return next(rows)
 
     def _pack(self, length: int) -> struct.Struct:
@@ -313,28 +320,24 @@ class Consumer:
         return packed
 
     def _in_place(self, batch: Any) -> Message:
-        mapping = self._current_mapping(batch.mapping_serial)
-        seq = batch.seq
-        exporter = mapping.place(seq, batch.data, batch.length)
-        return _new(PlacedMessage, (seq, batch.timestamp_ns, batch.type, batch.flags, exporter, mapping))
+        _, seq, timestamp_ns, _, length, _, kind, flags, _, serial = _BATCH.unpack_from(self._batch_view)
+        mapping = self._mapping
+        if mapping is None or mapping.serial != serial:
+            mapping = self._current_mapping(serial)
+        exporter = _new_exporter(batch.data, length)
+        mapping.live.append((seq, _reference(exporter)))  # Mapping.place, without the call
+        return PlacedMessage((seq, timestamp_ns, kind, flags, exporter, mapping))
 
     def _private(self, length: int) -> Message:
         """The large copy in the buffer as a message; the buffer goes with it, and another takes its place."""
         whole = ffi.buffer(self._buffer, self._buffer_bytes)
         seq, timestamp_ns, kind, flags = _HEAD.unpack_from(whole)
         payload = memoryview(whole)[_HEAD.size : _HEAD.size + length].toreadonly()
-        spare = self._spare.exchange(self._buffer, whole)
-        if spare is None:
-            self._set_buffer(self._buffer_bytes)
-        else:
-            self._use_buffer(spare, self._buffer_bytes)
-        return _new(PrivateMessage, (seq, timestamp_ns, kind, flags, payload))
+        self._use_buffer(self._buffer_bytes, self._spare.exchange(self._buffer, whole))
+        return PrivateMessage((seq, timestamp_ns, kind, flags, payload))
 
-    def _set_buffer(self, size: int) -> None:
-        self._use_buffer(_new_buffer("uint8_t[]", size), size)
-
-    def _use_buffer(self, buffer: Any, size: int) -> None:
-        self._buffer = buffer
+    def _use_buffer(self, size: int, buffer: Any = None) -> None:
+        self._buffer = _new_buffer("uint8_t[]", size) if buffer is None else buffer
         self._buffer_bytes = size
         self._buffer_view = memoryview(ffi.buffer(buffer, size))
 

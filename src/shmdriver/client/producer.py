@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
@@ -36,6 +35,10 @@ _BACK_PRESSURED = int(lib.SHMD_BACK_PRESSURED)
 WAIT_AGAIN = (_BACK_PRESSURED, int(lib.SHMD_E_TIMEOUT), int(lib.SHMD_E_INTERRUPTED))
 _NO_CONSUMER_YET = 65
 _UNKNOWN = 2**64 - 1
+_TOO_LARGE = int(lib.SHMD_E_TOO_LARGE)
+_PLACED_MAX = 64
+_buffer = ffi.buffer
+_reference = weakref.ref
 
 
 class Producer:
@@ -54,7 +57,7 @@ class Producer:
         self._link: Link = link
         self.stream = stream
         self._claim_out = ffi.new("void **")
-        self._placed: deque[weakref.ref[Any]] = deque()  # claims whose memory something refers to
+        self._placed: list[weakref.ref[Any]] = []  # claims, among them those that something refers to
         register(self)
 
     def publish(
@@ -92,7 +95,7 @@ class Producer:
 
         A context manager: commits on exit, aborts on an exception. One open claim a producer (ClaimError).
         """
-        return Claim(self, self._claim(length, timeout), length, type)
+        return Claim(self, self._claim(length, timeout), type)
 
     def publish_array(
         self,
@@ -152,7 +155,7 @@ class Producer:
             raise ValueError(f"shape {extents}: extents are at least 0")
         head = tensor.head_of(extents, kind, order == "F", bytes(meta))
         length = len(head) + kind.itemsize * int(np.prod(extents, dtype=object))
-        claim = Claim(self, self._claim(length, timeout), length, type, tensor.FLAG)
+        claim = Claim(self, self._claim(length, timeout), type, tensor.FLAG)
         claim.view[: len(head)] = head
         return ArrayClaim(claim, tensor.view_of(claim.view[len(head) :], extents, kind, order))
 
@@ -254,17 +257,30 @@ class Producer:
                 return
             deadline = self._make_room(code, length, timeout, deadline)
 
-    def _claim(self, length: int, timeout: float | None) -> Any:
-        """The address of a place for ``length`` bytes."""
-        if length < 0:
-            raise ValueError(f"claim of {length} bytes: expected 0 or more")
-        self._check_open()
+    def _claim(self, length: int, timeout: float | None) -> memoryview:
+        """A place for ``length`` bytes; remembers it for as long as anything refers to it."""
+        out = self._claim_out
+        try:
+            code = _claim(self._handle, length, out)
+        except (TypeError, OverflowError):
+            self._check_open()
+            if length < 0:
+                raise ValueError(f"claim of {length} bytes: expected 0 or more") from None
+            code = _TOO_LARGE
+        if code != 0:
+            self._claim_slow(code, length, timeout)
+        exporter = _buffer(out[0], length)
+        placed = self._placed
+        if len(placed) >= _PLACED_MAX:
+            self._placed = placed = [reference for reference in placed if reference() is not None]
+        placed.append(_reference(exporter))
+        return memoryview(exporter)
+
+    def _claim_slow(self, code: int, length: int, timeout: float | None) -> None:
         deadline: Deadline | None = None
-        while True:
-            code = _claim(self._handle, min(length, 0xFFFFFFFF), self._claim_out)
-            if code == 0:
-                return self._claim_out[0]
+        while code != 0:
             deadline = self._make_room(code, length, timeout, deadline)
+            code = _claim(self._handle, length, self._claim_out)
 
     def _make_room(
         self, code: int, length: int, timeout: float | None, deadline: Deadline | None
@@ -358,15 +374,6 @@ class Producer:
     def _abandon(self) -> None:
         if self._handle is not None and self._link.usable:
             self._end(aborted=True)
-
-    def _place(self, data: Any, length: int) -> memoryview:
-        """Writable shared memory as a memoryview; remembers it for as long as anything refers to it."""
-        exporter = ffi.buffer(data, length)
-        placed = self._placed
-        while placed and placed[0]() is None:
-            placed.popleft()
-        placed.append(weakref.ref(exporter))
-        return memoryview(exporter)
 
     def _forked(self) -> None:
         pass  # the C core's guard refuses every call in the child

@@ -21,6 +21,9 @@ __all__ = ["NOTHING_HELD", "Mapping", "SpareBuffers"]
 
 NOTHING_HELD = 2**64 - 1
 
+_buffer = ffi.buffer
+_reference = weakref.ref
+
 # Mappings whose consumer has let go and that live views still need.
 _ORPHANS: set[Mapping] = set()
 
@@ -40,8 +43,8 @@ class Mapping:
 
     def place(self, seq: int, data: Any, length: int) -> Any:
         """An exporter of ``length`` bytes at ``data``, the place of message ``seq``."""
-        exporter = ffi.buffer(data, length)
-        self.live.append((seq, weakref.ref(exporter)))
+        exporter = _buffer(data, length)
+        self.live.append((seq, _reference(exporter)))
         return exporter
 
     def hold_seq(self) -> int:
