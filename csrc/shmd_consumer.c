@@ -105,8 +105,9 @@ static int ended(const shmd_consumer *c)
     if (code == SHMD_E_PRODUCER_LOST)
         return shmd_fail(code, "stream %s: its producer was lost (reason %u) at seq %llu of epoch %u; all that it committed was delivered",
                          c->stream, c->end_reason, (unsigned long long)c->sealed_seq, c->last_epoch);
-    return shmd_fail(code, "stream %s: consumer lease %llu has ended (reason %u); what was read last may be torn", c->stream,
-                     (unsigned long long)c->lease_id, c->end_reason);
+    int is_over = c->end_reason == SHMD_REASON_SHUTDOWN || c->end_reason == SHMD_REASON_SUPERSEDED;
+    return shmd_fail(code, "stream %s: consumer lease %llu has ended (reason %u)%s", c->stream, (unsigned long long)c->lease_id, c->end_reason,
+                     is_over ? "" : "; views of it may be overwritten from now on");
 }
 
 static int revoked(shmd_consumer *c)
@@ -144,13 +145,14 @@ static int enter_epoch(shmd_consumer *c)
     uint32_t reason;
     if (shmd_stream_next_epoch(c->client, c->stream_index, c->stream_id, c->last_epoch, c->gate_bit, &record, &index)) {
         int rc = shmd_consumer_wire(c, &record, index, 0, 0);
-        return rc == SHMD_OK ? 1 : rc;
+        if (rc == SHMD_OK)
+            return 1;
+        if (shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason))
+            return rc;
+        return revoked(c); /* its names went with the driver, before this consumer mapped it */
     }
     if (!shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason))
         return revoked(c);
-    uint64_t exit_kind = shmd_load_acquire(&c->client->authority->exit_kind);
-    if (exit_kind == SHMD_EXIT_CLEAN || exit_kind == SHMD_EXIT_SUPERSEDED)
-        return end(c, SHMD_E_REVOKED, exit_kind == SHMD_EXIT_CLEAN ? SHMD_REASON_SHUTDOWN : SHMD_REASON_SUPERSEDED), ended(c);
     return 0;
 }
 
@@ -162,8 +164,11 @@ int shmd_consumer_look(shmd_consumer *c)
     uint32_t low = (uint32_t)(state & 0xff);
     if (state >> 8 != c->epoch || low == SHMD_EPOCH_RETIRED || low == SHMD_EPOCH_FREE)
         return is_ungated(c) ? 1 : revoked(c); /* nobody waits for an ungated reader: what it had not read yet is gone */
-    if ((mask & c->gate_bit) == 0)
-        return revoked(c);
+    if ((mask & c->gate_bit) == 0) {
+        /* A record is retired before its masks are cleared: who sees a cleared mask sees that, too. */
+        uint64_t now = shmd_load_acquire(&c->hot->state);
+        return is_ungated(c) && now != state && (now >> 8 != c->epoch || (now & 0xff) != SHMD_EPOCH_SEALED) ? 1 : revoked(c);
+    }
     if (low == SHMD_EPOCH_SEALED) {
         c->sealed_seq = shmd_load_acquire(&c->hot->sealed_seq);
         c->open_word = state;

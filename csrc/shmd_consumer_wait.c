@@ -11,9 +11,8 @@ int shmd_consumer_ready(shmd_consumer *c)
     if (c->ended != 0)
         return 1;
     if (c->mapping == NULL) {
-        uint64_t exit_kind = shmd_load_acquire(&c->client->authority->exit_kind);
         return shmd_stream_next_epoch(c->client, c->stream_index, c->stream_id, c->last_epoch, c->gate_bit, &record, &index) ||
-               !shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason) || exit_kind == SHMD_EXIT_CLEAN || exit_kind == SHMD_EXIT_SUPERSEDED;
+               !shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason);
     }
     uint64_t seq = c->position;
     uint64_t state = shmd_load_acquire(&c->hot->state);

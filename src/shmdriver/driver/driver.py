@@ -241,6 +241,8 @@ class Driver:
                 self._lifecycle.dispatch(Event.LEASE_CHECK_DUE, now_ns)
             elif timer.name == "announce":
                 self._lifecycle.dispatch(Event.ANNOUNCE_DUE, now_ns)
+            elif timer.name == "shutdown":
+                self._lifecycle.dispatch(Event.SHUTDOWN_TIMEOUT, now_ns)
             elif timer.name == "watchdog":
                 self._notifier.send("WATCHDOG=1")
 
@@ -334,7 +336,7 @@ class Driver:
         if mode is ShutdownMode.END:
             tables.tenure.seal_all(Reason.SHUTDOWN, f"the driver was shut down: {reason}", now_ns)
             tables.authority.store("exit_kind", lib.SHMD_EXIT_CLEAN)
-            tables.streams.retire_all()
+            tables.streams.unlink_all()
             tables.authority.unlink()
         else:
             tables.authority.store("exit_kind", lib.SHMD_EXIT_HANDOVER)
@@ -392,11 +394,7 @@ class Driver:
             self._lifecycle.dispatch(event, now_ns, reason=order.reason, mode=order.mode)
 
     def _finish_draining(self, now_ns: int) -> None:
-        if self.state is not State.DRAINING:
-            return
-        if self._timers["shutdown"].due(now_ns):
-            self._lifecycle.dispatch(Event.SHUTDOWN_TIMEOUT, now_ns)
-        elif self._is_drained():
+        if self.state is State.DRAINING and self._is_drained():
             self._lifecycle.dispatch(Event.DRAINED, now_ns)
 
     def _is_drained(self) -> bool:

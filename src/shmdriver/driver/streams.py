@@ -16,6 +16,7 @@ from shmdriver.driver.geometry import Geometry
 from shmdriver.driver.leases import Lease
 from shmdriver.driver.memory import EpochMemory, Provision, Unmap
 from shmdriver.driver.rejection import Rejection
+from shmdriver.driver.shm import unlink_segment
 from shmdriver.errors import Reason
 
 __all__ = ["Stream", "StreamDirectory"]
@@ -240,11 +241,11 @@ class StreamDirectory:
         self._authority.count(lib.SHMD_COUNTER_SEGMENTS_UNLINKED, 2)
         self._release(Unmap(epoch.memory))
 
-    def retire_all(self) -> None:
-        """At the very end: nothing is kept, whoever still holds it."""
-        for stream in self:
-            for epoch in stream.in_order:
-                self.retire(stream, epoch)
+    def unlink_all(self) -> None:
+        """At the very end: no name is left. The sealed records stay, for whoever drains what it has mapped."""
+        for name in self.segment_names():
+            if unlink_segment(name):
+                self._authority.count(lib.SHMD_COUNTER_SEGMENTS_UNLINKED)
 
     def load(self, leases: Iterator[Lease] | list[Lease]) -> list[str]:
         """Takes over what the tables show; texts about what could not be (its epochs are given up)."""

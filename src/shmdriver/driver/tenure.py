@@ -198,13 +198,20 @@ class Tenure:
         return retired
 
     def seal_all(self, reason: Reason, text: str, now_ns: int) -> None:
-        """Ends every lease and seals every epoch, because the driver goes for good."""
-        for lease in self._leases:
-            self.end(lease, lib.SHMD_LEASE_REVOKED, reason, now_ns, quarantine=True, text=text)
+        """Seals every epoch and ends every lease, because the driver goes for good.
+
+        Consumers keep their bits: what was committed below the seals can be drained when no driver is left.
+        """
         for stream in self._streams:
             for epoch in stream.in_order:
                 if not epoch.is_sealed:
                     self._seal(epoch, reason, now_ns)
+        for lease in self._leases:
+            stream = self._streams.of(lease)
+            self._leases.end(lease, lib.SHMD_LEASE_REVOKED, reason, now_ns, quarantine=True)
+            self._events.lease_revoked(lease.record, stream.name, text)
+        for stream in self._streams:
+            for epoch in stream.in_order:
                 epoch.wake()
 
     # -- consequences
