@@ -190,18 +190,45 @@ def test_a_closed_client_says_so(client):
         other.producer("s")
 
 
-def test_a_driver_that_ended_is_unavailable_and_streams_end(instance_name):
-    with shmdriver.embedded(instance_name):
+def test_a_driver_that_ended_is_unavailable_and_streams_end_where_they_were(instance_name):
+    with shmdriver.embedded(instance_name, config=impatient()):
         other = shmdriver.connect(instance_name)
         into = other.consumer("s")
         out = other.producer("s")
-        out.publish(b"x")
+        out.publish(b"a")
+        assert bytes(into.read()) == b"a"
+        out.publish(b"b")
     with pytest.raises(shmdriver.DriverUnavailable):
         other.producer("t")
-    with pytest.raises(shmdriver.LeaseRevoked):
-        for _ in range(10):
-            out.publish(b"x")
-    assert bytes(into.read()) == b"x"
-    with pytest.raises((shmdriver.ProducerLost, shmdriver.LeaseRevoked)):
+    with pytest.raises(shmdriver.LeaseRevoked) as revoked:
+        out.publish(b"too late")
+    assert revoked.value.sealed_seq == 2
+    assert bytes(into.read()) == b"b"
+    with pytest.raises(shmdriver.ProducerLost) as lost:
         into.read(timeout=5)
+    assert lost.value.reason == Reason.SHUTDOWN
     other.close()
+
+
+def impatient():
+    from shmdriver.driver.config import Config
+
+    return Config.load(overrides={"policies.shutdown_timeout_ms": 100})
+
+
+def test_a_client_that_may_reconnect_goes_over_to_the_next_driver(instance_name):
+    with shmdriver.embedded(instance_name):
+        patient = shmdriver.connect(instance_name, reconnect=True)
+        plain = shmdriver.connect(instance_name)
+        first = patient.boot_id
+    with pytest.raises(shmdriver.DriverUnavailable):
+        patient.producer("s")
+    with shmdriver.embedded(instance_name):
+        with patient.consumer("s") as into, patient.producer("s") as out:
+            out.publish(b"again")
+            assert bytes(into.read()) == b"again"
+        assert patient.boot_id != first
+        with pytest.raises(shmdriver.DriverUnavailable):
+            plain.producer("s")
+        patient.close()
+    plain.close()

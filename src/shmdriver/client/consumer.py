@@ -169,10 +169,7 @@ class Consumer:
         self._info()
         out = ffi.new("shmd_lost_range_t[]", limit)
         count = int(lib.shmd_consumer_lost_ranges(self._handle, out, limit))
-        return [
-            LostRange(int(out[i].epoch), int(out[i].first), int(out[i].last))
-            for i in range(min(count, limit))
-        ]
+        return [LostRange(int(gap.epoch), int(gap.first), int(gap.last)) for gap in out[0:count]]
 
     @property
     def skipped(self) -> int:
@@ -339,7 +336,7 @@ class Consumer:
     def _use_buffer(self, size: int, buffer: Any = None) -> None:
         self._buffer = _new_buffer("uint8_t[]", size) if buffer is None else buffer
         self._buffer_bytes = size
-        self._buffer_view = memoryview(ffi.buffer(buffer, size))
+        self._buffer_view = memoryview(ffi.buffer(self._buffer, size))
 
     def _current_mapping(self, serial: int) -> Mapping:
         mapping = self._mapping
