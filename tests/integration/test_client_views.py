@@ -143,6 +143,25 @@ def test_an_ungated_consumer_gets_large_messages_as_copies(client):
         assert into.held == 0
 
 
+def test_an_evicted_consumers_views_are_not_valid_any_more():
+    from shmdriver.driver.config import Config
+
+    config = Config.load(overrides={"profiles.default.evict_after_ms": 20})
+    with shmdriver.embedded(config=config) as client:
+        into = client.consumer("s")
+        out = client.producer("s", max_message=BIG, slots=16, slow_consumer="evict")
+        with out, into:
+            out.publish(payload(1))
+            message = into.read()
+            assert message.valid()
+            for n in range(100):
+                out.publish(payload(n), timeout=10)
+            assert not message.valid()
+            with pytest.raises(shmdriver.LeaseRevoked, match="too slow") as caught:
+                into.read(timeout=5)
+            assert caught.value.reason == shmdriver.Reason.EVICTED
+
+
 # ---- arrays
 
 

@@ -215,10 +215,11 @@ class Consumer:
             return
         if not self._link.usable:
             raise_for(lib.SHMD_E_FORKED, stream=self.stream)
+        self._handle = None  # before its memory goes: views in other threads look at it
         code = lib.shmd_guarded_consumer_close(handle, 0)
         if code == lib.SHMD_E_CONCURRENT:
+            self._handle = handle
             raise_for(code, stream=self.stream)
-        self._handle = None
         self._run = self._rows = iter(())
         if self._mapping is not None:
             self._mapping.expose()
@@ -342,7 +343,7 @@ class Consumer:
         mapping = self._mapping
         if mapping is None or mapping.serial != serial:
             self._drop_mapping()
-            self._mapping = mapping = Mapping(lib.shmd_consumer_mapping(self._handle), serial)
+            self._mapping = mapping = Mapping(self, serial)
         return mapping
 
     def _drop_mapping(self) -> None:

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 from shmdriver import names
 from shmdriver._native import ffi, lib
 
-__all__ = ["Blocker", "blocker_of", "nearest_stream", "schema_by_name", "schema_of_stream", "wired_consumers"]
+__all__ = [
+    "Blocker",
+    "Gate",
+    "blocker_of",
+    "nearest_stream",
+    "schema_by_name",
+    "schema_of_stream",
+    "wired_consumers",
+]
 
 _COPY_TRIES = 100
 
@@ -67,12 +75,35 @@ def blocker_of(authority: Any, stream_index: int, gate: int) -> Blocker | None:
 
 def wired_consumers(authority: Any, stream_index: int, epoch: int) -> int:
     """How many consumers, of any delivery, are wired to an epoch of a stream."""
+    hot = _hot(authority, stream_index, epoch)
+    return 0 if hot is None else int(lib.shmd_word_load(ffi.addressof(hot, "wired_mask"))).bit_count()
+
+
+class Gate:
+    """One consumer's bit in the mask of one epoch, in place."""
+
+    __slots__ = ("_bit", "_epoch", "_hot")
+
+    def __init__(self, authority: Any, stream_index: int, epoch: int, gate: int) -> None:
+        self._bit = 1 << gate
+        self._epoch = epoch
+        self._hot = _hot(authority, stream_index, epoch)
+
+    def stands(self) -> bool:
+        """Whether the producer must respect it, or the epoch is over (then nobody writes there)."""
+        if self._hot is None or lib.shmd_word_load(ffi.addressof(self._hot, "state")) >> 8 != self._epoch:
+            return True
+        return bool(lib.shmd_word_load(ffi.addressof(self._hot, "gate_mask")) & self._bit)
+
+
+def _hot(authority: Any, stream_index: int, epoch: int) -> Any:
+    """The words of an epoch that change; None when its record serves another by now."""
     record = lib.shmd_authority_stream(authority, stream_index)
     for slot in range(int(lib.SHMD_EPOCH_RECORDS)):
         hot = ffi.addressof(record.epochs[slot], "hot")
         if lib.shmd_word_load(ffi.addressof(hot, "state")) >> 8 == epoch:
-            return int(lib.shmd_word_load(ffi.addressof(hot, "wired_mask"))).bit_count()
-    return 0
+            return hot
+    return None
 
 
 def _stream_name(authority: Any, index: int) -> str:

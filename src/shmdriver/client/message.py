@@ -124,4 +124,4 @@ class PlacedMessage(Message):
 
     def valid(self) -> bool:
         """Whether the place is still protected: False once the lease was revoked or the consumer closed."""
-        return bool(self[5].protects(self[0]))
+        return bool(self[5].protected())

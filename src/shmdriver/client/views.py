@@ -9,13 +9,19 @@ A Mapping owns one epoch's mapped memory for Python. When its consumer goes on o
 exporters live, it stays, and the last exporter to die unmaps it.
 """
 
+# ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
+
 from __future__ import annotations
 
 import weakref
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shmdriver._native import ffi, lib
+from shmdriver.client.directory import Gate
+
+if TYPE_CHECKING:
+    from shmdriver.client.consumer import Consumer
 
 __all__ = ["NOTHING_HELD", "Mapping", "SpareBuffers"]
 
@@ -31,10 +37,15 @@ _ORPHANS: set[Mapping] = set()
 class Mapping:
     """One epoch's memory and the live views in it, oldest first."""
 
-    __slots__ = ("_pointer", "_protected", "_waiting", "live", "serial")
+    __slots__ = ("_consumer", "_gate", "_pointer", "_protected", "_waiting", "live", "serial")
 
-    def __init__(self, pointer: Any, serial: int) -> None:
+    def __init__(self, consumer: Consumer, serial: int) -> None:
+        """Of the epoch that ``consumer`` has mapped now."""
+        info = consumer._info()
+        pointer = lib.shmd_consumer_mapping(consumer._handle)
         lib.shmd_mapping_hold(pointer)
+        self._consumer = weakref.ref(consumer)
+        self._gate = Gate(consumer._link.authority, info.stream_index, info.epoch, info.gate_index)
         self._pointer: Any = pointer
         self.serial = serial
         self.live: deque[tuple[int, weakref.ref[Any]]] = deque()
@@ -61,8 +72,11 @@ class Mapping:
         """How many places are referred to."""
         return sum(reference() is not None for _, reference in self.live)
 
-    def protects(self, seq: int) -> bool:  # noqa: ARG002 - all places of a mapping lose protection together
-        """Whether no producer can overwrite the place of ``seq`` now."""
+    def protected(self) -> bool:
+        """Whether no producer can overwrite what was handed out; all places lose protection together."""
+        consumer = self._consumer()
+        if self._protected and consumer is not None and not consumer.closed and not self._gate.stands():
+            self._protected = False
         return self._protected
 
     def expose(self) -> None:
