@@ -1,0 +1,156 @@
+"""Room: back pressure and whom it names, waiting for consumers; claims, which are written in place."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+import shmdriver
+
+
+@pytest.fixture
+def client():
+    with shmdriver.embedded() as client:
+        yield client
+
+
+def pair(client, stream="s", *, consumer=None, **producer):
+    """A consumer, then the producer: nothing is missed."""
+    reader = client.consumer(stream, **(consumer or {}))
+    return client.producer(stream, **producer), reader
+
+
+# ---- room
+
+
+def test_a_full_ring_is_back_pressure_that_names_the_consumer(client):
+    with (
+        shmdriver.connect(client.instance, name="the-slow-one") as other,
+        other.consumer("s") as into,
+        client.producer("s", slots=64, slot_bytes=64, arena=0) as out,
+    ):
+        n = 0
+        while out.try_publish(b"x"):
+            n += 1
+        assert n == out.slots
+        with pytest.raises(shmdriver.BackPressured, match="the-slow-one") as caught:
+            out.publish(b"x", timeout=0)
+        error = caught.value
+        assert (error.stream, error.published, error.consumer, error.lag) == ("s", 0, "the-slow-one", n)
+        assert error.pid == os.getpid()
+        assert isinstance(error, TimeoutError)
+        into.read(timeout=5)
+        while into.read(timeout=0):
+            pass
+        assert out.try_publish(b"x") == 1
+
+
+def test_publish_waits_for_room_without_a_timeout(client):
+    out, into = pair(client, slots=64, slot_bytes=64, arena=0)
+    got: list[int] = []
+
+    def read_all():
+        with into:
+            got.extend(int.from_bytes(bytes(message), "little") for message in into)
+
+    thread = threading.Thread(target=read_all)
+    thread.start()
+    with out:
+        for n in range(20_000):
+            out.publish(n.to_bytes(4, "little"))
+    thread.join(30)
+    assert got == list(range(20_000))
+
+
+def test_a_lossy_consumer_never_holds_the_producer_back(client):
+    out, into = pair(client, consumer={"delivery": "lossy"}, slots=64, slot_bytes=64, arena=0)
+    with out, into:
+        for _ in range(1000):
+            out.publish(b"x", timeout=0)
+
+
+def test_min_consumers_leaves_no_room_before_they_are_there(client):
+    with client.producer("s", min_consumers=1) as out:
+        assert out.try_publish(b"x") == 0
+        with pytest.raises(shmdriver.BackPressured, match="no consumer yet"):
+            out.publish(b"x", timeout=0)
+        with client.consumer("s") as into:
+            out.publish(b"x", timeout=5)
+            assert bytes(into.read(timeout=5)) == b"x"
+
+
+def test_wait_for_consumers_counts_every_delivery(client):
+    with client.producer("s") as out:
+        assert out.wait_for_consumers(1, timeout=0) == 0
+        arrived = threading.Thread(target=lambda: client.consumer("s", delivery="lossy"))
+        with client.consumer("s"):
+            arrived.start()
+            assert out.wait_for_consumers(2, timeout=10) >= 1
+            arrived.join()
+
+
+# ---- claims
+
+
+@pytest.mark.parametrize("length", [8, 100_000])
+def test_a_claim_is_written_in_place_and_committed_on_exit(client, length):
+    out, into = pair(client)
+    with out, into:
+        with out.claim(length, type=5) as claim:
+            assert len(claim.view) == length
+            assert not claim.view.readonly
+            claim.view[:] = b"z" * length
+            assert into.read(timeout=0) is None
+        message = into.read(timeout=5)
+        assert bytes(message) == b"z" * length
+        assert message.type == 5
+
+
+def test_a_claim_is_aborted_on_an_exception(client):
+    out, into = pair(client)
+    with out, into:
+        with pytest.raises(RuntimeError), out.claim(100):
+            raise RuntimeError
+        out.publish(b"next")
+        message = into.read(timeout=5)
+        assert (bytes(message), message.seq) == (b"next", 0)
+
+
+def test_a_claim_can_be_committed_shorter(client):
+    out, into = pair(client)
+    with out, into:
+        with out.claim(1000) as claim:
+            claim.view[:3] = b"abc"
+            claim.commit(3)
+        assert bytes(into.read(timeout=5)) == b"abc"
+
+
+def test_one_open_claim_a_producer(client):
+    out, into = pair(client)
+    with out, into, out.claim(10):
+        with pytest.raises(shmdriver.ClaimError, match="claim is open"):
+            out.claim(10)
+        with pytest.raises(shmdriver.ClaimError, match="claim is open"):
+            out.publish(b"x")
+
+
+def test_a_claim_that_is_over_says_so(client):
+    out, into = pair(client)
+    with out, into:
+        claim = out.claim(10)
+        claim.abort()
+        with pytest.raises(shmdriver.ClaimError, match="over"):
+            claim.commit()
+        with pytest.raises(ValueError, match="released"):
+            _ = claim.view[0]
+
+
+def test_closing_with_an_open_claim_aborts_it(client):
+    out, into = pair(client)
+    with into:
+        claim = out.claim(100_000)
+        out.close()
+        claim.abort()
+        assert list(into) == []
