@@ -9,6 +9,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -137,7 +138,9 @@ class Requester:
         """Puts it into the ring; the correlation id."""
         view = self.rig.view
         position = view.claim(self.who)
-        view.commit(position, self.who, raw, int(raw.nonce) if raw.kind == lib.SHMD_REQUEST_HELLO else self.nonce)
+        view.commit(
+            position, self.who, raw, int(raw.nonce) if raw.kind == lib.SHMD_REQUEST_HELLO else self.nonce
+        )
         return int(raw.correlation_id)
 
     def ask(self, raw: Any) -> SimpleNamespace:
@@ -164,7 +167,11 @@ class Requester:
         return answer
 
     def attach_request(self, stream: str, role: int, **fields: Any) -> Any:
-        consumer = {"delivery": lib.SHMD_DELIVERY_RELIABLE, "start": lib.SHMD_START_NEWEST, "wait": lib.SHMD_WAIT_ADAPTIVE}
+        consumer = {
+            "delivery": lib.SHMD_DELIVERY_RELIABLE,
+            "start": lib.SHMD_START_NEWEST,
+            "wait": lib.SHMD_WAIT_ADAPTIVE,
+        }
         schema = fields.pop("schema", b"")
         return self.request(
             lib.SHMD_REQUEST_ATTACH,
@@ -199,8 +206,16 @@ class Requester:
         line.confirmed = answer.lease_id
 
     def detach(self, answer: SimpleNamespace, *, aborted: bool = False) -> SimpleNamespace:
-        flags = lib.SHMD_DETACH_ABORTED if aborted else 0
-        return self.ask(self.request(lib.SHMD_REQUEST_DETACH, lease_id=answer.lease_id, flags=flags))
+        return self.ask(self.detach_request(answer, flags=lib.SHMD_DETACH_ABORTED if aborted else 0))
+
+    def detach_request(self, answer: SimpleNamespace, **fields: Any) -> Any:
+        fields = {
+            "lease_id": answer.lease_id,
+            "stream": answer.stream.encode(),
+            "role": self.rig.lease(answer).role,
+            **fields,
+        }
+        return self.request(lib.SHMD_REQUEST_DETACH, **fields)
 
     def goodbye(self) -> None:
         self.send(self.request(lib.SHMD_REQUEST_GOODBYE))
@@ -352,9 +367,8 @@ class Rig:
         """Whatever state it is in, nothing stays."""
         self.view.close()
         self.driver.close()
-        names = [entry for entry in os.listdir("/dev/shm") if entry.startswith(f"shmd.{self.instance}.")]
+        names = [path.name for path in Path("/dev/shm").glob(f"shmd.{self.instance}.*")]
         if names:
             lock_authority(self.instance, Modes()).release()  # raises if something still drives it
-        for name in os.listdir("/dev/shm"):
-            if name.startswith(f"shmd.{self.instance}."):
-                unlink_segment(f"/{name}")
+        for path in Path("/dev/shm").glob(f"shmd.{self.instance}.*"):
+            unlink_segment(f"/{path.name}")

@@ -1,4 +1,4 @@
-"""The control ring read: garbage, dead claimers, floods, forged identities; and who may shut a driver down."""
+"""The control ring read: garbage, dead claimers, floods, forged identities; who may shut a driver down."""
 
 from __future__ import annotations
 
@@ -127,7 +127,9 @@ def test_more_requests_than_slots_are_served_over_laps(rig: Rig) -> None:
 # ---- authentication
 
 
-def _signed(client: Requester, kind: int, admin: int, *, nonce: int = 1, token: bytes | None = None, **fields):
+def _signed(
+    client: Requester, kind: int, admin: int, *, nonce: int = 1, token: bytes | None = None, **fields
+):
     raw = client.request(kind, admin=admin, **fields)
     sign_request(
         raw,

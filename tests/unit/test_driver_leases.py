@@ -41,8 +41,11 @@ def sleeper() -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
 def test_hello_is_answered_once_more_with_the_same_client(rig: Rig) -> None:
     client = Requester(rig)
     raw = client.request(
-        lib.SHMD_REQUEST_HELLO, pid=client.pid, start_time=client.start_time,
-        pid_namespace=client.namespace, nonce=client.nonce,
+        lib.SHMD_REQUEST_HELLO,
+        pid=client.pid,
+        start_time=client.start_time,
+        pid_namespace=client.namespace,
+        nonce=client.nonce,
     )
     first = client.ask(raw)
     second = client.ask(raw)
@@ -123,7 +126,7 @@ def test_detach_by_correlation_id_undoes_an_attach(rig: Rig) -> None:
     client = rig.client()
     raw = client.attach_request("s", lib.SHMD_ROLE_CONSUMER)
     answer = client.ask(raw)
-    client.ask(client.request(lib.SHMD_REQUEST_DETACH, target_correlation_id=raw.correlation_id))
+    client.ask(client.detach_request(answer, lease_id=0, target_correlation_id=raw.correlation_id))
     assert rig.lease_state(answer) == lib.SHMD_LEASE_DETACHED
     assert rig.lease(answer).end_reason == Reason.ABORTED
 
@@ -133,6 +136,8 @@ def test_detach_of_anothers_lease_is_refused(rig: Rig) -> None:
     answer = owner.consume()
     refused = thief.detach(answer)
     assert refused.reason == Reason.NOT_OWNER
+    for wrong in ({"role": lib.SHMD_ROLE_PRODUCER}, {"stream": b"other"}):
+        assert owner.ask(owner.detach_request(answer, **wrong)).code == lib.SHMD_CODE_INVALID_PARAMS
     assert rig.lease_state(answer) == lib.SHMD_LEASE_ATTACHED
 
 

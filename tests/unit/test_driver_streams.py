@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,8 @@ from shmdriver._native import lib
 from shmdriver.errors import Reason
 from tests.driver_rig import Rig
 
-OLDEST = {"start": lib.SHMD_START_OLDEST}
-FOLLOW = {"flags": lib.SHMD_ATTACH_CREATE | lib.SHMD_ATTACH_FOLLOW}
+OLDEST: dict[str, Any] = {"start": lib.SHMD_START_OLDEST}
+FOLLOW: dict[str, Any] = {"flags": lib.SHMD_ATTACH_CREATE | lib.SHMD_ATTACH_FOLLOW}
 TICK = b"[('ts', '<i8'), ('px', '<f8')]"
 TICK4 = b"[('ts', '<i8'), ('px', '<f4')]"
 
@@ -33,7 +34,10 @@ def test_consumer_before_any_producer_gets_its_first_message(rig: Rig) -> None:
     assert (hot.wired_mask, hot.gate_mask, hot.sleep_mask) == (bit, bit, bit)
     assert rig.lease(consumer).first_epoch == producer.epoch
     with rig.epoch_memory(producer) as memory:
-        assert (memory.gate(consumer.gate).position, memory.gate(consumer.gate).lease_id) == (0, consumer.lease_id)
+        assert (memory.gate(consumer.gate).position, memory.gate(consumer.gate).lease_id) == (
+            0,
+            consumer.lease_id,
+        )
 
 
 def test_newest_starts_at_head_and_oldest_a_ring_before(rig: Rig) -> None:
@@ -214,7 +218,9 @@ def test_producer_of_a_schema_that_a_consumer_did_not_declare_is_refused(rig: Ri
     client.detach(consumer)
     answer = client.produce(schema=TICK4)
     assert answer.code == lib.SHMD_CODE_OK
-    assert rig.driver.tables.streams.find("s").schema == TICK4.decode()
+    stream = rig.driver.tables.streams.find("s")
+    assert stream is not None
+    assert stream.schema == TICK4.decode()
 
 
 # ---- slow consumers
@@ -309,7 +315,8 @@ def test_geometry_of_a_producers_wishes(rig: Rig, wishes, slots, slot_bytes, are
 def test_default_profile_takes_at_most_8_mib(instance_name: str) -> None:
     rig = Rig(instance_name, profiles__default__slots=8192, profiles__default__arena=4 << 20)
     try:
-        for number, wishes in enumerate(({}, {"slot_bytes": 4096}, {"max_message": 400})):
+        wanted: list[dict[str, Any]] = [{}, {"slot_bytes": 4096}, {"max_message": 400}]
+        for number, wishes in enumerate(wanted):
             record = rig.epoch(rig.client().produce(f"s{number}", **wishes))
             assert record.data_bytes + record.gates_bytes <= 8 << 20 if not wishes else 9 << 20
     finally:

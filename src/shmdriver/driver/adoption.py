@@ -42,6 +42,9 @@ def adopt_tables(
     dead = clients.load(now_ns)
     leases.load()
     problems = streams.load(list(leases))
+    for lease in leases:
+        if lease.state == lib.SHMD_LEASE_STALLED:  # the silence that counted was seen by another driver
+            leases.mark(lease, lib.SHMD_LEASE_ACTIVE)
     for stream in streams:
         _undo_unopened(stream, leases, now_ns)
         _finish_epochs(authority, stream, now_ns)

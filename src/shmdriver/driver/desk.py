@@ -12,6 +12,7 @@ from shmdriver._native import lib
 from shmdriver.driver.admission import Admission
 from shmdriver.driver.authentication import Authentication
 from shmdriver.driver.control import Request
+from shmdriver.driver.leases import Lease
 from shmdriver.driver.lifecycle import ShutdownMode
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.tables import Tables
@@ -72,14 +73,14 @@ class RequestDesk:
         target = int(request.raw.target_correlation_id)
         lease = leases.live(lease_id) if lease_id else leases.by_correlation(target)
         if lease is not None:
-            self._own(lease.client_id, request)
+            self._own(lease, request)
             aborted = not lease_id or request.raw.flags & lib.SHMD_DETACH_ABORTED
             reason = Reason.ABORTED if aborted else Reason.CLOSED
             self._tables.tenure.detach(lease, reason, now_ns, correlation_id=request.correlation_id)
             return
         ended = leases.quarantined(lease_id) if lease_id else leases.quarantined_by_correlation(target)
         if ended is not None:
-            self._own(ended.client_id, request)
+            self._own(ended, request)
             self._tables.tenure.release(ended)  # its owner will not write to its lines again
         elif lease_id >= int(self._tables.authority.base.next_lease_id):
             raise Rejection(Reason.NOT_OWNER, f"lease {lease_id} was never given", Code.INVALID_PARAMS)
@@ -125,6 +126,15 @@ class RequestDesk:
             text = f"maintenance {'on' if on else 'off'}"
         self._tables.events.admin_response(request, text)
 
-    def _own(self, client_id: int, request: Request) -> None:
-        if client_id != request.client_id:
+    def _own(self, lease: Lease, request: Request) -> None:
+        if lease.client_id != request.client_id:
             raise Rejection(Reason.NOT_OWNER, "that lease belongs to another client")
+        stream = self._tables.streams.of(lease).name
+        if stream != request.stream or lease.record.role != request.raw.role:
+            role = "producer" if lease.is_producer else "consumer"
+            raise Rejection(
+                Reason.NOT_OWNER,
+                f"lease {lease.lease_id} is of a {role} of stream {stream!r}, and the detach names "
+                f"another role or stream ({request.stream!r})",
+                Code.INVALID_PARAMS,
+            )

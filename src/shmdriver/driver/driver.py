@@ -242,7 +242,8 @@ class Driver:
             elif timer.name == "announce":
                 self._lifecycle.dispatch(Event.ANNOUNCE_DUE, now_ns)
             elif timer.name == "shutdown":
-                self._lifecycle.dispatch(Event.SHUTDOWN_TIMEOUT, now_ns)
+                # After all else of this tick: an expiry that a lease check finds must not come once stopped.
+                self._orders.append(_Order(ShutdownMode.END, "policies.shutdown_timeout_ms is over"))
             elif timer.name == "watchdog":
                 self._notifier.send("WATCHDOG=1")
 

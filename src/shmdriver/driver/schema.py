@@ -41,14 +41,15 @@ def check_producer_schema(
             difference = schema_difference(schema or "bytes", known or "another schema")
             raise Rejection(
                 Reason.SCHEMA,
-                f"stream {stream.name!r}: its consumer {owner(consumer)} expects another schema: {difference}",
+                f"stream {stream.name!r}: its consumer {owner(consumer)} expects another schema: "
+                f"{difference}",
             )
 
 
 def check_consumer_schema(
     stream: Stream, schema: str, owner: Callable[[Lease], str], *, configured: bool
 ) -> None:
-    """Raises Rejection when a consumer expects ``schema`` and the stream, or another consumer of it, another."""
+    """Raises Rejection when the stream, or another consumer of it, has another schema than ``schema``."""
     if not schema:
         return
     binding = stream.producer is not None or bool(stream.epochs) or configured
@@ -60,8 +61,8 @@ def check_consumer_schema(
             difference = schema_difference(other.schema or "", schema)
             raise Rejection(
                 Reason.SCHEMA,
-                f"stream {stream.name!r} has no producer yet, and its consumer {owner(other)} expects another "
-                f"schema: {difference}",
+                f"stream {stream.name!r} has no producer yet, and its consumer {owner(other)} "
+                f"expects another schema: {difference}",
             )
 
 

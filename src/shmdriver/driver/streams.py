@@ -242,7 +242,7 @@ class StreamDirectory:
         self._release(Unmap(epoch.memory))
 
     def unlink_all(self) -> None:
-        """At the very end: no name is left. The sealed records stay, for whoever drains what it has mapped."""
+        """At the very end: no name is left. Sealed records stay, for whoever drains what it has mapped."""
         for name in self.segment_names():
             if unlink_segment(name):
                 self._authority.count(lib.SHMD_COUNTER_SEGMENTS_UNLINKED)

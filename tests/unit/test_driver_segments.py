@@ -1,0 +1,323 @@
+"""Segments: the lock, what is refused and left alone, half-made ones, permissions, a mount too small, gc."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver.config import Config
+from shmdriver.driver.driver import Driver
+from shmdriver.driver.embedded import EmbeddedDriver, collect_dead_embedded
+from shmdriver.driver.memory import InlineMemory, MemoryThread, Provision
+from shmdriver.driver.segments import authority_name, collect, control_name, lock_authority
+from shmdriver.driver.shm import Modes, ShmSpace, ShmSpaceError, create_segment
+from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, Reason, ShmDriverError
+from tests.driver_rig import FakeClock, Rig
+
+SHM = Path("/dev/shm")
+
+
+@pytest.fixture
+def rig(instance_name: str) -> Iterator[Rig]:
+    rig = Rig(instance_name)
+    yield rig
+    rig.close()
+
+
+@pytest.fixture
+def authority(instance_name: str) -> Iterator[Path]:
+    """Where the authority object of the instance is, removed afterwards."""
+    path = SHM / authority_name(instance_name)[1:]
+    yield path
+    for name in (authority_name(instance_name), control_name(instance_name)):
+        (SHM / name[1:]).unlink(missing_ok=True)
+
+
+def start(instance: str, **overrides) -> Driver:
+    values = {"driver.instance": instance} | {
+        key.replace("__", "."): value for key, value in overrides.items()
+    }
+    driver = Driver(Config.load(env={}, overrides=values), clock=FakeClock(), memory=InlineMemory())
+    driver.start()
+    return driver
+
+
+def test_second_driver_is_refused_and_names_the_first(rig: Rig) -> None:
+    with pytest.raises(DriverAlreadyRunning, match=f"pid {os.getpid()}") as refused:
+        start(rig.instance)
+    assert refused.value.pid == os.getpid()
+
+
+def test_magic_is_there_only_when_everything_is(rig: Rig) -> None:
+    assert rig.view.authority.header.magic == lib.shmd_magic(lib.SHMD_SEGMENT_AUTHORITY)
+    assert rig.view.control.header.magic == lib.shmd_magic(lib.SHMD_SEGMENT_CONTROL)
+    assert rig.view.authority.lifecycle == lib.SHMD_LIFECYCLE_HEALTHY
+
+
+@pytest.mark.parametrize("size", [0, 100, 4096, 1 << 20])
+def test_half_made_authority_is_rebuilt(instance_name: str, authority: Path, size: int) -> None:
+    authority.write_bytes(bytes(size))
+    driver = start(instance_name)
+    assert driver.tables.authority.boot_id != 0
+    driver.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"someone else's file" * 300, "no authority segment"),
+        (struct.pack("<QIIQ", int(lib.shmd_magic(1)), 99, 1, 8192) + bytes(8168), "layout version 99"),
+        (struct.pack("<QIIQ", int(lib.shmd_magic(1)), 1, 1, 8192) + bytes(8168), "authority"),
+    ],
+)
+def test_foreign_authority_is_refused_and_left_alone(instance_name, authority: Path, content, words) -> None:
+    authority.write_bytes(content)
+    for fresh in ("adopt", "fresh"):
+        if fresh == "fresh" and words == "authority":
+            continue  # ours, if broken: --fresh is how one gets rid of it
+        with pytest.raises(LayoutMismatch, match=words):
+            start(instance_name, driver__boot=fresh)
+        assert authority.read_bytes() == content
+    if words != "authority":
+        with pytest.raises(LayoutMismatch):
+            collect(instance_name)
+
+
+def test_symlink_fifo_and_hard_link_are_refused(instance_name: str, authority: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
+    authority.symlink_to(target)
+    with pytest.raises(LayoutMismatch, match="no regular file"):
+        start(instance_name)
+    assert target.read_bytes() == b"precious"
+    authority.unlink()
+    os.mkfifo(authority)
+    with pytest.raises(LayoutMismatch, match="no regular file"):
+        start(instance_name)
+    authority.unlink()
+    authority.write_bytes(b"")
+    twin = authority.with_name(authority.name + "-twin")
+    twin.hardlink_to(authority)
+    try:
+        with pytest.raises(LayoutMismatch, match="2 hard links"):
+            start(instance_name)
+    finally:
+        twin.unlink()
+
+
+def test_lost_control_segment_is_refused_until_fresh(rig: Rig) -> None:
+    rig.crash()
+    (SHM / control_name(rig.instance)[1:]).unlink()
+    with pytest.raises(LayoutMismatch, match="--fresh"):
+        rig.start()
+    rig.start(driver__boot="fresh")
+
+
+def test_lock_is_not_inherited_by_a_forked_child(instance_name: str, authority: Path) -> None:
+    lock = lock_authority(instance_name, Modes())
+    fd = lock.fd
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            os._exit(0 if error.errno == errno.EBADF else 2)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    with pytest.raises(DriverAlreadyRunning):
+        lock_authority(instance_name, Modes())
+    lock.release()
+    lock_authority(instance_name, Modes()).release()
+
+
+def test_lock_object_that_was_unlinked_is_noticed(instance_name: str, authority: Path) -> None:
+    lock = lock_authority(instance_name, Modes())
+    assert lock.still_named()
+    authority.unlink()
+    assert not lock.still_named()
+    authority.write_bytes(b"")
+    assert not lock.still_named()
+    lock.release()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_modes_are_what_configuration_says(instance_name: str, umask: int) -> None:
+    import grp
+
+    group = grp.getgrgid(os.getegid()).gr_name
+    before = os.umask(umask)
+    rig = Rig(instance_name, shm__mode="0660", shm__group=group)
+    try:
+        rig.client().produce()
+        modes = {
+            path.name.rpartition(".")[2]: stat.S_IMODE(path.stat().st_mode)
+            for path in SHM.iterdir()
+            if path.name.startswith(f"shmd.{instance_name}.")
+        }
+        assert modes == {"authority": 0o640, "control": 0o660, "data": 0o660, "gates": 0o660}
+    finally:
+        os.umask(before)
+        rig.close()
+
+
+def test_unknown_group_is_refused(instance_name: str) -> None:
+    with pytest.raises(ShmDriverError, match="no group 'nosuchgroup'"):
+        start(instance_name, shm__mode="0660", shm__group="nosuchgroup")
+
+
+# ---- a mount too small
+
+
+def test_segment_larger_than_the_mount_is_refused_with_numbers(instance_name: str) -> None:
+    free = ShmSpace.now().free
+    name = f"/shmd.{instance_name}.big"
+    with pytest.raises(ShmSpaceError, match="/dev/shm is too small") as refused:
+        create_segment(name, free + (1 << 30), Modes())
+    assert refused.value.need == free + (1 << 30)
+    assert refused.value.mount == "/dev/shm"
+    assert not (SHM / name[1:]).exists()
+
+
+def test_full_mount_is_a_refused_attach_and_leaves_nothing(rig: Rig, monkeypatch) -> None:
+    def full(fd: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    client = rig.client()
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    refused = client.produce()
+    monkeypatch.undo()
+    assert refused.reason == Reason.NO_MEMORY
+    assert "it needs 77824 bytes" in refused.text
+    assert client.produce().code == lib.SHMD_CODE_OK
+    assert len([path for path in SHM.iterdir() if path.name.startswith(f"shmd.{rig.instance}.")]) == 4
+
+
+def test_little_memory_left_degrades_and_recovers(rig: Rig, monkeypatch) -> None:
+    space = ShmSpace(total=1000, free=40)
+    monkeypatch.setattr(ShmSpace, "now", classmethod(lambda cls: space))
+    rig.tick(1100)
+    assert str(rig.driver.state) == "running.degraded"
+    space = ShmSpace(total=1000, free=90)
+    rig.tick(1100)
+    assert str(rig.driver.state) == "running.degraded"
+    space = ShmSpace(total=1000, free=110)
+    rig.tick(1100)
+    assert str(rig.driver.state) == "running.healthy"
+
+
+# ---- memory work elsewhere
+
+
+def test_large_memory_is_made_in_the_helper_thread_while_ticks_go_on(instance_name: str) -> None:
+    rig = Rig(instance_name)
+    try:
+        memory = MemoryThread()
+        rig.driver.close()
+        rig.driver = Driver(
+            Config.load(env={}, overrides={**rig.overrides, "driver.instance": instance_name}),
+            clock=rig.clock, memory=memory, token=rig.token,
+        )  # fmt: skip
+        rig.driver.start()
+        client = rig.client()
+        raw = client.attach_request("big", lib.SHMD_ROLE_PRODUCER, slots=16, max_message=1 << 20)
+        correlation = client.send(raw)
+        rig.tick()
+        second = client.produce("big")
+        assert second.reason == Reason.PRODUCER_EXISTS
+        assert client.consume("small").code == lib.SHMD_CODE_OK
+        while not [event for event in rig.events if event.correlation_id == correlation]:
+            rig.driver.tick()
+        answer = rig.answer(correlation)
+        assert answer.code == lib.SHMD_CODE_OK
+        assert rig.epoch(answer).arena_bytes == 16 << 20
+    finally:
+        rig.close()
+
+
+def test_attach_given_up_while_its_memory_is_made_leaves_nothing(instance_name: str) -> None:
+    class Held(InlineMemory):
+        """Hands nothing back until told to."""
+
+        hold = True
+
+        def completions(self):
+            return [] if self.hold else super().completions()
+
+    rig = Rig(instance_name)
+    try:
+        rig.driver.close()
+        memory = Held()
+        rig.driver = Driver(
+            Config.load(env={}, overrides={**rig.overrides, "driver.instance": instance_name}),
+            clock=rig.clock, memory=memory, token=rig.token,
+        )  # fmt: skip
+        rig.driver.start()
+        client = rig.client()
+        raw = client.attach_request("s", lib.SHMD_ROLE_PRODUCER)
+        client.send(raw)
+        rig.tick()
+        assert rig.driver.next_deadline_ns() <= rig.clock.now_ns + 1_000_000
+        client.send(
+            client.request(
+                lib.SHMD_REQUEST_DETACH,
+                target_correlation_id=raw.correlation_id,
+                stream=b"s",
+                role=lib.SHMD_ROLE_PRODUCER,
+            )
+        )
+        rig.tick()
+        memory.hold = False
+        rig.tick()
+        assert rig.driver.tables.streams.segment_bytes == 0
+        assert len([path for path in SHM.iterdir() if path.name.startswith(f"shmd.{instance_name}.")]) == 2
+        assert client.produce().code == lib.SHMD_CODE_OK
+    finally:
+        rig.close()
+
+
+def test_provision_that_fails_half_way_leaves_no_segment(rig: Rig, monkeypatch) -> None:
+    client = rig.client()
+    monkeypatch.setattr(
+        Provision, "_gates", lambda self, native: (_ for _ in ()).throw(OSError("gone wrong"))
+    )
+    refused = client.produce()
+    assert refused.code == lib.SHMD_CODE_INTERNAL_ERROR
+    assert "gone wrong" in refused.text
+    assert len([path for path in SHM.iterdir() if path.name.startswith(f"shmd.{rig.instance}.")]) == 2
+
+
+# ---- collecting
+
+
+def test_collect_removes_what_a_dead_driver_left_and_spares_a_living_one(rig: Rig) -> None:
+    rig.client().produce()
+    with pytest.raises(DriverAlreadyRunning):
+        collect(rig.instance)
+    rig.crash()
+    assert len(collect(rig.instance)) == 4
+    assert collect(rig.instance) == []
+    rig.start()
+
+
+def test_dead_embedded_instances_are_collected_by_the_next_one() -> None:
+    dead = EmbeddedDriver(config=Config.load(env={}))
+    driver = Driver(dead._config)
+    driver.start()
+    living = EmbeddedDriver(config=Config.load(env={}))
+    living.start()
+    driver.close()
+    removed = collect_dead_embedded()
+    assert {name.split(".")[1] for name in removed} == {dead.instance}
+    living.stop()
+
+
+def test_config_text_fits_and_is_readable(rig: Rig) -> None:
+    text = ffi.string(lib.shmd_authority_config(rig.view.authority)).decode()
+    assert f'instance = "{rig.instance}"' in text
