@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shmdriver._native import lib
+from shmdriver.driver.lifecycle import DegradedBy
 from shmdriver.errors import DriverUnavailable, LayoutMismatch, ShmDriverError
 from shmdriver.observe import Instance, ProcessStatus, instance_names, names, process_status
 from shmdriver.observe.driver_status import advice_for, judge
@@ -52,6 +53,11 @@ def test_every_number_of_the_header_has_a_word(prefix: str, table: dict[int, str
     known = {name for name in dir(lib) if name.startswith(prefix) and name not in no_enumerators}
     missing = {name for name in known if int(getattr(lib, name)) not in table}
     assert not missing
+
+
+def test_reasons_to_be_degraded_stand_in_the_drivers_order() -> None:
+    assert tuple(DegradedBy) == names.DEGRADED_BY
+    assert names.words_of_bits(names.DEGRADED_BY, 0b10_0101) == ("tick_overrun", "stalled_clients", "bit 5")
 
 
 def test_unknown_numbers_are_shown_not_refused() -> None:

@@ -52,7 +52,8 @@ def health(
     """Exit code and line of ``stat --check``."""
     if driver.status not in ("running", "starting") or driver.lifecycle == "stopped":
         return 2, driver.explanation
-    findings = [] if driver.lifecycle == "healthy" else [f"driver {driver.lifecycle}"]
+    reasons = f" by {', '.join(driver.degraded)}" if driver.degraded else ""
+    findings = [] if driver.lifecycle == "healthy" else [f"driver {driver.lifecycle}{reasons}"]
     stalled = {lease.client_name or str(lease.pid) for lease in leases if lease.state == "stalled"}
     findings += [f"stalled: {name}" for name in sorted(stalled)]
     for stream in streams:

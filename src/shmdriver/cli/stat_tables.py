@@ -34,7 +34,7 @@ def driver_lines(driver: DriverStatus) -> Text:
             f"  last tick {span_text(driver.heartbeat_age_ns)} ago"
         )
         if driver.degraded:
-            text.append(f"  degraded: reasons {driver.degraded:#x}", style="yellow")
+            text.append(f"  degraded by {', '.join(driver.degraded)}", style="yellow")
     else:
         text.append(f"  {driver.explanation}")
     if driver.advice:

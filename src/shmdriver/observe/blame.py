@@ -150,7 +150,7 @@ def _blocked(stream: StreamStatus, epoch: EpochStatus, culprit: GateStatus, sinc
     name = f"consumer {_describe(culprit)}"
     details = (
         f"{culprit.behind} messages behind (of {epoch.slots} slots), {culprit.held} of them read and held",
-        f"its last read was {_ago(culprit.last_read_age_ns)}; it has read {culprit.consumed} messages",
+        f"it has read {culprit.consumed} messages{_last_read(culprit.last_read_age_ns)}",
         f"held back {epoch.blocked_count} times in this epoch, {epoch.blocked_total_ns / 1e9:.3f} s in total",
     )
     pid, start = culprit.pid, f"{stream.name!r} is held back for {since} by {name}"
@@ -196,8 +196,8 @@ def _describe(gate: GateStatus) -> str:
     return f"{gate.client_name or 'unnamed'} (pid {gate.pid}{command})"
 
 
-def _ago(age_ns: int) -> str:
-    return "never" if age_ns < 0 else f"{age_ns / 1e9:.1f} s ago"
+def _last_read(age_ns: int) -> str:
+    return "" if age_ns < 0 else f", the last {age_ns / 1e9:.1f} s ago"
 
 
 def _rate(first: StreamStatus, second: StreamStatus, seconds: float) -> float:

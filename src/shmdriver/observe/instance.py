@@ -148,7 +148,7 @@ class Instance:
             advice=advice_for(status, self.name, process.pid),
             boot_id=self.boot_id,
             lifecycle=lifecycle,
-            degraded=int(authority.degraded),
+            degraded=names.words_of_bits(names.DEGRADED_BY, int(authority.degraded)),
             exit_kind=exit_kind,
             process=process,
             heartbeat_age_ns=age_ns,

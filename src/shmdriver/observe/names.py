@@ -53,7 +53,19 @@ COUNTERS: Final = _labels(
     *("adoptions", "auth_refused", "evictions", "bad_gates"),
 )
 
+# Bits of shmd_authority.degraded, from bit 0 on; a test compares them with the driver's own list.
+DEGRADED_BY: Final = ("tick_overrun", "low_memory", "stalled_clients", "lost_events")
+
 LIVE_LEASES: Final = frozenset({"attached", "active", "stalled"})
+
+
+def words_of_bits(words: tuple[str, ...], bits: int) -> tuple[str, ...]:
+    """The words of the bits that are set; a bit without one is ``bit n``."""
+    return tuple(
+        words[bit] if bit < len(words) else f"bit {bit}"
+        for bit in range(bits.bit_length())
+        if bits >> bit & 1
+    )
 
 
 def word(table: dict[int, str], number: int) -> str:

@@ -27,7 +27,7 @@ class DriverStatus:
     advice: str
     boot_id: int
     lifecycle: str
-    degraded: int
+    degraded: tuple[str, ...]
     exit_kind: str
     process: ProcessStatus
     heartbeat_age_ns: int
