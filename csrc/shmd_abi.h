@@ -620,7 +620,7 @@ typedef struct shmd_consumer_info {
     uint32_t slots;                 /* 0 without an epoch */
     uint32_t slot_bytes;
     uint32_t inline_max;
-    uint32_t epoch;                 /* 0: none yet */
+    uint32_t epoch;                 /* the newest that it has read; 0: none yet */
     uint32_t stream_id;
     uint32_t stream_index;
     uint32_t lease_index;
@@ -790,7 +790,9 @@ int shmd_guarded_claim(shmd_producer *producer, uint32_t length, void **data);
 int shmd_guarded_commit(shmd_producer *producer, uint32_t length, uint16_t type, uint16_t flags);
 int shmd_guarded_abort(shmd_producer *producer);
 int shmd_guarded_wait_room(shmd_producer *producer, uint32_t length, uint64_t timeout_ns);
-int shmd_guarded_producer_close(shmd_producer *producer, int aborted);   /* frees; SHMD_E_CONCURRENT when a thread stays inside */
+int shmd_guarded_producer_close(shmd_producer *producer, int aborted);   /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
+void shmd_guarded_producer_free(shmd_producer *producer);                /* a closed one's tombstone; an open one stays */
+shmd_mapping *shmd_producer_mapping(shmd_producer *producer);
 int64_t shmd_guarded_fetch(shmd_consumer *consumer, uint64_t hold_seq, uint64_t limit, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch);
     /* first advances the gate to min(position, hold_seq); hold_seq UINT64_MAX: nothing is held. Then up to limit messages:
        a run of equal length is copied (and the gate passes it at once), a message in the arena of a gated consumer is left in place. count, 0 at the
@@ -799,7 +801,8 @@ int64_t shmd_guarded_fetch_records(shmd_consumer *consumer, uint64_t hold_seq, u
     /* a contiguous run of inline messages of record_bytes each: in place (gated; batch->data, stride) or packed into out */
 int shmd_guarded_release(shmd_consumer *consumer, uint64_t hold_seq);    /* advances the gate only */
 int shmd_guarded_wait(shmd_consumer *consumer, uint64_t timeout_ns);
-int shmd_guarded_consumer_close(shmd_consumer *consumer, int keep_mapping); /* frees; with keep_mapping the current mapping is left to shmd_mapping_free */
+int shmd_guarded_consumer_close(shmd_consumer *consumer);                /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
+void shmd_guarded_consumer_free(shmd_consumer *consumer);                /* a closed one's tombstone; an open one stays */
 shmd_mapping *shmd_consumer_mapping(shmd_consumer *consumer);            /* current one; NULL without an epoch */
 void shmd_mapping_hold(shmd_mapping *mapping);                           /* one more owner */
 void shmd_mapping_free(shmd_mapping *mapping);                           /* one owner less; unmaps with the last */

@@ -273,7 +273,7 @@ static int map_whole(const char *name, int writable, void **out, uint64_t *bytes
     return rc;
 }
 
-static int map_authority(shmd_client *client)
+static int map_authority(shmd_client *client, int *is_between)
 {
     char name[SHMD_SEGMENT_NAME_BYTES];
     void *base = NULL;
@@ -283,13 +283,16 @@ static int map_authority(shmd_client *client)
         return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "no driver of instance %s: there is no segment %s; start one with `shmdriver run`%s%s",
                          client->instance, name, strcmp(client->instance, "default") == 0 ? "" : " --instance ",
                          strcmp(client->instance, "default") == 0 ? "" : client->instance);
+    *is_between = rc == SHMD_E_INVALID; /* a name without bytes yet */
+    if (*is_between)
+        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "driver of instance %s is still starting (%s has no bytes yet)", client->instance, name);
     if (rc != SHMD_OK)
-        return rc == SHMD_E_INVALID ? shmd_fail(SHMD_E_LAYOUT, "segment %s has %llu bytes: it is not an authority", name,
-                                                (unsigned long long)client->authority_bytes) : rc;
+        return rc;
     client->authority = base;
+    *is_between = client->authority_bytes >= sizeof(shmd_header_t) && shmd_load_acquire(&client->authority->header.magic) == 0;
+    if (*is_between)
+        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "driver of instance %s is still starting (%s is not complete)", client->instance, name);
     rc = shmd_header_check(base, client->authority_bytes, SHMD_SEGMENT_AUTHORITY, 0, 0, 0);
-    if (rc != SHMD_OK && client->authority_bytes >= sizeof(shmd_header_t) && shmd_load_acquire(&client->authority->header.magic) == 0)
-        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "driver of instance %s is still starting (its authority segment is not complete)", client->instance);
     rc = rc ? rc : shmd_authority_check(base, client->authority_bytes);
     if (rc != SHMD_OK)
         return rc;
@@ -297,7 +300,25 @@ static int map_authority(shmd_client *client)
     client->lease_max = client->authority->lease_max;
     client->stream_max = client->authority->stream_max;
     client->boot_id = client->authority->header.boot_id;
+    *is_between = shmd_load_acquire(&client->authority->exit_kind) == SHMD_EXIT_HANDOVER;
     return shmd_driver_alive(base) ? SHMD_OK : SHMD_E_DRIVER_UNAVAILABLE;
+}
+
+/* A driver that starts, or hands over to its successor, is waited for; one that is not there or dead is not. */
+static int await_authority(shmd_client *client, uint64_t deadline_ns)
+{
+    enum { LOOK_AGAIN_NS = 2000000 };
+    static const uint32_t nothing = 0;
+    for (;;) {
+        int is_between = 0;
+        int rc = map_authority(client, &is_between);
+        if (rc == SHMD_OK || !is_between || shmd_now_ns() >= deadline_ns)
+            return rc;
+        (void)shmd_segment_unmap((void *)(uintptr_t)client->authority, client->authority_bytes);
+        client->authority = NULL;
+        if (shmd_futex_wait(&nothing, 0, LOOK_AGAIN_NS) == SHMD_E_INTERRUPTED)
+            return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver");
+    }
 }
 
 static int map_control(shmd_client *client)
@@ -365,7 +386,8 @@ int shmd_connect_named(const char *instance, const char *name, int heartbeat, ui
     client->heartbeat_mode = (uint32_t)heartbeat;
     client->fork_generation = shmd_fork_generation();
     int rc = name_client(client, instance, name);
-    rc = rc ? rc : map_authority(client);
+    if (rc == SHMD_OK)
+        rc = await_authority(client, deadline_ns);
     rc = rc ? rc : map_control(client);
     rc = rc ? rc : hello(client, deadline_ns);
     if (rc == SHMD_OK && heartbeat == SHMD_HEARTBEAT_THREAD)

@@ -51,7 +51,7 @@ static void unmap(shmd_consumer *c)
 int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint32_t record_index, uint64_t start, uint64_t joined)
 {
     shmd_mapping *mapping;
-    int rc = shmd_mapping_open(c->client, record, &mapping);
+    int rc = shmd_mapping_open(c->client, record, SHMD_ROLE_CONSUMER, &mapping);
     if (rc != SHMD_OK)
         return rc;
     uint64_t largest = shmd_max(record->slot_bytes, record->arena_bytes / 2);
@@ -407,7 +407,7 @@ void shmd_consumer_info(const shmd_consumer *c, shmd_consumer_info_t *out)
     out->slots = c->mapping == NULL ? 0 : (uint32_t)(c->mask + 1);
     out->slot_bytes = c->slot_bytes;
     out->inline_max = c->inline_max;
-    out->epoch = c->epoch;
+    out->epoch = c->last_epoch;
     out->stream_id = c->stream_id;
     out->stream_index = c->stream_index;
     out->lease_index = c->lease_index;

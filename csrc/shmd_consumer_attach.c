@@ -3,14 +3,18 @@
 
 #include <stdlib.h>
 
-static void consumer_free(shmd_consumer *c, int keep_mapping)
+static void give_back(shmd_consumer *c)
 {
-    if (!keep_mapping)
-        shmd_mapping_free(c->mapping);
+    shmd_mapping_free(c->mapping);
     shmd_mapping_free(c->retired);
+    c->mapping = c->retired = NULL;
+    c->gate = NULL;
+    c->data = NULL;
+    c->bound = 0;
     free(c->scratch);
+    c->scratch = NULL;
     shmd_client_drop(c->client);
-    free(c);
+    c->client = NULL;
 }
 
 static int wire_first(shmd_consumer *c, const shmd_event_t *answer)
@@ -70,7 +74,8 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     rc = wire_first(c, &answer);
     if (rc != SHMD_OK) {
         (void)shmd_client_detach(client, c->lease_id, SHMD_ROLE_CONSUMER, stream, 0, 0);
-        consumer_free(c, 0);
+        give_back(c);
+        free(c);
         return rc;
     }
     shmd_client_confirm(client, c->lease_index, c->lease_id);
@@ -78,13 +83,18 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     return SHMD_OK;
 }
 
-int shmd_consumer_end(shmd_consumer *c, int keep_mapping)
+int shmd_consumer_end(shmd_consumer *c)
 {
     int rc = SHMD_OK;
     if (c->fork_generation == shmd_fork_generation())
         rc = shmd_client_detach(c->client, c->lease_id, SHMD_ROLE_CONSUMER, c->stream, 0, 1);
-    consumer_free(c, keep_mapping);
+    give_back(c);
     return rc;
 }
 
-int shmd_consumer_close(shmd_consumer *consumer) { return consumer == NULL ? SHMD_OK : shmd_consumer_end(consumer, 0); }
+int shmd_consumer_close(shmd_consumer *consumer)
+{
+    int rc = consumer == NULL ? SHMD_OK : shmd_consumer_end(consumer);
+    free(consumer);
+    return rc;
+}

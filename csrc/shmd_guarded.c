@@ -4,6 +4,7 @@
 #include "shmd_internal.h"
 
 #include <sched.h>
+#include <stdlib.h>
 
 static void leave(uint32_t *busy) { shmd_store32_release(busy, 0); }
 
@@ -12,10 +13,10 @@ static int take_over(uint32_t *busy, uint32_t *closing)
 {
     enum { PATIENCE_NS = 500000000 };
     uint64_t deadline_ns = shmd_deadline(PATIENCE_NS);
-    shmd_store32_release(closing, 1);
+    shmd_store32_release(closing, SHMD_HANDLE_CLOSING);
     while (shmd_exchange32(busy, 1) != 0) {
         if (shmd_now_ns() > deadline_ns) {
-            shmd_store32_release(closing, 0);
+            shmd_store32_release(closing, SHMD_HANDLE_OPEN);
             return 0;
         }
         (void)sched_yield();
@@ -25,13 +26,21 @@ static int take_over(uint32_t *busy, uint32_t *closing)
 
 /* ---- producer --------------------------------------------------------------------------- */
 
+/* A closed handle stays, as a tombstone, until its owner frees it: a thread that still has its address is told so. */
+static int no_handle(const char *what, const char *stream) { return shmd_fail(SHMD_E_CLOSED, "%s%s: this handle is closed", what, stream); }
+
 static int enter_producer(shmd_producer *p)
 {
+    if (p == NULL)
+        return no_handle("producer", "");
     if (p->fork_generation != shmd_fork_generation())
         return shmd_fail(SHMD_E_FORKED, "stream %s: this producer was made before fork; attach a new one in the child", p->stream);
     if (shmd_exchange32(&p->busy, 1) != 0)
         return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread is inside this producer; give each thread its own", p->stream);
-    return SHMD_OK;
+    if (shmd_load32_acquire(&p->closing) != SHMD_HANDLE_CLOSED)
+        return SHMD_OK;
+    leave(&p->busy);
+    return no_handle("producer of stream ", p->stream);
 }
 
 int shmd_guarded_publish(shmd_producer *p, const uint8_t *data, uint32_t length, uint16_t type)
@@ -115,20 +124,40 @@ int shmd_guarded_wait_room(shmd_producer *p, uint32_t length, uint64_t timeout_n
 
 int shmd_guarded_producer_close(shmd_producer *p, int aborted)
 {
-    if (p->fork_generation == shmd_fork_generation() && !take_over(&p->busy, &p->closing))
+    if (p == NULL || shmd_load32_acquire(&p->closing) == SHMD_HANDLE_CLOSED)
+        return SHMD_OK;
+    if (p->fork_generation != shmd_fork_generation())
+        return enter_producer(p);
+    if (!take_over(&p->busy, &p->closing))
         return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this producer; it was not closed", p->stream);
-    return shmd_producer_end(p, aborted);
+    int rc = shmd_producer_end(p, aborted);
+    shmd_store32_release(&p->closing, SHMD_HANDLE_CLOSED);
+    leave(&p->busy);
+    return rc;
+}
+
+shmd_mapping *shmd_producer_mapping(shmd_producer *p) { return p->mapping; }
+
+void shmd_guarded_producer_free(shmd_producer *p)
+{
+    if (p != NULL && shmd_load32_acquire(&p->closing) == SHMD_HANDLE_CLOSED)
+        free(p);
 }
 
 /* ---- consumer --------------------------------------------------------------------------- */
 
 static int enter_consumer(shmd_consumer *c)
 {
+    if (c == NULL)
+        return no_handle("consumer", "");
     if (c->fork_generation != shmd_fork_generation())
         return shmd_fail(SHMD_E_FORKED, "stream %s: this consumer was made before fork; attach a new one in the child", c->stream);
     if (shmd_exchange32(&c->busy, 1) != 0)
         return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread is inside this consumer; give each thread its own", c->stream);
-    return SHMD_OK;
+    if (shmd_load32_acquire(&c->closing) != SHMD_HANDLE_CLOSED)
+        return SHMD_OK;
+    leave(&c->busy);
+    return no_handle("consumer of stream ", c->stream);
 }
 
 /* Moves the gate to min(position, hold_seq), never back. */
@@ -158,7 +187,7 @@ static void took(shmd_consumer *c, uint64_t n)
 /* Nothing to read and the producer waits at the very place where this consumer's own views hold the gate. */
 static int is_self_blocked(const shmd_consumer *c, uint64_t hold_seq)
 {
-    return hold_seq != UINT64_MAX && c->gate != NULL && shmd_load32_relaxed(&c->data->blocked_gate) == c->gate_index + 1 &&
+    return hold_seq != UINT64_MAX && c->gate != NULL && shmd_load32_acquire(&c->data->blocked_gate) == c->gate_index + 1 &&
            shmd_load_relaxed(&c->data->blocked_position) == c->gate_published && hold_seq <= c->gate_published;
 }
 
@@ -170,9 +199,13 @@ static int await(shmd_consumer *c, uint64_t hold_seq, uint64_t timeout_ns, shmd_
         int rc = shmd_poll_inline(c, first);
         if (rc != 0 || timeout_ns == 0)
             return rc;
-        if (is_self_blocked(c, hold_seq))
+        if (is_self_blocked(c, hold_seq)) {
+            rc = shmd_poll_inline(c, first); /* B1: all that the blocked producer had committed is seen by now */
+            if (rc != 0)
+                return rc;
             return shmd_fail(SHMD_E_VIEWS_HELD, "stream %s: this consumer's own views hold seq %llu on and fill the ring of %llu slots; drop or copy some of them",
                              c->stream, (unsigned long long)hold_seq, (unsigned long long)(c->mask + 1));
+        }
         uint64_t now = shmd_now_ns();
         if (shmd_load32_relaxed(&c->closing))
             return shmd_fail(SHMD_E_CLOSED, "stream %s: consumer was closed by another thread", c->stream);
@@ -294,6 +327,8 @@ static int64_t fetch_records(shmd_consumer *c, uint64_t limit, uint32_t record_b
     if (batch->length != record_bytes || (batch->flags & (SHMD_FLAG_ARENA | SHMD_FLAG_TENSOR)) != 0)
         return shmd_fail(SHMD_E_CORRUPT, "stream %s: message %llu has %u bytes (flags %u), a record has %u", c->stream, (unsigned long long)batch->seq,
                          batch->length, batch->flags, record_bytes);
+    if (!in_place && out_bytes < record_bytes)
+        return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: a record has %u bytes, the buffer %llu", c->stream, record_bytes, (unsigned long long)out_bytes);
     batch->stride = in_place ? c->slot_bytes : record_bytes;
     if (in_place) {
         most = shmd_min(most, c->bound - c->position);
@@ -361,9 +396,22 @@ int shmd_guarded_wait(shmd_consumer *c, uint64_t timeout_ns)
     return rc;
 }
 
-int shmd_guarded_consumer_close(shmd_consumer *c, int keep_mapping)
+int shmd_guarded_consumer_close(shmd_consumer *c)
 {
-    if (c->fork_generation == shmd_fork_generation() && !take_over(&c->busy, &c->closing))
+    if (c == NULL || shmd_load32_acquire(&c->closing) == SHMD_HANDLE_CLOSED)
+        return SHMD_OK;
+    if (c->fork_generation != shmd_fork_generation())
+        return enter_consumer(c);
+    if (!take_over(&c->busy, &c->closing))
         return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this consumer; it was not closed", c->stream);
-    return shmd_consumer_end(c, keep_mapping);
+    int rc = shmd_consumer_end(c);
+    shmd_store32_release(&c->closing, SHMD_HANDLE_CLOSED);
+    leave(&c->busy);
+    return rc;
+}
+
+void shmd_guarded_consumer_free(shmd_consumer *c)
+{
+    if (c != NULL && shmd_load32_acquire(&c->closing) == SHMD_HANDLE_CLOSED)
+        free(c);
 }

@@ -59,7 +59,7 @@ typedef struct shmd_ring_view {
 int shmd_slot_copy(const shmd_ring_view_t *ring, uint64_t seq, void *out, uint64_t out_bytes, shmd_message *message);
 int shmd_arena_resolve(const unsigned char *arena, uint64_t arena_bytes, const void *payload, uint32_t length, const void **data);
 
-/* One epoch mapped by a consumer; counted, because Python's views outlive handles. */
+/* One epoch mapped by a producer or a consumer. */
 struct shmd_mapping {
     uint32_t owners;
     uint32_t epoch;
@@ -114,21 +114,24 @@ shmd_epoch_hot_t *shmd_stream_hot(const shmd_client *client, uint32_t stream_ind
 int shmd_epoch_record_check(const shmd_epoch_record_t *record); /* its geometry against the limits */
 int shmd_lease_live(const shmd_client *client, uint32_t lease_index, uint64_t lease_id, uint32_t *end_reason);
 
-int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *record, shmd_mapping **out);
+int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *record, uint32_t role, shmd_mapping **out);
+
+/* What `closing` of a handle says. */
+enum { SHMD_HANDLE_OPEN = 0, SHMD_HANDLE_CLOSING = 1, SHMD_HANDLE_CLOSED = 2 };
 
 /* A producer's parts, for its files and the guarded calls. */
 int shmd_producer_check_length(const shmd_producer *producer, uint64_t length);
 int shmd_commit_flags(shmd_producer *producer, uint32_t length, uint16_t type, uint16_t flags);
 int64_t shmd_publish_strided(shmd_producer *producer, const void *records, uint32_t record_bytes, uint64_t stride, uint64_t n, uint64_t timeout_ns);
 void shmd_producer_unblocked(shmd_producer *producer);
-int shmd_producer_end(shmd_producer *producer, int aborted);     /* detaches and frees */
+int shmd_producer_end(shmd_producer *producer, int aborted);     /* detaches, gives all back but the handle itself */
 
 /* A consumer's parts, likewise. */
 int shmd_consumer_wire(shmd_consumer *consumer, const shmd_epoch_record_t *record, uint32_t index, uint64_t start, uint64_t joined);
 int shmd_consumer_look(shmd_consumer *consumer);    /* state and bit have changed? 0 no or wait, 1 drained, negative over */
 void shmd_consumer_before_idle(shmd_consumer *consumer);
 int shmd_consumer_ready(shmd_consumer *consumer);   /* 1: a poll would not return 0 */
-int shmd_consumer_end(shmd_consumer *consumer, int keep_mapping); /* detaches and frees */
+int shmd_consumer_end(shmd_consumer *consumer); /* likewise */
 static inline int shmd_consumer_is_protected(const shmd_consumer *c) /* its gate keeps the producer off its position */
 {
     return c->gated_from != UINT64_MAX && c->position >= c->gated_from;

@@ -21,7 +21,7 @@ static void blocked_begin(shmd_producer *p, uint32_t gate_plus_1, uint64_t posit
     }
     p->blocked_gate = gate_plus_1;
     shmd_store_relaxed(&p->data->blocked_position, position);
-    shmd_store32_relaxed(&p->data->blocked_gate, gate_plus_1);
+    shmd_store32_release(&p->data->blocked_gate, gate_plus_1); /* B1: after all that was committed; pairs with is_self_blocked */
 }
 
 void shmd_producer_unblocked(shmd_producer *p)
@@ -376,10 +376,12 @@ void shmd_producer_info(const shmd_producer *p, shmd_producer_info_t *out)
     out->stream_id = p->stream_id;
     out->stream_index = p->stream_index;
     out->lease_index = p->lease_index;
-    out->consumers = (uint32_t)__builtin_popcountll(shmd_load_acquire(&p->hot->gate_mask));
+    if (p->client != NULL) {
+        out->consumers = (uint32_t)__builtin_popcountll(shmd_load_acquire(&p->hot->gate_mask));
+        out->blocked_position = shmd_load_relaxed(&p->data->blocked_position);
+    }
     out->blocked_gate = p->blocked_gate;
     out->end_reason = p->end_reason;
     out->blocked_since_ns = p->blocked_since_ns;
     out->blocked_total_ns = p->blocked_total_ns;
-    out->blocked_position = shmd_load_relaxed(&p->data->blocked_position);
 }

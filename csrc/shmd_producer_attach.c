@@ -2,7 +2,6 @@
 #include "shmd_internal.h"
 
 #include <stdlib.h>
-#include <unistd.h>
 
 static void fill_request(shmd_request_t *request, const char *stream, const shmd_producer_options *options)
 {
@@ -23,54 +22,14 @@ static void fill_request(shmd_request_t *request, const char *stream, const shmd
     memcpy(request->stream, stream, strlen(stream));
 }
 
-static int map_producer(shmd_producer *p, const shmd_epoch_record_t *record)
+static void give_back(shmd_producer *p)
 {
-    uint64_t bytes = 0;
-    uint64_t page = shmd_page_bytes();
-    uint64_t ring_offset = shmd_round_up(SHMD_DATA_HEADER_BYTES, page);
-    void *data = NULL, *ring = NULL, *arena = NULL, *gates = NULL;
-    int small = record->data_bytes <= 32u << 20;
-    p->ring_bytes = (uint64_t)record->slots * record->slot_bytes;
-    p->gates_bytes = record->gates_bytes;
-    int fd = shmd_segment_open(record->data_name, 1, &bytes);
-    if (fd < 0)
-        return fd;
-    int rc = bytes == record->data_bytes ? SHMD_OK : shmd_fail(SHMD_E_LAYOUT, "%s has %llu bytes, the directory says %llu", record->data_name,
-                                                               (unsigned long long)bytes, (unsigned long long)record->data_bytes);
-    rc = rc ? rc : shmd_segment_map(fd, 0, ring_offset, 1, 1, &data);
-    p->data = data;
-    rc = rc ? rc : shmd_header_check(data, bytes, SHMD_SEGMENT_DATA, p->client->boot_id, record->stream_id, record->epoch);
-    rc = rc ? rc : shmd_segment_map(fd, ring_offset, p->ring_bytes, 1, small, &ring);
-    p->slots = ring;
-    if (rc == SHMD_OK && record->arena_bytes != 0)
-        rc = shmd_segment_map_mirrored(fd, ring_offset + p->ring_bytes, record->arena_bytes, 1, small, &arena);
-    p->arena = arena;
-    p->arena_bytes = record->arena_bytes;
-    (void)close(fd);
-    if (rc != SHMD_OK)
-        return rc;
-    fd = shmd_segment_open(record->gates_name, 0, &bytes);
-    if (fd < 0)
-        return fd;
-    rc = bytes == record->gates_bytes ? SHMD_OK : shmd_fail(SHMD_E_LAYOUT, "%s has %llu bytes, the directory says %llu", record->gates_name,
-                                                            (unsigned long long)bytes, (unsigned long long)record->gates_bytes);
-    rc = rc ? rc : shmd_segment_map(fd, 0, bytes, 0, 1, &gates);
-    p->gates = gates;
-    rc = rc ? rc : shmd_header_check(gates, bytes, SHMD_SEGMENT_GATES, p->client->boot_id, record->stream_id, record->epoch);
-    (void)close(fd);
-    return rc;
-}
-
-static void producer_free(shmd_producer *p)
-{
-    (void)shmd_segment_unmap(p->data, shmd_round_up(SHMD_DATA_HEADER_BYTES, shmd_page_bytes()));
-    (void)shmd_segment_unmap(p->slots, p->ring_bytes);
-    (void)shmd_segment_unmap(p->arena, p->arena_bytes * 2);
-    (void)shmd_segment_unmap((void *)(uintptr_t)p->gates, p->gates_bytes);
+    shmd_mapping_free(p->mapping);
+    p->mapping = NULL;
     free(p->spans);
-    if (p->client != NULL)
-        shmd_client_drop(p->client);
-    free(p);
+    p->spans = NULL;
+    shmd_client_drop(p->client);
+    p->client = NULL;
 }
 
 static int wire_producer(shmd_producer *p, const shmd_event_t *answer, uint32_t min_consumers)
@@ -78,9 +37,14 @@ static int wire_producer(shmd_producer *p, const shmd_event_t *answer, uint32_t 
     shmd_epoch_record_t record;
     uint32_t index = 0;
     int rc = shmd_stream_epoch(p->client, answer->stream_index, answer->stream_id, answer->epoch, &record, &index);
-    rc = rc ? rc : map_producer(p, &record);
+    rc = rc ? rc : shmd_mapping_open(p->client, &record, SHMD_ROLE_PRODUCER, &p->mapping);
     if (rc != SHMD_OK)
         return rc;
+    p->data = p->mapping->data;
+    p->slots = p->mapping->ring;
+    p->arena = p->mapping->arena;
+    p->arena_bytes = record.arena_bytes;
+    p->gates = p->mapping->gates;
     p->hot = shmd_stream_hot(p->client, answer->stream_index, index);
     p->open_word = (uint64_t)answer->epoch << 8 | SHMD_EPOCH_OPEN;
     p->mask = record.slots - 1;
@@ -131,7 +95,8 @@ int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_pro
     rc = wire_producer(p, &answer, options->min_consumers);
     if (rc != SHMD_OK) {
         (void)shmd_client_detach(client, answer.lease_id, SHMD_ROLE_PRODUCER, stream, 0, 0);
-        producer_free(p);
+        give_back(p);
+        free(p);
         return rc;
     }
     shmd_client_confirm(client, p->lease_index, p->lease_id);
@@ -141,16 +106,23 @@ int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_pro
 
 int shmd_producer_end(shmd_producer *p, int aborted)
 {
+    int rc = SHMD_OK;
     if (p->claim_open)
         (void)shmd_abort(p);
-    int rc = SHMD_OK;
     if (p->fork_generation == shmd_fork_generation()) {
         shmd_producer_unblocked(p);
         rc = shmd_client_detach(p->client, p->lease_id, SHMD_ROLE_PRODUCER, p->stream, aborted, 1);
     }
-    producer_free(p);
+    give_back(p);
     return rc;
 }
 
-int shmd_producer_close(shmd_producer *producer) { return producer == NULL ? SHMD_OK : shmd_producer_end(producer, 0); }
-int shmd_producer_abort(shmd_producer *producer) { return producer == NULL ? SHMD_OK : shmd_producer_end(producer, 1); }
+static int end_and_free(shmd_producer *p, int aborted)
+{
+    int rc = p == NULL ? SHMD_OK : shmd_producer_end(p, aborted);
+    free(p);
+    return rc;
+}
+
+int shmd_producer_close(shmd_producer *producer) { return end_and_free(producer, 0); }
+int shmd_producer_abort(shmd_producer *producer) { return end_and_free(producer, 1); }

@@ -1,8 +1,6 @@
-/* shmd_stream.c: epochs, from both sides: the driver wires, unwires and seals; clients look them up and map them. */
+/* shmd_stream.c: epochs, from both sides: the driver wires, unwires and seals; clients look them up. Mapping them is
+ * shmd_mapping.c's. */
 #include "shmd_internal.h"
-
-#include <stdlib.h>
-#include <unistd.h>
 
 /* ---- the driver ------------------------------------------------------------------------ */
 
@@ -150,82 +148,4 @@ int shmd_lease_live(const shmd_client *client, uint32_t lease_index, uint64_t le
         return state == SHMD_LEASE_ATTACHED || state == SHMD_LEASE_ACTIVE || state == SHMD_LEASE_STALLED;
     }
     return 1; /* it changes as fast as we look: not a proof of an end; the next look decides */
-}
-
-static int map_part(int fd, uint64_t offset, uint64_t bytes, int mirrored, void **out)
-{
-    enum { PREFAULT_BYTES_MAX = 16 << 20 };
-    int prefault = bytes <= PREFAULT_BYTES_MAX;
-    int rc = mirrored ? shmd_segment_map_mirrored(fd, offset, bytes, 0, prefault, out) : shmd_segment_map(fd, offset, bytes, 0, prefault, out);
-    return rc;
-}
-
-static int map_data(const shmd_client *client, const shmd_epoch_record_t *record, shmd_mapping *mapping)
-{
-    uint64_t bytes = 0;
-    int fd = shmd_segment_open(record->data_name, 0, &bytes);
-    if (fd < 0)
-        return fd;
-    uint64_t page = shmd_page_bytes();
-    uint64_t ring_offset = shmd_round_up(SHMD_DATA_HEADER_BYTES, page);
-    int rc = bytes == record->data_bytes ? SHMD_OK
-                                         : shmd_fail(SHMD_E_LAYOUT, "%s has %llu bytes, the directory says %llu", record->data_name,
-                                                     (unsigned long long)bytes, (unsigned long long)record->data_bytes);
-    rc = rc ? rc : map_part(fd, 0, ring_offset, 0, &mapping->data);
-    rc = rc ? rc : shmd_header_check(mapping->data, bytes, SHMD_SEGMENT_DATA, client->boot_id, record->stream_id, record->epoch);
-    rc = rc ? rc : map_part(fd, ring_offset, mapping->ring_bytes, 1, &mapping->ring);
-    if (rc == SHMD_OK && mapping->arena_bytes != 0)
-        rc = map_part(fd, ring_offset + mapping->ring_bytes, mapping->arena_bytes, 1, &mapping->arena);
-    (void)close(fd);
-    return rc;
-}
-
-static int map_gates(const shmd_client *client, const shmd_epoch_record_t *record, shmd_mapping *mapping)
-{
-    uint64_t bytes = 0;
-    int fd = shmd_segment_open(record->gates_name, 1, &bytes);
-    if (fd < 0)
-        return fd;
-    int rc = bytes == record->gates_bytes ? SHMD_OK
-                                          : shmd_fail(SHMD_E_LAYOUT, "%s has %llu bytes, the directory says %llu", record->gates_name,
-                                                      (unsigned long long)bytes, (unsigned long long)record->gates_bytes);
-    rc = rc ? rc : shmd_segment_map(fd, 0, bytes, 1, 1, &mapping->gates);
-    rc = rc ? rc : shmd_header_check(mapping->gates, bytes, SHMD_SEGMENT_GATES, client->boot_id, record->stream_id, record->epoch);
-    (void)close(fd);
-    return rc;
-}
-
-int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *record, shmd_mapping **out)
-{
-    static uint32_t serial;
-    shmd_mapping *mapping = calloc(1, sizeof *mapping);
-    if (mapping == NULL)
-        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a mapping");
-    mapping->owners = 1;
-    mapping->epoch = record->epoch;
-    mapping->ring_bytes = (uint64_t)record->slots * record->slot_bytes;
-    mapping->arena_bytes = record->arena_bytes;
-    mapping->gates_bytes = record->gates_bytes;
-    mapping->serial = (uint64_t)shmd_add32(&serial, 1) + 1;
-    int rc = map_data(client, record, mapping);
-    rc = rc ? rc : map_gates(client, record, mapping);
-    if (rc != SHMD_OK) {
-        shmd_mapping_free(mapping);
-        return rc;
-    }
-    *out = mapping;
-    return SHMD_OK;
-}
-
-void shmd_mapping_hold(shmd_mapping *mapping) { (void)shmd_add32(&mapping->owners, 1); }
-
-void shmd_mapping_free(shmd_mapping *mapping)
-{
-    if (mapping == NULL || shmd_sub32(&mapping->owners, 1) != 1)
-        return;
-    (void)shmd_segment_unmap(mapping->data, shmd_round_up(SHMD_DATA_HEADER_BYTES, shmd_page_bytes()));
-    (void)shmd_segment_unmap(mapping->ring, mapping->ring_bytes * 2);
-    (void)shmd_segment_unmap(mapping->arena, mapping->arena_bytes * 2);
-    (void)shmd_segment_unmap(mapping->gates, mapping->gates_bytes);
-    free(mapping);
 }

@@ -58,8 +58,7 @@ struct shmd_producer {
     /* the rest */
     uint32_t gate_count;
     const shmd_gates_t *gates;
-    uint64_t gates_bytes;
-    uint64_t ring_bytes;
+    shmd_mapping *mapping;
     uint64_t max_message;
     uint64_t lease_id;
     uint64_t ended_seal;

@@ -26,7 +26,6 @@ Batch = np.ndarray[Any, np.dtype[Any]]
 
 _fetch_records = lib.shmd_guarded_fetch_records
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
-_VIEWS_HELD = int(lib.SHMD_E_VIEWS_HELD)
 _COPIED_MAX = 65536  # records that a batch copies at most
 
 
@@ -84,13 +83,9 @@ class RecordReader:
         consumer = self._consumer
         batch = consumer._batch
         address = ffi.cast("void *", copies.ctypes.data)
-        code = 0
-        for _ in range(2):
-            code = _fetch_records(
-                consumer._handle, consumer._hold_seq(), most, size, timeout_ns, address, copies.nbytes, batch
-            )
-            if code != _VIEWS_HELD:  # else look again, as Consumer._fetch does
-                break
+        code = _fetch_records(
+            consumer._handle, consumer._hold_seq(), most, size, timeout_ns, address, copies.nbytes, batch
+        )
         count = self._count(code)
         if count == 0:
             return None

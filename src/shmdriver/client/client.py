@@ -114,7 +114,13 @@ class Client:
             | (lib.SHMD_ATTACH_TIMESTAMPS if timestamps else 0)
         )
         handle, link = self._attach(
-            lib.shmd_producer_attach, "shmd_producer **", stream, options, schema, attach_timeout
+            lib.shmd_producer_attach,
+            "shmd_producer **",
+            lib.shmd_guarded_producer_free,
+            stream,
+            options,
+            schema,
+            attach_timeout,
         )
         del keep
         if kind is None:
@@ -153,7 +159,13 @@ class Client:
         options.wait = _choice("wait", wait, _WAIT)
         options.flags = (lib.SHMD_ATTACH_CREATE if create else 0) | (lib.SHMD_ATTACH_FOLLOW if follow else 0)
         handle, link = self._attach(
-            lib.shmd_consumer_attach, "shmd_consumer **", stream, options, schema, attach_timeout
+            lib.shmd_consumer_attach,
+            "shmd_consumer **",
+            lib.shmd_guarded_consumer_free,
+            stream,
+            options,
+            schema,
+            attach_timeout,
         )
         del keep
         made = Consumer(handle, link, stream, delivery, kind)
@@ -253,7 +265,14 @@ class Client:
         return link
 
     def _attach(
-        self, call: Any, out_type: str, stream: str, options: Any, schema: str | None, timeout: float
+        self,
+        call: Any,
+        out_type: str,
+        free: Any,
+        stream: str,
+        options: Any,
+        schema: str | None,
+        timeout: float,
     ) -> tuple[Any, Link]:
         link = self._connected()
         deadline = Deadline(timeout)
@@ -262,7 +281,7 @@ class Client:
             options.timeout_ns = deadline.rest_ns()
             code = call(link.handle, stream.encode(), options, out)
             if code == 0:
-                return out[0], link
+                return ffi.gc(out[0], free), link  # freed when no thread can have it any more
             if code != lib.SHMD_E_INTERRUPTED:
                 break
         if code == lib.SHMD_E_INVALID:

@@ -39,7 +39,6 @@ _PRIVATE_FROM_BYTES = 4096  # larger copies are handed out as they are, not copi
 _PACKED_MAX = 256  # lengths whose Struct is kept
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 _TOO_LARGE = int(lib.SHMD_E_TOO_LARGE)
-_VIEWS_HELD = int(lib.SHMD_E_VIEWS_HELD)
 _ENDS = (int(lib.SHMD_E_END), int(lib.SHMD_E_PRODUCER_LOST))
 _new_exporter = ffi.buffer
 _reference = weakref.ref
@@ -216,7 +215,7 @@ class Consumer:
         if not self._link.usable:
             raise_for(lib.SHMD_E_FORKED, stream=self.stream)
         self._handle = None  # before its memory goes: views in other threads look at it
-        code = lib.shmd_guarded_consumer_close(handle, 0)
+        code = lib.shmd_guarded_consumer_close(handle)
         if code == lib.SHMD_E_CONCURRENT:
             self._handle = handle
             raise_for(code, stream=self.stream)
@@ -268,7 +267,7 @@ class Consumer:
                 return message
             self._patience.look(self)
 
-    def _fetch(self, timeout_ns: int, *, again: bool = True) -> Message | None:
+    def _fetch(self, timeout_ns: int) -> Message | None:
         """The first message of a new run, the rest of which is in _rows; None when none came in time."""
         mapping = self._mapping
         batch = self._batch
@@ -293,9 +292,6 @@ class Consumer:
             if count == _TOO_LARGE:
                 self._use_buffer(2 * (int(batch.length) + _HEAD.size))
                 return self._fetch(timeout_ns)
-            if count == _VIEWS_HELD and again:
-                # What fills the ring may have come between C's looks at the slot and at the producer.
-                return self._fetch(timeout_ns, again=False)
             raise self._failure(count)
         if not batch.copied:
             return self._in_place(batch)

@@ -24,7 +24,6 @@ __all__ = ["FOREVER_SLICE_NS", "Deadline", "Handle", "Link", "register"]
 
 # A wait without end is made of slices this long, between which Python runs signal handlers (Ctrl-C).
 FOREVER_SLICE_NS = 50_000_000
-_DETACH_TIMEOUT_NS = 1_000_000_000
 
 
 class Deadline:
@@ -101,16 +100,6 @@ class Link:
     def driver_alive(self) -> bool:
         """Whether the driver behind it lives, as far as it can be proved."""
         return self.handle is not None and bool(lib.shmd_driver_alive(self.authority))
-
-    def detach(self, lease_id: int, role: int, stream: str, *, aborted: bool) -> None:
-        """Ends a lease and leaves the C handle as it is; without a driver it ends with this process."""
-        request = ffi.new("shmd_request_t *")
-        request.kind = lib.SHMD_REQUEST_DETACH
-        request.lease_id = lease_id
-        request.role = role
-        request.flags = lib.SHMD_DETACH_ABORTED if aborted else 0
-        request.stream = stream.encode()
-        lib.shmd_client_request(self.handle, request, ffi.new("shmd_event_t *"), _DETACH_TIMEOUT_NS)
 
     def close(self) -> None:
         """Says goodbye and unmaps. Nothing in a child of the process that made it."""

@@ -18,6 +18,7 @@ from shmdriver.client import directory
 from shmdriver.client._raise import failure_of, raise_for
 from shmdriver.client.claim import ArrayClaim, Claim
 from shmdriver.client.link import Deadline, Link, register
+from shmdriver.client.views import keep_mapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -359,16 +360,15 @@ class Producer:
             return
         if not self._link.usable:
             raise_for(lib.SHMD_E_FORKED, stream=self.stream)
-        if any(reference() is not None for reference in self._placed):
-            # An array of a claim is alive: its memory must stay. The lease ends; the C handle, and with
-            # it the mapping, is left to the end of the process.
-            self._link.detach(
-                int(self._info().lease_id), lib.SHMD_ROLE_PRODUCER, self.stream, aborted=aborted
-            )
-        else:
-            code = lib.shmd_guarded_producer_close(handle, aborted)
-            if code == lib.SHMD_E_CONCURRENT:
-                raise_for(code, stream=self.stream)
+        placed = [reference for reference in self._placed if reference() is not None]
+        mapping = lib.shmd_producer_mapping(handle) if placed else None
+        if mapping is not None:
+            lib.shmd_mapping_hold(mapping)  # an array of a claim is alive: its memory stays
+        code = lib.shmd_guarded_producer_close(handle, aborted)
+        if mapping is not None:
+            keep_mapped(mapping, placed)
+        if code == lib.SHMD_E_CONCURRENT:
+            raise_for(code, stream=self.stream)
         self._handle = None
 
     def _abandon(self) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from shmdriver._native import ffi, lib
@@ -23,21 +24,18 @@ from shmdriver.client.directory import Gate
 if TYPE_CHECKING:
     from shmdriver.client.consumer import Consumer
 
-__all__ = ["NOTHING_HELD", "Mapping", "SpareBuffers"]
+__all__ = ["NOTHING_HELD", "Mapping", "SpareBuffers", "keep_mapped"]
 
 NOTHING_HELD = 2**64 - 1
 
 _buffer = ffi.buffer
 _reference = weakref.ref
 
-# Mappings whose consumer has let go and that live views still need.
-_ORPHANS: set[Mapping] = set()
-
 
 class Mapping:
     """One epoch's memory and the live views in it, oldest first."""
 
-    __slots__ = ("_consumer", "_gate", "_pointer", "_protected", "_waiting", "live", "serial")
+    __slots__ = ("_consumer", "_gate", "_pointer", "_protected", "live", "serial")
 
     def __init__(self, consumer: Consumer, serial: int) -> None:
         """Of the epoch that ``consumer`` has mapped now."""
@@ -50,7 +48,6 @@ class Mapping:
         self.serial = serial
         self.live: deque[tuple[int, weakref.ref[Any]]] = deque()
         self._protected = True
-        self._waiting: dict[int, weakref.ref[Any]] = {}  # by identity: buffers have no hash
 
     def place(self, seq: int, data: Any, length: int) -> Any:
         """An exporter of ``length`` bytes at ``data``, the place of message ``seq``."""
@@ -85,24 +82,35 @@ class Mapping:
 
     def let_go(self) -> None:
         """The consumer needs it no more; unmaps now, or when the last live view dies."""
-        for _, reference in self.live:
-            exporter = reference()
-            if exporter is not None:
-                watch = weakref.ref(exporter, self._view_gone)
-                self._waiting[id(watch)] = watch
-                del exporter
+        pointer, self._pointer = self._pointer, None
+        if pointer is not None:
+            keep_mapped(pointer, [reference for _, reference in self.live])
         self.live.clear()
-        if self._waiting:
+
+
+class _Orphan:
+    """Mapped memory without a handle, while live views of it remain."""
+
+    __slots__ = ("_pointer", "_watches")
+
+    def __init__(self, pointer: Any) -> None:
+        self._pointer = pointer
+        self._watches: dict[int, weakref.ref[Any]] = {}  # by identity: buffers have no hash
+
+    def watch(self, exporter: Any) -> None:
+        reference = weakref.ref(exporter, self._view_gone)
+        self._watches[id(reference)] = reference
+
+    def settle(self) -> None:
+        """All exporters are watched. One that died since has been counted by its callback."""
+        if self._watches:
             _ORPHANS.add(self)
-            # A view that died between the two lines above has already been counted by its callback.
-            if not self._waiting:
-                self._free()
-        else:
+        if not self._watches:
             self._free()
 
     def _view_gone(self, reference: weakref.ref[Any]) -> None:
-        self._waiting.pop(id(reference), None)
-        if not self._waiting and self in _ORPHANS:
+        self._watches.pop(id(reference), None)
+        if not self._watches and self in _ORPHANS:
             self._free()
 
     def _free(self) -> None:
@@ -110,6 +118,21 @@ class Mapping:
         pointer, self._pointer = self._pointer, None
         if pointer is not None:
             lib.shmd_mapping_free(pointer)
+
+
+# Memory whose handle has let go and that live views still need.
+_ORPHANS: set[_Orphan] = set()
+
+
+def keep_mapped(pointer: Any, exporters: Iterable[weakref.ref[Any]]) -> None:
+    """Gives up one hold of a mapping: now, or when the last of ``exporters`` that lives has died."""
+    orphan = _Orphan(pointer)
+    for reference in exporters:
+        exporter = reference()
+        if exporter is not None:
+            orphan.watch(exporter)
+        del exporter
+    orphan.settle()
 
 
 class SpareBuffers:

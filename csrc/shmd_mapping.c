@@ -1,0 +1,83 @@
+/* shmd_mapping.c: one epoch's segments in one process. Counted, because claims and views of Python outlive handles. A
+ * producer writes data and reads gates; a consumer the other way round: what a role does not write is mapped read-only. */
+#include "shmd_internal.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+enum { PREFAULT_BYTES_MAX = 16 << 20 };
+
+static uint64_t header_bytes(void) { return shmd_round_up(SHMD_DATA_HEADER_BYTES, shmd_page_bytes()); }
+
+/* The fd of a segment that is as long as the directory says. */
+static int open_sized(const char *name, int writable, uint64_t expected)
+{
+    uint64_t bytes = 0;
+    int fd = shmd_segment_open(name, writable, &bytes);
+    if (fd < 0 || bytes == expected)
+        return fd;
+    (void)close(fd);
+    return shmd_fail(SHMD_E_LAYOUT, "%s has %llu bytes, the directory says %llu", name, (unsigned long long)bytes, (unsigned long long)expected);
+}
+
+static int map_data(const shmd_client *client, const shmd_epoch_record_t *record, int writable, shmd_mapping *mapping)
+{
+    uint64_t ring_offset = header_bytes();
+    int fd = open_sized(record->data_name, writable, record->data_bytes);
+    if (fd < 0)
+        return fd;
+    int rc = shmd_segment_map(fd, 0, ring_offset, writable, 1, &mapping->data);
+    rc = rc ? rc : shmd_header_check(mapping->data, record->data_bytes, SHMD_SEGMENT_DATA, client->boot_id, record->stream_id, record->epoch);
+    rc = rc ? rc : shmd_segment_map_mirrored(fd, ring_offset, mapping->ring_bytes, writable, mapping->ring_bytes <= PREFAULT_BYTES_MAX, &mapping->ring);
+    if (rc == SHMD_OK && mapping->arena_bytes != 0)
+        rc = shmd_segment_map_mirrored(fd, ring_offset + mapping->ring_bytes, mapping->arena_bytes, writable,
+                                       mapping->arena_bytes <= PREFAULT_BYTES_MAX, &mapping->arena);
+    (void)close(fd);
+    return rc;
+}
+
+static int map_gates(const shmd_client *client, const shmd_epoch_record_t *record, int writable, shmd_mapping *mapping)
+{
+    int fd = open_sized(record->gates_name, writable, record->gates_bytes);
+    if (fd < 0)
+        return fd;
+    int rc = shmd_segment_map(fd, 0, record->gates_bytes, writable, 1, &mapping->gates);
+    rc = rc ? rc : shmd_header_check(mapping->gates, record->gates_bytes, SHMD_SEGMENT_GATES, client->boot_id, record->stream_id, record->epoch);
+    (void)close(fd);
+    return rc;
+}
+
+int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *record, uint32_t role, shmd_mapping **out)
+{
+    static uint32_t serial;
+    shmd_mapping *mapping = calloc(1, sizeof *mapping);
+    if (mapping == NULL)
+        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a mapping");
+    mapping->owners = 1;
+    mapping->epoch = record->epoch;
+    mapping->ring_bytes = (uint64_t)record->slots * record->slot_bytes;
+    mapping->arena_bytes = record->arena_bytes;
+    mapping->gates_bytes = record->gates_bytes;
+    mapping->serial = (uint64_t)shmd_add32(&serial, 1) + 1;
+    int rc = map_data(client, record, role == SHMD_ROLE_PRODUCER, mapping);
+    rc = rc ? rc : map_gates(client, record, role == SHMD_ROLE_CONSUMER, mapping);
+    if (rc != SHMD_OK) {
+        shmd_mapping_free(mapping);
+        return rc;
+    }
+    *out = mapping;
+    return SHMD_OK;
+}
+
+void shmd_mapping_hold(shmd_mapping *mapping) { (void)shmd_add32(&mapping->owners, 1); }
+
+void shmd_mapping_free(shmd_mapping *mapping)
+{
+    if (mapping == NULL || shmd_sub32(&mapping->owners, 1) != 1)
+        return;
+    (void)shmd_segment_unmap(mapping->data, header_bytes());
+    (void)shmd_segment_unmap(mapping->ring, mapping->ring_bytes * 2);
+    (void)shmd_segment_unmap(mapping->arena, mapping->arena_bytes * 2);
+    (void)shmd_segment_unmap(mapping->gates, mapping->gates_bytes);
+    free(mapping);
+}
