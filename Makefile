@@ -6,6 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
 LOCKED := mkdir -p build && flock build/.lock
 NATIVE_INPUTS := $(wildcard csrc/*.c csrc/*.h csrc/*.map) native.mk build_ffi.py setup.py
+DEMO_QUOTES := $(wildcard ../shared/data/*.csv)
 CTEST := $(MAKE) --no-print-directory -s -C tests/c
 PYTEST := $(PY) -m pytest
 
@@ -36,7 +37,7 @@ build/.native-stamp: $(NATIVE_INPUTS) $(VENV)/.run-stamp
 build: build/.native-stamp    ## editable install in .venv, native module in place
 
 demo: build      ## see it work: real data between processes, and what survives kill -9
-	@$(PY) -m shmdriver demo $(DEMO_ARGS)
+	@$(PY) -m shmdriver demo $(addprefix --quotes ,$(DEMO_QUOTES)) $(DEMO_ARGS)
 
 lint: build $(VENV)/.dev-stamp    ## ruff, mypy --strict, generated files up to date
 	@$(PY) -m ruff check -q .

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shmdriver import Client
+from shmdriver._native import lib
 from shmdriver.demo.processes import DriverProcess, Worker
 from shmdriver.demo.rate_line import RateLine, consume, produce
 from shmdriver.demo.stage import DemoFailed, Row, Stage
@@ -213,10 +214,15 @@ class Survive:
         return -1
 
     def _note_seal(self, number: int) -> bool:
+        """Whether the epoch is sealed. From the driver's news, because a drained epoch is soon gone."""
         with Instance(self._driver.instance) as instance:
-            for epoch in instance.stream(_STREAM).epochs:
-                if epoch.epoch == number and epoch.state == "sealed":
-                    self._sealed[number] = epoch.sealed_seq
+            for event in instance.events():
+                if (event.kind, event.stream, event.epoch) == (
+                    "stream_announce",
+                    _STREAM,
+                    number,
+                ) and event.state == lib.SHMD_EPOCH_SEALED:
+                    self._sealed[number] = event.value
         return number in self._sealed
 
     def _wait_drained(self, epoch: int, count: int) -> int:
