@@ -284,7 +284,7 @@ def test_impossible_gate_revokes_its_consumer_alone(rig: Rig, position: int) -> 
     bad, good = client.consume(), client.consume()
     with rig.epoch_memory(producer) as memory:
         memory.gate(bad.gate).position = position
-    rig.tick(200)
+    rig.tick(700)
     assert rig.lease_state(bad) == lib.SHMD_LEASE_REVOKED
     assert rig.lease(bad).end_reason == Reason.BAD_GATE
     assert rig.lease_state(good) == lib.SHMD_LEASE_ACTIVE

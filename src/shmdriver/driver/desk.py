@@ -129,8 +129,8 @@ class RequestDesk:
     def _own(self, lease: Lease, request: Request) -> None:
         if lease.client_id != request.client_id:
             raise Rejection(Reason.NOT_OWNER, "that lease belongs to another client")
-        stream = self._tables.streams.of(lease).name
-        if stream != request.stream or lease.record.role != request.raw.role:
+        stream = self._tables.streams.name_of(lease)
+        if stream not in ("", request.stream) or lease.record.role != request.raw.role:
             role = "producer" if lease.is_producer else "consumer"
             raise Rejection(
                 Reason.NOT_OWNER,

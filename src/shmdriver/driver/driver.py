@@ -81,6 +81,7 @@ class Driver:
         self._last_tick_ns = 0
         self._work = 0
         self._tables: Tables | None = None
+        self._ring_bell: Callable[[], None] = lambda: None  # while there is a ring: wakes who sleeps on it
         self._ring: ControlRing
         self._desk: RequestDesk
         self._admission: Admission
@@ -195,8 +196,7 @@ class Driver:
 
     def wake(self) -> None:
         """Ends the loop's sleep, from any thread."""
-        if self._tables is not None:
-            self._ring.wake()
+        self._ring_bell()
 
     def close(self) -> None:
         """Lets go of all resources. Unless the driver was shut down, its segments stay, as after a crash."""
@@ -206,6 +206,7 @@ class Driver:
         if self._deathwatch is not None:
             self._deathwatch.close()
         self._memory.close()
+        self._ring_bell = lambda: None
         self._ring.close()
         tables.close()
 
@@ -358,6 +359,7 @@ class Driver:
         self._ring = ControlRing(
             tables.authority, tables.clients, budget=limits.attaches_per_tick, refuse=self._desk.refuse
         )
+        self._ring_bell = self._ring.wake
         self._lease_watch = LeaseWatch(self._config, tables, self._lifecycle.dispatch, self._log)
         self._stream_watch = StreamWatch(self._config, tables)
         self._health = HealthWatch(tables.clients, self._set_degraded)

@@ -21,15 +21,14 @@ from shmdriver.errors import Reason
 __all__ = ["HealthWatch", "StreamWatch"]
 
 MILLISECOND_NS = 1_000_000
+GATE_CHECK_NS = 500 * MILLISECOND_NS
 LOW_MEMORY_SHARE = 0.05  # of the mount; recovered at twice that
 OVERRUN_HOLD_NS = 10_000_000_000
 STALLED_HOLD_NS = 1_000_000_000
 
 
 class StreamWatch:
-    """Evicts consumers that hold a producer back for too long, revokes impossible gates, settles what "
-    "ended.
-    """
+    """Evicts consumers that hold a producer back for too long, revokes impossible gates, settles ends."""
 
     def __init__(self, config: Config, tables: Tables) -> None:
         self._config = config
@@ -37,13 +36,17 @@ class StreamWatch:
         self._clients = tables.clients
         self._streams = tables.streams
         self._tenure = tables.tenure
+        self._gates_ns = 0
 
     def check(self, now_ns: int) -> None:
-        """One look at every stream."""
+        """One look at every stream; at every single gate less often, so that many cost little."""
+        gates_due = now_ns - self._gates_ns >= GATE_CHECK_NS
+        self._gates_ns = now_ns if gates_due else self._gates_ns
         for stream in self._streams:
             epoch = stream.open_epoch
             if epoch is not None and stream.leases:
-                self._check_gates(stream, epoch, now_ns)
+                if gates_due:
+                    self._check_gates(stream, epoch, now_ns)
                 self._check_blocked(stream, epoch, now_ns)
             if epoch is None or len(stream.epochs) > 1:
                 self._tenure.settle(stream, now_ns)

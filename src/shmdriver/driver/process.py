@@ -37,10 +37,12 @@ def run_driver(config: Config, *, log: Callable[[str], None] = log_line) -> int:
 
     0 after a clean stop, 3 when a driver of this instance runs already, 1 for any other refusal (the
     log says which). SIGTERM and SIGINT drain, the second one stops at once; SIGUSR1 hands over; SIGHUP logs
-    the effective configuration. Call it in the main thread.
+    the effective configuration. Call it in the main thread of a process that is for this alone: its
+    signal handlers stay.
     """
     try:
         driver = Driver(config, log=log, token=_token(config), notifier=Notifier())
+        _handle_signals(driver, config, log)  # before it starts: a signal meanwhile is obeyed, not fatal
         driver.start()
     except DriverAlreadyRunning as error:
         log(str(error))
@@ -48,12 +50,7 @@ def run_driver(config: Config, *, log: Callable[[str], None] = log_line) -> int:
     except (ShmDriverError, OSError) as error:
         log(f"cannot start: {error}")
         return EXIT_FAILED
-    _handle_signals(driver, config, log)
-    try:
-        driver.run()
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_DFL)
+    driver.run()
     return 0
 
 

@@ -196,6 +196,11 @@ class StreamDirectory:
         """A lease's stream."""
         return self._by_index[int(lease.record.stream_index)]
 
+    def name_of(self, lease: Lease) -> str:
+        """The name of a lease's stream, also of an ended lease; "" when the stream is gone."""
+        stream = self._by_index.get(int(lease.record.stream_index))
+        return stream.name if stream and stream.stream_id == int(lease.record.stream_id) else ""
+
     @property
     def names(self) -> list[str]:
         """Of all streams, for suggestions."""
