@@ -151,6 +151,10 @@ class DriverProcess:
         self._command = [
             *(sys.executable, "-m", "shmdriver", "run", "--instance", instance),
             *("--set", f"shm.max_bytes={max_bytes}"),
+            *(
+                "--set",
+                "policies.grace_ms=0",
+            ),  # nobody joins an ended stream here: its memory is free at once
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the driver

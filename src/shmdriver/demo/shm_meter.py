@@ -8,9 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["LIMIT_BYTES", "ShmMeter", "free_bytes"]
+__all__ = ["LIMIT_BYTES", "STREAM_BYTES", "ShmMeter", "free_bytes"]
 
 LIMIT_BYTES = 48 << 20  # containers have 64 MiB
+STREAM_BYTES = LIMIT_BYTES - (4 << 20)  # what is left beside a driver's own tables
 _FOLDER = Path("/dev/shm")  # where POSIX shared memory stands on Linux
 _INTERVAL_S = 0.02
 

@@ -13,7 +13,7 @@ import numpy as np
 from shmdriver.demo import files, frames, hello, quotes, records, report, roundtrip
 from shmdriver.demo.processes import DriverProcess
 from shmdriver.demo.screen import Screen
-from shmdriver.demo.shm_meter import LIMIT_BYTES, ShmMeter, free_bytes
+from shmdriver.demo.shm_meter import LIMIT_BYTES, STREAM_BYTES, ShmMeter, free_bytes
 from shmdriver.demo.stage import DemoFailed, Stage
 from shmdriver.demo.survive import Survive
 
@@ -76,7 +76,7 @@ def _quotes(screen: Screen, paths: Sequence[Path]) -> np.ndarray[Any, Any]:
 
 def _measure(stage: Stage) -> None:
     screen = stage.screen
-    with DriverProcess(stage.instance, LIMIT_BYTES):
+    with DriverProcess(stage.instance, STREAM_BYTES):
         screen.heading("1  The Python standard library through one reliable stream, to two processes")
         files.run(stage)
         screen.heading("2  Market quotes, as fast as they go, against multiprocessing")
@@ -88,7 +88,7 @@ def _measure(stage: Stage) -> None:
 
 def _survive(stage: Stage, instance: str, *, stay: bool) -> None:
     stage.screen.heading("4  What survives")
-    with DriverProcess(instance, LIMIT_BYTES) as driver:
+    with DriverProcess(instance, STREAM_BYTES) as driver:
         show = Survive(stage, driver)
         try:
             show.run()
