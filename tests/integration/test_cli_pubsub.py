@@ -144,8 +144,10 @@ def test_arrays_travel_as_npy(driver: Client, tmp_path: Path) -> None:
 def test_pub_says_that_it_waits_for_a_consumer(driver: Client) -> None:
     pub = start("pub", "s", "-i", driver.instance, stdin=subprocess.DEVNULL)
     assert pub.stderr is not None
-    assert b"waiting for a consumer of stream 's'" in pub.stderr.readline()
-    assert pub.poll() is None
+    assert b"waiting for a reliable consumer of stream 's'" in pub.stderr.readline()
+    with driver.consumer("s", delivery="lossy") as looker:
+        assert looker.read(timeout=0.3) is None, "a looker is no reason to publish"
+        assert pub.poll() is None
     with driver.consumer("s") as consumer:
         assert finish(pub)[0] == 0
         assert list(consumer) == []
@@ -155,7 +157,7 @@ def test_pub_gives_up_at_its_timeout(driver: Client) -> None:
     pub = start("pub", "s", "--timeout", "0.1", "-i", driver.instance, stdin=subprocess.DEVNULL)
     code, _, text = finish(pub)
     assert code == 1
-    assert "has 0 of 1 consumers" in text
+    assert "has 0 of 1 reliable consumers" in text
 
 
 def test_min_consumers_zero_goes_on_at_once(driver: Client) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shmdriver.client import Producer
 
 _NOTICE_S = 2.0
+_LOOK_S = 0.2
 _ARRAY_HEAD_BYTES = 4096  # more than shape, dtype and padding of any sane array take
 
 _HELP = """Publish stdin, or files, into a stream; close it cleanly at the end of the input.
@@ -104,21 +105,25 @@ def _pieces(source: Any, form: str, chunk: int) -> Iterator[Any]:
 
 
 def _await_consumers(producer: Producer, stream: str, wanted: int, timeout: float | None) -> None:
-    if wanted <= 0:
+    """Wait for reliable consumers: an empty input, too, is delivered to somebody. Raises BackPressured."""
+    if producer.consumers >= wanted:
         return
-    if producer.wait_for_consumers(wanted, timeout=0) >= wanted:
-        return
-    who = "a consumer" if wanted == 1 else f"{wanted} consumers"
+    who = "a reliable consumer" if wanted == 1 else f"{wanted} reliable consumers"
     note(
         f"waiting for {who} of stream {stream!r} (shmdriver sub {stream}); --min-consumers 0 goes on at once"
     )
-    have = producer.wait_for_consumers(wanted, timeout=timeout)
-    if have < wanted:
-        raise BackPressured(
-            f"stream {stream!r} has {have} of {wanted} consumers after {timeout or 0:g} s: attach one with "
-            f"shmdriver sub {stream}, wait longer (--timeout), or pass --min-consumers 0",
-            stream=stream,
-        )
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while (have := producer.consumers) < wanted:
+        left = _NOTICE_S if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            raise BackPressured(
+                f"stream {stream!r} has {have} of {wanted} reliable consumers after {timeout:g} s: attach one "
+                f"with shmdriver sub {stream}, wait longer (--timeout), or pass --min-consumers 0",
+                stream=stream,
+            )
+        # One more than there are, of whatever delivery: a newcomer ends the wait, then it is looked at.
+        attached = producer.wait_for_consumers(wanted, timeout=0)
+        producer.wait_for_consumers(max(wanted, attached + 1), timeout=min(left, _LOOK_S))
 
 
 def _publish(stack: ExitStack, client: Any, stream: str, files: list[Path], form: str, options: Any) -> _Feed:
