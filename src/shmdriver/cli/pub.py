@@ -117,8 +117,8 @@ def _await_consumers(producer: Producer, stream: str, wanted: int, timeout: floa
         left = _NOTICE_S if deadline is None else deadline - time.monotonic()
         if left <= 0:
             raise BackPressured(
-                f"stream {stream!r} has {have} of {wanted} reliable consumers after {timeout:g} s: attach one "
-                f"with shmdriver sub {stream}, wait longer (--timeout), or pass --min-consumers 0",
+                f"stream {stream!r} has {have} of {wanted} reliable consumers after {timeout:g} s: attach "
+                f"one with shmdriver sub {stream}, wait longer (--timeout), or pass --min-consumers 0",
                 stream=stream,
             )
         # One more than there are, of whatever delivery: a newcomer ends the wait, then it is looked at.
