@@ -108,6 +108,19 @@ def test_flood_of_one_client_does_not_hold_up_another(rig: Rig) -> None:
     assert len(rig.driver.tables.leases) == 41
 
 
+def test_small_budget_leaves_the_rest_to_the_next_tick_at_once(instance_name: str) -> None:
+    rig = Rig(instance_name, policies__limits__attaches_per_tick=1)
+    try:
+        client = rig.client()
+        sent = [client.send(client.attach_request(f"s{n}", lib.SHMD_ROLE_CONSUMER)) for n in range(4)]
+        for _ in sent:
+            rig.tick()
+            assert rig.driver.next_deadline_ns() <= rig.clock.now_ns or len(rig.driver.tables.leases) == 4
+        assert all(rig.answer(correlation).code == lib.SHMD_CODE_OK for correlation in sent)
+    finally:
+        rig.close()
+
+
 def test_forged_client_id_is_no_client(rig: Rig) -> None:
     client, other = rig.client(), rig.client()
     raw = client.attach_request("s", lib.SHMD_ROLE_CONSUMER, client_id=other.client_id)

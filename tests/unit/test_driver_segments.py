@@ -147,6 +147,14 @@ def test_lock_object_that_was_unlinked_is_noticed(instance_name: str, authority:
     lock.release()
 
 
+def test_driver_says_loudly_that_its_lock_object_is_gone(rig: Rig) -> None:
+    (SHM / authority_name(rig.instance)[1:]).unlink()
+    rig.tick(3000)
+    told = rig.events_of(lib.SHMD_EVENT_ERROR)
+    assert len(told) == 1
+    assert "was removed or replaced" in told[0].text
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_modes_are_what_configuration_says(instance_name: str, umask: int) -> None:
     import grp

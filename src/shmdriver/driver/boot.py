@@ -1,6 +1,4 @@
-"""How a driver comes to its tables: it takes the lock, then adopts them, supersedes them, or makes new "
-"ones.
-"""
+"""How a driver comes to its tables: it takes the lock, then adopts, supersedes or makes them."""
 
 from __future__ import annotations
 
@@ -113,9 +111,7 @@ def _clear(
     *,
     supersede: bool,
 ) -> None:
-    """Removes what an earlier boot left; with ``supersede`` its clients are told and its epochs sealed "
-    "first.
-    """
+    """Removes what an earlier boot left; ``supersede``: its clients are told, its epochs sealed first."""
     if supersede:
         try:
             _supersede(lock, config, modes, clock)

@@ -83,6 +83,7 @@ class ControlRing:
         self._refuse = refuse
         self._waiting: OrderedDict[int, deque[Request]] = OrderedDict()
         self._waiting_count = 0
+        self._is_more = False  # the last tick's budget ended before the ring did
         self._quarantined: set[int] = set()
         self._reader = lib.shmd_control_reader_new(
             authority.control, authority.control_map.size, authority.base
@@ -101,7 +102,7 @@ class ControlRing:
     @property
     def has_waiting(self) -> bool:
         """Whether requests wait for the next tick."""
-        return self._waiting_count > 0
+        return self._waiting_count > 0 or self._is_more
 
     @property
     def is_held_up(self) -> bool:
@@ -123,13 +124,17 @@ class ControlRing:
 
     def take(self, now_ns: int) -> list[Request]:
         """The requests of one tick, in each client's own order."""
+        self._is_more = True
         for _ in range(self._budget):
-            if self._waiting_count >= WAITING_MAX or not self._read(now_ns):
+            if self._waiting_count >= WAITING_MAX:
+                break
+            if not self._read(now_ns):
+                self._is_more = False
                 break
         taken: list[Request] = []
         for client_id in list(self._waiting):  # round robin: who was served goes to the back
             pending = self._waiting[client_id]
-            share = self._budget // 2 if client_id == 0 else self._share  # id 0: everybody's Hellos
+            share = max(1, self._budget // 2) if client_id == 0 else self._share  # id 0: everybody's Hellos
             turns = min(share, len(pending), self._budget - len(taken))
             taken.extend(pending.popleft() for _ in range(turns))
             self._waiting.move_to_end(client_id)

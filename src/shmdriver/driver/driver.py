@@ -29,7 +29,7 @@ from shmdriver.driver.lifecycle import DegradedBy, Event, Lifecycle, ShutdownMod
 from shmdriver.driver.memory import Completion, MemoryThread, MemoryWorker
 from shmdriver.driver.notify import Notifier
 from shmdriver.driver.oversight import HealthWatch, StreamWatch
-from shmdriver.driver.shm import Modes, ShmSpace
+from shmdriver.driver.shm import Modes, ShmSpace, lock_memory
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.timers import Timers
 from shmdriver.errors import Code, Reason
@@ -79,6 +79,7 @@ class Driver:
         self._timers = Timers()
         self._orders: deque[_Order] = deque()
         self._last_tick_ns = 0
+        self._is_lock_lost = False
         self._work = 0
         self._tables: Tables | None = None
         self._ring_bell: Callable[[], None] = lambda: None  # while there is a ring: wakes who sleeps on it
@@ -129,7 +130,8 @@ class Driver:
         self._lifecycle.dispatch(Event.START, now_ns)
         if not adopted:
             tables.authority.complete()
-        self._announce_all()
+        self.tables.announce_all()
+        self._pin(tables)
         found = f"adopted {len(tables.clients)} clients, {len(tables.leases)} leases" if adopted else "new"
         self._log(f"driver of instance {self.instance!r} serves: pid {os.getpid()}, {found}")
         self._notifier.send(f"READY=1\nMAINPID={os.getpid()}")
@@ -188,9 +190,7 @@ class Driver:
             self.close()
 
     def request_shutdown(self, mode: ShutdownMode | str = ShutdownMode.END, reason: str = "") -> None:
-        """Asks for the end, from any thread or a signal handler. A second ``END`` while draining means "
-        "now.
-        """
+        """Asks for the end, from any thread or a signal handler; ``END`` while draining means now."""
         self._orders.append(_Order(ShutdownMode(mode), reason or "asked by its process"))
         self.wake()
 
@@ -218,12 +218,8 @@ class Driver:
 
     def announce(self) -> str:
         """Announces every stream; a summary for a person."""
-        self._announce_all()
-        tables = self.tables
-        return (
-            f"{self.state.value}: {len(tables.clients)} clients, {len(tables.leases)} leases, "
-            f"{len(list(tables.streams))} streams, {tables.streams.segment_bytes} bytes in epochs"
-        )
+        self.tables.announce_all()
+        return f"{self.state.value}: {self.tables.summary()}"
 
     # -- hooks of the lifecycle
 
@@ -273,10 +269,10 @@ class Driver:
         self._lease_watch.expire(lease, now_ns)
 
     def on_announce(self, now_ns: int) -> None:
-        """All streams, for whoever missed something; and the memory that is left."""
-        del now_ns
-        self._announce_all()
+        """All streams, for whoever missed something; and what should not change under a driver."""
+        self.tables.announce_all()
         self._health.check_memory()
+        self._check_lock(now_ns)
 
     def on_lease_check(self, now_ns: int) -> None:
         """Deaths, heartbeats, confirmations; then streams."""
@@ -293,9 +289,7 @@ class Driver:
         self._log(f"degraded by: {', '.join(sorted(reasons)) or 'nothing any more'}")
 
     def on_lifecycle_changed(self, now_ns: int, old: State, new: State) -> None:
-        """State, then event. A handover is none of the clients' business: for them the driver is just "
-        "away.
-        """
+        """State, then event. Of a handover clients are told nothing: for them the driver is just away."""
         del now_ns
         if self._lifecycle.shutdown_reason and self._lifecycle.shutdown_mode is ShutdownMode.HANDOVER:
             return
@@ -327,8 +321,8 @@ class Driver:
         authority.store("shutdown_mode", _mode_code(mode))
         if mode is ShutdownMode.END:
             authority.store("shutdown_deadline_ns", timer.deadline_ns or 0)
-            self._announce_all()
-        self._log(f"draining ({mode.value}): {reason}; {self._counters()}")
+            self.tables.announce_all()
+        self._log(f"draining ({mode.value}): {reason}; {self.tables.counters_text()}")
 
     def on_enter_stopped(self, now_ns: int, reason: str, mode: ShutdownMode) -> None:
         """The last words; then, at the end for good, seals and removes everything."""
@@ -363,6 +357,15 @@ class Driver:
         self._lease_watch = LeaseWatch(self._config, tables, self._lifecycle.dispatch, self._log)
         self._stream_watch = StreamWatch(self._config, tables)
         self._health = HealthWatch(tables.clients, self._set_degraded)
+
+    def _pin(self, tables: Tables) -> None:
+        if self._config.shm.hugepages:
+            self._log("shm.hugepages is not supported by this version: ordinary pages are used")
+        if self._config.shm.mlock:
+            for mapped in (tables.authority.map, tables.authority.control_map):
+                problem = lock_memory(mapped)
+                if problem:
+                    self._log(problem)
 
     def _serve(self, request: Request, now_ns: int) -> None:
         if request.kind == lib.SHMD_REQUEST_ATTACH:
@@ -405,27 +408,24 @@ class Driver:
             return self._admission.pending == 0
         return self._config.policies.drain_until_empty and len(self.tables.leases) == 0
 
+    def _check_lock(self, now_ns: int) -> None:
+        authority = self.tables.authority
+        if self._is_lock_lost or authority.lock.still_named():
+            return
+        self._is_lock_lost = True  # said once; attached clients go on, nobody else can find this driver
+        text = (
+            f"{authority.lock.name} was removed or replaced while this driver holds it: a second driver of "
+            f"instance {self.instance!r} can start. Stop this one, and find who cleans /dev/shm (RemoveIPC?)"
+        )
+        authority.log_error(text, now_ns)
+        self.tables.events.error(text)
+        self._log(text)
+
     def _set_degraded(self, reason: str, on: bool) -> None:
         if on != (reason in self._lifecycle.reasons):
             self._lifecycle.dispatch(
                 Event.DEGRADE if on else Event.RECOVER, self._last_tick_ns, reason=reason
             )
-
-    def _announce_all(self) -> None:
-        for stream in self.tables.streams:
-            newest = stream.newest
-            self.tables.events.stream_announce(stream.record, newest.record if newest else None)
-
-    def _counters(self) -> str:
-        authority = self.tables.authority
-        shown = {
-            "requests": lib.SHMD_COUNTER_REQUESTS,
-            "attaches": lib.SHMD_COUNTER_ATTACHES,
-            "detaches": lib.SHMD_COUNTER_DETACHES,
-            "died": lib.SHMD_COUNTER_CLIENTS_DIED,
-            "errors": lib.SHMD_COUNTER_ERRORS,
-        }
-        return ", ".join(f"{name} {authority.counter(counter)}" for name, counter in shown.items())
 
 
 def _mode_code(mode: ShutdownMode) -> int:

@@ -19,6 +19,7 @@ __all__ = ["EmbeddedDriver", "collect_dead_embedded"]
 
 _EMBEDDED = re.compile(r"shmd\.(embedded-\d+-[0-9a-f]+)\.(?:authority|control|[0-9a-f]{16}\..+)")
 STOP_POLL_S = 0.02
+STOP_NOW_S = 2.0
 
 
 class EmbeddedDriver:
@@ -57,13 +58,16 @@ class EmbeddedDriver:
         if driver is None or thread is None or os.getpid() != self._pid:
             return
         driver.request_shutdown(ShutdownMode.END, "embedded driver stopped")
-        for _ in range(int(timeout_s / STOP_POLL_S)):
-            thread.join(STOP_POLL_S)
-            if not thread.is_alive():
-                return
-            driver.wake()
+        for patience_s in (timeout_s, STOP_NOW_S):
+            for _ in range(int(patience_s / STOP_POLL_S)):
+                thread.join(STOP_POLL_S)
+                if not thread.is_alive():
+                    return
+                driver.wake()
+            driver.request_shutdown(ShutdownMode.END, "embedded driver stopped: now")  # whoever is attached
         raise DriverUnavailable(
-            f"embedded driver {self.instance!r} did not stop in {timeout_s} s", instance=self.instance
+            f"embedded driver {self.instance!r} did not stop in {timeout_s + STOP_NOW_S} s",
+            instance=self.instance,
         )
 
 

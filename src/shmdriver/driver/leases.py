@@ -28,9 +28,7 @@ FINDINGS = 512
 
 
 class Lease:
-    """One lease record. ``schema`` is the text that a consumer declared, as long as this driver remembers "
-    "it.
-    """
+    """One lease record. ``schema`` is what a consumer declared, as long as this driver remembers it."""
 
     __slots__ = ("index", "lease_id", "record", "schema")
 

@@ -1,6 +1,4 @@
-"""The one exception with which the driver says no to a request: it becomes the answer's code, reason and "
-"text.
-"""
+"""The one exception with which the driver refuses a request: it becomes the answer."""
 
 from __future__ import annotations
 

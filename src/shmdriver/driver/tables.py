@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shmdriver._native import lib
 from shmdriver.driver.authority import Authority
 from shmdriver.driver.clients import ClientTable
 from shmdriver.driver.config import Config
@@ -43,6 +44,30 @@ class Tables:
         grace_ns = config.policies.grace_ms * MILLISECOND_NS
         tenure = Tenure(authority, clients, leases, streams, events, grace_ns=grace_ns)
         return cls(authority, clients, leases, streams, events, tenure)
+
+    def announce_all(self) -> None:
+        """Says how every stream stands."""
+        for stream in self.streams:
+            newest = stream.newest
+            self.events.stream_announce(stream.record, newest.record if newest else None)
+
+    def summary(self) -> str:
+        """How much there is of everything, in a line."""
+        return (
+            f"{len(self.clients)} clients, {len(self.leases)} leases, {len(list(self.streams))} streams, "
+            f"{self.streams.segment_bytes} bytes in epochs"
+        )
+
+    def counters_text(self) -> str:
+        """The counters that tell most, in a line."""
+        shown = {
+            "requests": lib.SHMD_COUNTER_REQUESTS,
+            "attaches": lib.SHMD_COUNTER_ATTACHES,
+            "detaches": lib.SHMD_COUNTER_DETACHES,
+            "died": lib.SHMD_COUNTER_CLIENTS_DIED,
+            "errors": lib.SHMD_COUNTER_ERRORS,
+        }
+        return ", ".join(f"{name} {self.authority.counter(counter)}" for name, counter in shown.items())
 
     def close(self) -> None:
         """Lets go of everything that this process has of them; segments and records stay."""
