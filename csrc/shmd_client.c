@@ -111,6 +111,13 @@ static int is_registered(const shmd_client *client)
     return (state == SHMD_CLIENT_ALIVE || state == SHMD_CLIENT_STALLED) && record->client_id == client->client_id;
 }
 
+/* Also one that has expired: its detach and its goodbye free its lines. */
+static int is_known(const shmd_client *client)
+{
+    const shmd_client_record_t *record = shmd_authority_client(client->authority, client->index);
+    return (shmd_load_acquire(&record->word) & 0xff) != SHMD_CLIENT_FREE && record->client_id == client->client_id;
+}
+
 /* 1: the answer is in out; 0: not yet. */
 static int look_for_answer(const shmd_client *client, uint64_t *cursor, uint64_t correlation_id, shmd_event_t *out, int *resend)
 {
@@ -211,7 +218,7 @@ static int tell(shmd_client *client, shmd_request_t *request)
     if (rc != SHMD_OK)
         return rc;
     identify(client, request, shmd_deadline(UINT64_MAX));
-    if (is_registered(client))
+    if (is_known(client))
         rc = shmd_control_send(client->control, client->authority, request, client->index + 1, client->nonce, deadline_ns);
     leave(client);
     return rc;

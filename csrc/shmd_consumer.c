@@ -284,6 +284,7 @@ void shmd_consumer_before_idle(shmd_consumer *c)
         return;
     c->fenced_at = c->position;
     shmd_store_relaxed(&c->gate->consumed, c->consumed);
+    shmd_store_relaxed(&c->gate->last_read_ns, shmd_now_ns()); /* once an idle turn, not once a message */
     if (c->gated_from == UINT64_MAX)
         return;
     shmd_fence_seq_cst(); /* W2: gate before this, the producer's flag after */

@@ -151,7 +151,8 @@ static int take(shmd_control_reader *r, uint32_t who, shmd_request_t *out)
     if (out->kind != SHMD_REQUEST_HELLO) {
         const shmd_client_record_t *client = shmd_authority_client(r->authority, who - 1);
         uint32_t state = client == NULL ? SHMD_CLIENT_FREE : (uint32_t)(client->word & 0xff);
-        if ((state != SHMD_CLIENT_ALIVE && state != SHMD_CLIENT_STALLED) || client->client_id != out->client_id)
+        /* One that expired may still say that it leaves: that frees its lines. What else it asks for the driver refuses. */
+        if (state == SHMD_CLIENT_FREE || client->client_id != out->client_id)
             return shmd_fail(SHMD_E_CORRUPT, "request of client %llu from claimer %u: no such client", (unsigned long long)out->client_id, who);
         nonce = client->nonce;
     }
