@@ -43,12 +43,15 @@ lint: build $(VENV)/.dev-stamp    ## ruff, mypy --strict, generated files up to 
 	@$(PY) -m ruff check -q .
 	@$(PY) -m mypy src scripts tests build_ffi.py $(wildcard benchmarks)
 	@$(PY) scripts/generate_abi.py --check
+	@$(PY) scripts/generate_lifecycle.py --check
 
 format: $(VENV)/.dev-stamp    ## rewrite Python files in the house format
 	@$(PY) -m ruff format .
 
-generate: $(VENV)/.run-stamp    ## rewrite what is derived from csrc/shmd_abi.h
+generate: $(VENV)/.run-stamp    ## rewrite what is derived from csrc/shmd_abi.h and from the lifecycle's table
 	@$(PY) scripts/generate_abi.py
+	@$(MAKE) --no-print-directory build
+	@$(PY) scripts/generate_lifecycle.py
 
 ctest:           ## C tests, plain
 	@$(CTEST) PROFILE=release run
