@@ -1,0 +1,41 @@
+"""The chaos tests' fork server and stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.stage import Stage, Zygote
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Forks processes with the library as it is."""
+    zygote = Zygote(tmp_path_factory.mktemp("runtime"))
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture
+def make_stage(zygote: Zygote, instance_name: str, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
+    """Makes the test's stage with driver settings (dotted keys); it is cleared afterwards."""
+    made: list[Stage] = []
+
+    def make(settings: dict[str, Any] | None = None) -> Stage:
+        stage = Stage(instance_name, tmp_path, zygote, **(settings or {}))
+        made.append(stage)
+        stage.start_driver()
+        return stage
+
+    yield make
+    for stage in made:
+        stage.__exit__(None, None, None)
+
+
+@pytest.fixture
+def stage(make_stage: Callable[..., Stage]) -> Stage:
+    """A stage with a driver that has the defaults."""
+    return make_stage()
