@@ -1,0 +1,1 @@
+"""Benchmarks: native programs, peers in Python (``python -m benchmarks``), and pytest-benchmark suites."""

@@ -1,0 +1,46 @@
+"""multiprocessing.Queue: pickled objects, by way of a thread and a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from benchmarks.peers.base import Array, Buffer, Peer
+from shmdriver.demo.processes import context
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
+
+
+class QueuePeer(Peer):
+    name = "Queue"
+    counts: ClassVar = {
+        "single": 100_000,
+        "iterate": 100_000,
+        "batch": 6_000_000,
+        "roundtrip": 10_000,
+        "frames": 400,
+    }
+
+    def __init__(self, *, instance: str, tag: str, bytes_each: int) -> None:
+        super().__init__(instance=instance, tag=tag, bytes_each=bytes_each)
+        self._queue: Queue[Any] = context.Queue(10_000 if bytes_each < 4096 else 16)
+
+    def sender(self) -> Callable[[bytes], object]:
+        return self._queue.put
+
+    def receiver(self) -> Callable[[], Buffer]:
+        return self._queue.get
+
+    def record_sender(self, dtype: np.dtype[Any]) -> Callable[[Array], object]:
+        put = self._queue.put
+        return lambda records: put(records.copy())  # pickled later, by a thread
+
+    def record_receiver(self, dtype: np.dtype[Any]) -> Callable[[], Array]:
+        return self._queue.get
+
+    def sent(self) -> None:
+        self._queue.close()
+        self._queue.join_thread()
