@@ -149,7 +149,7 @@ def _receive_frames(port: Port, n: int, way: Peer, mask: int = 7) -> dict[str, f
     start_s = 0.0
     for number in range(n):
         frame = receive()
-        view = getattr(frame, "data", frame)
+        view: Any = getattr(frame, "data", frame)
         start_s = start_s or time.perf_counter()
         if view[0] != number & mask or view[-1] != number & mask:
             wrong += 1
