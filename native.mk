@@ -1,7 +1,7 @@
-# Builds the native core in one of three profiles, each in a folder of its own.
+# Builds the native core in one of four profiles, each in a folder of its own.
 # Used by the Makefile, by setup.py and by tests/c/Makefile, so that flags stand in one place.
 #
-#   make -f native.mk PROFILE=release|asan|tsan [lib]
+#   make -f native.mk PROFILE=release|asan|tsan|failpoints [lib]
 
 PROFILE ?= release
 ROOT := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
@@ -13,9 +13,10 @@ STRICT := -std=c11 -D_GNU_SOURCE= -Wall -Wextra -Wpedantic -Wconversion -Werror
 FLAGS_release := -O3 -g1
 FLAGS_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -DSHMD_TEST=1
 FLAGS_tsan := -O1 -g -fno-omit-frame-pointer -fsanitize=thread -DSHMD_TEST=1
+FLAGS_failpoints := -O2 -g1 -DSHMD_FAILPOINTS=1
 PROFILE_FLAGS := $(FLAGS_$(PROFILE))
 ifeq ($(PROFILE_FLAGS),)
-$(error PROFILE is release, asan or tsan, not '$(PROFILE)')
+$(error PROFILE is release, asan, tsan or failpoints, not '$(PROFILE)')
 endif
 
 SHMD_CFLAGS := $(STRICT) $(PROFILE_FLAGS) -fPIC -pthread -I$(CSRC)

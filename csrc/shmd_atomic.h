@@ -10,6 +10,8 @@
 #ifndef SHMD_ATOMIC_H
 #define SHMD_ATOMIC_H
 
+#include "shmd_failpoint.h"
+
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -92,6 +94,7 @@ static inline void shmd_copy_to_shared(void *shared, const void *in, size_t byte
     }
 #endif
     for (; bytes >= 8; bytes -= 8, from += 8) {
+        SHMD_FAILPOINT("copy.word");
         memcpy(&word, from, 8);
         shmd_store_relaxed(out++, word);
     }

@@ -204,6 +204,7 @@ int shmd_client_request(shmd_client *client, shmd_request_t *request, shmd_event
 int shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns)
 {
     int rc = shmd_client_request(client, request, answer, timeout_ns);
+    SHMD_FAILPOINT("attach.answered");
     if (rc == SHMD_E_TIMEOUT || rc == SHMD_E_INTERRUPTED)
         shmd_client_give_up(client, request);
     return rc;

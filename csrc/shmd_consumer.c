@@ -86,6 +86,7 @@ int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint
     c->bound = UINT64_MAX;
     c->polled = 0;
     c->fenced_at = UINT64_MAX;
+    SHMD_FAILPOINT("epoch.wired");
     return SHMD_OK;
 }
 
@@ -128,7 +129,9 @@ static int leave_epoch(shmd_consumer *c)
     if (shmd_load_acquire(&record->hot.state) >> 8 != c->epoch)
         reason = SHMD_REASON_ABORTED; /* an ungated reader so late that the record serves another epoch */
     shmd_store_release(&c->gate->position, c->position);
+    SHMD_FAILPOINT("left.gate");
     shmd_store_release(&c->gate->left, c->lease_id); /* D1: after the last read; pairs with shmd_gate_left */
+    SHMD_FAILPOINT("left.stored");
     c->gate_published = c->position;
     unmap(c);
     if ((c->flags & SHMD_ATTACH_FOLLOW) != 0)

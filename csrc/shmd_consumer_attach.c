@@ -78,7 +78,9 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
         free(c);
         return rc;
     }
+    SHMD_FAILPOINT("attach.mapped");
     shmd_client_confirm(client, c->lease_index, c->lease_id);
+    SHMD_FAILPOINT("attach.confirmed");
     *out = c;
     return SHMD_OK;
 }

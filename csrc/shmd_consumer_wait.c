@@ -48,6 +48,7 @@ static int sleep_once(shmd_consumer *c, uint64_t slice_ns)
     uint32_t seen = shmd_load32_acquire(&c->data->wake_word);
     shmd_store32_seq_cst(&c->gate->sleeping, 1);
     shmd_fence_seq_cst(); /* W1: flag before this, another look after; the producer commits, fences, looks for flags */
+    SHMD_FAILPOINT("sleep.announced");
     int rc = shmd_consumer_ready(c) ? SHMD_OK : shmd_futex_wait(&c->data->wake_word, seen, slice_ns);
     shmd_store32_relaxed(&c->gate->sleeping, 0);
     return rc;

@@ -40,6 +40,7 @@ static int claim(shmd_control_t *control, const shmd_authority_t *authority, uin
             uint64_t seen = tail;
             if (at + 1 - seen <= SHMD_CONTROL_SLOTS)
                 (void)shmd_cas(&control->tail, seen, at + 1);
+            SHMD_FAILPOINT("control.claimed");
             *position = at;
             return 1;
         }
@@ -64,8 +65,10 @@ int shmd_control_send(shmd_control_t *control, const shmd_authority_t *authority
         request->position = position;
         request->checksum = shmd_request_checksum(request, who, nonce);
         shmd_copy_to_shared(&slot->request, request, sizeof *request);
+        SHMD_FAILPOINT("control.written");
         /* K2: release, pairs with the driver's acquire load of the turn before it copies the request */
         if (shmd_cas(&slot->turn, shmd_turn(lap, who, SHMD_TURN_CLAIMED), shmd_turn(lap, who, SHMD_TURN_COMMITTED))) {
+            SHMD_FAILPOINT("control.committed");
             (void)shmd_add32(&control->doorbell, 1);
             shmd_futex_wake(&control->doorbell);
             return SHMD_OK;
@@ -126,6 +129,7 @@ void shmd_control_advance(shmd_control_reader *r)
 {
     shmd_store_release(&shmd_control_slot(r->control, r->cursor)->turn,
                        shmd_turn(shmd_position_lap(r->cursor) + 1, 0, SHMD_TURN_FREE)); /* K1 */
+    SHMD_FAILPOINT("control.freed");
     step(r);
 }
 
@@ -207,6 +211,7 @@ int shmd_control_skip(shmd_control_reader *r, int proved)
     uint64_t next = proved ? shmd_turn(lap + 1, 0, SHMD_TURN_FREE) : shmd_turn(lap, shmd_turn_who(turn), SHMD_TURN_QUARANTINED);
     if (!shmd_cas(word, turn, next)) /* it was committed at this very moment: then it is read */
         return 0;
+    SHMD_FAILPOINT("control.skipped");
     shmd_counter_add(r->authority, proved ? SHMD_COUNTER_CLAIMS_SKIPPED : SHMD_COUNTER_CLAIMS_QUARANTINED, 1);
     step(r);
     return 1;

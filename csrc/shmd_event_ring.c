@@ -47,9 +47,11 @@ uint64_t shmd_event_publish(shmd_event_writer *w, const shmd_event_t *event)
     shmd_copy_to_shared(shmd_slot_payload(slot), event, sizeof *event);
     shmd_slot_commit(slot, seq, sizeof *event, (uint16_t)event->kind, 0, event->time_ns);
     shmd_store_release(&w->authority->event_head, seq + 1);
+    SHMD_FAILPOINT("event.head");
     shmd_counter_add(w->authority, SHMD_COUNTER_EVENTS, 1);
     /* E1: one writer, so load and store suffice; the sleeper compares the word in the kernel. */
     shmd_store32_seq_cst(&w->authority->event_word, shmd_load32_relaxed(&w->authority->event_word) + 1);
+    SHMD_FAILPOINT("event.word");
     shmd_futex_wake(&w->authority->event_word);
     return seq;
 }

@@ -167,7 +167,9 @@ static void release_to(shmd_consumer *c, uint64_t hold_seq)
     if (c->gate == NULL || c->gated_from == UINT64_MAX || to <= c->gate_published)
         return;
     uint64_t before = c->gate_published;
+    SHMD_FAILPOINT("gate.due");
     shmd_store_release(&c->gate->position, to); /* C2 */
+    SHMD_FAILPOINT("gate.stored");
     c->gate_published = to;
     if (((before ^ to) & c->fence_mask) != 0)
         shmd_fence_seq_cst(); /* C3 */

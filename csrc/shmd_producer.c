@@ -75,6 +75,7 @@ int shmd_producer_room(shmd_producer *p, uint64_t arena_need)
         return shmd_producer_ended(p);
     shmd_store_release(&p->data->head, p->seq);
     shmd_fence_seq_cst(); /* J1: head before mask here, mask before head in shmd_epoch_join */
+    SHMD_FAILPOINT("room.announced");
     uint64_t mask = shmd_load_acquire(&p->hot->gate_mask);
     if (p->min_consumers > (uint32_t)__builtin_popcountll(mask)) {
         blocked_begin(p, NO_CONSUMER_YET, p->seq);
@@ -119,6 +120,7 @@ static int sleep_for_room(shmd_producer *p, uint64_t need, uint64_t slice_ns)
     uint32_t seen = shmd_load32_acquire(word);
     shmd_store32_seq_cst(&p->data->room_waiting, gate);
     shmd_fence_seq_cst(); /* W2: announce, then look again; the consumer moves its gate, then looks for us (C3) */
+    SHMD_FAILPOINT("room.waiting");
     int rc = shmd_producer_room(p, need);
     if (rc == SHMD_BACK_PRESSURED) {
         rc = shmd_futex_wait(word, seen, slice_ns);
@@ -181,6 +183,7 @@ void shmd_producer_wake(shmd_producer *p)
     if (!any)
         return;
     shmd_store32_seq_cst(&p->data->wake_word, ++p->wake_word);
+    SHMD_FAILPOINT("wake.bumped");
     shmd_store_relaxed(&p->data->wakes, shmd_load_relaxed(&p->data->wakes) + 1);
     shmd_futex_wake(&p->data->wake_word);
 }
@@ -210,6 +213,7 @@ static void *arena_take(shmd_producer *p, uint64_t need)
         shmd_store_relaxed(&p->data->arena_intent, intent);
     }
     shmd_fence_release(); /* U2: intent before any byte of the payload */
+    SHMD_FAILPOINT("arena.intent");
     return p->arena + p->arena_offset;
 }
 
@@ -217,6 +221,7 @@ static void arena_commit(shmd_producer *p, shmd_slot_t *slot, uint64_t need)
 {
     shmd_arena_ref_t ref = {.position = p->arena_next, .bytes = need};
     shmd_copy_to_shared(shmd_slot_payload(slot), &ref, sizeof ref);
+    SHMD_FAILPOINT("arena.reference");
     p->arena_next += need;
     p->arena_offset += need;
     if (p->arena_offset >= p->arena_bytes)
@@ -253,6 +258,7 @@ int shmd_claim(shmd_producer *p, uint32_t length, void **data)
     p->claim_open = 1;
     p->claim_limit = p->limit;
     p->limit = 0; /* publish takes its slow turn and is told so */
+    SHMD_FAILPOINT("claim.open");
     *data = p->claim_data;
     return SHMD_OK;
 }
@@ -287,6 +293,7 @@ int shmd_abort(shmd_producer *p)
     p->claim_open = 0;
     p->limit = p->claim_limit; /* only the private allocator forgets; the intent never decreases */
     shmd_store_relaxed(&p->data->aborted_claims, shmd_load_relaxed(&p->data->aborted_claims) + 1);
+    SHMD_FAILPOINT("claim.aborted");
     return SHMD_OK;
 }
 

@@ -99,7 +99,9 @@ int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_pro
         free(p);
         return rc;
     }
+    SHMD_FAILPOINT("attach.mapped");
     shmd_client_confirm(client, p->lease_index, p->lease_id);
+    SHMD_FAILPOINT("attach.confirmed");
     *out = p;
     return SHMD_OK;
 }

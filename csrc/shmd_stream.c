@@ -25,8 +25,10 @@ uint64_t shmd_epoch_join(shmd_epoch_hot_t *hot, const shmd_data_t *data, shmd_ga
         shmd_store32_relaxed(&gate->latency[i], 0);
     shmd_store_release(&gate->position, shmd_load_acquire(&data->head));
     shmd_store_release(&gate->lease_id, lease_id);
+    SHMD_FAILPOINT("join.gate");
     if (reliable)
         set_bit(&hot->gate_mask, gate_index, 1);
+    SHMD_FAILPOINT("join.mask");
     shmd_fence_seq_cst();
     /* J1: mask before head here, head before mask in shmd_producer_room, a seq_cst fence between either pair: one of the
      * two sees the other, so the producer cannot pass the joiner by a ring. */
@@ -37,6 +39,7 @@ uint64_t shmd_epoch_join(shmd_epoch_hot_t *hot, const shmd_data_t *data, shmd_ga
     if (may_sleep)
         set_bit(&hot->sleep_mask, gate_index, 1);
     set_bit(&hot->wired_mask, gate_index, 1);
+    SHMD_FAILPOINT("join.wired");
     *cursor = start;
     return joined;
 }
@@ -44,7 +47,9 @@ uint64_t shmd_epoch_join(shmd_epoch_hot_t *hot, const shmd_data_t *data, shmd_ga
 void shmd_epoch_leave(shmd_epoch_hot_t *hot, uint32_t gate)
 {
     set_bit(&hot->gate_mask, gate, 0);
+    SHMD_FAILPOINT("leave.gate");
     set_bit(&hot->sleep_mask, gate, 0);
+    SHMD_FAILPOINT("leave.sleep");
     set_bit(&hot->wired_mask, gate, 0);
 }
 
@@ -66,12 +71,15 @@ uint64_t shmd_epoch_seal(shmd_epoch_hot_t *hot, const shmd_data_t *data, const v
     if (!clean && !proved) {
         shmd_store_seq_cst(&hot->state, word | SHMD_EPOCH_SEALING);
         shmd_fence_seq_cst(); /* X1: readers wait from here on; what they handed out before is below the scan's end */
+        SHMD_FAILPOINT("seal.sealing");
     }
     uint64_t sealed = shmd_load_acquire(&data->head); /* P3 */
     if (!clean)
         sealed = scan(ring, geometry, sealed);
     shmd_store_release(&hot->sealed_seq, sealed);
+    SHMD_FAILPOINT("seal.number");
     shmd_store_seq_cst(&hot->state, word | SHMD_EPOCH_SEALED); /* X2: publishes sealed_seq */
+    SHMD_FAILPOINT("seal.sealed");
     return sealed;
 }
 

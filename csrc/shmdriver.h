@@ -15,6 +15,7 @@
 
 #include "shmd_abi.h"
 #include "shmd_atomic.h"
+#include "shmd_failpoint.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -152,8 +153,10 @@ static inline const shmd_slot_t *shmd_consumer_slot(const shmd_consumer *c, uint
 /* Step 2 of the writer: from here on an ungated reader of this slot's last message knows that it is gone. */
 static inline void shmd_slot_open(shmd_slot_t *slot, uint64_t seq)
 {
+    SHMD_FAILPOINT("slot.claimed");
     shmd_store_relaxed(&slot->commit, seq << 1);
     shmd_fence_release(); /* P1: before any payload store; pairs with the acquire fence before an ungated reader's second look */
+    SHMD_FAILPOINT("slot.open");
 }
 
 /* Steps 3 and 4: the fields, then the licence to read. The payload is in place already or is written here. */
@@ -164,7 +167,9 @@ static inline void shmd_slot_commit(shmd_slot_t *slot, uint64_t seq, uint32_t le
     shmd_store16_relaxed(&slot->type, type);
     shmd_store16_relaxed(&slot->flags, flags);
     shmd_store_relaxed(&slot->timestamp_ns, timestamp_ns);
+    SHMD_FAILPOINT("slot.written");
     shmd_store_release(&slot->commit, (seq << 1) | 1); /* P2: pairs with every reader's acquire load of commit */
+    SHMD_FAILPOINT("slot.committed");
 }
 
 static inline void *shmd_slot_payload(shmd_slot_t *slot) { return (unsigned char *)slot + SHMD_SLOT_HEADER_BYTES; }
@@ -174,6 +179,7 @@ static inline void shmd_producer_announce(shmd_producer *p)
 {
     shmd_store_relaxed(&p->data->bytes, p->bytes);
     shmd_store_release(&p->data->head, p->seq); /* P3: pairs with acquire loads of head by readers and driver */
+    SHMD_FAILPOINT("head.stored");
     if (shmd_load_relaxed(&p->hot->sleep_mask) != 0)
         shmd_producer_wake(p);
 }
@@ -243,6 +249,7 @@ static inline int shmd_advance_inline(shmd_consumer *c)
     shmd_store_relaxed(&c->gate->cursor, position);
     if (position > c->gated_from) { /* false for ungated ones, whose gated_from is the largest number */
         shmd_store_release(&c->gate->position, position); /* C2: after the loads of the payload; pairs with the producer's acquire load of the gate */
+        SHMD_FAILPOINT("gate.stored");
         c->gate_published = position;
         if (__builtin_expect(((before ^ position) & c->fence_mask) != 0, 0))
             shmd_fence_seq_cst(); /* C3: once every quarter ring, so that a waiting producer is not missed for long */
