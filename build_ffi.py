@@ -45,6 +45,31 @@ def build_library(profile: str = "release") -> None:
     )
 
 
+def build_failpoints() -> Path:
+    """The module with failpoints compiled in, for tests that kill; nothing when it is up to date."""
+    folder = ROOT / "build" / "failpoints"
+    build_library("failpoints")
+    made = folder / "shmdriver" / "_native.abi3.so"
+    archive = folder / "libshmdriver.a"
+    sources = (archive, HEADER, Path(__file__))
+    if made.exists() and made.stat().st_mtime > max(source.stat().st_mtime for source in sources):
+        return made
+    builder = FFI()
+    builder.cdef(cdef_text(HEADER.read_text(encoding="utf-8")))
+    builder.cdef("void shmd_failpoint(const char *name);")
+    builder.set_source(
+        "shmdriver._native",
+        '#include "shmd_abi.h"\n#include "shmd_failpoint.h"\n',
+        include_dirs=[str(CSRC)],
+        extra_objects=[str(archive)],
+        extra_compile_args=["-std=c11", "-D_GNU_SOURCE=", "-DSHMD_FAILPOINTS=1", "-O2", "-pthread"],
+        extra_link_args=["-pthread"],
+        libraries=["rt"],
+        py_limited_api=True,
+    )
+    return Path(builder.compile(tmpdir=str(folder)))
+
+
 def make_builder() -> FFI:
     """Describe the module to cffi, for setuptools' `cffi_modules`."""
     builder = FFI()
