@@ -13,6 +13,7 @@ from unittest.mock import MagicMock
 
 from transitions.extensions import HierarchicalMachine
 
+from lifecycle_map import lifecycle_map
 from shmdriver.driver import lifecycle
 from shmdriver.driver.lifecycle import TABLE, Event, Lifecycle, Row, State
 
@@ -112,7 +113,7 @@ def codes() -> str:
 def renewed(text: str) -> str:
     """The document with its generated parts as they should be."""
     machine = Lifecycle(MagicMock(spec=lifecycle.Hooks))._machine  # noqa: SLF001 -- what is documented
-    parts = {"diagram": diagram(machine), "matrix": matrix(machine), "codes": codes()}
+    parts = {"diagram": diagram(machine), "matrix": matrix(machine), "codes": codes(), "map": lifecycle_map()}
     for name, part in parts.items():
         begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
         before, found, rest = text.partition(begin)
