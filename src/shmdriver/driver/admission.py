@@ -14,6 +14,7 @@ from shmdriver.driver.authority import Authority, text_of
 from shmdriver.driver.clients import Client, describe
 from shmdriver.driver.config import Config
 from shmdriver.driver.control import Request
+from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry, derive_geometry
 from shmdriver.driver.leases import Lease
 from shmdriver.driver.memory import Completion, EpochMemory, MemoryWorker, Provision, Unmap
@@ -231,6 +232,7 @@ class Admission:
         # State, the lease first. Killed between the two: adoption undoes the lease, the attach is repeated.
         self._publish(lease, stream)
         stream.publish_epoch(epoch)
+        failpoint("attach.granted")
         self._streams.add_epoch_bytes(memory.size)
         self._authority.count(lib.SHMD_COUNTER_EPOCHS_OPENED)
         self._authority.count(lib.SHMD_COUNTER_SEGMENTS_CREATED, 2)
@@ -345,6 +347,7 @@ class Admission:
         lease.record.gate = gate
         # Data: gate and masks. Killed before the lease is published: adoption clears bits without a lease.
         self._wire(lease, stream, now_ns)
+        failpoint("attach.joined")
         self._publish(lease, stream)
         self._events.attach_response(lease.record, stream.name)
 

@@ -20,6 +20,7 @@ from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import Authority, record_state
 from shmdriver.driver.clients import ClientTable
 from shmdriver.driver.epochs import Epoch
+from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.leases import LeaseTable
 from shmdriver.driver.segments import epoch_objects
 from shmdriver.driver.shm import unlink_segment
@@ -42,20 +43,25 @@ def adopt_tables(
     dead = clients.load(now_ns)
     leases.load()
     problems = streams.load(list(leases))
+    failpoint("adopt.loaded")
     for lease in leases:
         if lease.state == lib.SHMD_LEASE_STALLED:  # the silence that counted was seen by another driver
             leases.mark(lease, lib.SHMD_LEASE_ACTIVE)
     for stream in streams:
         _undo_unopened(stream, leases, now_ns)
+        failpoint("adopt.undone")
         _finish_epochs(authority, stream, now_ns)
+        failpoint("adopt.epochs")
         _finish_wiring(authority, stream)
     for lease in leases:  # clients that died in a way that left no record of theirs
         if clients.by_id(lease.client_id) is None:
             tenure.end(lease, lib.SHMD_LEASE_EXPIRED, Reason.DIED, now_ns, quarantine=False)
+    failpoint("adopt.wired")
     for client in dead:
         tenure.client_died(client, now_ns)
     for stream in streams:
         tenure.settle(stream, now_ns)
+    failpoint("adopt.settled")
     known = streams.segment_names()
     for name in epoch_objects(authority.instance, authority.boot_id):
         if name not in known and unlink_segment(name):

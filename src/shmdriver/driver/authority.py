@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shmdriver._native import ffi, lib
+from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.segments import InstanceLock, authority_name, control_name
 from shmdriver.driver.shm import (
     Modes,
@@ -118,10 +119,13 @@ class Authority:
         check_space(lock.name, size)
         allocate(lock.fd, lock.name, size)
         set_modes(lock.fd, modes, write_group=False)
+        failpoint("create.allocated")
         control_map = cls._create_control(control, sizes, modes, int(params.boot_id), now_ns)
+        failpoint("create.control")
         authority_map = SegmentMap.of(lock.fd, size, writable=True, prefault=modes.prefault)
         if lib.shmd_authority_init(authority_map.base, size, params) != 0:
             raise ShmDriverError(last_error())
+        failpoint("create.filled")
         authority = cls(lock, authority_map, control_map)
         authority.store_config(config_text)
         return authority
@@ -135,6 +139,7 @@ class Authority:
             mapped = SegmentMap.of(fd, size, writable=True, prefault=modes.prefault)
         finally:
             os.close(fd)
+        failpoint("create.control_blank")
         if lib.shmd_control_init(mapped.base, size, sizes.clients, sizes.leases, boot_id, now_ns) != 0:
             raise ShmDriverError(last_error())
         lib.shmd_segment_complete(mapped.base)
@@ -194,6 +199,7 @@ class Authority:
         """Says which process drives from now on; the exit kind last, which is what says that one does."""
         start_time = ffi.new("uint64_t *")
         lib.shmd_process_start_time(os.getpid(), start_time)
+        failpoint("introduce.began")
         self.base.driver_pid = os.getpid()
         self.base.driver_start_time = start_time[0]
         self.base.driver_pid_namespace = lib.shmd_pid_namespace()
@@ -201,6 +207,7 @@ class Authority:
         for field in ("degraded", "shutdown_deadline_ns", "shutdown_mode"):
             self.store(field, 0)
         self.store("heartbeat_ns", now_ns)
+        failpoint("introduce.exit")
         self.store("exit_kind", lib.SHMD_EXIT_NONE)
 
     # -- records
@@ -224,6 +231,7 @@ class Authority:
         """
         number = int(getattr(self.base, field))
         lib.shmd_word_store(ffi.addressof(self.base, field), number + 1)
+        failpoint("id.taken")
         return number
 
     # -- small words
@@ -260,6 +268,7 @@ class Authority:
     def unlink(self) -> None:
         """Removes both names, authority last, under the lock."""
         unlink_segment(control_name(self.instance))
+        failpoint("stop.control_unlinked")
         if self.lock.still_named():
             unlink_segment(authority_name(self.instance))
 

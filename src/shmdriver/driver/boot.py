@@ -8,6 +8,7 @@ from shmdriver._native import lib
 from shmdriver.driver.adoption import adopt_tables
 from shmdriver.driver.authority import Authority, TableSizes
 from shmdriver.driver.config import Config
+from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.memory import InlineMemory, MemoryWorker
 from shmdriver.driver.segments import (
     InstanceLock,
@@ -35,6 +36,7 @@ def boot(
     """
     lock = lock_authority(config.driver.instance, modes)
     try:
+        failpoint("boot.locked")
         if refuse_foreign(lock):
             fresh = config.driver.boot == "fresh"
             exit_kind = _exit_kind(lock)
@@ -80,6 +82,7 @@ def _adopt(
     for name in epoch_objects(lock.instance):
         if f".{authority.boot_id:016x}." not in name:
             unlink_segment(name)
+    failpoint("adopt.mapped")
     tables = Tables.of(authority, config, memory, clock)
     for problem in adopt_tables(
         authority, tables.clients, tables.leases, tables.streams, tables.tenure, clock()
@@ -88,6 +91,7 @@ def _adopt(
     policies = config.policies
     authority.store("heartbeat_interval_ns", policies.heartbeat_interval_ms * MILLISECOND_NS)
     authority.store("lease_timeout_ns", policies.lease_timeout_ms * MILLISECOND_NS)
+    failpoint("adopt.done")
     authority.store("adoptions", int(authority.base.adoptions) + 1)
     authority.count(lib.SHMD_COUNTER_ADOPTIONS)
     authority.store_config(config.effective_text())

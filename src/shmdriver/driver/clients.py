@@ -14,6 +14,7 @@ from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import Authority, publish_word, record_state, text_of
+from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.rejection import Rejection
 from shmdriver.errors import Code, Reason
 
@@ -134,7 +135,9 @@ class ClientTable:
         record.index = index
         ffi.memmove(record.name, request.name, ffi.sizeof(record.name))
         self._watch(client, pidfd, now_ns)
+        failpoint("client.filled")
         publish_word(record, lib.SHMD_CLIENT_ALIVE, reuse=True)
+        failpoint("client.published")
         return client
 
     def load(self, now_ns: int) -> list[Client]:
@@ -174,6 +177,7 @@ class ClientTable:
     def remove(self, client: Client) -> None:
         """The client left, or is proved dead: its record and heartbeat line are free again."""
         publish_word(client.record, lib.SHMD_CLIENT_FREE)
+        failpoint("client.removed")
         self.watches[client.index].client_id = 0
         self._by_id.pop(client.client_id, None)
         self._by_correlation.pop(int(client.record.correlation_id), None)

@@ -16,6 +16,7 @@ from typing import Any
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import Authority, text_of
 from shmdriver.driver.clients import ClientTable
+from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.shm import last_error
 from shmdriver.errors import Code, Reason, ShmDriverError
 
@@ -171,6 +172,7 @@ class ControlRing:
         else:
             self._authority.count(lib.SHMD_COUNTER_REQUESTS_CORRUPT)
             self._authority.log_error(f"control ring: {last_error()}", now_ns)
+        failpoint("request.accepted")
         # Only now the slot is free: a driver killed before this reads the request again, and every
         # request is idempotent by its correlation id.
         lib.shmd_control_advance(self._reader)

@@ -24,6 +24,7 @@ from shmdriver.driver.config import Config
 from shmdriver.driver.control import ControlRing, Request
 from shmdriver.driver.deathwatch import DeathWatch
 from shmdriver.driver.desk import RequestDesk
+from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.leasewatch import LeaseWatch
 from shmdriver.driver.lifecycle import DegradedBy, Event, Lifecycle, ShutdownMode, State
 from shmdriver.driver.memory import Completion, MemoryThread, MemoryWorker
@@ -128,8 +129,10 @@ class Driver:
         tables.authority.introduce(now_ns)
         self._last_tick_ns = now_ns
         self._lifecycle.dispatch(Event.START, now_ns)
+        failpoint("start.filled")
         if not adopted:
             tables.authority.complete()
+        failpoint("start.complete")
         self.tables.announce_all()
         self._pin(tables)
         found = f"adopted {len(tables.clients)} clients, {len(tables.leases)} leases" if adopted else "new"
@@ -318,9 +321,11 @@ class Driver:
         timer = self._timers["shutdown"]
         timer.start(now_ns)
         authority = self.tables.authority
+        failpoint("drain.began")
         authority.store("shutdown_mode", _mode_code(mode))
         if mode is ShutdownMode.END:
             authority.store("shutdown_deadline_ns", timer.deadline_ns or 0)
+            failpoint("drain.armed")
             self.tables.announce_all()
         self._log(f"draining ({mode.value}): {reason}; {self.tables.counters_text()}")
 
@@ -328,10 +333,13 @@ class Driver:
         """The last words; then, at the end for good, seals and removes everything."""
         tables = self.tables
         self._timers.stop_all()
+        failpoint("stop.began")
         tables.events.driver_shutdown(_mode_code(mode), Reason.SHUTDOWN, reason)
         if mode is ShutdownMode.END:
             tables.tenure.seal_all(Reason.SHUTDOWN, f"the driver was shut down: {reason}", now_ns)
+            failpoint("stop.leases_ended")
             tables.authority.store("exit_kind", lib.SHMD_EXIT_CLEAN)
+            failpoint("stop.exit")
             tables.streams.unlink_all()
             tables.authority.unlink()
         else:

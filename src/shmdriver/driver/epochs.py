@@ -13,6 +13,7 @@ from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import put_text, text_of
+from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry
 from shmdriver.driver.leases import Lease
 from shmdriver.driver.memory import EpochMemory, Provision
@@ -134,6 +135,7 @@ class Epoch:
             self.record.end_reason = reason
             self.record.unproven = int(reason not in PROVED_ENDS)
             self.record.sealed_ns = now_ns
+        failpoint("seal.reason")
         sealed = lib.shmd_epoch_seal(
             self.hot,
             self.memory.data,
@@ -157,6 +159,7 @@ class Epoch:
         lib.shmd_word_store_seq_cst(
             ffi.addressof(self.hot, "state"), self.number << 8 | lib.SHMD_EPOCH_RETIRED
         )
+        failpoint("retire.marked")
         free_record(self.record)
 
 
@@ -179,8 +182,11 @@ def fill_record(record: Any, job: Provision, *, lease_id: int, pid: int) -> None
 def free_record(record: Any) -> None:
     """The last steps of retiring, also those that a killed driver left to do."""
     unlink_segment(text_of(record.data_name))
+    failpoint("retire.data_unlinked")
     unlink_segment(text_of(record.gates_name))
+    failpoint("retire.unlinked")
     hot = record.hot
     for mask in ("gate_mask", "sleep_mask", "wired_mask"):
         lib.shmd_word_store(ffi.addressof(hot, mask), 0)
+    failpoint("retire.masks")
     lib.shmd_word_store_seq_cst(ffi.addressof(hot, "state"), lib.SHMD_EPOCH_FREE)

@@ -17,6 +17,7 @@ from typing import Any
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import Authority, publish_word, record_state
 from shmdriver.driver.clients import Client
+from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.rejection import Rejection
 from shmdriver.errors import Reason
 
@@ -165,7 +166,9 @@ class LeaseTable:
         """Makes a filled lease the client's (state ATTACHED)."""
         assert self._free[0] == lease.index, "the record that fill() chose is the next free one"
         self._free.popleft()
+        failpoint("lease.filled")
         publish_word(lease.record, lib.SHMD_LEASE_ATTACHED, reuse=True)
+        failpoint("lease.published")
         self._enter(lease)
 
     def mark(self, lease: Lease, state: int) -> None:
@@ -181,7 +184,9 @@ class LeaseTable:
         record.end_reason = reason
         record.ended_ns = now_ns
         record.quarantined = int(quarantine)
+        failpoint("lease.ending")
         publish_word(record, state)
+        failpoint("lease.ended")
         self._live.pop(lease.lease_id, None)
         self._by_correlation.pop(int(record.correlation_id), None)
         self._ends[int(record.correlation_id)] = reason
@@ -196,6 +201,7 @@ class LeaseTable:
         """The owner of a quarantined lease detached or is proved dead: its record is free."""
         if self._quarantined.pop(lease.lease_id, None) is not None:
             lease.record.quarantined = 0
+            failpoint("lease.released")
             self._free.append(lease.index)
 
     def load(self) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shmdriver._native import ffi, lib
+from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry
 from shmdriver.driver.shm import (
     Modes,
@@ -107,6 +108,7 @@ class Provision:
             for name in (self.data_name, self.gates_name):
                 unlink_segment(name)
             raise
+        failpoint("provision.gates")
         return EpochMemory(data, gates)
 
     def _data(self, native: Any) -> SegmentMap:
@@ -116,6 +118,7 @@ class Provision:
             head = SegmentMap.of(fd, lib.SHMD_DATA_HEADER_BYTES, writable=True)
             schema = ffi.new("char[]", self.schema.encode()) if self.schema else ffi.NULL
             try:
+                failpoint("provision.data_blank")
                 if lib.shmd_data_init(head.base, size, native, schema) != 0:
                     raise ShmDriverError(last_error())
                 lib.shmd_segment_complete(head.base)
@@ -124,6 +127,7 @@ class Provision:
             mapped = SegmentMap.of(fd, size, writable=False)
         finally:
             os.close(fd)
+        failpoint("provision.data")
         if self.modes.mlock:
             lock_memory(mapped)
         return mapped

@@ -12,6 +12,7 @@ from typing import Any
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import Authority, publish_word, put_text, record_state, text_of
 from shmdriver.driver.epochs import Epoch, fill_record, free_record
+from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry
 from shmdriver.driver.leases import Lease
 from shmdriver.driver.memory import EpochMemory, Provision, Unmap
@@ -118,6 +119,7 @@ class Stream:
             return
         publish_word(self.record, lib.SHMD_RECORD_USED, reuse=True)
         data = text.encode()
+        failpoint("schema.began")
         self.record.schema_bytes = 0
         put_text(self.record.schema, text)
         self.record.schema_hash = lib.shmd_hash(data, len(data), 0) if data else 0
@@ -136,6 +138,7 @@ class Stream:
         fill_record(record, job, lease_id=lease_id, pid=pid)
         native = job.geometry.native(boot_id=job.boot_id, stream_id=job.stream_id, epoch=job.epoch)
         epoch = Epoch(record, slot, job.epoch, native, memory)
+        failpoint("epoch.filled")
         masks = {"wired_mask": 0, "gate_mask": 0, "sleep_mask": 0}
         for lease in self.consumers:
             if not lease.follows and 0 < int(lease.record.first_epoch) < job.epoch:
@@ -150,6 +153,7 @@ class Stream:
                 lease.record.first_epoch = job.epoch
         for name, mask in masks.items():
             lib.shmd_word_store_seq_cst(ffi.addressof(epoch.hot, name), mask)
+        failpoint("epoch.masks")
         return epoch
 
     def publish_epoch(self, epoch: Epoch) -> None:
@@ -157,13 +161,16 @@ class Stream:
         lib.shmd_word_store_seq_cst(
             ffi.addressof(epoch.hot, "state"), epoch.number << 8 | lib.SHMD_EPOCH_OPEN
         )
+        failpoint("epoch.opened")
         self.epochs[epoch.slot] = epoch
         self.note_producer(epoch)
 
     def note_producer(self, epoch: Epoch) -> None:
         """The stream's words of an open epoch: who produces, and its number, which consumers poll."""
         self._store("producer_lease_id", int(epoch.record.producer_lease_id))
+        failpoint("epoch.producer_noted")
         self._store("epoch_count", epoch.number)
+        failpoint("epoch.counted")
 
     def clear_producer(self) -> None:
         """No producer now."""
@@ -229,7 +236,9 @@ class StreamDirectory:
             data = schema.encode()
             put_text(record.schema, schema)
             record.schema_hash, record.schema_bytes = lib.shmd_hash(data, len(data), 0), len(data)
+        failpoint("stream.filled")
         publish_word(record, lib.SHMD_RECORD_USED, reuse=True)
+        failpoint("stream.published")
         return self._enter(Stream(record, index))
 
     def add_epoch_bytes(self, size: int) -> None:
@@ -249,6 +258,7 @@ class StreamDirectory:
     def unlink_all(self) -> None:
         """At the very end: no name is left. Sealed records stay, for whoever drains what it has mapped."""
         for name in self.segment_names():
+            failpoint("stop.unlinking")
             if unlink_segment(name):
                 self._authority.count(lib.SHMD_COUNTER_SEGMENTS_UNLINKED)
 

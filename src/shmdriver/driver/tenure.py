@@ -15,6 +15,7 @@ from shmdriver.driver.authority import Authority
 from shmdriver.driver.clients import Client, ClientTable, describe
 from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.events import EventLog
+from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.leases import Lease, LeaseTable
 from shmdriver.driver.streams import Stream, StreamDirectory
 from shmdriver.errors import Reason
@@ -94,8 +95,10 @@ class Tenure:
         self._leases.end(lease, state, reason, now_ns, quarantine=quarantine)
         stream.leases.pop(lease.lease_id, None)
         epoch = self._stop_producing(stream, lease, reason, now_ns) if lease.is_producer else None
+        failpoint("end.sealed")
         if not lease.is_producer:
             self._stop_consuming(stream, lease, free_gate=not quarantine)
+        failpoint("end.unwired")
         if state == lib.SHMD_LEASE_DETACHED:
             self._authority.count(lib.SHMD_COUNTER_DETACHES)
             self._events.detach_response(lease.record, stream.name, correlation_id)
@@ -103,6 +106,7 @@ class Tenure:
             self._events.lease_revoked(lease.record, stream.name, text)
         if lease.is_producer:
             self._events.stream_announce(stream.record, epoch.record if epoch else None)
+        failpoint("end.told")
         self.settle(stream, now_ns)
 
     def release(self, lease: Lease) -> None:
@@ -206,8 +210,10 @@ class Tenure:
             for epoch in stream.in_order:
                 if not epoch.is_sealed:
                     self._seal(epoch, reason, now_ns)
+        failpoint("stop.sealed")
         for lease in self._leases:
             stream = self._streams.of(lease)
+            failpoint("stop.lease")
             self._leases.end(lease, lib.SHMD_LEASE_REVOKED, reason, now_ns, quarantine=True)
             self._events.lease_revoked(lease.record, stream.name, text)
         for stream in self._streams:
