@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from unittest.mock import MagicMock
 
+from lifecycle_map import lifecycle_map
 from transitions.extensions import HierarchicalMachine
 
-from lifecycle_map import lifecycle_map
 from shmdriver.driver import lifecycle
 from shmdriver.driver.lifecycle import TABLE, Event, Lifecycle, Row, State
 

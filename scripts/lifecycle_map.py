@@ -15,7 +15,8 @@ DRIVER = Path(__file__).resolve().parent.parent / "src" / "shmdriver" / "driver"
 NOT_SEARCHED = {"lifecycle", "config", "shm"}  # the machine itself; settings, which never change
 PUBLISHED = {"lifecycle", "exit_kind", "shutdown_mode", "shutdown_deadline_ns", "degraded"}
 ASKED = {
-    "may_serve", "accepts_attach", "lifecycle_code", "shutdown_reason", "shutdown_mode", "reasons", "exit_kind",
+    "may_serve", "accepts_attach", "lifecycle_code", "shutdown_reason", "shutdown_mode", "reasons",
+    "exit_kind",
 }  # fmt: skip
 
 # function: (states in which it runs, what it is)
@@ -81,13 +82,13 @@ class _Search(ast.NodeVisitor):
         self._path = [module]
         self.found: dict[str, set[str]] = {}
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:  # noqa: N802 -- the library's names
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self._below(node)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         self._below(node)
 
-    def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> None:
         if isinstance(node.value, ast.Name) and node.value.id in ("State", "Event", "ShutdownMode"):
             name = node.attr.lower()
             self._note({"State": "state", "Event": "event", "ShutdownMode": "mode"}[node.value.id], name)
@@ -95,19 +96,19 @@ class _Search(ast.NodeVisitor):
             self._note("asks", node.attr)
         self.generic_visit(node)
 
-    def visit_Assign(self, node: ast.Assign) -> None:  # noqa: N802
+    def visit_Assign(self, node: ast.Assign) -> None:
         if isinstance(node.value, ast.Constant) and isinstance(node.value.value, bool):
             for target in node.targets:
                 if isinstance(target, ast.Attribute):
                     self._note("flag", target.attr)
         self.generic_visit(node)
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:  # noqa: N802
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if isinstance(node.value, ast.Constant) and isinstance(node.value.value, bool):
             self._note("flag", ast.unparse(node.target).removeprefix("self."))
         self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> None:
         if isinstance(node.func, ast.Attribute) and node.func.attr == "store" and node.args:
             word = node.args[0]
             if isinstance(word, ast.Constant) and word.value in PUBLISHED:
