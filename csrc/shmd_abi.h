@@ -461,7 +461,7 @@ typedef struct shmd_data {          /* 4096 bytes, then slots, then arena, both 
     uint8_t pad2[120];              /* @392 */
     uint32_t wake_word;             /* @512 W:producer; futex: consumers sleep on it */
     uint8_t pad3[124];              /* @516 */
-    uint32_t room_waiting;          /* @640 W:producer(seq_cst) R:consumers; gate it waits for + 1; 0: not waiting */
+    uint32_t room_waiting;          /* @640 W:producer(seq_cst) R:consumers; ticket << 8 | gate it waits for + 1; 0: not waiting */
     uint32_t blocked_gate;          /* @644 W:producer(relaxed) R:driver, tools; gate that holds it back + 1; 65: no consumer yet; 0: none */
     uint64_t blocked_since_ns;      /* @648 W:producer(relaxed); monotonic */
     uint64_t blocked_position;      /* @656 W:producer(relaxed); where that gate stands */
@@ -482,7 +482,7 @@ typedef struct shmd_gate {          /* 2048 bytes */
     uint64_t cursor;                /* @8   W:consumer(relaxed) R:tools; next seq to read, at or past position */
     uint8_t pad0[112];              /* @16 */
     uint64_t left;                  /* @128 W:consumer(release) R:driver(acquire); its lease id once it has left this epoch */
-    uint32_t sleeping;              /* @136 W:consumer(seq_cst) R:producer; 1: it sleeps on wake_word */
+    uint32_t sleeping;              /* @136 W:consumer(seq_cst) R:producer; wake_word that it sleeps on << 1 | 1; 0: it does not sleep */
     uint8_t pad1[116];              /* @140 */
     uint32_t room_word;             /* @256 W:consumer; futex: the producer sleeps on it */
     uint8_t pad2[124];              /* @260 */
@@ -801,6 +801,7 @@ int64_t shmd_guarded_fetch_records(shmd_consumer *consumer, uint64_t hold_seq, u
     /* a contiguous run of inline messages of record_bytes each: in place (gated; batch->data, stride) or packed into out */
 int shmd_guarded_release(shmd_consumer *consumer, uint64_t hold_seq);    /* advances the gate only */
 int shmd_guarded_wait(shmd_consumer *consumer, uint64_t timeout_ns);
+int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns);
 int shmd_guarded_consumer_close(shmd_consumer *consumer);                /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
 void shmd_guarded_consumer_free(shmd_consumer *consumer);                /* a closed one's tombstone; an open one stays */
 shmd_mapping *shmd_consumer_mapping(shmd_consumer *consumer);            /* current one; NULL without an epoch */

@@ -1,6 +1,6 @@
 /* shmd_client.c: a process's connection to a driver: map authority and control, say hello, keep the heartbeat, ask and be
  * answered. Requests go in by the control ring, answers come by the event ring; a request that was not answered is sent
- * again with the same correlation id. One control call at a time a client. */
+ * again with the same correlation id. Threads may ask at the same time: the ring has many writers. */
 #include "shmd_internal.h"
 
 #include <pthread.h>
@@ -28,7 +28,9 @@ int shmd_driver_alive(const shmd_authority_t *a)
                          exit_kind == SHMD_EXIT_CLEAN ? "was stopped" : "was superseded by a fresh one");
     if (a->driver_pid_namespace != shmd_pid_namespace())
         return 1; /* another PID namespace: its number means nothing here; silence is then judged by timeouts */
-    if (shmd_process_start_time(pid, &start_time) != SHMD_OK || start_time != a->driver_start_time)
+    if (shmd_process_start_time(pid, &start_time) != SHMD_OK && kill((pid_t)pid, 0) != 0 && errno == EPERM)
+        return 1; /* another user's, and /proc hides it */
+    if (start_time != a->driver_start_time)
         return shmd_fail(0, "driver of instance %s (pid %lld) is dead; start it again with `shmdriver run`, it takes over what is there",
                          a->instance, (long long)pid);
     return 1;
@@ -74,10 +76,17 @@ static int start_heartbeat(shmd_client *client)
     return SHMD_OK;
 }
 
+static int check_fork(const shmd_client *client)
+{
+    return client->fork_generation == shmd_fork_generation()
+               ? SHMD_OK : shmd_fail(SHMD_E_FORKED, "this client was made before fork; connect anew in the child");
+}
+
 int shmd_keepalive(shmd_client *client)
 {
-    if (client->fork_generation != shmd_fork_generation())
-        return shmd_fail(SHMD_E_FORKED, "this client was made before fork; connect anew in the child");
+    int rc = check_fork(client);
+    if (rc != SHMD_OK)
+        return rc;
     if (client->heartbeat_mode != SHMD_HEARTBEAT_MANUAL)
         return shmd_fail(SHMD_E_INVALID, "this client has a heartbeat thread; connect with SHMD_HEARTBEAT_MANUAL to beat by hand");
     beat(client);
@@ -85,24 +94,6 @@ int shmd_keepalive(shmd_client *client)
 }
 
 /* ---- asking ----------------------------------------------------------------------------- */
-
-static int enter(shmd_client *client, uint64_t deadline_ns)
-{
-    if (client->fork_generation != shmd_fork_generation())
-        return shmd_fail(SHMD_E_FORKED, "this client was made before fork; connect anew in the child");
-    while (shmd_exchange32(&client->busy, 1) != 0) {
-        if (shmd_now_ns() >= deadline_ns)
-            return shmd_fail(SHMD_E_TIMEOUT, "another thread's control call kept this client busy");
-        (void)shmd_futex_wait(&client->busy, 1, LOOK_NS);
-    }
-    return SHMD_OK;
-}
-
-static void leave(shmd_client *client)
-{
-    shmd_store32_release(&client->busy, 0);
-    shmd_futex_wake(&client->busy);
-}
 
 static int is_registered(const shmd_client *client)
 {
@@ -172,7 +163,7 @@ static uint64_t next_correlation(shmd_client *client)
 {
     uint64_t id;
     do
-        id = shmd_hash(&client->nonce, sizeof client->nonce, ++client->correlation);
+        id = shmd_hash(&client->nonce, sizeof client->nonce, shmd_add(&client->correlation, 1) + 1);
     while (id == 0);
     return id;
 }
@@ -189,12 +180,12 @@ static void identify(shmd_client *client, shmd_request_t *request, uint64_t dead
 int shmd_client_request(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns)
 {
     uint64_t deadline_ns = shmd_deadline(timeout_ns);
-    int rc = enter(client, deadline_ns);
+    int rc = check_fork(client);
     if (rc != SHMD_OK)
         return rc;
-    identify(client, request, deadline_ns);
+    /* A detach is meant however long the driver takes to read it: nobody would send it again. */
+    identify(client, request, request->kind == SHMD_REQUEST_DETACH ? UINT64_MAX : deadline_ns);
     rc = ask(client, request, answer, deadline_ns);
-    leave(client);
     if (rc != SHMD_OK || answer->code == SHMD_CODE_OK)
         return rc;
     shmd_fail_answer(answer->code, answer->reason);
@@ -214,14 +205,12 @@ int shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd_event_
 static int tell(shmd_client *client, shmd_request_t *request)
 {
     enum { PATIENCE_NS = 20000000 };
-    uint64_t deadline_ns = shmd_deadline(PATIENCE_NS);
-    int rc = enter(client, deadline_ns);
+    int rc = check_fork(client);
     if (rc != SHMD_OK)
         return rc;
-    identify(client, request, shmd_deadline(UINT64_MAX));
+    identify(client, request, UINT64_MAX);
     if (is_known(client))
-        rc = shmd_control_send(client->control, client->authority, request, client->index + 1, client->nonce, deadline_ns);
-    leave(client);
+        rc = shmd_control_send(client->control, client->authority, request, client->index + 1, client->nonce, shmd_deadline(PATIENCE_NS));
     return rc;
 }
 

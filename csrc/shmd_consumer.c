@@ -43,6 +43,7 @@ static void unmap(shmd_consumer *c)
     c->retired = c->mapping;
     c->mapping = NULL;
     c->epoch = 0;
+    c->polled = 0;
     c->bound = 0; /* the fast turn finds nothing to read */
     c->gate = NULL;
     c->data = NULL;
@@ -86,6 +87,7 @@ int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint
     c->bound = UINT64_MAX;
     c->polled = 0;
     c->fenced_at = UINT64_MAX;
+    c->woken = 0;
     SHMD_FAILPOINT("epoch.wired");
     return SHMD_OK;
 }
@@ -115,9 +117,8 @@ static int revoked(shmd_consumer *c)
 {
     uint32_t reason;
     (void)shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason);
-    if (reason == SHMD_REASON_DELIVERED)
-        return end(c, SHMD_E_END, SHMD_REASON_CLOSED);
-    (void)end(c, SHMD_E_REVOKED, reason);
+    int is_delivered = reason == SHMD_REASON_DELIVERED;
+    (void)end(c, is_delivered ? SHMD_E_END : SHMD_E_REVOKED, is_delivered ? (uint32_t)SHMD_REASON_CLOSED : reason);
     return ended(c);
 }
 
@@ -126,7 +127,8 @@ static int leave_epoch(shmd_consumer *c)
 {
     const shmd_epoch_record_t *record = &shmd_authority_stream(c->client->authority, c->stream_index)->epochs[c->record];
     uint32_t reason = record->end_reason;
-    if (shmd_load_acquire(&record->hot.state) >> 8 != c->epoch)
+    shmd_fence_acquire(); /* T2: the reason is loaded before the look at whose it is */
+    if (shmd_load_relaxed(&record->hot.state) >> 8 != c->epoch)
         reason = SHMD_REASON_ABORTED; /* an ungated reader so late that the record serves another epoch */
     shmd_store_release(&c->gate->position, c->position);
     SHMD_FAILPOINT("left.gate");
@@ -150,6 +152,10 @@ static int enter_epoch(shmd_consumer *c)
         int rc = shmd_consumer_wire(c, &record, index, 0, 0);
         if (rc == SHMD_OK)
             return 1;
+        uint64_t state = shmd_load_acquire(&shmd_stream_hot(c->client, c->stream_index, index)->state);
+        uint32_t low = (uint32_t)(state & 0xff);
+        if (state >> 8 != record.epoch || low == SHMD_EPOCH_RETIRED || low == SHMD_EPOCH_FREE)
+            return 0; /* retired while an ungated reader was about to map it */
         if (shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason))
             return rc;
         return revoked(c); /* its names went with the driver, before this consumer mapped it */
@@ -189,12 +195,13 @@ static shmd_ring_view_t ring_view(const shmd_consumer *c)
                               .arena_bytes = c->arena_bytes, .slot_bytes = c->slot_bytes, .inline_max = c->inline_max};
 }
 
-/* Where a lapped reader goes on: three quarters of a ring behind the head, and past where it was. */
+/* Where a lapped reader goes on: at most three quarters of a ring behind an open head, and past where it was. */
 static void resync(shmd_consumer *c)
 {
     uint64_t slots = c->mask + 1;
     uint64_t head = shmd_load_acquire(&c->data->head);
-    uint64_t oldest = head > slots ? head - slots + slots / 4 : 0;
+    uint64_t slack = c->bound == UINT64_MAX ? slots / 4 : 0; /* before the next lap; nobody laps a sealed epoch */
+    uint64_t oldest = head > slots ? head - slots + slack : 0;
     uint64_t next = shmd_max(c->position + 1, oldest);
     if (c->delivery == SHMD_DELIVERY_RELIABLE)
         next = shmd_max(c->position + 1, shmd_min(next, c->gated_from)); /* from there on its own gate protects it */
@@ -291,7 +298,7 @@ void shmd_consumer_before_idle(shmd_consumer *c)
     if (c->gated_from == UINT64_MAX)
         return;
     shmd_fence_seq_cst(); /* W2: gate before this, the producer's flag after */
-    if (shmd_load32_relaxed(&c->data->room_waiting) == c->gate_index + 1)
+    if ((shmd_load32_relaxed(&c->data->room_waiting) & 0xff) == c->gate_index + 1)
         shmd_consumer_wake_producer(c);
 }
 
@@ -304,6 +311,7 @@ static int poll_here(shmd_consumer *c, shmd_message *out)
 
 int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
 {
+    c->polled = 0; /* what the last poll handed out and nobody advanced over is looked at anew */
     for (int turns = 0; turns < 16; turns++) {
         if (c->ended != 0)
             return ended(c);
@@ -391,7 +399,11 @@ int shmd_copy(shmd_consumer *c, void *out, uint64_t out_bytes, shmd_message *mes
 
 void shmd_consumer_wake_producer(shmd_consumer *c)
 {
-    (void)shmd_store32_seq_cst(&c->gate->room_word, shmd_load32_relaxed(&c->gate->room_word) + 1); /* one writer: this consumer */
+    uint32_t waiting = shmd_load32_relaxed(&c->data->room_waiting);
+    if (waiting == c->woken)
+        return; /* woken already: it has not run yet, and another system call would not make it faster */
+    c->woken = waiting;
+    shmd_store32_seq_cst(&c->gate->room_word, shmd_load32_relaxed(&c->gate->room_word) + 1); /* one writer: this consumer */
     shmd_futex_wake(&c->gate->room_word);
 }
 

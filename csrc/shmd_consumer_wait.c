@@ -22,15 +22,17 @@ int shmd_consumer_ready(shmd_consumer *c)
         return 1;
     if (state == ((uint64_t)c->epoch << 8 | SHMD_EPOCH_SEALING))
         return 0;
-    if (c->delivery == SHMD_DELIVERY_LATEST)
-        return shmd_load_acquire(&c->data->head) > seq;
+    if (c->delivery == SHMD_DELIVERY_LATEST) {
+        uint64_t head = shmd_min(shmd_load_acquire(&c->data->head), c->bound);
+        seq = head > seq + 1 ? head - 1 : seq;
+    }
     return shmd_load_acquire(&shmd_consumer_slot(c, seq)->commit) >= ((seq << 1) | 1); /* P2; larger: lapped */
 }
 
-static void nap(uint64_t ns)
+static int nap(uint64_t ns)
 {
     struct timespec pause = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
-    (void)nanosleep(&pause, NULL);
+    return nanosleep(&pause, NULL) == 0 || errno != EINTR ? SHMD_OK : shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal");
 }
 
 /* One sleep of at most slice_ns, on the word that whoever has news for us bumps. */
@@ -42,11 +44,10 @@ static int sleep_once(shmd_consumer *c, uint64_t slice_ns)
         return shmd_consumer_ready(c) ? SHMD_OK : shmd_futex_wait(&c->client->authority->event_word, seen, slice_ns);
     }
     if ((shmd_load_acquire(&c->hot->sleep_mask) & c->gate_bit) == 0) { /* nobody wakes us on this stream */
-        nap(shmd_min(slice_ns, NAP_NS));
-        return SHMD_OK;
+        return nap(shmd_min(slice_ns, NAP_NS));
     }
     uint32_t seen = shmd_load32_acquire(&c->data->wake_word);
-    shmd_store32_seq_cst(&c->gate->sleeping, 1);
+    shmd_store32_seq_cst(&c->gate->sleeping, seen << 1 | 1);
     shmd_fence_seq_cst(); /* W1: flag before this, another look after; the producer commits, fences, looks for flags */
     SHMD_FAILPOINT("sleep.announced");
     int rc = shmd_consumer_ready(c) ? SHMD_OK : shmd_futex_wait(&c->data->wake_word, seen, slice_ns);
@@ -93,8 +94,11 @@ int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
     uint64_t pause_ns = NAP_NS;
     for (uint32_t round = 0;; round++) {
         int ready = 0;
-        for (size_t i = 0; i < n; i++)
+        for (size_t i = 0; i < n; i++) {
+            if (shmd_load32_relaxed(&consumers[i]->closing))
+                return shmd_fail(SHMD_E_CLOSED, "stream %s: consumer was closed by another thread", consumers[i]->stream);
             ready += shmd_consumer_ready(consumers[i]);
+        }
         uint64_t now = shmd_now_ns();
         if (ready != 0 || now >= deadline_ns)
             return ready;
@@ -104,7 +108,8 @@ int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
         if (round < SPINS) {
             shmd_pause();
         } else {
-            nap(shmd_min(pause_ns, deadline_ns - now));
+            if (nap(shmd_min(pause_ns, deadline_ns - now)) != SHMD_OK)
+                return SHMD_E_INTERRUPTED;
             pause_ns = shmd_min(pause_ns * 2, NAP_NS_MAX);
         }
     }

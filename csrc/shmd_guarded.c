@@ -8,20 +8,26 @@
 
 static void leave(uint32_t *busy) { shmd_store32_release(busy, 0); }
 
-/* A thread that waits inside sees `closing` and leaves; one that stays for half a second keeps the handle. */
+/* A thread that waits inside sees `closing` and leaves; one that stays for half a second keeps the handle. 1: the caller
+ * has it and must close it; 0: somebody stays inside; -1: somebody else has closed it. */
 static int take_over(uint32_t *busy, uint32_t *closing)
 {
     enum { PATIENCE_NS = 500000000 };
     uint64_t deadline_ns = shmd_deadline(PATIENCE_NS);
-    shmd_store32_release(closing, SHMD_HANDLE_CLOSING);
+    (void)shmd_cas32(closing, SHMD_HANDLE_OPEN, SHMD_HANDLE_CLOSING);
     while (shmd_exchange32(busy, 1) != 0) {
+        if (shmd_load32_acquire(closing) == SHMD_HANDLE_CLOSED)
+            return -1;
         if (shmd_now_ns() > deadline_ns) {
-            shmd_store32_release(closing, SHMD_HANDLE_OPEN);
+            (void)shmd_cas32(closing, SHMD_HANDLE_CLOSING, SHMD_HANDLE_OPEN);
             return 0;
         }
         (void)sched_yield();
     }
-    return 1;
+    if (shmd_load32_acquire(closing) != SHMD_HANDLE_CLOSED)
+        return 1;
+    leave(busy);
+    return -1;
 }
 
 /* ---- producer --------------------------------------------------------------------------- */
@@ -128,8 +134,9 @@ int shmd_guarded_producer_close(shmd_producer *p, int aborted)
         return SHMD_OK;
     if (p->fork_generation != shmd_fork_generation())
         return enter_producer(p);
-    if (!take_over(&p->busy, &p->closing))
-        return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this producer; it was not closed", p->stream);
+    int taken = take_over(&p->busy, &p->closing);
+    if (taken <= 0)
+        return taken < 0 ? SHMD_OK : shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this producer; it was not closed", p->stream);
     int rc = shmd_producer_end(p, aborted);
     shmd_store32_release(&p->closing, SHMD_HANDLE_CLOSED);
     leave(&p->busy);
@@ -173,7 +180,7 @@ static void release_to(shmd_consumer *c, uint64_t hold_seq)
     c->gate_published = to;
     if (((before ^ to) & c->fence_mask) != 0)
         shmd_fence_seq_cst(); /* C3 */
-    if (shmd_load32_relaxed(&c->data->room_waiting) == c->gate_index + 1)
+    if ((shmd_load32_relaxed(&c->data->room_waiting) & 0xff) == c->gate_index + 1)
         shmd_consumer_wake_producer(c);
 }
 
@@ -205,7 +212,7 @@ static int await(shmd_consumer *c, uint64_t hold_seq, uint64_t timeout_ns, shmd_
             rc = shmd_poll_inline(c, first); /* B1: all that the blocked producer had committed is seen by now */
             if (rc != 0)
                 return rc;
-            return shmd_fail(SHMD_E_VIEWS_HELD, "stream %s: this consumer's own views hold seq %llu on and fill the ring of %llu slots; drop or copy some of them",
+            return shmd_fail(SHMD_E_VIEWS_HELD, "stream %s: this consumer's own views hold seq %llu on and fill the ring of %llu slots or its arena; drop or copy some of them",
                              c->stream, (unsigned long long)hold_seq, (unsigned long long)(c->mask + 1));
         }
         uint64_t now = shmd_now_ns();
@@ -272,13 +279,14 @@ static int64_t pack_gated(shmd_consumer *c, const shmd_message *first, uint64_t 
 static int64_t pack_copied(shmd_consumer *c, const shmd_message *first, uint64_t most, unsigned char *out)
 {
     shmd_message m = *first;
+    uint64_t serial = c->mapping_serial; /* a poll may cross into the next epoch: that is another run */
     uint64_t n = 0;
     do {
         out = pack(out, &m); /* from this reader's scratch: verified */
         n++;
         took(c, 1);
-    } while (n < most && !shmd_consumer_is_protected(c) && c->delivery != SHMD_DELIVERY_LATEST && shmd_poll_inline(c, &m) == 1 && m.length == first->length &&
-             m.flags == first->flags);
+    } while (n < most && !shmd_consumer_is_protected(c) && c->delivery != SHMD_DELIVERY_LATEST && shmd_poll_inline(c, &m) == 1 &&
+             c->mapping_serial == serial && m.length == first->length && m.flags == first->flags);
     c->polled = 0;
     return (int64_t)n;
 }
@@ -354,7 +362,8 @@ static int64_t fetch_records(shmd_consumer *c, uint64_t limit, uint32_t record_b
             shmd_copy_from_shared(out + n * record_bytes, c->scratch, record_bytes);
             n++;
             took(c, 1);
-        } while (n < most && shmd_consumer_is_protected(c) == 0 && shmd_poll_inline(c, &m) == 1 && m.length == record_bytes && m.seq == batch->seq + n);
+        } while (n < most && shmd_consumer_is_protected(c) == 0 && shmd_poll_inline(c, &m) == 1 && m.length == record_bytes && m.seq == batch->seq + n &&
+                 c->mapping_serial == batch->mapping_serial);
         c->polled = 0;
     }
     batch->count = n;
@@ -398,14 +407,30 @@ int shmd_guarded_wait(shmd_consumer *c, uint64_t timeout_ns)
     return rc;
 }
 
+int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
+{
+    size_t entered = 0;
+    int rc = SHMD_OK;
+    while (entered < n && rc == SHMD_OK) {
+        rc = enter_consumer(consumers[entered]); /* one that is named twice is busy by then: SHMD_E_CONCURRENT */
+        entered += rc == SHMD_OK;
+    }
+    if (rc == SHMD_OK)
+        rc = shmd_wait_many(consumers, n, timeout_ns);
+    while (entered > 0)
+        leave(&consumers[--entered]->busy);
+    return rc;
+}
+
 int shmd_guarded_consumer_close(shmd_consumer *c)
 {
     if (c == NULL || shmd_load32_acquire(&c->closing) == SHMD_HANDLE_CLOSED)
         return SHMD_OK;
     if (c->fork_generation != shmd_fork_generation())
         return enter_consumer(c);
-    if (!take_over(&c->busy, &c->closing))
-        return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this consumer; it was not closed", c->stream);
+    int taken = take_over(&c->busy, &c->closing);
+    if (taken <= 0)
+        return taken < 0 ? SHMD_OK : shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this consumer; it was not closed", c->stream);
     int rc = shmd_consumer_end(c);
     shmd_store32_release(&c->closing, SHMD_HANDLE_CLOSED);
     leave(&c->busy);

@@ -90,7 +90,6 @@ struct shmd_client {
     uint32_t heartbeat_mode;
     uint32_t thread_started;
     uint32_t stop_word;         /* private futex of the heartbeat thread */
-    uint32_t busy;              /* one control call at a time */
     uint32_t fork_generation;
     uint32_t references;        /* handles that still use the mappings */
     unsigned long thread;

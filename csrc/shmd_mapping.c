@@ -20,6 +20,15 @@ static int open_sized(const char *name, int writable, uint64_t expected)
     return shmd_fail(SHMD_E_LAYOUT, "%s has %llu bytes, the directory says %llu", name, (unsigned long long)bytes, (unsigned long long)expected);
 }
 
+/* The record was copied while it could change; the header never does. */
+static int check_geometry(const shmd_data_t *data, const shmd_epoch_record_t *record)
+{
+    if (data->slots == record->slots && data->slot_bytes == record->slot_bytes && data->arena_bytes == record->arena_bytes)
+        return SHMD_OK;
+    return shmd_fail(SHMD_E_LAYOUT, "%s says %u slots of %u bytes, the directory %u of %u", record->data_name, data->slots, data->slot_bytes,
+                     record->slots, record->slot_bytes);
+}
+
 static int map_data(const shmd_client *client, const shmd_epoch_record_t *record, int writable, shmd_mapping *mapping)
 {
     uint64_t ring_offset = header_bytes();
@@ -28,6 +37,7 @@ static int map_data(const shmd_client *client, const shmd_epoch_record_t *record
         return fd;
     int rc = shmd_segment_map(fd, 0, ring_offset, writable, 1, &mapping->data);
     rc = rc ? rc : shmd_header_check(mapping->data, record->data_bytes, SHMD_SEGMENT_DATA, client->boot_id, record->stream_id, record->epoch);
+    rc = rc ? rc : check_geometry(mapping->data, record);
     rc = rc ? rc : shmd_segment_map_mirrored(fd, ring_offset, mapping->ring_bytes, writable, mapping->ring_bytes <= PREFAULT_BYTES_MAX, &mapping->ring);
     if (rc == SHMD_OK && mapping->arena_bytes != 0)
         rc = shmd_segment_map_mirrored(fd, ring_offset + mapping->ring_bytes, mapping->arena_bytes, writable,

@@ -33,6 +33,8 @@ int shmd_process_start_time(int64_t pid, uint64_t *start_time)
         return shmd_fail_errno("%s", path);
     text[got] = 0;
     char *field = strrchr(text, ')'); /* the command may hold spaces and parentheses: count from its end */
+    if (field != NULL && field[1] == ' ' && (field[2] == 'Z' || field[2] == 'X'))
+        return shmd_fail(SHMD_E_SYSTEM, "process %lld has ended and was not waited for", (long long)pid);
     for (int i = 2; field != NULL && i < 22; i++) {
         field = strchr(field, ' ');
         if (field != NULL)

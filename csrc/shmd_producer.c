@@ -89,6 +89,7 @@ int shmd_producer_room(shmd_producer *p, uint64_t arena_need)
         free_spans(p, least);
     if (p->seq >= p->limit || p->arena_next + arena_need > p->arena_limit) {
         blocked_begin(p, gate, least);
+        p->limit = p->seq; /* whatever is published next, however small, looks here again and ends the wait */
         return SHMD_BACK_PRESSURED;
     }
     shmd_producer_unblocked(p);
@@ -118,11 +119,13 @@ static int sleep_for_room(shmd_producer *p, uint64_t need, uint64_t slice_ns)
     }
     const uint32_t *word = &shmd_gates_gate(p->gates, gate - 1)->room_word;
     uint32_t seen = shmd_load32_acquire(word);
-    shmd_store32_seq_cst(&p->data->room_waiting, gate);
+    shmd_store32_seq_cst(&p->data->room_waiting, ++p->room_ticket << 8 | gate);
     shmd_fence_seq_cst(); /* W2: announce, then look again; the consumer moves its gate, then looks for us (C3) */
     SHMD_FAILPOINT("room.waiting");
     int rc = shmd_producer_room(p, need);
-    if (rc == SHMD_BACK_PRESSURED) {
+    if (rc == SHMD_BACK_PRESSURED && p->blocked_gate != gate) {
+        rc = SHMD_OK; /* another gate holds it back now: sleep on that one's word */
+    } else if (rc == SHMD_BACK_PRESSURED) {
         rc = shmd_futex_wait(word, seen, slice_ns);
         rc = rc == SHMD_E_INTERRUPTED ? rc : SHMD_OK;
     }
@@ -177,7 +180,8 @@ void shmd_producer_wake(shmd_producer *p)
     int any = 0;
     for (uint64_t mask = shmd_load_relaxed(&p->hot->sleep_mask); mask != 0; mask &= mask - 1) {
         uint32_t index = (uint32_t)__builtin_ctzll(mask);
-        if (index < p->gate_count && shmd_load32_relaxed(&shmd_gates_gate(p->gates, index)->sleeping) != 0)
+        /* An older word: that sleeper was woken already, or the kernel's compare will not let it sleep. */
+        if (index < p->gate_count && shmd_load32_relaxed(&shmd_gates_gate(p->gates, index)->sleeping) == (p->wake_word << 1 | 1))
             any = 1;
     }
     if (!any)

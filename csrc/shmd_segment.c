@@ -98,7 +98,11 @@ void shmd_segment_complete(void *base)
 
 uint64_t shmd_word_load(const uint64_t *word) { return shmd_load_acquire(word); }
 void shmd_word_store(uint64_t *word, uint64_t value) { shmd_store_release(word, value); }
-void shmd_word_store_seq_cst(uint64_t *word, uint64_t value) { shmd_store_seq_cst(word, value); }
+void shmd_word_store_seq_cst(uint64_t *word, uint64_t value)
+{
+    shmd_store_seq_cst(word, value);
+    shmd_fence_seq_cst(); /* T1: on ARM64 plain stores behind the word (a record filled anew) could otherwise pass it */
+}
 uint32_t shmd_futex_load(const uint32_t *word) { return shmd_load32_acquire(word); }
 
 int shmd_record_copy(void *out, const void *record, uint64_t bytes)

@@ -50,7 +50,7 @@ int shmd_slot_copy(const shmd_ring_view_t *ring, uint64_t seq, void *out, uint64
     shmd_fence_acquire(); /* U1: header, reference and inline payload before the second look; pairs with P1 */
     if (shmd_load_relaxed(&slot->commit) != commit)
         return SHMD_E_OVERRUN;
-    if (message->length > (in_arena ? ring->arena_bytes : ring->inline_max))
+    if (message->length > (in_arena ? shmd_max(ring->arena_bytes / 2, ring->inline_max) : ring->inline_max))
         return SHMD_E_CORRUPT; /* no buffer would be large enough: passed over, not asked for again */
     if (!fits)
         return SHMD_E_TOO_LARGE;

@@ -68,6 +68,7 @@ struct shmd_producer {
     uint32_t blocked_gate;              /* + 1 */
     uint32_t min_consumers;             /* still wanted; 0 once they were there */
     uint32_t wake_word;
+    uint32_t room_ticket;               /* one a wait for room: a consumer wakes once a ticket */
     uint32_t end_reason;
     uint32_t lease_index;
     uint32_t stream_index;
@@ -126,7 +127,7 @@ struct shmd_consumer {
     uint32_t busy;
     uint32_t closing;
     uint32_t fork_generation;
-    uint32_t pad;
+    uint32_t woken;                     /* the producer's wait that was answered last */
     shmd_client *client;
     shmd_lost_range_t lost_ranges[SHMD_LOST_RANGES];
     char stream[SHMD_NAME_BYTES];
@@ -253,7 +254,7 @@ static inline int shmd_advance_inline(shmd_consumer *c)
         c->gate_published = position;
         if (__builtin_expect(((before ^ position) & c->fence_mask) != 0, 0))
             shmd_fence_seq_cst(); /* C3: once every quarter ring, so that a waiting producer is not missed for long */
-        if (__builtin_expect(shmd_load32_relaxed(&c->data->room_waiting) == c->gate_index + 1, 0))
+        if (__builtin_expect((shmd_load32_relaxed(&c->data->room_waiting) & 0xff) == c->gate_index + 1, 0))
             shmd_consumer_wake_producer(c);
     }
     return SHMD_OK;

@@ -273,8 +273,12 @@ static void test_a_request_that_is_not_its_claimers_is_refused(void)
     CHECK_EQ(shmd_control_send(b.rig.control, b.rig.authority, &forged, 1, 12345, shmd_now_ns()), SHMD_OK);
     CHECK_EQ(shmd_control_poll(b.reader, &request, 1), SHMD_E_CORRUPT); /* right claimer, wrong nonce */
     shmd_control_advance(b.reader);
-    shmd_authority_client(b.rig.authority, 0)->word = 0x200 | SHMD_CLIENT_GONE;
+    shmd_authority_client(b.rig.authority, 0)->word = 0x200 | SHMD_CLIENT_GONE; /* expired: it may still say goodbye */
     CHECK_EQ(send_one(&b, 0, 5, 0), SHMD_OK);
+    CHECK_EQ(shmd_control_poll(b.reader, &request, 1), 1);
+    shmd_control_advance(b.reader);
+    shmd_authority_client(b.rig.authority, 0)->word = 0x300 | SHMD_CLIENT_FREE;
+    CHECK_EQ(send_one(&b, 0, 6, 0), SHMD_OK);
     CHECK_EQ(shmd_control_poll(b.reader, &request, 1), SHMD_E_CORRUPT);
     stop(&b);
 }

@@ -61,10 +61,11 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
         consumer._check_open()
     ready = [consumer for consumer in consumers if consumer.buffered]
     deadline = Deadline(timeout)
-    handles = ffi.new("shmd_consumer *[]", [consumer._handle for consumer in consumers])
+    different = list(dict.fromkeys(consumers))
+    handles = ffi.new("shmd_consumer *[]", [consumer._handle for consumer in different])
     while not ready:
         slice_ns = deadline.slice_ns()
-        code = lib.shmd_wait_many(handles, len(consumers), slice_ns)
+        code = lib.shmd_guarded_wait_many(handles, len(different), slice_ns)
         if code < 0 and code != _INTERRUPTED:
             raise_for(code, doing="waiting for several consumers")
         ready = [consumer for consumer in consumers if _has_something(consumer)]

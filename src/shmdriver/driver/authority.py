@@ -57,6 +57,14 @@ def publish_word(record: Any, state: int, *, reuse: bool = False) -> None:
     lib.shmd_word_store(ffi.addressof(record, "word"), (generation << 8 | state) & (2**64 - 1))
 
 
+def clear_record(record: Any) -> None:
+    """A FREE record of a new generation with nothing but its word: whoever copies it meanwhile sees that."""
+    generation = (int(record.word) >> 8) + 1
+    lib.shmd_word_store_seq_cst(ffi.addressof(record, "word"), generation << 8 & (2**64 - 1))
+    rest = ffi.sizeof(record[0]) - ffi.sizeof("uint64_t")
+    ffi.memmove(ffi.cast("char *", record) + ffi.sizeof("uint64_t"), bytes(rest), rest)
+
+
 @dataclass(frozen=True, slots=True)
 class TableSizes:
     """How many records each table has."""

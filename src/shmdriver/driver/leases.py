@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.authority import Authority, publish_word, record_state
+from shmdriver.driver.authority import Authority, clear_record, publish_word, record_state
 from shmdriver.driver.clients import Client
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.rejection import Rejection
@@ -143,9 +143,7 @@ class LeaseTable:
                 f"gone, of {self._limit} (policies.limits.leases): close some, or raise the limit",
             )
         record = self._authority.lease(self._free[0])
-        word = int(record.word)
-        ffi.memmove(record, bytes(ffi.sizeof(record[0])), ffi.sizeof(record[0]))
-        record.word = word
+        clear_record(record)
         record.index = self._free[0]
         record.lease_id = self._authority.take_id("next_lease_id")
         record.client_id, record.client_index = client.client_id, client.index

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.authority import Authority, publish_word, put_text, record_state, text_of
+from shmdriver.driver.authority import Authority, clear_record, publish_word, put_text, record_state, text_of
 from shmdriver.driver.epochs import Epoch, fill_record, free_record
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry
@@ -226,9 +226,7 @@ class StreamDirectory:
             )
         index = self._free.pop()
         record = self._authority.stream(index)
-        word = int(record.word)
-        ffi.memmove(record, bytes(ffi.sizeof(record[0])), ffi.sizeof(record[0]))
-        record.word = word
+        clear_record(record)
         record.stream_id = self._authority.take_id("next_stream_id")
         record.index, record.max_consumers, record.created_ns = index, max_consumers, now_ns
         put_text(record.name, name)

@@ -1,0 +1,158 @@
+/* test_guarded.c: the calls for Python: held views, small buffers, closing from several threads, and readers that poll
+ * twice or meet what no honest producer writes. */
+#include <pthread.h>
+
+#include "rig.h"
+
+static void put(shmd_producer *p, uint32_t length)
+{
+    unsigned char payload[4096];
+    rig_fill(payload, length, p->seq);
+    CHECK_EQ(shmd_publish(p, payload, length, 0), SHMD_OK);
+}
+
+static void test_what_nobody_overwrites_any_more_is_all_delivered_to_an_oldest_joiner(void)
+{
+    rig_t rig;
+    void *data;
+    shmd_message message;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    for (int i = 0; i < 200; i++)
+        put(p, 16);
+    CHECK_EQ(shmd_claim(p, 16, &data), SHMD_OK); /* the oldest message is gone */
+    CHECK_EQ(shmd_abort(p), SHMD_OK);
+    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 1, 0);
+    rig.stream->epochs[0].end_reason = SHMD_REASON_CLOSED;
+    (void)shmd_epoch_seal(rig.hot, rig.data, rig.ring, &rig.geometry, 1, 1);
+    int got = 0;
+    while (shmd_poll(c, &message) == 1) {
+        got++;
+        (void)shmd_advance(c);
+    }
+    CHECK_EQ(got, 63);
+    CHECK_EQ(c->lost, 1);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void test_views_are_not_blamed_for_a_wait_that_is_over(void)
+{
+    rig_t rig;
+    shmd_batch_t batch;
+    unsigned char payload[4096] = {0};
+    unsigned char out[8192];
+    rig_start(&rig, 64, 64, 8192, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, 0);
+    for (uint64_t hold = UINT64_MAX, i = 0; i < 2; i++, hold = 0) { /* a view of seq 0 is kept */
+        CHECK_EQ(shmd_publish(p, payload, sizeof payload, 0), SHMD_OK);
+        CHECK_EQ(shmd_guarded_fetch(c, hold, 8, 0, out, sizeof out, &batch), 1);
+    }
+    CHECK_EQ(shmd_publish(p, payload, 4000, 0), SHMD_BACK_PRESSURED); /* dropped; it goes on with small ones */
+    CHECK_EQ(shmd_guarded_fetch(c, 0, 8, 1000000, out, sizeof out, &batch), SHMD_E_VIEWS_HELD);
+    for (int i = 0; i < 5; i++) {
+        put(p, 16);
+        CHECK_EQ(shmd_load32_relaxed(&rig.data->blocked_gate), 0);
+        CHECK_EQ(shmd_guarded_fetch(c, 0, 8, 1000000, out, sizeof out, &batch), 1);
+        CHECK_EQ(shmd_guarded_fetch(c, 0, 8, 1000000, out, sizeof out, &batch), 0);
+    }
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void test_an_advance_after_a_poll_that_ended_the_epoch_does_nothing(void)
+{
+    rig_t rig;
+    shmd_message message;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, 0);
+    put(p, 8);
+    CHECK_EQ(shmd_poll(c, &message), 1);
+    shmd_store_relaxed(&((shmd_slot_t *)(void *)rig.ring)->commit, 0); /* no honest producer takes a commit back */
+    (void)shmd_epoch_seal(rig.hot, rig.data, rig.ring, &rig.geometry, 1, 1);
+    CHECK(shmd_poll(c, &message) < 0);
+    CHECK_EQ(shmd_advance(c), SHMD_OK);
+    CHECK_EQ(c->lost, 1);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void test_a_length_that_no_producer_may_send_is_passed_over(void)
+{
+    rig_t rig;
+    shmd_message message;
+    unsigned char payload[4096] = {0};
+    rig_start(&rig, 64, 64, 8192, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_LOSSY, SHMD_WAIT_SPIN, 0, 0);
+    CHECK_EQ(shmd_publish(p, payload, sizeof payload, 0), SHMD_OK);
+    put(p, 8);
+    ((shmd_slot_t *)(void *)rig.ring)->length = 8000; /* fits the arena, and not half of it */
+    ((shmd_arena_ref_t *)(void *)(rig.ring + SHMD_SLOT_HEADER_BYTES))->bytes = 8192;
+    CHECK_EQ(shmd_poll(c, &message), 1);
+    CHECK_EQ(message.seq, 1);
+    CHECK_EQ(c->lost, 1);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void test_records_are_not_copied_into_a_buffer_that_is_too_small(void)
+{
+    rig_t rig;
+    shmd_batch_t batch;
+    unsigned char out[8];
+    rig_start(&rig, 64, 128, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    put(p, 64);
+    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 1, 0);
+    CHECK_EQ(shmd_guarded_fetch_records(c, UINT64_MAX, 4, 64, 0, out, sizeof out, &batch), SHMD_E_TOO_LARGE);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void *close_producer(void *producer) { return (void *)(intptr_t)shmd_guarded_producer_close(producer, 0); }
+
+static void test_two_threads_may_close_one_handle(void)
+{
+    for (int i = 0; i < 300; i++) {
+        rig_t rig;
+        rig_start(&rig, 64, 64, 0, 0);
+        rig.client.references = 100; /* the rig's own */
+        rig.client.client_id = 5;
+        rig.client.fork_generation = shmd_fork_generation();
+        rig.authority->exit_kind = SHMD_EXIT_CLEAN; /* nobody to ask */
+        shmd_producer *p = rig_producer(&rig);
+        pthread_t other = test_thread(close_producer, p);
+        CHECK_EQ((intptr_t)close_producer(p), SHMD_OK);
+        test_join(other);
+        CHECK_EQ(shmd_guarded_publish(p, (const uint8_t *)"x", 1, 0), SHMD_E_CLOSED);
+        shmd_guarded_producer_free(p);
+        rig_stop(&rig);
+    }
+}
+
+static void test_no_handle_is_a_closed_handle(void)
+{
+    shmd_batch_t batch;
+    CHECK_EQ(shmd_guarded_publish(NULL, (const uint8_t *)"x", 1, 0), SHMD_E_CLOSED);
+    CHECK_EQ(shmd_guarded_fetch(NULL, 0, 1, 0, NULL, 0, &batch), SHMD_E_CLOSED);
+}
+
+int main(void)
+{
+    RUN(test_what_nobody_overwrites_any_more_is_all_delivered_to_an_oldest_joiner);
+    RUN(test_views_are_not_blamed_for_a_wait_that_is_over);
+    RUN(test_an_advance_after_a_poll_that_ended_the_epoch_does_nothing);
+    RUN(test_a_length_that_no_producer_may_send_is_passed_over);
+    RUN(test_records_are_not_copied_into_a_buffer_that_is_too_small);
+    RUN(test_two_threads_may_close_one_handle);
+    RUN(test_no_handle_is_a_closed_handle);
+    return test_report();
+}

@@ -1,0 +1,98 @@
+"""Closing while the driver sleeps or is dead, and while another thread waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import shmdriver
+
+
+def until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def driver(instance_name):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shmdriver", "run", "--instance", instance_name],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if "serves" in line:
+            break
+    yield process
+    process.send_signal(signal.SIGCONT)
+    process.terminate()
+    process.wait(20)
+    process.stdout.close()
+
+
+def test_a_close_that_a_stopped_driver_reads_late_still_ends_the_lease(driver, instance_name):
+    with shmdriver.connect(instance_name) as client, client.producer("s", slots=64) as out:
+        reader = client.consumer("s")
+        os.kill(driver.pid, signal.SIGSTOP)
+        reader.close()  # not answered: the request stays in the ring
+        os.kill(driver.pid, signal.SIGCONT)
+        until(lambda: out.consumers == 0)
+        for _ in range(1000):
+            out.publish(b"nobody holds this back", timeout=5.0)
+
+
+def test_a_dead_driver_that_nobody_waited_for_is_noticed_at_once(driver, instance_name):
+    with shmdriver.connect(instance_name) as client:
+        driver.kill()
+        os.waitid(os.P_PID, driver.pid, os.WEXITED | os.WNOWAIT)  # dead, and a zombie
+        with pytest.raises(shmdriver.DriverUnavailable, match="dead"):
+            client.consumer("s", attach_timeout=30.0)
+    driver.wait()
+    again = subprocess.run(
+        [sys.executable, "-m", "shmdriver", "gc", "--instance", instance_name, "--force"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_closing_a_consumer_ends_another_threads_wait_for_several():
+    with shmdriver.embedded() as client:
+        readers = [client.consumer("a"), client.consumer("b")]
+        failures = []
+
+        def wait():
+            try:
+                shmdriver.wait(readers, timeout=30.0)
+            except shmdriver.ShmDriverError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        until(lambda: _is_inside(readers[0]))
+        readers[0].close()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert [type(error) for error in failures] == [shmdriver.HandleClosed]
+        readers[1].close()
+
+
+def _is_inside(reader):
+    try:
+        reader.release()
+    except shmdriver.ConcurrentUseError:
+        return True
+    return False
+
+
+def test_one_consumer_named_twice_is_waited_for_once():
+    with shmdriver.embedded() as client, client.producer("s") as out:
+        reader = client.consumer("s")
+        out.publish(b"x")
+        assert shmdriver.wait([reader, reader], timeout=5.0) == [reader, reader]
