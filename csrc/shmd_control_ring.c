@@ -154,9 +154,9 @@ static int take(shmd_control_reader *r, uint32_t who, shmd_request_t *out)
                          (unsigned long long)r->cursor);
     if (out->kind != SHMD_REQUEST_HELLO) {
         const shmd_client_record_t *client = shmd_authority_client(r->authority, who - 1);
-        uint32_t state = client == NULL ? SHMD_CLIENT_FREE : (uint32_t)(client->word & 0xff);
-        /* One that expired may still say that it leaves: that frees its lines. What else it asks for the driver refuses. */
-        if (state == SHMD_CLIENT_FREE || client->client_id != out->client_id)
+        /* Also one that expired, or whose record is free again and not used by another yet: last words that a driver reads
+         * after the death are no attack. What they may still ask for the driver decides. */
+        if (client == NULL || client->client_id == 0 || client->client_id != out->client_id)
             return shmd_fail(SHMD_E_CORRUPT, "request of client %llu from claimer %u: no such client", (unsigned long long)out->client_id, who);
         nonce = client->nonce;
     }

@@ -283,6 +283,16 @@ static void test_a_request_that_is_not_its_claimers_is_refused(void)
     stop(&b);
 }
 
+static void test_last_words_of_a_client_that_is_gone_are_read(void)
+{
+    bench_t b;
+    start(&b, 0);
+    CHECK_EQ(send_one(&b, 0, 5, 0), SHMD_OK);
+    shmd_authority_client(b.rig.authority, 0)->word = 0x200 | SHMD_CLIENT_FREE; /* its death was proved meanwhile */
+    receive(&b, 5);
+    stop(&b);
+}
+
 static void test_a_new_reader_goes_on_where_the_dead_one_stood(void)
 {
     bench_t b;
@@ -440,6 +450,7 @@ int main(void)
     RUN(test_a_free_slot_before_a_commit_does_not_hold_it_up);
     RUN(test_a_garbage_turn_costs_its_slot_one_turn);
     RUN(test_a_request_that_is_not_its_claimers_is_refused);
+    RUN(test_last_words_of_a_client_that_is_gone_are_read);
     RUN(test_a_new_reader_goes_on_where_the_dead_one_stood);
     RUN(test_random_bytes_everywhere_never_stop_the_reader);
     RUN(test_many_senders_are_all_heard_each_in_order);
