@@ -196,7 +196,8 @@ int shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd_event_
 {
     int rc = shmd_client_request(client, request, answer, timeout_ns);
     SHMD_FAILPOINT("attach.answered");
-    if (rc == SHMD_E_TIMEOUT || rc == SHMD_E_INTERRUPTED)
+    /* Also when the driver died: it may have granted the lease before, and its successor must not keep that for nobody. */
+    if (rc == SHMD_E_TIMEOUT || rc == SHMD_E_INTERRUPTED || rc == SHMD_E_DRIVER_UNAVAILABLE)
         shmd_client_give_up(client, request);
     return rc;
 }

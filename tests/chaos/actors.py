@@ -59,7 +59,7 @@ def drive(_line: Line, arguments: Arguments) -> int:
 
 
 def produce(line: Line, arguments: Arguments) -> int:
-    """Publishes numbered messages until told to stop. SENT on its board follows every publish that returned."""
+    """Publishes numbered messages until told to stop. SENT follows every publish that returned."""
     import shmdriver
 
     board = Board(Path(arguments["board"]))

@@ -2,7 +2,7 @@
 
 It is started by :class:`tests.chaos.stage.Zygote` with one end of a socket: each request is a JSON object
 with one descriptor (the actor's own line to the test); the answer is the actor's pid. When the test goes,
-so do the zygote and all its actors. With ``SHMDRIVER_TEST_NATIVE`` set, that file is the native module of all of them:
+so do the zygote and all its actors. ``SHMDRIVER_TEST_NATIVE`` names their native module:
 the one with failpoints compiled in.
 """
 

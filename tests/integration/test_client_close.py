@@ -27,14 +27,16 @@ def driver(instance_name):
         [sys.executable, "-m", "shmdriver", "run", "--instance", instance_name],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    for line in process.stdout:
+    output = process.stdout
+    assert output is not None
+    for line in output:
         if "serves" in line:
             break
     yield process
     process.send_signal(signal.SIGCONT)
     process.terminate()
     process.wait(20)
-    process.stdout.close()
+    output.close()
 
 
 def test_a_close_that_a_stopped_driver_reads_late_still_ends_the_lease(driver, instance_name):
