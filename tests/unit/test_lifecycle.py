@@ -423,19 +423,6 @@ def test_the_lifecycle_reads_no_clock_and_does_no_io() -> None:
         assert word not in source, word
 
 
-def test_a_tick_through_the_machine_is_cheap() -> None:
-    import timeit
-
-    class Idle(Recorder):
-        def on_tick(self, now_ns: int) -> None:
-            pass
-
-    life = Lifecycle(Idle())  # type: ignore[arg-type]
-    life.dispatch(Event.START, 1)
-    best = min(timeit.repeat(lambda: life.dispatch(Event.TICK, 1), number=200, repeat=20)) / 200
-    assert best < 100e-6, f"{best * 1e6:.1f} microseconds a tick; 10 is usual"
-
-
 def test_document_is_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, "scripts/generate_lifecycle.py", "--check"],
