@@ -11,11 +11,11 @@ CTEST := $(MAKE) --no-print-directory -s -C tests/c
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build check lint format generate ctest asan tsan unit bench stress clean
+.PHONY: help demo test build check lint format generate ctest asan tsan unit bench stress reliability reliability-page clean
 
 help:            ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
-		printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-17s %s\n' "$$name" "$$text"; done
 
 # Only what the package needs to run: `make demo` on a fresh machine waits for no test tool.
 $(VENV)/.run-stamp: pyproject.toml
@@ -78,6 +78,13 @@ bench: build $(VENV)/.dev-stamp    ## throughput and latency against Pipe, Queue
 stress: build $(VENV)/.dev-stamp    ## minutes of kills and hand-offs
 	@$(CTEST) PROFILE=release STRESS=1 run
 	@$(PYTEST) -q -m stress tests; code=$$?; test $$code -eq 5 || exit $$code
+
+reliability: build ctest $(VENV)/.dev-stamp    ## run every test of a fault, and rewrite docs/RELIABILITY.md
+	@$(PYTEST) -q -m 'fault and not stress' tests
+	@$(PY) scripts/reliability.py --passed tests/c
+
+reliability-page: build    ## rewrite docs/RELIABILITY.md from the sources and from what was run before
+	@$(PY) scripts/reliability.py
 
 clean:           ## remove everything that was built (not .venv)
 	rm -rf build dist src/shmdriver/native src/shmdriver/_native.c src/shmdriver/_native*.so src/*.egg-info

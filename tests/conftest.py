@@ -1,4 +1,11 @@
-"""Fixtures that every test may use: its own instance name, and a /dev/shm left as it was found."""
+"""Fixtures that every test may use: its own instance name, and a /dev/shm left as it was found.
+
+A test about a row of the fault table (tests/fault_rows.py, docs/RELIABILITY.md) is marked
+`@pytest.mark.fault(12, how="kill -9 in a loop")`, with several numbers for several rows; when it injects
+the fault more than once it takes the fixture `fault_cycles` and calls `fault_cycles(1000)`. C tests and
+models have a comment `fault: 40, 41 (how)`. Then run `make reliability-page` and commit the
+page: a test compares them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.fault_plugin"]
 SHM = Path("/dev/shm")
 PREFIX = f"test-{os.getpid()}-{secrets.token_hex(3)}"
 

@@ -59,6 +59,7 @@ def test_killed_producer_is_drained_then_producer_lost_then_the_next_is_followed
     assert lossy.words("failure") == []
 
 
+@pytest.mark.fault(7)
 def test_killed_consumer_at_a_full_ring_frees_its_producer_on_proof_of_death(stage: Stage) -> None:
     holder = stage.consumer("s", hold=True)
     other = stage.consumer("s")
@@ -72,6 +73,7 @@ def test_killed_consumer_at_a_full_ring_frees_its_producer_on_proof_of_death(sta
     assert other.words("failure") == []
 
 
+@pytest.mark.fault(12)
 def test_rate_goes_on_without_a_driver_and_the_next_one_adopts(stage: Stage) -> None:
     consumer = stage.consumer("s")
     lossy = stage.consumer("s", options={"delivery": "lossy"})
@@ -98,6 +100,7 @@ def test_rate_goes_on_without_a_driver_and_the_next_one_adopts(stage: Stage) -> 
     assert consumer.words("error")[0]["lost"] == 0
 
 
+@pytest.mark.fault(7, how="kill -9 of both at a full ring")
 def test_consumer_killed_while_the_driver_is_away_is_reaped_by_the_next(stage: Stage) -> None:
     holder = stage.consumer("s", hold=True)
     other = stage.consumer("s")
@@ -126,6 +129,7 @@ def test_producer_and_driver_killed_together_are_drained_by_the_next_driver(stag
     all_committed(consumer, producer, 1)
 
 
+@pytest.mark.fault(6)
 def test_producer_killed_and_replaced_at_once_is_reaped_first(stage: Stage) -> None:
     consumer = stage.consumer("s", options={"follow": True})
     producers = [stage.producer("s", 1, options=SMALL)]
@@ -138,6 +142,7 @@ def test_producer_killed_and_replaced_at_once_is_reaped_first(stage: Stage) -> N
         all_committed(consumer, producers[writer - 1], writer)
 
 
+@pytest.mark.fault(8)
 def test_stopped_consumer_is_named_by_back_pressure_and_goes_on(stage: Stage) -> None:
     consumer = stage.consumer("s", name="sluggard")
     producer = stage.producer("s", 1, options=SMALL, timeout=0.3, linger=True)
@@ -152,6 +157,7 @@ def test_stopped_consumer_is_named_by_back_pressure_and_goes_on(stage: Stage) ->
     assert consumer.words("failure") == []
 
 
+@pytest.mark.fault(8, how="SIGSTOP, policy evict")
 def test_stopped_consumer_is_evicted_where_the_policy_says_so(make_stage: Callable[..., Stage]) -> None:
     stage = make_stage({"profiles.default.evict_after_ms": 200})
     consumer = stage.consumer("s")
@@ -169,6 +175,7 @@ def test_stopped_consumer_is_evicted_where_the_policy_says_so(make_stage: Callab
     assert producer.alive
 
 
+@pytest.mark.fault(5, how="SIGSTOP anywhere")
 def test_zombie_producer_writes_nothing_into_the_next_epoch(make_stage: Callable[..., Stage]) -> None:
     stage = make_stage(SHORT_LEASES)
     stays = stage.consumer("s")
@@ -195,6 +202,7 @@ def test_zombie_producer_writes_nothing_into_the_next_epoch(make_stage: Callable
 
 
 @pytest.mark.parametrize("how", ["gc", "driver"])
+@pytest.mark.fault(20)
 def test_after_everybody_is_killed_nothing_is_left(stage: Stage, how: str) -> None:
     consumer = stage.consumer("s", options={"follow": True})
     stage.consumer("s", options={"delivery": "lossy"})
@@ -218,6 +226,7 @@ def test_after_everybody_is_killed_nothing_is_left(stage: Stage, how: str) -> No
     assert stage.segments() == []
 
 
+@pytest.mark.fault(20, how="kill -9, resources of the driver counted")
 def test_killed_processes_leave_no_growth_in_the_driver(stage: Stage) -> None:
     assert stage.driver is not None
 

@@ -1,0 +1,176 @@
+"""The faults that a shared-memory driver meets, by row, and which tests show what ours does.
+
+Rows are numbered as issues, tests and docs/RELIABILITY.md number them. Which test covers which row is read
+from the sources, without running them: `@pytest.mark.fault(12)` on a Python test function (several numbers,
+one mark; `how="..."` says how it injects the fault), and a comment `fault: 40, 41` in a C test or a model.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMENT = re.compile(r"\bfault: (\d+(?:, \d+)*)(?: \(([^)]*)\))?")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault, what has to happen, and how it is usually injected."""
+
+    number: int
+    group: str
+    fault: str
+    expected: str
+    injection: str
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A test that is about a row. ``test`` is ``file::function``, or a file that is a program."""
+
+    row: int
+    test: str
+    how: str
+    stress: bool
+
+
+_PRODUCER = (
+    (1, "dies before a claim", "nothing visible; its lease ends in milliseconds (pidfd)", "failpoint kill"),
+    (2, "dies between claim and commit, or in mid-payload",
+     "never visible, no torn read; the seal is before it", "failpoint kill, checksummed payloads"),
+    (3, "dies between commit and head, or before the wake",
+     "message delivered; the seal is found by scanning; a sleeper wakes by its timeout", "failpoint kill"),
+    (4, "dies in attach, before or after the answer", "slot, lease and segments reclaimed",
+     "failpoint kill"),
+    (5, "SIGSTOP past its lease, a new producer attached, SIGCONT",
+     "0 bytes of the zombie in the new epoch; `LeaseRevoked` at its next call",
+     "failpoint stop at each of 1-3"),
+    (6, "restarts before its death was noticed", "the dead lease is reaped first, the attach succeeds",
+     "kill -9, attach at once"),
+)  # fmt: skip
+_CONSUMER = (
+    (7, "dies holding a full ring's gate", "the producer goes on, on proof of death",
+     "kill -9 at a full ring"),
+    (8, "stalls", "`BackPressured` names it; policy decides (block, evict)", "SIGSTOP"),
+    (9, "ungated and lapped in mid-read", "loss counted exactly, never torn", "tiny ring, slow reader"),
+    (10, "its numpy view outlives `close()`", "the mapping lives until the view goes",
+     "close with a live view"),
+    (11, "writes into a view", "Python error; in C a SIGSEGV in that process alone", "poke"),
+)  # fmt: skip
+_DRIVER = (
+    (12, "kill -9, restart, 1,000 times under load",
+     "adopts; 0 messages and 0 leases lost; `DriverUnavailable` only for control calls in between", "loop"),
+    (13, "killed in provisioning, epoch change, table update, draining",
+     "old or new state, never half; the next start cleans up", "failpoint kill"),
+    (14, "two drivers of one name, 100 at once", "one lives, the rest exit with a clear message and code",
+     "start race"),
+    (15, "lock object unlinked under its holder", "detected (inode and link count), loud", "rm during start"),
+    (16, "stalled by the GIL, a slow munmap, 1,000 detaches",
+     "data path unaffected; lateness counted, `degraded`", "a sleep in its loop"),
+    (17, "other layout version, half-made or garbage segment under our name",
+     "refused before any field is used, nothing deleted", "mutate, truncate, random bytes"),
+)  # fmt: skip
+_MEMORY = (
+    (18, "`/dev/shm` full or small", "attach refused with need, free and mount; driver lives",
+     "64 KiB tmpfs in a mount namespace"),
+    (19, "segment unlinked under mappings", "mappings go on; a new attach fails; driver notices", "rm"),
+    (20, "stale segments after kills", "gone at the next start or by `gc`; delta 0 after 10,000 kills",
+     "count"),
+    (21, "symlink, FIFO, hard link or foreign file under our name", "refused", "plant"),
+    (22, "uid or mode mismatch", "clear error, no busy loop", "two uids"),
+)  # fmt: skip
+_HOSTILE = (
+    (23, "wild lengths, indices, enums; bad UTF-8; garbage in every control byte",
+     "counted, answered where possible, driver and others unharmed", "fuzzing, random writers"),
+    (24, "bytes flip between check and use", "no effect: the copy is what was checked", "flipping thread"),
+    (25, "forged lease or client id; others' detach", "rejected, counted", "replay"),
+    (26, "gate jumps back or far ahead", "that consumer is revoked; others unaffected", "poke"),
+    (27, "claims a control slot and never commits", "skipped; the late commit fails", "failpoint stop"),
+    (28, "attach flood", "budget a tick and a client; others' attach latency bounded", "2 loops"),
+    (29, "wrong, replayed or missing shutdown token", "refused, answered, counted, rate-limited", "replay"),
+)  # fmt: skip
+_TIME = (
+    (30, "wall clock jumps", "no effect", "REALTIME shifted"),
+    (31, "suspend, or a driver paused for a minute", "grace before anyone expires", "SIGSTOP, fake clock"),
+    (32, "heartbeat late under CPU starvation",
+     "`STALLED`, not expired, before the deadline without proof of death", "load, nice 19"),
+    (33, "client's interpreter holds the GIL for 10 s", "lease stays; no progress is visible in the tools",
+     "C call that holds it"),
+)  # fmt: skip
+_PROCESSES = (
+    (34, "PID reuse", "start time and pidfd decide", "small `pid_max` in a PID namespace"),
+    (35, "other PID namespace (containers)", "detected; heartbeat only", "`unshare -p`"),
+    (36, "fork after attach", "child's handles raise; parent unaffected; flock not inherited", "`os.fork`"),
+    (37, "unreaped zombie process", "counts as dead", "a parent that never waits"),
+    (38, "EINTR, signals at 1 kHz", "no partial state", "setitimer"),
+    (39, "two threads on one handle", "`ConcurrentUseError`, nothing corrupted", "2 threads"),
+)  # fmt: skip
+_ORDER = (
+    (40, "seq near 2^32 and 2^62, arena near 2^63, turns near their wrap", "correct", "start there"),
+    (41, "lost wake-up", "none in 10^8 hand-offs; bounded by the timeout", "stress, model"),
+    (42, "weak memory (ARM64)", "each ordering justified in MEMORY_MODEL.md", "models, cross-build"),
+)  # fmt: skip
+_GROUPS = (
+    ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),
+    ("hostile or broken client", _HOSTILE), ("time, scheduling", _TIME), ("processes", _PROCESSES),
+    ("arithmetic, ordering", _ORDER),
+)  # fmt: skip
+ROWS = tuple(Row(entry[0], group, *entry[1:]) for group, entries in _GROUPS for entry in entries)
+
+
+def _is_mark(node: ast.expr, name: str) -> bool:
+    function = node.func if isinstance(node, ast.Call) else node
+    return (
+        isinstance(function, ast.Attribute)
+        and function.attr == name
+        and isinstance(function.value, ast.Attribute)
+        and function.value.attr == "mark"
+    )
+
+
+def _of_function(node: ast.FunctionDef | ast.AsyncFunctionDef, test: str) -> Iterator[Marked]:
+    marks = [
+        inner for outer in node.decorator_list for inner in ast.walk(outer) if isinstance(inner, ast.expr)
+    ]
+    stress = any(_is_mark(mark, "stress") for mark in marks)
+    for mark in marks:
+        if isinstance(mark, ast.Call) and _is_mark(mark, "fault"):
+            how = next((ast.literal_eval(word.value) for word in mark.keywords if word.arg == "how"), "")
+            for argument in mark.args:
+                yield Marked(int(ast.literal_eval(argument)), test, how, stress)
+
+
+def _of_python(path: Path, name: str) -> Iterator[Marked]:
+    def walk(node: ast.AST, prefix: str) -> Iterator[Marked]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield from _of_function(child, f"{prefix}::{child.name}")
+            elif isinstance(child, ast.ClassDef):
+                yield from walk(child, f"{prefix}::{child.name}")
+
+    text = path.read_text(encoding="utf-8")
+    if "mark.fault" in text:
+        yield from walk(ast.parse(text), name)
+
+
+def _of_program(path: Path, name: str) -> Iterator[Marked]:
+    for numbers, how in COMMENT.findall(path.read_text(encoding="utf-8")):
+        for number in numbers.split(", "):
+            yield Marked(int(number), name, how, stress=False)
+
+
+def marked(root: Path = ROOT) -> list[Marked]:
+    """Every (row, test) that the sources under ``root`` mark, ordered by row, then by test."""
+    found = [
+        mark
+        for path in sorted((root / "tests").rglob("*.py"))
+        for mark in _of_python(path, str(path.relative_to(root)))
+    ]
+    for folder, pattern in (("tests/c", "*.c"), ("tests/fuzz", "*.c"), ("models", "*.pml")):
+        for path in sorted((root / folder).rglob(pattern)):
+            found += _of_program(path, str(path.relative_to(root)))
+    return sorted(dict.fromkeys(found), key=lambda mark: (mark.row, mark.test))
