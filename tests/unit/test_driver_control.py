@@ -140,6 +140,10 @@ def test_more_requests_than_slots_are_served_over_laps(rig: Rig) -> None:
 # ---- authentication
 
 
+def state_of(rig: Rig) -> str:
+    return rig.driver.state.value
+
+
 def _signed(
     client: Requester, kind: int, admin: int, *, nonce: int = 1, token: bytes | None = None, **fields
 ):
@@ -215,6 +219,77 @@ def test_maintenance_refuses_attaches_and_ends(rig: Rig) -> None:
     assert client.detach(attached).code == lib.SHMD_CODE_OK
     client.ask(_signed(client, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_MAINTENANCE_OFF, nonce=2))
     assert client.consume("t").code == lib.SHMD_CODE_OK
+
+
+def test_draining_driver_refuses_what_would_be_a_lie(rig: Rig) -> None:
+    client = rig.client()
+    client.consume()
+    asked = _signed(client, lib.SHMD_REQUEST_SHUTDOWN, lib.SHMD_SHUTDOWN_END, nonce=1, text=b"over")
+    assert client.ask(asked).code == lib.SHMD_CODE_OK
+    assert state_of(rig) == "draining"
+    refused = [
+        client.ask(_signed(client, lib.SHMD_REQUEST_SHUTDOWN, lib.SHMD_SHUTDOWN_HANDOVER, nonce=2)),
+        client.ask(_signed(client, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_MAINTENANCE_ON, nonce=3)),
+        client.ask(_signed(client, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_MAINTENANCE_OFF, nonce=4)),
+        client.consume("t"),
+        client.produce("t"),
+    ]
+    assert [answer.reason for answer in refused] == [Reason.DRAINING] * 5
+    assert all(answer.text.startswith("driver draining") for answer in refused)
+    assert state_of(rig) == "draining"
+    assert rig.client().client_id, "whoever wants to look, or to send a signed request, is a client too"
+    snapshot = client.ask(_signed(client, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_SNAPSHOT, nonce=5))
+    assert snapshot.text.startswith("draining: ")
+    again = client.ask(_signed(client, lib.SHMD_REQUEST_SHUTDOWN, lib.SHMD_SHUTDOWN_END, nonce=6))
+    assert "now" in again.text
+    assert state_of(rig) == "stopped"
+
+
+def test_draining_announces_and_shows_its_counters_once(rig: Rig) -> None:
+    client = rig.client()
+    client.produce("a")
+    client.consume("b")
+    seen = len(rig.events)
+    client.ask(_signed(client, lib.SHMD_REQUEST_SHUTDOWN, lib.SHMD_SHUTDOWN_END))
+    news = [event for event in rig.events[seen:] if event.kind != lib.SHMD_EVENT_ADMIN_RESPONSE]
+    assert [(event.kind, event.stream) for event in news] == [
+        (lib.SHMD_EVENT_LIFECYCLE_CHANGED, ""),
+        (lib.SHMD_EVENT_STREAM_ANNOUNCE, "a"),
+        (lib.SHMD_EVENT_STREAM_ANNOUNCE, "b"),
+    ]
+    assert news[0].text.startswith("running.healthy -> draining; requests ")
+    assert "attaches 2" in news[0].text
+
+
+def test_administration_is_audited(rig: Rig) -> None:
+    client = rig.client()
+    client.ask(_signed(client, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_SNAPSHOT, token=b"wrong" * 8))
+    client.ask(_signed(client, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_MAINTENANCE_ON, text=b"a move"))
+    refused, allowed = rig.events_of(lib.SHMD_EVENT_ADMIN_RESPONSE)
+    assert (refused.reason, allowed.code) == (Reason.TOKEN, lib.SHMD_CODE_OK)
+    error = lib.shmd_authority_error(rig.view.authority, 0)
+    assert (error.count, b"wrong shutdown token" in ffi.string(error.text)) == (1, True)
+    said = "\n".join(rig.logged)
+    assert f"refused a request for administration of 'requester' (pid {client.pid})" in said
+    assert f"maintenance on: a move ('requester' (pid {client.pid}))" in said
+
+
+def test_event_storm_degrades_until_it_has_been_quiet_for_a_while(rig: Rig) -> None:
+    client = rig.client()
+    client.consume("a")
+    rig.tick(200)
+    for _ in range(int(rig.view.authority.event_slots) + 1):
+        rig.driver.tables.announce_all()
+    rig.tick(100)
+    assert state_of(rig) == "running.degraded"
+    assert rig.driver._lifecycle.reasons == {"lost_events"}
+    for _ in range(9):
+        client.beat()
+        rig.tick(1000)
+    assert state_of(rig) == "running.degraded"
+    client.beat()
+    rig.tick(1500)
+    assert state_of(rig) == "running.healthy"
 
 
 def test_administrator_revokes_a_lease_and_takes_a_snapshot(rig: Rig) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import Authority, record_state
-from shmdriver.driver.clients import ClientTable
+from shmdriver.driver.clients import Client, ClientTable
 from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.leases import LeaseTable
@@ -28,7 +28,16 @@ from shmdriver.driver.streams import Stream, StreamDirectory
 from shmdriver.driver.tenure import Tenure
 from shmdriver.errors import Reason
 
-__all__ = ["adopt_tables"]
+__all__ = ["adopt_tables", "load_tables"]
+
+
+def load_tables(
+    clients: ClientTable, leases: LeaseTable, streams: StreamDirectory, now_ns: int
+) -> tuple[list[Client], list[str]]:
+    """Reads all tables as they stand; clients that are dead, and texts about what was found amiss."""
+    dead = clients.load(now_ns)
+    leases.load()
+    return dead, streams.load(list(leases))
 
 
 def adopt_tables(
@@ -39,10 +48,8 @@ def adopt_tables(
     tenure: Tenure,
     now_ns: int,
 ) -> list[str]:
-    """Loads all tables and redoes last steps; texts about what was found amiss."""
-    dead = clients.load(now_ns)
-    leases.load()
-    problems = streams.load(list(leases))
+    """Loads all tables and redoes last steps; texts as of ``load_tables``."""
+    dead, problems = load_tables(clients, leases, streams, now_ns)
     failpoint("adopt.loaded")
     for lease in leases:
         if lease.state == lib.SHMD_LEASE_STALLED:  # the silence that counted was seen by another driver

@@ -203,8 +203,11 @@ class Authority:
         """Stores the authority's magic: from now on clients find this driver."""
         lib.shmd_segment_complete(self.map.base)
 
-    def introduce(self, now_ns: int) -> None:
-        """Says which process drives from now on; the exit kind last, which is what says that one does."""
+    def introduce(self, now_ns: int, *, keep_shutdown: bool = False) -> None:
+        """Says which process drives from now on; the exit kind last, which is what says that one does.
+
+        ``keep_shutdown``: a shutdown that was under way goes on, its mode and deadline stay.
+        """
         start_time = ffi.new("uint64_t *")
         lib.shmd_process_start_time(os.getpid(), start_time)
         failpoint("introduce.began")
@@ -212,7 +215,7 @@ class Authority:
         self.base.driver_start_time = start_time[0]
         self.base.driver_pid_namespace = lib.shmd_pid_namespace()
         self.base.started_ns = now_ns
-        for field in ("degraded", "shutdown_deadline_ns", "shutdown_mode"):
+        for field in ("degraded", *(() if keep_shutdown else ("shutdown_deadline_ns", "shutdown_mode"))):
             self.store(field, 0)
         self.store("heartbeat_ns", now_ns)
         failpoint("introduce.exit")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 
 from shmdriver._native import lib
-from shmdriver.driver.adoption import adopt_tables
+from shmdriver.driver.adoption import adopt_tables, load_tables
 from shmdriver.driver.authority import Authority, TableSizes
 from shmdriver.driver.config import Config
 from shmdriver.driver.failpoints import failpoint
@@ -38,11 +39,10 @@ def boot(
     try:
         failpoint("boot.locked")
         if refuse_foreign(lock):
-            fresh = config.driver.boot == "fresh"
-            exit_kind = _exit_kind(lock)
-            if not fresh and exit_kind in (lib.SHMD_EXIT_NONE, lib.SHMD_EXIT_HANDOVER):
+            former = _former(lock, fresh=config.driver.boot == "fresh")
+            if former is _Former.LEFT:
                 return _adopt(lock, config, modes, memory, clock, log), True
-            _clear(lock, config, modes, clock, log, supersede=exit_kind != lib.SHMD_EXIT_CLEAN)
+            _clear(lock, config, modes, clock, log, former)
             lock.release()
             lock = lock_authority(config.driver.instance, modes)
             if refuse_foreign(lock):
@@ -98,12 +98,27 @@ def _adopt(
     return tables
 
 
-def _exit_kind(lock: InstanceLock) -> int:
+class _Former(Enum):
+    """What the boot before this one is."""
+
+    LEFT = "its driver was killed, or handed over: adopt"
+    ENDING = "its driver was killed in its last steps: finish them, and begin anew"
+    ENDED = "its driver ended it, and was killed before the names were gone: remove them, and begin anew"
+    UNWANTED = "--fresh: supersede it, and begin anew"
+
+
+def _former(lock: InstanceLock, *, fresh: bool) -> _Former:
     mapped = SegmentMap.of(lock.fd, lock.size, writable=False)
     try:
-        return int(mapped.view("shmd_authority_t *").exit_kind)
+        base = mapped.view("shmd_authority_t *")
+        exit_kind, lifecycle = int(base.exit_kind), int(base.lifecycle)
     finally:
         mapped.close()
+    if exit_kind == lib.SHMD_EXIT_CLEAN:
+        return _Former.ENDED
+    if fresh or exit_kind == lib.SHMD_EXIT_SUPERSEDED:
+        return _Former.UNWANTED
+    return _Former.ENDING if lifecycle == lib.SHMD_LIFECYCLE_STOPPED else _Former.LEFT
 
 
 def _clear(
@@ -112,32 +127,44 @@ def _clear(
     modes: Modes,
     clock: Callable[[], int],
     log: Callable[[str], None],
-    *,
-    supersede: bool,
+    former: _Former,
 ) -> None:
-    """Removes what an earlier boot left; ``supersede``: its clients are told, its epochs sealed first."""
-    if supersede:
+    """Removes what an earlier boot left; unless it had ended its epochs are sealed and its clients told."""
+    if former is not _Former.ENDED:
         try:
-            _supersede(lock, config, modes, clock)
+            _end_former(lock, config, modes, clock, superseded=former is _Former.UNWANTED)
         except LayoutMismatch as error:
-            log(f"fresh: {error}")
+            log(f"{former.value}: {error}")
     for name in [*epoch_objects(lock.instance), control_name(lock.instance)]:
         unlink_segment(name)
     if lock.still_named():
         unlink_segment(lock.name)
 
 
-def _supersede(lock: InstanceLock, config: Config, modes: Modes, clock: Callable[[], int]) -> None:
+def _end_former(
+    lock: InstanceLock, config: Config, modes: Modes, clock: Callable[[], int], *, superseded: bool
+) -> None:
     authority = Authority.adopt(lock, modes)
     tables = Tables.of(authority, config, InlineMemory(), clock)
-    text = "another driver starts afresh in place of this one: attach again"
+    reason, text = Reason.SHUTDOWN, "the driver was shut down, and killed in its last steps: attach again"
+    if superseded:
+        reason, text = Reason.SUPERSEDED, "another driver starts afresh in place of this one: attach again"
     try:
         now_ns = clock()
-        adopt_tables(authority, tables.clients, tables.leases, tables.streams, tables.tenure, now_ns)
-        authority.store("exit_kind", lib.SHMD_EXIT_SUPERSEDED)
-        tables.tenure.seal_all(Reason.SUPERSEDED, text, now_ns)
-        tables.events.driver_shutdown(lib.SHMD_SHUTDOWN_END, Reason.SUPERSEDED, text)
+        if int(authority.base.exit_kind) == lib.SHMD_EXIT_SUPERSEDED or not superseded:
+            # It was ending already: a consumer whose lease has ended keeps its bits, and drains to the seal.
+            load_tables(tables.clients, tables.leases, tables.streams, now_ns)
+        else:
+            adopt_tables(authority, tables.clients, tables.leases, tables.streams, tables.tenure, now_ns)
+        if superseded:  # before the first seal: a successor must not adopt what is half superseded
+            authority.store("exit_kind", lib.SHMD_EXIT_SUPERSEDED)
+        failpoint("supersede.marked")
+        tables.tenure.seal_all(reason, text, now_ns)
+        failpoint("supersede.sealed")
+        tables.events.driver_shutdown(lib.SHMD_SHUTDOWN_END, reason, text)
         authority.store("lifecycle", lib.SHMD_LIFECYCLE_STOPPED)
+        if not superseded:  # after the last seal: whoever finds this seals no more
+            authority.store("exit_kind", lib.SHMD_EXIT_CLEAN)
         authority.wake_everybody()
     finally:
         tables.events.close()

@@ -11,6 +11,7 @@ from typing import Protocol
 from shmdriver._native import lib
 from shmdriver.driver.admission import Admission
 from shmdriver.driver.authentication import Authentication
+from shmdriver.driver.clients import describe
 from shmdriver.driver.control import Request
 from shmdriver.driver.leases import Lease
 from shmdriver.driver.lifecycle import ShutdownMode
@@ -20,10 +21,14 @@ from shmdriver.errors import Code, Reason
 
 __all__ = ["Orders", "RequestDesk"]
 
+KINDS = {lib.SHMD_REQUEST_SHUTDOWN: "shutdown", lib.SHMD_REQUEST_ADMIN: "administration"}
+
 
 class Orders(Protocol):
     """What an authenticated request may make the driver do."""
 
+    @property
+    def is_draining(self) -> bool: ...
     def request_shutdown(self, mode: ShutdownMode, reason: str) -> None: ...
     def set_maintenance(self, on: bool, reason: str) -> None: ...
     def announce(self) -> str: ...
@@ -33,12 +38,18 @@ class RequestDesk:
     """Answers every request that is not an attach."""
 
     def __init__(
-        self, tables: Tables, admission: Admission, authentication: Authentication, orders: Orders
+        self,
+        tables: Tables,
+        admission: Admission,
+        authentication: Authentication,
+        orders: Orders,
+        log: Callable[[str], None],
     ) -> None:
         self._tables = tables
         self._admission = admission
         self._authentication = authentication
         self._orders = orders
+        self._log = log
 
     def guarded(self, request: Request, act: Callable[[Request, int], None], now_ns: int) -> None:
         """Runs ``act``; whatever it raises becomes the answer, and the driver goes on."""
@@ -96,16 +107,23 @@ class RequestDesk:
 
     def shutdown(self, request: Request, now_ns: int) -> None:
         """Authenticated: drain and stop, or hand over."""
-        self._authentication.check(request.raw, now_ns)
+        self._authenticate(request, now_ns)
         mode = ShutdownMode.HANDOVER if request.raw.admin == lib.SHMD_SHUTDOWN_HANDOVER else ShutdownMode.END
-        self._tables.events.admin_response(request, f"shutting down ({mode.value})")
-        self._orders.request_shutdown(mode, request.text or f"request of client {request.client_id}")
+        text = f"shutting down ({mode.value})"
+        if self._orders.is_draining:
+            if mode is ShutdownMode.HANDOVER:
+                raise Rejection(
+                    Reason.DRAINING, "driver draining: nothing will be left to hand over; it ends for good"
+                )
+            text = "it drains already: stopping now"
+        self._tables.events.admin_response(request, text)
+        self._orders.request_shutdown(mode, f"{request.text or 'no reason given'} ({self._who(request)})")
 
     def admin(self, request: Request, now_ns: int) -> None:
         """Authenticated: maintenance, revoke, snapshot."""
-        self._authentication.check(request.raw, now_ns)
+        self._authenticate(request, now_ns)
         kind = int(request.raw.admin)
-        reason = request.text or f"request of client {request.client_id}"
+        reason = f"{request.text or 'no reason given'} ({self._who(request)})"
         if kind == lib.SHMD_ADMIN_REVOKE:
             lease = self._tables.leases.live(int(request.raw.lease_id))
             if lease is None:
@@ -122,9 +140,26 @@ class RequestDesk:
             text = self._orders.announce()
         else:
             on = kind == lib.SHMD_ADMIN_MAINTENANCE_ON
+            if self._orders.is_draining:
+                raise Rejection(
+                    Reason.DRAINING, "driver draining: it admits nobody any more, and ends for good"
+                )
             self._orders.set_maintenance(on, reason)
             text = f"maintenance {'on' if on else 'off'}"
+        self._log(f"administrator: {text}: {reason}")
         self._tables.events.admin_response(request, text)
+
+    def _authenticate(self, request: Request, now_ns: int) -> None:
+        try:
+            self._authentication.check(request.raw, now_ns)
+        except Rejection as rejection:
+            self._log(
+                f"refused a request for {KINDS[request.kind]} of {self._who(request)}: {rejection.text}"
+            )
+            raise
+
+    def _who(self, request: Request) -> str:
+        return describe(self._tables.clients.by_id(request.client_id))
 
     def _own(self, lease: Lease, request: Request) -> None:
         if lease.client_id != request.client_id:

@@ -25,6 +25,7 @@ from shmdriver.driver.control import ControlRing, Request
 from shmdriver.driver.deathwatch import DeathWatch
 from shmdriver.driver.desk import RequestDesk
 from shmdriver.driver.failpoints import failpoint
+from shmdriver.driver.inheritance import Inheritance
 from shmdriver.driver.leasewatch import LeaseWatch
 from shmdriver.driver.lifecycle import DegradedBy, Event, Lifecycle, ShutdownMode, State
 from shmdriver.driver.memory import Completion, MemoryThread, MemoryWorker
@@ -81,6 +82,7 @@ class Driver:
         self._orders: deque[_Order] = deque()
         self._last_tick_ns = 0
         self._is_lock_lost = False
+        self._inheritance: Inheritance | None = None  # what is to be repeated after an adoption
         self._work = 0
         self._tables: Tables | None = None
         self._ring_bell: Callable[[], None] = lambda: None  # while there is a ring: wakes who sleeps on it
@@ -126,7 +128,9 @@ class Driver:
             modes,
             (shm.max_bytes or free // 2) + (0 if shm.max_bytes else tables.streams.segment_bytes),
         )
-        tables.authority.introduce(now_ns)
+        self._inheritance = Inheritance.of(tables.authority) if adopted else None
+        draining = self._inheritance is not None and self._inheritance.state is State.DRAINING
+        tables.authority.introduce(now_ns, keep_shutdown=draining)
         self._last_tick_ns = now_ns
         self._lifecycle.dispatch(Event.START, now_ns)
         failpoint("start.filled")
@@ -215,6 +219,11 @@ class Driver:
 
     # -- orders (RequestDesk's Orders)
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether it ends for good already."""
+        return self.state is State.DRAINING
+
     def set_maintenance(self, on: bool, reason: str) -> None:
         """Refuse new attaches, or admit them again."""
         self._lifecycle.dispatch(Event.SUSPEND if on else Event.RESUME, self._last_tick_ns, reason=reason)
@@ -283,6 +292,7 @@ class Driver:
         self._lease_watch.check(now_ns)
         self._stream_watch.check(now_ns)
         self._health.check_clients(now_ns)
+        self._health.check_events(now_ns)
 
     def on_reasons_changed(self, now_ns: int, reasons: frozenset[str]) -> None:
         """Shown in the authority as bits, in the order of DegradedBy."""
@@ -296,9 +306,12 @@ class Driver:
         del now_ns
         if self._lifecycle.shutdown_reason and self._lifecycle.shutdown_mode is ShutdownMode.HANDOVER:
             return
+        if old is State.INIT and self._inheritance is not None:
+            return  # what the predecessor published stands until it is repeated, a moment from now
         code = self._lifecycle.lifecycle_code
         self.tables.authority.store("lifecycle", code)
-        self.tables.events.lifecycle_changed(code, f"{old.value} -> {new.value}")
+        snapshot = f"; {self.tables.counters_text()}" if new is State.DRAINING else ""
+        self.tables.events.lifecycle_changed(code, f"{old.value} -> {new.value}{snapshot}")
         self._log(f"lifecycle: {old.value} -> {new.value}")
 
     def on_enter_running(self, now_ns: int) -> None:
@@ -309,6 +322,8 @@ class Driver:
         self._timers.add("shutdown", policies.shutdown_timeout_ms * MILLISECOND_NS)
         if self._notifier.watchdog_ns:
             self._timers.add("watchdog", self._notifier.watchdog_ns).start(now_ns)
+        if self._inheritance is not None:
+            self._lifecycle.dispatch(self._inheritance.event, now_ns, reason=self._inheritance.reason)
 
     def on_enter_maintenance(self, now_ns: int, reason: str) -> None:
         """Nothing but a line in the log: the state itself refuses."""
@@ -320,6 +335,9 @@ class Driver:
         self._notifier.send("STOPPING=1")
         timer = self._timers["shutdown"]
         timer.start(now_ns)
+        if self._inheritance is not None and self._inheritance.deadline_ns:
+            # Across restarts, too: within the timeout of the first of them, and never later than our own.
+            timer.start_at(min(self._inheritance.deadline_ns, now_ns + timer.interval_ns))
         authority = self.tables.authority
         failpoint("drain.began")
         authority.store("shutdown_mode", _mode_code(mode))
@@ -357,14 +375,14 @@ class Driver:
         authentication = Authentication(
             tables.authority, self._token, lambda text: tables.authority.log_error(text, self._last_tick_ns)
         )
-        self._desk = RequestDesk(tables, self._admission, authentication, self)
+        self._desk = RequestDesk(tables, self._admission, authentication, self, self._log)
         self._ring = ControlRing(
             tables.authority, tables.clients, budget=limits.attaches_per_tick, refuse=self._desk.refuse
         )
         self._ring_bell = self._ring.wake
         self._lease_watch = LeaseWatch(self._config, tables, self._lifecycle.dispatch, self._log)
         self._stream_watch = StreamWatch(self._config, tables)
-        self._health = HealthWatch(tables.clients, self._set_degraded)
+        self._health = HealthWatch(tables.authority, tables.clients, self._set_degraded)
 
     def _pin(self, tables: Tables) -> None:
         if self._config.shm.hugepages:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shmdriver._native import lib
+from shmdriver.driver.authority import Authority
 from shmdriver.driver.clients import ClientTable, describe
 from shmdriver.driver.config import Config
 from shmdriver.driver.epochs import Epoch
@@ -25,6 +26,7 @@ GATE_CHECK_NS = 500 * MILLISECOND_NS
 LOW_MEMORY_SHARE = 0.05  # of the mount; recovered at twice that
 OVERRUN_HOLD_NS = 10_000_000_000
 STALLED_HOLD_NS = 1_000_000_000
+EVENTS_HOLD_NS = 10_000_000_000
 
 
 class StreamWatch:
@@ -104,8 +106,12 @@ class StreamWatch:
 class HealthWatch:
     """Why the driver is degraded, with hysteresis: a reason goes only when it has been gone for a while."""
 
-    def __init__(self, clients: ClientTable, set_reason: Callable[[str, bool], None]) -> None:
+    def __init__(
+        self, authority: Authority, clients: ClientTable, set_reason: Callable[[str, bool], None]
+    ) -> None:
+        self._authority = authority
         self._clients = clients
+        self._events = int(authority.base.event_head)
         self._set = set_reason
         self._last_ns: dict[str, int] = {}
         self._low_memory = False
@@ -120,6 +126,13 @@ class HealthWatch:
         """Stalled clients."""
         stalled = any(client.state == lib.SHMD_CLIENT_STALLED for client in self._clients)
         self._hold("stalled_clients", stalled, STALLED_HOLD_NS, now_ns)
+
+    def check_events(self, now_ns: int) -> None:
+        """More events since the last look than their ring keeps: whoever slept meanwhile missed some."""
+        events = int(self._authority.base.event_head)
+        lost = events - self._events > int(self._authority.base.event_slots)
+        self._events = events
+        self._hold("lost_events", lost, EVENTS_HOLD_NS, now_ns)
 
     def check_memory(self) -> None:
         """What the mount has left."""

@@ -42,6 +42,10 @@ class PolledTimer:
         """Due one interval from ``now_ns``, and then on that grid. A running timer starts afresh."""
         self._deadline_ns = now_ns + self.interval_ns
 
+    def start_at(self, deadline_ns: int) -> None:
+        """Due at ``deadline_ns``, and then one interval after another."""
+        self._deadline_ns = deadline_ns
+
     def stop(self) -> None:
         """Never due until started again."""
         self._deadline_ns = None
