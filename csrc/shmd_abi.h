@@ -550,7 +550,7 @@ typedef struct shmd_check {         /* one finding of shmd_lease_check */
 typedef struct shmd_producer_options {
     const char *schema;             /* canonical text or NULL */
     uint64_t max_message;           /* 0: as the profile says */
-    uint64_t arena_bytes;           /* UINT64_MAX: derived */
+    uint64_t arena_bytes;           /* UINT64_MAX: derived; 0: none */
     uint64_t timeout_ns;            /* of the attach */
     uint32_t slots;                 /* 0: as the profile says */
     uint32_t slot_bytes;            /* 0: as the profile says */
@@ -563,9 +563,9 @@ typedef struct shmd_producer_options {
 typedef struct shmd_consumer_options {
     const char *schema;
     uint64_t timeout_ns;
-    uint32_t delivery;
-    uint32_t start;
-    uint32_t wait;
+    uint32_t delivery;              /* SHMD_DELIVERY_*; 0: reliable */
+    uint32_t start;                 /* SHMD_START_*; 0: newest */
+    uint32_t wait;                  /* SHMD_WAIT_*; 0: adaptive */
     uint32_t flags;                 /* SHMD_ATTACH_CREATE | FOLLOW */
 } shmd_consumer_options;
 
@@ -752,6 +752,10 @@ int shmd_driver_alive(const shmd_authority_t *authority);   /* 1 alive, 0 provab
 int shmd_client_request(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns);
     /* fills identity, position and checksum, sends (again, when unanswered), waits for the answer */
 
+void shmd_producer_options_init(shmd_producer_options *options);
+    /* what NULL options mean: made when it is new, sized as the profile says, 5 s for the attach */
+void shmd_consumer_options_init(shmd_consumer_options *options);
+    /* what NULL options mean: reliable, from the newest message on, adaptive waits, made when it is new, 5 s for the attach */
 int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_producer_options *options, shmd_producer **out);
 int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_consumer_options *options, shmd_consumer **out);
 int shmd_producer_close(shmd_producer *producer);          /* clean end, frees the handle */

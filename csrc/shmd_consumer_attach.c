@@ -3,6 +3,32 @@
 
 #include <stdlib.h>
 
+void shmd_consumer_options_init(shmd_consumer_options *options)
+{
+    memset(options, 0, sizeof *options);
+    options->delivery = SHMD_DELIVERY_RELIABLE;
+    options->start = SHMD_START_NEWEST;
+    options->wait = SHMD_WAIT_ADAPTIVE;
+    options->timeout_ns = SHMD_ATTACH_TIMEOUT_NS;
+    options->flags = SHMD_ATTACH_CREATE;
+}
+
+/* The caller's options, with the default in place of each 0 that is no choice. */
+static shmd_consumer_options chosen(const shmd_consumer_options *options)
+{
+    shmd_consumer_options choice;
+    shmd_consumer_options_init(&choice);
+    if (options == NULL)
+        return choice;
+    choice.schema = options->schema;
+    choice.timeout_ns = options->timeout_ns;
+    choice.flags = options->flags;
+    choice.delivery = options->delivery ? options->delivery : choice.delivery;
+    choice.start = options->start ? options->start : choice.start;
+    choice.wait = options->wait ? options->wait : choice.wait;
+    return choice;
+}
+
 static void give_back(shmd_consumer *c)
 {
     shmd_mapping_free(c->mapping);
@@ -31,24 +57,15 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
 {
     shmd_request_t request;
     shmd_event_t answer;
-    int rc = shmd_name_check(stream);
-    if (rc == SHMD_OK && options->schema != NULL && strlen(options->schema) >= SHMD_SCHEMA_BYTES)
-        rc = shmd_fail(SHMD_E_INVALID, "schema of %zu bytes: at most %d", strlen(options->schema), SHMD_SCHEMA_BYTES - 1);
+    shmd_consumer_options choice = chosen(options);
+    int rc = shmd_request_begin(&request, SHMD_ROLE_CONSUMER, stream, choice.schema);
     if (rc != SHMD_OK)
         return rc;
-    memset(&request, 0, sizeof request);
-    request.kind = SHMD_REQUEST_ATTACH;
-    request.role = SHMD_ROLE_CONSUMER;
-    request.delivery = options->delivery;
-    request.start = options->start;
-    request.wait = options->wait;
-    request.flags = options->flags;
-    if (options->schema != NULL) {
-        request.schema_bytes = (uint32_t)strlen(options->schema);
-        memcpy(request.schema, options->schema, request.schema_bytes);
-    }
-    memcpy(request.stream, stream, strlen(stream));
-    rc = shmd_client_attach(client, &request, &answer, options->timeout_ns);
+    request.delivery = choice.delivery;
+    request.start = choice.start;
+    request.wait = choice.wait;
+    request.flags = choice.flags;
+    rc = shmd_client_attach(client, &request, &answer, choice.timeout_ns);
     if (rc != SHMD_OK)
         return rc;
     shmd_consumer *c = aligned_alloc(SHMD_LINE_BYTES, shmd_round_up(sizeof *c, SHMD_LINE_BYTES));
@@ -61,9 +78,9 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     shmd_client_hold(client);
     c->fork_generation = shmd_fork_generation();
     memcpy(c->stream, request.stream, sizeof c->stream);
-    c->delivery = options->delivery;
-    c->wait = options->wait;
-    c->flags = options->flags;
+    c->delivery = choice.delivery;
+    c->wait = choice.wait;
+    c->flags = choice.flags;
     c->gate_index = answer.gate;
     c->gate_bit = (uint64_t)1 << (answer.gate & 63);
     c->lease_id = answer.lease_id;

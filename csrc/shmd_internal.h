@@ -11,6 +11,7 @@
 #include <errno.h>
 
 enum { SHMD_PAGE_BYTES_MIN = 4096 };
+#define SHMD_ATTACH_TIMEOUT_NS 5000000000u /* where the caller leaves it to us */
 
 /* Sets this thread's text (printf-like) and returns code, so that a refusal is one line. */
 int shmd_fail(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -42,6 +43,7 @@ static inline shmd_control_slot_t *shmd_control_slot(shmd_control_t *control, ui
                                            (position % SHMD_CONTROL_SLOTS) * sizeof(shmd_control_slot_t));
 }
 
+int shmd_request_begin(shmd_request_t *request, uint32_t role, const char *stream, const char *schema); /* an attach; 0, SHMD_E_INVALID */
 uint64_t shmd_request_checksum(const shmd_request_t *request, uint32_t who, uint64_t nonce);
 int shmd_control_send(shmd_control_t *control, const shmd_authority_t *authority, shmd_request_t *request, uint32_t who,
                       uint64_t nonce, uint64_t deadline_ns); /* fills position and checksum */

@@ -3,11 +3,16 @@
 
 #include <stdlib.h>
 
-static void fill_request(shmd_request_t *request, const char *stream, const shmd_producer_options *options)
+void shmd_producer_options_init(shmd_producer_options *options)
 {
-    memset(request, 0, sizeof *request);
-    request->kind = SHMD_REQUEST_ATTACH;
-    request->role = SHMD_ROLE_PRODUCER;
+    memset(options, 0, sizeof *options);
+    options->arena_bytes = UINT64_MAX;
+    options->timeout_ns = SHMD_ATTACH_TIMEOUT_NS;
+    options->flags = SHMD_ATTACH_CREATE;
+}
+
+static void fill_request(shmd_request_t *request, const shmd_producer_options *options)
+{
     request->flags = options->flags;
     request->slow_consumer = options->slow_consumer;
     request->min_consumers = options->min_consumers;
@@ -15,11 +20,6 @@ static void fill_request(shmd_request_t *request, const char *stream, const shmd
     request->slot_bytes = options->slot_bytes;
     request->max_message = options->max_message;
     request->arena_bytes = options->arena_bytes;
-    if (options->schema != NULL) {
-        request->schema_bytes = (uint32_t)strlen(options->schema);
-        memcpy(request->schema, options->schema, request->schema_bytes);
-    }
-    memcpy(request->stream, stream, strlen(stream));
 }
 
 static void give_back(shmd_producer *p)
@@ -73,12 +73,15 @@ int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_pro
 {
     shmd_request_t request;
     shmd_event_t answer;
-    int rc = shmd_name_check(stream);
-    if (rc == SHMD_OK && options->schema != NULL && strlen(options->schema) >= SHMD_SCHEMA_BYTES)
-        rc = shmd_fail(SHMD_E_INVALID, "schema of %zu bytes: at most %d", strlen(options->schema), SHMD_SCHEMA_BYTES - 1);
+    shmd_producer_options defaults;
+    if (options == NULL) {
+        shmd_producer_options_init(&defaults);
+        options = &defaults;
+    }
+    int rc = shmd_request_begin(&request, SHMD_ROLE_PRODUCER, stream, options->schema);
     if (rc != SHMD_OK)
         return rc;
-    fill_request(&request, stream, options);
+    fill_request(&request, options);
     rc = shmd_client_attach(client, &request, &answer, options->timeout_ns);
     if (rc != SHMD_OK)
         return rc;

@@ -51,6 +51,24 @@ static int text_check(const char *what, const char *text, size_t limit)
     return SHMD_OK;
 }
 
+int shmd_request_begin(shmd_request_t *request, uint32_t role, const char *stream, const char *schema)
+{
+    size_t schema_bytes = schema == NULL ? 0 : strlen(schema);
+    int rc = shmd_name_check(stream);
+    if (rc == SHMD_OK && schema_bytes >= SHMD_SCHEMA_BYTES)
+        rc = shmd_fail(SHMD_E_INVALID, "schema of %zu bytes: at most %d", schema_bytes, SHMD_SCHEMA_BYTES - 1);
+    if (rc != SHMD_OK)
+        return rc;
+    memset(request, 0, sizeof *request);
+    request->kind = SHMD_REQUEST_ATTACH;
+    request->role = role;
+    memcpy(request->stream, stream, strlen(stream));
+    if (schema != NULL)
+        memcpy(request->schema, schema, schema_bytes);
+    request->schema_bytes = (uint32_t)schema_bytes;
+    return SHMD_OK;
+}
+
 static int name_in_request(const char *what, const char *name)
 {
     if (strnlen(name, SHMD_NAME_BYTES) == SHMD_NAME_BYTES)
