@@ -780,6 +780,10 @@ int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns);
 int shmd_copy(shmd_consumer *consumer, void *out, uint64_t out_bytes, shmd_message *message);
     /* for ungated consumers: the next message, copied and verified; 1, 0, SHMD_E_TOO_LARGE (message->length says), ... */
 void shmd_consumer_info(const shmd_consumer *consumer, shmd_consumer_info_t *out);
+void shmd_consumer_begin_at(shmd_consumer *consumer, uint32_t epoch, uint64_t seq);
+    /* right after an attach: what stands before seq of that epoch was read by the attach before, and is passed over */
+uint64_t shmd_consumer_end_seq(const shmd_consumer *consumer);
+    /* of the epoch that it reads: its seal; not sealed or not known any more: what its ring shows committed */
 uint64_t shmd_consumer_lost_ranges(const shmd_consumer *consumer, shmd_lost_range_t *out, uint64_t limit);
 uint32_t shmd_latency_bucket(uint64_t ns);
 uint64_t shmd_latency_bucket_floor(uint32_t bucket);

@@ -136,6 +136,8 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
         if (look_for_answer(client, &cursor, request->correlation_id, answer, &resend))
             return SHMD_OK;
         uint64_t now = shmd_now_ns();
+        if (now >= deadline_ns && !shmd_driver_alive(client->authority))
+            return SHMD_E_DRIVER_UNAVAILABLE;
         if (now >= deadline_ns)
             return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (pid %lld) did not answer in time; it is alive but hung, or overloaded: see `shmdriver doctor`",
                              client->instance, (long long)client->authority->driver_pid);

@@ -102,6 +102,29 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     return SHMD_OK;
 }
 
+void shmd_consumer_begin_at(shmd_consumer *c, uint32_t epoch, uint64_t seq)
+{
+    if (c->mapping != NULL && c->epoch == epoch && seq > c->position)
+        c->position = seq;
+}
+
+uint64_t shmd_consumer_end_seq(const shmd_consumer *c)
+{
+    if (c->mapping == NULL)
+        return c->position; /* it has left its last epoch, drained */
+    uint64_t state = shmd_load_acquire(&c->hot->state); /* X2 */
+    if (state == ((uint64_t)c->epoch << 8 | SHMD_EPOCH_SEALED)) {
+        uint64_t sealed = shmd_load_relaxed(&c->hot->sealed_seq);
+        shmd_fence_acquire(); /* T2 */
+        if (shmd_load_relaxed(&c->hot->state) == state)
+            return sealed;
+    }
+    uint64_t seq = shmd_load_acquire(&c->data->head); /* P3 */
+    for (uint64_t n = 0; n <= c->mask && shmd_load_acquire(&shmd_consumer_slot(c, seq)->commit) == ((seq << 1) | 1); n++) /* P2 */
+        seq++;
+    return seq;
+}
+
 int shmd_consumer_end(shmd_consumer *c)
 {
     int rc = SHMD_OK;

@@ -6,6 +6,7 @@ producer.py          Producer of bytes and arrays
 record_producer.py   RecordProducer: n records in one C call
 claim.py             Claim, ArrayClaim: messages that are written in place
 consumer.py          Consumer
+reattach.py          reconnect=True: attaching anew, and what was missed
 batches.py           record batches in place
 message.py           Message
 views.py             which places in shared memory live Python objects still refer to
@@ -22,6 +23,7 @@ from shmdriver.client.client import Client, connect, embedded
 from shmdriver.client.consumer import Consumer
 from shmdriver.client.message import LostRange, Message
 from shmdriver.client.producer import Producer
+from shmdriver.client.reattach import Reattachment
 from shmdriver.client.waiting import wait
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "LostRange",
     "Message",
     "Producer",
+    "Reattachment",
     "connect",
     "embedded",
     "wait",

@@ -86,7 +86,7 @@ class RecordReader:
         code = _fetch_records(
             consumer._handle, consumer._hold_seq(), most, size, timeout_ns, address, copies.nbytes, batch
         )
-        count = self._count(code)
+        count = self._count(code, timeout_ns)
         if count == 0:
             return None
         changed = batch.mapping_serial != self._serial
@@ -132,7 +132,7 @@ class RecordReader:
             code = _fetch_records(
                 consumer._handle, NOTHING_HELD, 0, size, timeout_ns, ffi.NULL, 0, consumer._batch
             )
-            self._count(code)
+            self._count(code, timeout_ns)
             slots = int(consumer._info().slots)
         self._half = slots // 2
         self._serial = int(consumer._info().mapping_serial)
@@ -150,18 +150,17 @@ class RecordReader:
             consumer = self._consumer
             consumer._check_open()
             code = lib.shmd_guarded_wait(consumer._handle, timeout_ns)
-            if code < 0 and code != _INTERRUPTED:
-                raise consumer._failure(code)
+            self._count(code, timeout_ns)
             if self.known_dtype() is None and code > 0:
                 self._raise_bytes()
         return self.dtype
 
-    def _count(self, code: int) -> int:
+    def _count(self, code: int, wait_ns: int) -> int:
         if code >= 0:
             return int(code)
-        if code == _INTERRUPTED:
-            return 0
-        raise self._consumer._failure(code)
+        if code != _INTERRUPTED:
+            self._consumer._recover(code, wait_ns)
+        return 0
 
     def _raise_bytes(self) -> NoReturn:
         raise TypeError(

@@ -16,8 +16,9 @@ from shmdriver._native import ffi, lib
 from shmdriver.client import directory
 from shmdriver.client._raise import failure_of, last_error
 from shmdriver.client.consumer import Consumer
-from shmdriver.client.link import Deadline, Link
+from shmdriver.client.link import Deadline, Link, wait_for_a_driver
 from shmdriver.client.producer import Producer
+from shmdriver.client.reattach import ConsumerComeback, ProducerComeback, Recipe
 
 if TYPE_CHECKING:
     from shmdriver.observe import LeaseStatus, StreamStatus
@@ -113,22 +114,25 @@ class Client:
             | (0 if wakeups else lib.SHMD_ATTACH_NO_WAKEUPS)
             | (lib.SHMD_ATTACH_TIMESTAMPS if timestamps else 0)
         )
-        handle, link = self._attach(
+        recipe = Recipe(
+            self,
             lib.shmd_producer_attach,
             "shmd_producer **",
             lib.shmd_guarded_producer_free,
             stream,
             options,
             schema,
-            attach_timeout,
+            keep,
         )
-        del keep
+        handle, link = self._attach(recipe, attach_timeout, waits=self.reconnect)
         if kind is None:
             made = Producer(handle, link, stream)
         else:
             from shmdriver.client.record_producer import RecordProducer
 
             made = RecordProducer(handle, link, stream, kind)
+        if self.reconnect:
+            made._comeback = ProducerComeback(recipe)
         self._handles.add(made)
         return made
 
@@ -158,17 +162,23 @@ class Client:
         options.start = _choice("start", start, _START)
         options.wait = _choice("wait", wait, _WAIT)
         options.flags = (lib.SHMD_ATTACH_CREATE if create else 0) | (lib.SHMD_ATTACH_FOLLOW if follow else 0)
-        handle, link = self._attach(
+        recipe = Recipe(
+            self,
             lib.shmd_consumer_attach,
             "shmd_consumer **",
             lib.shmd_guarded_consumer_free,
             stream,
             options,
             schema,
-            attach_timeout,
+            keep,
         )
-        del keep
+        handle, link = self._attach(recipe, attach_timeout, waits=self.reconnect)
         made = Consumer(handle, link, stream, delivery, kind)
+        if self.reconnect:
+            if delivery != "latest":
+                options.start = lib.SHMD_START_OLDEST  # from now on: as little as possible is missed
+            made._comeback = comeback = ConsumerComeback(recipe)
+            comeback.note_base(made)
         self._handles.add(made)
         return made
 
@@ -239,56 +249,59 @@ class Client:
 
     # ---- inside
 
-    def _connected(self) -> Link:
-        """The connection of this process, made when there is none."""
+    def _connected(self, timeout: float | None = None) -> Link:
+        """The connection of this process, made when there is none (in ``timeout`` seconds; None: its own)."""
+        timeout = self.timeout if timeout is None else min(timeout, self.timeout)
         if self._closed:
             raise errors.HandleClosed(f"instance {self.instance!r}: this client is closed; connect again")
         link = self._link
         if link is None or not link.usable:
             if link is not None:
                 self._handles = weakref.WeakSet()  # the parent's
-            self._link = link = Link(self.instance, self.name, self.timeout)
+            self._link = link = Link(self.instance, self.name, timeout, waits=self.reconnect)
         elif self.reconnect and not link.driver_alive():
-            link = self._renew(link)
+            try:
+                link = self._relink(link, timeout)
+            except errors.DriverUnavailable:
+                pass  # the old connection says so in its own words
         return link
 
-    def _renew(self, old: Link) -> Link:
-        """A connection to the next incarnation of the driver; handles of the old one keep theirs."""
-        try:
-            link = Link(self.instance, self.name, self.timeout)
-        except errors.DriverUnavailable:
-            return old
-        if link.boot_id == old.boot_id:
+    def _relink(self, old: Link, timeout: float, *, forced: bool = False) -> Link:
+        """A connection to the next incarnation of the driver; handles of the old one keep theirs.
+
+        The old one is returned when its driver was adopted, unless ``forced`` (it was expired). Raises
+        DriverUnavailable, AttachTimeout, AttachRejected.
+        """
+        link = Link(self.instance, self.name, timeout)
+        if link.boot_id == old.boot_id and not forced:
             link.close()  # adopted: the old connection is as good as ever
             return old
         self._link = link
         return link
 
-    def _attach(
-        self,
-        call: Any,
-        out_type: str,
-        free: Any,
-        stream: str,
-        options: Any,
-        schema: str | None,
-        timeout: float,
-    ) -> tuple[Any, Link]:
-        link = self._connected()
+    def _attach(self, recipe: Recipe, timeout: float, *, waits: bool) -> tuple[Any, Link]:
+        """A native handle, and the connection that it belongs to; ``waits``: also for a driver to come."""
         deadline = Deadline(timeout)
-        out = ffi.new(out_type)
+        out = ffi.new(recipe.out_type)
         while True:
-            options.timeout_ns = deadline.rest_ns()
-            code = call(link.handle, stream.encode(), options, out)
+            link = self._connected(timeout)
+            recipe.options.timeout_ns = deadline.rest_ns()
+            code = recipe.call(link.handle, recipe.stream.encode(), recipe.options, out)
             if code == 0:
-                return ffi.gc(out[0], free), link  # freed when no thread can have it any more
-            if code != lib.SHMD_E_INTERRUPTED:
-                break
+                return ffi.gc(out[0], recipe.free), link  # freed when no thread can have it any more
+            if code == lib.SHMD_E_REVOKED and self.reconnect:
+                self._relink(link, timeout, forced=True)  # it was silent for too long, and is forgotten
+            elif code == lib.SHMD_E_DRIVER_UNAVAILABLE and waits and deadline.slice_ns() > 0:
+                wait_for_a_driver(deadline)
+            elif code != lib.SHMD_E_INTERRUPTED:
+                raise self._attach_failure(code, recipe, link, timeout)
+
+    def _attach_failure(self, code: int, recipe: Recipe, link: Link, timeout: float) -> Exception:
+        stream, schema = recipe.stream, recipe.schema
         if code == lib.SHMD_E_INVALID:
-            raise errors.AttachRejected(
-                f"stream {stream!r}: {last_error()}", code=errors.Code.INVALID_PARAMS, stream=stream
-            )
-        raise failure_of(
+            text = f"stream {stream!r}: {last_error()}"
+            return errors.AttachRejected(text, code=errors.Code.INVALID_PARAMS, stream=stream)
+        return failure_of(
             code,
             stream=stream,
             instance=self.instance,
@@ -340,8 +353,10 @@ def connect(
     """Connects to the driver of ``instance`` (default: $SHMDRIVER_DRIVER_INSTANCE, else "default").
 
     ``name`` is what tools call this client; ``timeout`` (seconds) is how long to wait for a driver;
-    with ``reconnect`` it goes over to a new incarnation of the driver by itself. Raises
-    DriverUnavailable, AttachTimeout, ConfigError (a bad name).
+    with ``reconnect`` it waits that long for one to start, too, and this client, its producers and its
+    consumers attach anew by themselves after a revocation and to the next incarnation of the driver;
+    ``reattachments`` of each says when, and what was lost. Raises DriverUnavailable, AttachTimeout,
+    ConfigError (a bad name).
     """
     if instance is None:
         instance = os.environ.get(_INSTANCE_VARIABLE) or "default"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shmdriver.client.batches import RecordReader
+    from shmdriver.client.reattach import ConsumerComeback, Reattachment
 
 __all__ = ["Consumer"]
 
@@ -52,9 +53,9 @@ class Consumer:
     """
 
     __slots__ = (
-        "__weakref__", "_batch", "_batch_view", "_buffer", "_buffer_bytes", "_buffer_view", "_dtype",
-        "_handle", "_limit", "_link", "_mapping", "_packed", "_patience", "_reader", "_rows", "_run",
-        "_spare", "delivery", "stream",
+        "__weakref__", "_batch", "_batch_view", "_buffer", "_buffer_bytes", "_buffer_view",
+        "_comeback", "_dtype", "_handle", "_limit", "_link", "_mapping", "_packed", "_patience", "_reader",
+        "_rows", "_run", "_spare", "delivery", "stream",
     )  # fmt: skip
 
     stream: str
@@ -68,6 +69,7 @@ class Consumer:
         self.stream = stream
         self.delivery = delivery
         self._dtype = dtype
+        self._comeback: ConsumerComeback | None = None  # of a client with reconnect=True
         self._reader: RecordReader | None = None
         self._limit = 1 if delivery == "latest" else _RUN_MAX
         self._batch = ffi.new("shmd_batch_t *")
@@ -139,7 +141,7 @@ class Consumer:
             batch = reader.fetch(limit, slice_ns)
             if batch is not None or slice_ns == 0:
                 return batch
-            self._patience.look(self)
+            self._idle()
 
     def batches(self, limit: int | None = None) -> Iterator[np.ndarray[Any, Any]]:
         """Arrays of records as they come, up to the clean end. What :meth:`read_batch` says of them holds."""
@@ -159,21 +161,30 @@ class Consumer:
     @property
     def lost(self) -> int:
         """How many messages this consumer never saw, in all epochs."""
-        return int(self._info().lost)
+        own = int(self._info().lost)
+        comeback = self._comeback
+        return own if comeback is None else comeback.lost + (own if comeback.left is None else 0)
 
     @property
     def lost_ranges(self) -> list[LostRange]:
         """The last 64 gaps, oldest first."""
-        limit = int(lib.SHMD_LOST_RANGES)
-        self._info()
-        out = ffi.new("shmd_lost_range_t[]", limit)
-        count = int(lib.shmd_consumer_lost_ranges(self._handle, out, limit))
-        return [LostRange(int(gap.epoch), int(gap.first), int(gap.last)) for gap in out[0:count]]
+        comeback = self._comeback
+        if comeback is None:
+            return self._own_lost_ranges()
+        own = self._own_lost_ranges() if comeback.left is None else []
+        return [*comeback.ranges, *own][-int(lib.SHMD_LOST_RANGES) :]
 
     @property
     def skipped(self) -> int:
         """How many messages a ``latest`` consumer passed over by intent."""
-        return int(self._info().skipped)
+        own = int(self._info().skipped)
+        comeback = self._comeback
+        return own if comeback is None else comeback.skipped + (own if comeback.left is None else 0)
+
+    @property
+    def reattachments(self) -> tuple[Reattachment, ...]:
+        """The last 64 times that it was attached anew (``reconnect=True``), oldest first."""
+        return () if self._comeback is None else tuple(self._comeback.history)
 
     @property
     def lag(self) -> int:
@@ -265,7 +276,7 @@ class Consumer:
             message = self._fetch(slice_ns)
             if message is not None or slice_ns == 0:
                 return message
-            self._patience.look(self)
+            self._idle()
 
     def _fetch(self, timeout_ns: int) -> Message | None:
         """The first message of a new run, the rest of which is in _rows; None when none came in time."""
@@ -292,7 +303,8 @@ class Consumer:
             if count == _TOO_LARGE:
                 self._use_buffer(2 * (int(batch.length) + _HEAD.size))
                 return self._fetch(timeout_ns)
-            raise self._failure(count)
+            self._recover(count, timeout_ns)
+            return None
         if not batch.copied:
             return self._in_place(batch)
         if mapping is not None and mapping.serial != batch.mapping_serial:
@@ -306,6 +318,46 @@ class Consumer:
         self._run = run = packed.iter_unpack(self._buffer_view[: count * packed.size])
         self._rows = rows = map(Message, run)
         return next(rows)
+
+    def _idle(self) -> None:
+        """After every slice of a wait in which nothing came."""
+        self._patience.look(self)
+        comeback = self._comeback
+        if comeback is not None and comeback.is_orphan(self._link):
+            comeback.come_back(self, errors.Reason.SUPERSEDED, 0)
+
+    def _recover(self, code: int, wait_ns: int) -> None:
+        """What follows a call that failed: raises, or attaches anew where that was asked for (one try)."""
+        if not self._comes_back(code, wait_ns):
+            raise self._failure(code)
+
+    def _comes_back(self, code: int, wait_ns: int = 0) -> bool:
+        """Tries to attach anew where that was asked for; False: it was not, or ``code`` is no reason to."""
+        comeback = self._comeback
+        error = self._failure(code) if comeback is not None else None
+        if comeback is None or error is None or not comeback.covers(error):
+            return False
+        comeback.come_back(self, getattr(error, "reason", 0), wait_ns)
+        return True
+
+    @property
+    def _is_away(self) -> bool:
+        """It has left, and waits for a driver that admits it again."""
+        return self._comeback is not None and self._comeback.left is not None
+
+    def _leave(self) -> None:
+        """Detaches, and stays as a handle without a lease; what was handed out is protected no more."""
+        if self._mapping is not None:
+            self._mapping.expose()
+            self._drop_mapping()
+        lib.shmd_guarded_consumer_close(self._handle)
+
+    def _own_lost_ranges(self) -> list[LostRange]:
+        limit = int(lib.SHMD_LOST_RANGES)
+        self._info()
+        out = ffi.new("shmd_lost_range_t[]", limit)
+        count = int(lib.shmd_consumer_lost_ranges(self._handle, out, limit))
+        return [LostRange(int(gap.epoch), int(gap.first), int(gap.last)) for gap in out[0:count]]
 
     def _pack(self, length: int) -> struct.Struct:
         if len(self._packed) >= _PACKED_MAX:

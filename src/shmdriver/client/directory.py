@@ -14,9 +14,11 @@ __all__ = [
     "Blocker",
     "Gate",
     "blocker_of",
+    "epoch_count",
     "nearest_stream",
     "schema_by_name",
     "schema_of_stream",
+    "sealed_epochs",
     "wired_consumers",
 ]
 
@@ -77,6 +79,26 @@ def wired_consumers(authority: Any, stream_index: int, epoch: int) -> int:
     """How many consumers, of any delivery, are wired to an epoch of a stream."""
     hot = _hot(authority, stream_index, epoch)
     return 0 if hot is None else int(lib.shmd_word_load(ffi.addressof(hot, "wired_mask"))).bit_count()
+
+
+def epoch_count(authority: Any, stream_index: int) -> int:
+    """The number of a stream's newest epoch."""
+    record = lib.shmd_authority_stream(authority, stream_index)
+    return int(lib.shmd_word_load(ffi.addressof(record, "epoch_count")))
+
+
+def sealed_epochs(authority: Any, stream_index: int) -> dict[int, int]:
+    """How many messages each sealed epoch of a stream has, of those that are still in the directory."""
+    record = lib.shmd_authority_stream(authority, stream_index)
+    found = {}
+    for slot in range(int(lib.SHMD_EPOCH_RECORDS)):
+        hot = ffi.addressof(record.epochs[slot], "hot")
+        state = int(lib.shmd_word_load(ffi.addressof(hot, "state")))
+        sealed = int(lib.shmd_word_load(ffi.addressof(hot, "sealed_seq")))
+        unchanged = lib.shmd_word_load(ffi.addressof(hot, "state")) == state
+        if unchanged and state & 0xFF == lib.SHMD_EPOCH_SEALED:
+            found[state >> 8] = sealed
+    return found
 
 
 class Gate:

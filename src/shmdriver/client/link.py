@@ -20,10 +20,11 @@ from typing import Any, Protocol
 from shmdriver._native import ffi, lib
 from shmdriver.client._raise import raise_for
 
-__all__ = ["FOREVER_SLICE_NS", "Deadline", "Handle", "Link", "register"]
+__all__ = ["FOREVER_SLICE_NS", "Deadline", "Handle", "Link", "register", "wait_for_a_driver"]
 
 # A wait without end is made of slices this long, between which Python runs signal handlers (Ctrl-C).
 FOREVER_SLICE_NS = 50_000_000
+LOOK_AGAIN_NS = 20_000_000
 
 
 class Deadline:
@@ -43,6 +44,14 @@ class Deadline:
     def rest_ns(self) -> int | None:
         """What is left, in ns; None without an end."""
         return None if self._end_ns is None else max(0, self._end_ns - time.monotonic_ns())
+
+
+_nothing = ffi.new("uint32_t *")
+
+
+def wait_for_a_driver(deadline: Deadline) -> None:
+    """A moment: what is waited for has no word yet that one could sleep on."""
+    lib.shmd_futex_wait(_nothing, 0, min(deadline.slice_ns(), LOOK_AGAIN_NS))
 
 
 class Handle(Protocol):
@@ -66,10 +75,10 @@ class Link:
         "listeners",
     )
 
-    def __init__(self, instance: str, name: str | None, timeout: float) -> None:
+    def __init__(self, instance: str, name: str | None, timeout: float, *, waits: bool = False) -> None:
         """Connects, waiting up to ``timeout`` seconds for the driver's answer.
 
-        Raises DriverUnavailable (at once when there is none), AttachTimeout, AttachRejected.
+        Raises DriverUnavailable (there is none: at once unless ``waits``), AttachTimeout, AttachRejected.
         """
         self.handle: Any = None
         # What ends the threads that look at the mapping, before it goes.
@@ -81,7 +90,9 @@ class Link:
             code = lib.shmd_connect_named(
                 instance.encode(), client_name, lib.SHMD_HEARTBEAT_THREAD, deadline.rest_ns() or 0, out
             )
-            if code != lib.SHMD_E_INTERRUPTED:
+            if code == lib.SHMD_E_DRIVER_UNAVAILABLE and waits and deadline.slice_ns() > 0:
+                wait_for_a_driver(deadline)
+            elif code != lib.SHMD_E_INTERRUPTED:
                 break
         if code != 0:
             raise_for(code, instance=instance, doing="connecting", timeout_s=timeout)

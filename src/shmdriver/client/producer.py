@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shmdriver.client.message import Message
+    from shmdriver.client.reattach import ProducerComeback, Reattachment
 
     Publishable: TypeAlias = bytes | bytearray | memoryview | Message | np.ndarray[Any, Any] | np.void
 
@@ -49,13 +50,14 @@ class Producer:
     exception, a dropped object and an exiting interpreter end it as aborted.
     """
 
-    __slots__ = ("__weakref__", "_claim_out", "_handle", "_link", "_placed", "stream")
+    __slots__ = ("__weakref__", "_claim_out", "_comeback", "_handle", "_link", "_placed", "stream")
 
     stream: str
 
     def __init__(self, handle: Any, link: Link, stream: str) -> None:
         self._handle = handle
         self._link: Link = link
+        self._comeback: ProducerComeback | None = None  # of a client with reconnect=True
         self.stream = stream
         self._claim_out = ffi.new("void **")
         self._placed: list[weakref.ref[Any]] = []  # claims, among them those that something refers to
@@ -87,9 +89,9 @@ class Producer:
         code = _publish(self._handle, payload, length, type)
         if code == 0:
             return 1
-        if code == _BACK_PRESSURED:
-            return 0
-        raise self._failure(code, length)
+        if code != _BACK_PRESSURED:
+            self._recover(code, length, 0)
+        return 0
 
     def claim(self, length: int, *, type: int = 0, timeout: float | None = None) -> Claim:  # noqa: A002
         """A place for ``length`` bytes in shared memory, to be written by way of its ``view`` and committed.
@@ -206,6 +208,11 @@ class Producer:
         return int(self._info().blocked_total_ns)
 
     @property
+    def reattachments(self) -> tuple[Reattachment, ...]:
+        """The last 64 times that it was attached anew (``reconnect=True``), oldest first."""
+        return () if self._comeback is None else tuple(self._comeback.history)
+
+    @property
     def closed(self) -> bool:
         """Whether it was closed or aborted."""
         return self._handle is None
@@ -287,18 +294,42 @@ class Producer:
         self, code: int, length: int, timeout: float | None, deadline: Deadline | None
     ) -> Deadline:
         """Waits for room after a call that found none; raises at the timeout, and for every other code."""
-        if code not in WAIT_AGAIN:
-            raise self._failure(code, length)
         deadline = deadline or Deadline(timeout)
         while True:
             slice_ns = deadline.slice_ns()
+            if code not in WAIT_AGAIN:
+                self._recover(code, length, slice_ns)
+                if slice_ns == 0 and self._waits_for_driver:
+                    raise self._unavailable()
+                return deadline
             if slice_ns == 0:
                 raise self._back_pressured(0)
             code = lib.shmd_guarded_wait_room(self._handle, min(length, 0xFFFFFFFF), slice_ns)
             if code == 0:
                 return deadline
-            if code not in WAIT_AGAIN:
-                raise self._failure(code, length)
+            comeback = self._comeback
+            if comeback is not None and code in WAIT_AGAIN and comeback.is_orphan(self._link):
+                comeback.come_back(self, errors.Reason.SUPERSEDED, 0)
+                return deadline
+
+    def _recover(self, code: int, length: int, wait_ns: int) -> None:
+        """What follows a call that failed: raises, or attaches anew where that was asked for (one try)."""
+        error = self._failure(code, length)
+        if self._comeback is None or not self._comeback.covers(error):
+            raise error
+        self._comeback.come_back(self, getattr(error, "reason", 0), wait_ns)
+
+    @property
+    def _waits_for_driver(self) -> bool:
+        return self._comeback is not None and self._comeback.left is not None
+
+    def _unavailable(self) -> errors.DriverUnavailable:
+        instance = self._link.instance
+        return errors.DriverUnavailable(
+            f"stream {self.stream!r}: its driver has gone, and none of instance {instance!r} has admitted "
+            "this producer again in time",
+            instance=instance,
+        )
 
     def _back_pressured(self, published: int) -> errors.BackPressured:
         """Why there is no room: who holds this producer back, and whether a driver lives to help."""
@@ -360,6 +391,12 @@ class Producer:
             return
         if not self._link.usable:
             raise_for(lib.SHMD_E_FORKED, stream=self.stream)
+        self._let_go(aborted=aborted)
+        self._handle = None
+
+    def _let_go(self, *, aborted: bool) -> None:
+        """Ends the native handle; memory that a claim's view still refers to stays mapped."""
+        handle = self._handle
         placed = [reference for reference in self._placed if reference() is not None]
         mapping = lib.shmd_producer_mapping(handle) if placed else None
         if mapping is not None:
@@ -369,7 +406,6 @@ class Producer:
             keep_mapped(mapping, placed)
         if code == lib.SHMD_E_CONCURRENT:
             raise_for(code, stream=self.stream)
-        self._handle = None
 
     def _abandon(self) -> None:
         if self._handle is not None and self._link.usable:

@@ -48,7 +48,7 @@ class RecordProducer(Producer):
         while done < total:
             slice_ns = deadline.slice_ns()
             if slice_ns == 0:
-                raise self._back_pressured(done)
+                raise self._unavailable() if self._waits_for_driver else self._back_pressured(done)
             done += self._put(records[done:], slice_ns)
 
     def try_publish(self, data: Publishable | Sequence[Any], type: int = 0) -> int:  # noqa: A002
@@ -68,9 +68,9 @@ class RecordProducer(Producer):
         done = int(_publish_records(self._handle, address, size, stride, n, timeout_ns))
         if done >= 0:
             return done
-        if done in WAIT_AGAIN:
-            return 0
-        raise self._failure(done, size)
+        if done not in WAIT_AGAIN:
+            self._recover(done, size, timeout_ns)
+        return 0
 
     def _records(self, data: Any) -> np.ndarray[Any, Any]:
         """``data`` as a one-dimensional array of this dtype whose stride C can walk."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Patience", "wait"]
 
 _WARN_AFTER_NS = 5_000_000_000
+TRY_AGAIN_NS = 20_000_000  # while one of them waits for a driver
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 
 
@@ -62,10 +63,12 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
     ready = [consumer for consumer in consumers if consumer.buffered]
     deadline = Deadline(timeout)
     different = list(dict.fromkeys(consumers))
-    handles = ffi.new("shmd_consumer *[]", [consumer._handle for consumer in different])
     while not ready:
         slice_ns = deadline.slice_ns()
-        code = lib.shmd_guarded_wait_many(handles, len(different), slice_ns)
+        there = [consumer for consumer in different if not consumer._is_away]
+        handles = ffi.new("shmd_consumer *[]", [consumer._handle for consumer in there])
+        slice_ns = slice_ns if len(there) == len(different) else min(slice_ns, TRY_AGAIN_NS)
+        code = lib.shmd_guarded_wait_many(handles, len(there), slice_ns)
         if code < 0 and code != _INTERRUPTED:
             raise_for(code, doing="waiting for several consumers")
         ready = [consumer for consumer in consumers if _has_something(consumer)]
@@ -75,6 +78,7 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
 
 
 def _has_something(consumer: Consumer) -> bool:
-    if consumer._look() < 0:
+    code = consumer._look()
+    if code < 0 and not consumer._comes_back(code):
         return True  # the next read raises
-    return bool(lib.shmd_guarded_wait(consumer._handle, 0))
+    return not consumer._is_away and bool(lib.shmd_guarded_wait(consumer._handle, 0))

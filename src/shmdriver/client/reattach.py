@@ -1,0 +1,253 @@
+"""Attaching anew, for clients with ``reconnect=True``: after a revocation, and to another driver.
+
+A handle that is told that its lease has ended leaves (its lines are free for others), and from then on every
+call that may wait tries to attach it again: in the same role, with the same arguments, to whichever driver
+serves. The native handle behind the Python object changes; the object stays. What was missed is counted from
+what both sides know, the end of the epoch that was left and the place where reading goes on, so it is exact,
+or said to be unknown (None), never guessed.
+"""
+
+# ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from shmdriver import errors
+from shmdriver._native import ffi, lib
+from shmdriver.client import directory
+from shmdriver.client.message import LostRange
+from shmdriver.errors import Code, Reason
+
+if TYPE_CHECKING:
+    from shmdriver.client.client import Client
+    from shmdriver.client.consumer import Consumer
+    from shmdriver.client.link import Link
+    from shmdriver.client.producer import Producer
+
+__all__ = ["ConsumerComeback", "ProducerComeback", "Reattachment", "Recipe"]
+
+KEPT = int(lib.SHMD_LOST_RANGES)
+TRY_AGAIN_NS = 20_000_000
+ORPHAN_LOOK_NS = 1_000_000_000
+ATTACH_S = (
+    1.0  # an attach takes microseconds; longer than this the driver hangs, and the caller's time counts
+)
+UNKNOWN_SEQ = 2**64 - 1
+DRIVER_ENDS = (Reason.SHUTDOWN, Reason.SUPERSEDED)
+NOT_YET = (Reason.NONE, Reason.DRAINING, Reason.MAINTENANCE, Reason.STOPPED, Reason.UNKNOWN_CLIENT)
+_nothing = ffi.new("uint32_t *")
+
+
+class Reattachment(NamedTuple):
+    """One time that a handle was attached anew.
+
+    ``reason`` is why its lease before had ended (:class:`~shmdriver.Reason`), ``boot_id`` the driver's
+    incarnation now. Before, it had come to ``old_seq`` of epoch ``old_epoch`` (a consumer: the next message
+    that it would have read; a producer: how many it had published); now it goes on at ``seq`` of ``epoch``
+    (epoch 0: with the next producer). ``lost`` messages in between are missing: a consumer never gets
+    them; of a producer's own nobody gets them. None: it cannot be told.
+    """
+
+    reason: int
+    boot_id: int
+    old_epoch: int
+    old_seq: int
+    epoch: int
+    seq: int
+    lost: int | None
+
+
+class Recipe:
+    """An attach that can be repeated: the C call, its options and what keeps their memory."""
+
+    __slots__ = ("call", "client", "free", "keep", "options", "out_type", "schema", "stream")
+
+    def __init__(
+        self,
+        client: Client,
+        call: Any,
+        out_type: str,
+        free: Any,
+        stream: str,
+        options: Any,
+        schema: str | None,
+        keep: Any,
+    ) -> None:
+        self.client = client
+        self.call = call
+        self.out_type = out_type
+        self.free = free
+        self.stream = stream
+        self.options = options
+        self.schema = schema
+        self.keep = keep
+
+
+class _Left(NamedTuple):
+    """Where a handle was when it left."""
+
+    reason: int
+    boot_id: int
+    stream_id: int
+    epoch: int
+    seq: int
+    end_seq: int  # of that epoch, as far as it goes
+
+
+class _Comeback:
+    """Of one handle: how to attach it anew, and what became of the times before."""
+
+    __slots__ = ("_looked_ns", "history", "left", "recipe")
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.left: _Left | None = None  # it has left, and is not attached
+        self.history: deque[Reattachment] = deque(maxlen=KEPT)
+        self._looked_ns = 0
+
+    def covers(self, error: Exception) -> bool:
+        """Whether attaching anew is the answer to ``error``."""
+        if isinstance(error, errors.LeaseRevoked):
+            return True
+        if isinstance(error, errors.ProducerLost):
+            return error.reason in DRIVER_ENDS
+        return isinstance(error, errors.HandleClosed) and self.left is not None
+
+    def is_orphan(self, link: Link) -> bool:
+        """Whether its segments went with a dead driver, and another serves; looks once a second."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self._looked_ns < ORPHAN_LOOK_NS:
+            return False
+        self._looked_ns = now_ns
+        if link.driver_alive():
+            return False
+        try:
+            return self.recipe.client._relink(link, ATTACH_S) is not link
+        except (errors.DriverUnavailable, errors.AttachTimeout, errors.AttachRejected, errors.LayoutMismatch):
+            return False
+
+    def attach(self, wait_ns: int) -> tuple[Any, Link] | None:
+        """One try; None: not yet, ``wait_ns`` at most were waited. Raises AttachRejected for good reasons."""
+        try:
+            return self.recipe.client._attach(self.recipe, ATTACH_S, waits=False)
+        except (errors.DriverUnavailable, errors.AttachTimeout, errors.LeaseRevoked):
+            pass
+        except errors.AttachRejected as error:
+            if error.code != Code.REJECTED or error.reason not in NOT_YET:
+                raise
+        if wait_ns > 0:
+            lib.shmd_futex_wait(_nothing, 0, min(wait_ns, TRY_AGAIN_NS))
+        return None
+
+
+class ConsumerComeback(_Comeback):
+    """A consumer's: what it has lost before is kept here, because a native handle counts for itself."""
+
+    __slots__ = ("_base_epoch", "lost", "ranges", "skipped")
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.lost = 0
+        self.skipped = 0
+        self.ranges: deque[LostRange] = deque(maxlen=KEPT)
+        self._base_epoch = 0
+
+    def note_base(self, consumer: Consumer) -> None:
+        """After an attach: epochs up to this one are none of its business, if it never sees one."""
+        self._base_epoch = directory.epoch_count(consumer._link.authority, consumer._info().stream_index)
+
+    def come_back(self, consumer: Consumer, reason: int, wait_ns: int) -> None:
+        """One try to attach ``consumer`` anew; afterwards it has another native handle, or waits still."""
+        left = self.left
+        if left is None:
+            left = self.left = self._leave(consumer, reason)
+        found = self.attach(wait_ns)
+        if found is None:
+            return
+        consumer._handle, consumer._link = found
+        info = consumer._info()
+        is_same = (consumer._link.boot_id, int(info.stream_id)) == (left.boot_id, left.stream_id)
+        if is_same and int(info.epoch) == left.epoch:
+            lib.shmd_consumer_begin_at(consumer._handle, left.epoch, left.seq)
+            info = consumer._info()
+        lost = 0 if consumer.delivery == "latest" else self._count(consumer, left, info, is_same=is_same)
+        self.left = None
+        self.note_base(consumer)
+        boot_id = consumer._link.boot_id
+        seq = int(info.position)
+        self.history.append(
+            Reattachment(left.reason, boot_id, left.epoch, left.seq, int(info.epoch), seq, lost)
+        )
+
+    def _leave(self, consumer: Consumer, reason: int) -> _Left:
+        info = consumer._info()
+        epoch = int(info.epoch) or self._base_epoch
+        end_seq = int(lib.shmd_consumer_end_seq(consumer._handle))
+        left = _Left(reason, consumer._link.boot_id, int(info.stream_id), epoch, int(info.position), end_seq)
+        self.ranges.extend(consumer._own_lost_ranges())
+        self.lost += int(info.lost)
+        self.skipped += int(info.skipped)
+        consumer._leave()
+        return left
+
+    def _count(self, consumer: Consumer, left: _Left, info: Any, *, is_same: bool) -> int | None:
+        """Notes what lies between where it was and where it goes on; how much, None when not all is known."""
+        epoch, seq = int(info.epoch), int(info.position)
+        if is_same and epoch == left.epoch and epoch:
+            return self._note(epoch, left.seq, seq)
+        lost = self._note(left.epoch, left.seq, left.end_seq) if left.epoch else 0
+        authority, index = consumer._link.authority, int(info.stream_index)
+        after = left.epoch if is_same else 0
+        until = epoch or directory.epoch_count(authority, index) + 1
+        sealed = directory.sealed_epochs(authority, index)
+        known = True
+        for number in range(after + 1, until):
+            if number in sealed:
+                lost += self._note(number, 0, sealed[number])
+            else:
+                known = False
+        lost += self._note(epoch, 0, seq) if epoch else 0
+        return lost if known else None
+
+    def _note(self, epoch: int, first: int, end: int) -> int:
+        count = max(0, end - first)
+        if count:
+            self.lost += count
+            self.ranges.append(LostRange(epoch, first, end - 1))
+        return count
+
+
+class ProducerComeback(_Comeback):
+    """A producer's."""
+
+    __slots__ = ()
+
+    def come_back(self, producer: Producer, reason: int, wait_ns: int) -> None:
+        """One try to attach ``producer`` anew; afterwards it has another native handle, or waits still."""
+        left = self.left
+        if left is None:
+            info = producer._info()
+            if int(info.sealed_seq) == UNKNOWN_SEQ and producer._link.driver_alive() and wait_ns > 0:
+                lib.shmd_futex_wait(
+                    _nothing, 0, min(wait_ns, TRY_AGAIN_NS)
+                )  # it is being sealed at this moment
+                return
+            boot_id = producer._link.boot_id
+            left = self.left = _Left(
+                reason, boot_id, int(info.stream_id), int(info.epoch), int(info.seq), int(info.sealed_seq)
+            )
+            producer._let_go(aborted=True)
+        found = self.attach(wait_ns)
+        if found is None:
+            return
+        producer._handle, producer._link = found
+        self.left = None
+        info = producer._info()
+        lost = None if left.end_seq == UNKNOWN_SEQ else max(0, left.seq - left.end_seq)
+        boot_id = producer._link.boot_id
+        self.history.append(
+            Reattachment(left.reason, boot_id, left.epoch, left.seq, int(info.epoch), 0, lost)
+        )
