@@ -1,6 +1,6 @@
 """What the client or the driver refuses, and that the text says what to do."""
 
-from __future__ import annotations
+from __future__ import os
 
 import pickle
 
@@ -51,9 +51,8 @@ def test_second_producer(client):
         with pytest.raises(shmdriver.AttachRejected) as caught:
             other.producer("s")
         assert (caught.value.code, caught.value.reason) == (Code.REJECTED, Reason.PRODUCER_EXISTS)
-        import os
-
         assert str(os.getpid()) in caught.value.text
+        assert caught.value.text.count("stream 's'") == 1  # named once, whoever names it
 
 
 @pytest.mark.parametrize("role", ["producer", "consumer"])

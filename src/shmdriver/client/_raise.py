@@ -71,7 +71,8 @@ def _rejected(failure: _Failure) -> Exception:
     number = int(lib.shmd_last_reason())
     code = int(lib.shmd_last_code())
     reason = Reason(number) if number in Reason._value2member_map_ else number
-    text = f"{failure.where}: {failure.text or Reason.describe(number)}"
+    told = failure.text or Reason.describe(number)
+    text = told if failure.where in told else f"{failure.where}: {told}"
     if reason == Reason.SCHEMA:
         return errors.SchemaMismatch(
             text,
