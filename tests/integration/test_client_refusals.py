@@ -1,8 +1,8 @@
 """What the client or the driver refuses, and that the text says what to do."""
 
-from __future__ import os
+from __future__ import annotations
 
-import pickle
+import os
 
 import numpy as np
 import pytest
