@@ -582,6 +582,7 @@ typedef struct shmd_client shmd_client;
 typedef struct shmd_producer shmd_producer;
 typedef struct shmd_consumer shmd_consumer;
 typedef struct shmd_mapping shmd_mapping;
+typedef struct shmd_watch shmd_watch;
 typedef struct shmd_event_writer shmd_event_writer;
 typedef struct shmd_control_reader shmd_control_reader;
 
@@ -776,7 +777,12 @@ int shmd_poll(shmd_consumer *consumer, shmd_message *out);
 int64_t shmd_poll_many(shmd_consumer *consumer, shmd_message *out, uint64_t limit);
 int shmd_advance(shmd_consumer *consumer);
 int shmd_wait(shmd_consumer *consumer, uint64_t timeout_ns);      /* 1 something to see, 0 timeout, SHMD_E_INTERRUPTED */
-int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns);
+int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns); /* how many have something to see */
+int shmd_consumer_watch(shmd_consumer *consumer, int fd);
+    /* fd, a non-blocking eventfd of the caller's, is readable from now on while a poll would find something: messages, an end, a
+       new epoch. After a poll that returned 0, call shmd_consumer_settle before waiting for fd. Closing the consumer leaves
+       it readable; then the caller may close it. One thread a client feeds all of them. -1: no more. */
+int shmd_consumer_settle(shmd_consumer *consumer);         /* 1: there is more, fd stays readable; 0: fd is not readable until there is */
 int shmd_copy(shmd_consumer *consumer, void *out, uint64_t out_bytes, shmd_message *message);
     /* for ungated consumers: the next message, copied and verified; 1, 0, SHMD_E_TOO_LARGE (message->length says), ... */
 void shmd_consumer_info(const shmd_consumer *consumer, shmd_consumer_info_t *out);
@@ -810,6 +816,8 @@ int64_t shmd_guarded_fetch_records(shmd_consumer *consumer, uint64_t hold_seq, u
 int shmd_guarded_release(shmd_consumer *consumer, uint64_t hold_seq);    /* advances the gate only */
 int shmd_guarded_wait(shmd_consumer *consumer, uint64_t timeout_ns);
 int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns);
+int shmd_guarded_watch(shmd_consumer *consumer, int fd, int is_readable); /* is_readable: the caller has messages of a run left */
+int shmd_guarded_settle(shmd_consumer *consumer); /* the run that shmd_guarded_fetch copied is used up; other fetches settle by themselves */
 int shmd_guarded_consumer_close(shmd_consumer *consumer);                /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
 void shmd_guarded_consumer_free(shmd_consumer *consumer);                /* a closed one's tombstone; an open one stays */
 shmd_mapping *shmd_consumer_mapping(shmd_consumer *consumer);            /* current one; NULL without an epoch */

@@ -55,8 +55,8 @@ static void *heartbeat_thread(void *argument)
     return NULL;
 }
 
-/* A thread of C that never needs the GIL and takes no signal. */
-static int start_heartbeat(shmd_client *client)
+/* It never needs the GIL. */
+int shmd_thread_start(void *(*function)(void *), void *argument, const char *what, unsigned long *out)
 {
     sigset_t all, before;
     pthread_attr_t attributes;
@@ -65,15 +65,21 @@ static int start_heartbeat(shmd_client *client)
     (void)pthread_attr_init(&attributes);
     (void)pthread_attr_setstacksize(&attributes, 128u << 10);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&thread, &attributes, heartbeat_thread, client);
+    int error = pthread_create(&thread, &attributes, function, argument);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     (void)pthread_attr_destroy(&attributes);
     errno = error;
     if (error != 0)
-        return shmd_fail_errno("starting the heartbeat thread");
-    client->thread = (unsigned long)thread;
-    client->thread_started = 1;
+        return shmd_fail_errno("starting the %s thread", what);
+    *out = (unsigned long)thread;
     return SHMD_OK;
+}
+
+static int start_heartbeat(shmd_client *client)
+{
+    int rc = shmd_thread_start(heartbeat_thread, client, "heartbeat", &client->thread);
+    client->thread_started = rc == SHMD_OK;
+    return rc;
 }
 
 static int check_fork(const shmd_client *client)
@@ -385,6 +391,7 @@ int shmd_connect_named(const char *instance, const char *name, int heartbeat, ui
     client->references = 1;
     client->heartbeat_mode = (uint32_t)heartbeat;
     client->fork_generation = shmd_fork_generation();
+    shmd_notifier_init(&client->notifier);
     int rc = name_client(client, instance, name);
     if (rc == SHMD_OK)
         rc = await_authority(client, deadline_ns);
@@ -416,6 +423,7 @@ int shmd_disconnect(shmd_client *client)
             (void)pthread_join((pthread_t)client->thread, NULL);
             client->thread_started = 0;
         }
+        shmd_notifier_stop(&client->notifier);
         shmd_request_t request;
         memset(&request, 0, sizeof request);
         request.kind = SHMD_REQUEST_GOODBYE;

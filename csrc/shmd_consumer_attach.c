@@ -128,8 +128,10 @@ uint64_t shmd_consumer_end_seq(const shmd_consumer *c)
 int shmd_consumer_end(shmd_consumer *c)
 {
     int rc = SHMD_OK;
-    if (c->fork_generation == shmd_fork_generation())
+    if (c->fork_generation == shmd_fork_generation()) {
+        shmd_watch_end(c);
         rc = shmd_client_detach(c->client, c->lease_id, SHMD_ROLE_CONSUMER, c->stream, 0, 1);
+    }
     give_back(c);
     return rc;
 }

@@ -4,7 +4,7 @@
 #include <sched.h>
 #include <time.h>
 
-int shmd_consumer_ready(shmd_consumer *c)
+int shmd_consumer_ready(const shmd_consumer *c)
 {
     shmd_epoch_record_t record;
     uint32_t index, reason;
@@ -35,23 +35,38 @@ static int nap(uint64_t ns)
     return nanosleep(&pause, NULL) == 0 || errno != EINTR ? SHMD_OK : shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal");
 }
 
+/* The first half of W1. The caller executes a seq_cst fence, looks again, and then sleeps on the word. */
+const uint32_t *shmd_consumer_announce(const shmd_consumer *c, uint32_t *seen)
+{
+    if (c->mapping == NULL) {
+        *seen = shmd_load32_acquire(&c->client->authority->event_word); /* E1 */
+        return &c->client->authority->event_word;
+    }
+    if ((shmd_load_acquire(&c->hot->sleep_mask) & c->gate_bit) == 0)
+        return NULL; /* wake-ups are forbidden on this stream, or this consumer said that it only spins */
+    *seen = shmd_load32_acquire(&c->data->wake_word);
+    shmd_store32_seq_cst(&c->gate->sleeping, *seen << 1 | 1);
+    return &c->data->wake_word;
+}
+
+static void retract(const shmd_consumer *c)
+{
+    if (c->mapping != NULL)
+        shmd_store32_relaxed(&c->gate->sleeping, 0);
+}
+
 /* One sleep of at most slice_ns, on the word that whoever has news for us bumps. */
 static int sleep_once(shmd_consumer *c, uint64_t slice_ns)
 {
     enum { NAP_NS = 50000 };
-    if (c->mapping == NULL) {
-        uint32_t seen = shmd_load32_acquire(&c->client->authority->event_word);
-        return shmd_consumer_ready(c) ? SHMD_OK : shmd_futex_wait(&c->client->authority->event_word, seen, slice_ns);
-    }
-    if ((shmd_load_acquire(&c->hot->sleep_mask) & c->gate_bit) == 0) { /* nobody wakes us on this stream */
+    uint32_t seen = 0;
+    const uint32_t *word = shmd_consumer_announce(c, &seen);
+    if (word == NULL)
         return nap(shmd_min(slice_ns, NAP_NS));
-    }
-    uint32_t seen = shmd_load32_acquire(&c->data->wake_word);
-    shmd_store32_seq_cst(&c->gate->sleeping, seen << 1 | 1);
     shmd_fence_seq_cst(); /* W1: flag before this, another look after; the producer commits, fences, looks for flags */
     SHMD_FAILPOINT("sleep.announced");
-    int rc = shmd_consumer_ready(c) ? SHMD_OK : shmd_futex_wait(&c->data->wake_word, seen, slice_ns);
-    shmd_store32_relaxed(&c->gate->sleeping, 0);
+    int rc = shmd_consumer_ready(c) ? SHMD_OK : shmd_futex_wait(word, seen, slice_ns);
+    retract(c);
     return rc;
 }
 
@@ -87,20 +102,51 @@ int shmd_wait(shmd_consumer *c, uint64_t timeout_ns)
     }
 }
 
+static int count_ready(shmd_consumer **consumers, size_t n)
+{
+    int ready = 0;
+    for (size_t i = 0; i < n; i++)
+        ready += shmd_consumer_ready(consumers[i]);
+    return ready;
+}
+
+/* As sleep_once, for all of them at a time: on their words and on the driver's, which brings seals and revocations. Those
+ * that nobody wakes, and those beyond what the kernel takes, are looked at every look_ns. */
+static int sleep_for_any(shmd_consumer **consumers, size_t n, uint64_t slice_ns, uint64_t look_ns)
+{
+    shmd_word_t words[SHMD_WORDS_MAX];
+    const uint32_t *event_word = &consumers[0]->client->authority->event_word;
+    uint32_t count = 1;
+    words[0] = (shmd_word_t){.word = event_word, .seen = shmd_load32_acquire(event_word)};
+    for (size_t i = 0; i < n; i++) {
+        uint32_t seen = 0;
+        const uint32_t *word = shmd_consumer_announce(consumers[i], &seen);
+        if (word == event_word)
+            continue;
+        if (word == NULL || count == SHMD_WORDS_MAX)
+            slice_ns = shmd_min(slice_ns, look_ns);
+        else
+            words[count++] = (shmd_word_t){.word = word, .seen = seen};
+    }
+    shmd_fence_seq_cst(); /* W1: all flags before this, another look at all after */
+    int rc = count_ready(consumers, n) ? SHMD_OK : shmd_futex_wait_any(words, count, slice_ns);
+    for (size_t i = 0; i < n; i++)
+        retract(consumers[i]);
+    return rc;
+}
+
 int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
 {
-    enum { NAP_NS = 50000, NAP_NS_MAX = 1000000, SPINS = 200 };
+    enum { LOOK_NS = 50000, LOOK_NS_MAX = 1000000, SPINS = 200, SLICE_NS = 20000000 };
     uint64_t deadline_ns = shmd_deadline(timeout_ns);
-    uint64_t pause_ns = NAP_NS;
+    uint64_t look_ns = LOOK_NS;
     for (uint32_t round = 0;; round++) {
-        int ready = 0;
-        for (size_t i = 0; i < n; i++) {
+        for (size_t i = 0; i < n; i++)
             if (shmd_load32_relaxed(&consumers[i]->closing))
                 return shmd_fail(SHMD_E_CLOSED, "stream %s: consumer was closed by another thread", consumers[i]->stream);
-            ready += shmd_consumer_ready(consumers[i]);
-        }
+        int ready = count_ready(consumers, n);
         uint64_t now = shmd_now_ns();
-        if (ready != 0 || now >= deadline_ns)
+        if (ready != 0 || n == 0 || now >= deadline_ns)
             return ready;
         if (round == 0)
             for (size_t i = 0; i < n; i++)
@@ -108,9 +154,9 @@ int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
         if (round < SPINS) {
             shmd_pause();
         } else {
-            if (nap(shmd_min(pause_ns, deadline_ns - now)) != SHMD_OK)
-                return SHMD_E_INTERRUPTED;
-            pause_ns = shmd_min(pause_ns * 2, NAP_NS_MAX);
+            if (sleep_for_any(consumers, n, shmd_min(deadline_ns - now, SLICE_NS), look_ns) == SHMD_E_INTERRUPTED)
+                return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal");
+            look_ns = shmd_min(look_ns * 2, LOOK_NS_MAX);
         }
     }
 }

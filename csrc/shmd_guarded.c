@@ -311,10 +311,19 @@ static int64_t fetch_run(shmd_consumer *c, const shmd_message *m, uint64_t limit
     return n;
 }
 
+/* Enters to fetch, with a wait of its own or not. */
+static int enter_to_fetch(shmd_consumer *c, uint64_t timeout_ns)
+{
+    int rc = enter_consumer(c);
+    if (rc == SHMD_OK && __builtin_expect(c->watch != NULL, 0) && timeout_ns != 0)
+        shmd_watch_pause(c);
+    return rc;
+}
+
 int64_t shmd_guarded_fetch(shmd_consumer *c, uint64_t hold_seq, uint64_t limit, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch)
 {
     shmd_message first;
-    int64_t rc = enter_consumer(c);
+    int64_t rc = enter_to_fetch(c, timeout_ns);
     if (rc != SHMD_OK)
         return rc;
     release_to(c, hold_seq);
@@ -325,6 +334,14 @@ int64_t shmd_guarded_fetch(shmd_consumer *c, uint64_t hold_seq, uint64_t limit, 
         release_to(c, hold_seq); /* copies hold nothing: the producer has that room at once */
     if (rc == SHMD_E_TOO_LARGE)
         batch->length = first.length;
+    if (__builtin_expect(c->watch != NULL, 0)) {
+        if (rc > 1)
+            shmd_watch_signal(c); /* the caller has a run left: shmd_guarded_settle follows */
+        else if (limit == 0)
+            shmd_watch_resume(c); /* a look: the caller may have a run left from before */
+        else
+            (void)shmd_consumer_settle(c);
+    }
     leave(&c->busy);
     return rc;
 }
@@ -374,7 +391,7 @@ int64_t shmd_guarded_fetch_records(shmd_consumer *c, uint64_t hold_seq, uint64_t
                                    uint64_t out_bytes, shmd_batch_t *batch)
 {
     shmd_message first;
-    int64_t rc = enter_consumer(c);
+    int64_t rc = enter_to_fetch(c, timeout_ns);
     if (rc != SHMD_OK)
         return rc;
     release_to(c, hold_seq);
@@ -383,6 +400,8 @@ int64_t shmd_guarded_fetch_records(shmd_consumer *c, uint64_t hold_seq, uint64_t
         describe(c, &first, batch);
         rc = limit == 0 ? 0 : fetch_records(c, limit, record_bytes, out, out_bytes, batch);
     }
+    if (__builtin_expect(c->watch != NULL, 0))
+        (void)shmd_consumer_settle(c);
     leave(&c->busy);
     return rc;
 }
@@ -393,16 +412,40 @@ int shmd_guarded_release(shmd_consumer *c, uint64_t hold_seq)
     if (rc != SHMD_OK)
         return rc;
     release_to(c, hold_seq);
+    shmd_watch_released(c);
     leave(&c->busy);
     return SHMD_OK;
 }
 
 int shmd_guarded_wait(shmd_consumer *c, uint64_t timeout_ns)
 {
-    int rc = enter_consumer(c);
+    int rc = enter_to_fetch(c, timeout_ns);
     if (rc != SHMD_OK)
         return rc;
     rc = shmd_wait(c, timeout_ns);
+    shmd_watch_resume(c);
+    leave(&c->busy);
+    return rc;
+}
+
+int shmd_guarded_watch(shmd_consumer *c, int fd, int is_readable)
+{
+    int rc = enter_consumer(c);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = shmd_consumer_watch(c, fd);
+    if (rc == SHMD_OK && is_readable)
+        shmd_watch_signal(c);
+    leave(&c->busy);
+    return rc;
+}
+
+int shmd_guarded_settle(shmd_consumer *c)
+{
+    int rc = enter_consumer(c);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = shmd_consumer_settle(c);
     leave(&c->busy);
     return rc;
 }
@@ -412,13 +455,15 @@ int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout
     size_t entered = 0;
     int rc = SHMD_OK;
     while (entered < n && rc == SHMD_OK) {
-        rc = enter_consumer(consumers[entered]); /* one that is named twice is busy by then: SHMD_E_CONCURRENT */
+        rc = enter_to_fetch(consumers[entered], timeout_ns); /* one that is named twice is busy by then: SHMD_E_CONCURRENT */
         entered += rc == SHMD_OK;
     }
     if (rc == SHMD_OK)
         rc = shmd_wait_many(consumers, n, timeout_ns);
-    while (entered > 0)
-        leave(&consumers[--entered]->busy);
+    while (entered > 0) {
+        shmd_watch_resume(consumers[--entered]);
+        leave(&consumers[entered]->busy);
+    }
     return rc;
 }
 

@@ -9,6 +9,7 @@
 #include "shmdriver.h"
 
 #include <errno.h>
+#include <pthread.h>
 
 enum { SHMD_PAGE_BYTES_MIN = 4096 };
 #define SHMD_ATTACH_TIMEOUT_NS 5000000000u /* where the caller leaves it to us */
@@ -75,6 +76,18 @@ struct shmd_mapping {
     uint64_t serial;
 };
 
+/* What makes fds readable: one thread a client, started with the first watch (shmd_notifier.c). */
+typedef struct shmd_notifier {
+    pthread_mutex_t mutex;      /* private memory: between the threads of one process */
+    shmd_watch *watches;
+    unsigned long thread;
+    uint32_t started;
+    uint32_t stopped;           /* no thread any more: every fd stays readable */
+    uint32_t kick_word;         /* private futex: the set of words to sleep on has changed */
+} shmd_notifier_t;
+void shmd_notifier_init(shmd_notifier_t *notifier);
+void shmd_notifier_stop(shmd_notifier_t *notifier); /* joins the thread */
+
 struct shmd_client {
     const shmd_authority_t *authority;
     shmd_control_t *control;
@@ -95,9 +108,23 @@ struct shmd_client {
     uint32_t fork_generation;
     uint32_t references;        /* handles that still use the mappings */
     unsigned long thread;
+    shmd_notifier_t notifier;
     char instance[SHMD_NAME_BYTES];
     char name[SHMD_NAME_BYTES];
 };
+
+int shmd_thread_start(void *(*function)(void *), void *argument, const char *what, unsigned long *thread); /* of C, takes no signals */
+
+/* One word of a futex_waitv. */
+typedef struct shmd_word {
+    const uint32_t *word;
+    uint32_t seen;
+} shmd_word_t;
+enum { SHMD_WORDS_MAX = 128 };
+extern uint32_t shmd_waitv_missing; /* 1: this kernel has no futex_waitv; a test may say so */
+/* Sleeps until one of at most SHMD_WORDS_MAX words is woken or is not what was seen. Without futex_waitv: on the first
+ * of them, at most a millisecond. 0, SHMD_E_TIMEOUT, SHMD_E_INTERRUPTED. */
+int shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_ns);
 
 void shmd_client_hold(shmd_client *client);
 void shmd_client_drop(shmd_client *client);      /* unmaps with the last */
@@ -131,7 +158,13 @@ int shmd_producer_end(shmd_producer *producer, int aborted);     /* detaches, gi
 int shmd_consumer_wire(shmd_consumer *consumer, const shmd_epoch_record_t *record, uint32_t index, uint64_t start, uint64_t joined);
 int shmd_consumer_look(shmd_consumer *consumer);    /* state and bit have changed? 0 no or wait, 1 drained, negative over */
 void shmd_consumer_before_idle(shmd_consumer *consumer);
-int shmd_consumer_ready(shmd_consumer *consumer);   /* 1: a poll would not return 0 */
+int shmd_consumer_ready(const shmd_consumer *consumer); /* 1: a poll would not return 0 */
+const uint32_t *shmd_consumer_announce(const shmd_consumer *consumer, uint32_t *seen); /* W1: the word that it now says it sleeps on; NULL: nobody wakes it */
+void shmd_watch_pause(shmd_consumer *consumer);     /* its owner sleeps itself for now */
+void shmd_watch_resume(shmd_consumer *consumer);    /* its owner has slept, and has read nothing */
+void shmd_watch_released(shmd_consumer *consumer);  /* its gate has moved */
+void shmd_watch_signal(shmd_consumer *consumer);    /* there is something, out of the notifier's sight */
+void shmd_watch_end(shmd_consumer *consumer);       /* its fd is readable from now on; nobody looks after it */
 int shmd_consumer_end(shmd_consumer *consumer); /* likewise */
 static inline int shmd_consumer_is_protected(const shmd_consumer *c) /* its gate keeps the producer off its position */
 {

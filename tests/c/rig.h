@@ -47,9 +47,10 @@ static inline void rig_authority(rig_t *rig)
     rig->client.lease_max = params.lease_max;
     rig->client.stream_max = params.stream_max;
     rig->client.boot_id = params.boot_id;
+    shmd_notifier_init(&rig->client.notifier);
 }
 
-static char rig_names[16][SHMD_SEGMENT_NAME_BYTES]; /* of this process, to be unlinked whatever happens */
+static char rig_names[512][SHMD_SEGMENT_NAME_BYTES]; /* of this process, to be unlinked whatever happens */
 
 static inline void rig_unlink(void)
 {
@@ -80,7 +81,7 @@ static inline int rig_segment(const char *kind, uint64_t bytes, char *name)
 /* Opens epoch `epoch` of the stream in its record `index`. first: the seq that it begins at, as no real one does. */
 static inline void rig_epoch(rig_t *rig, uint32_t index, uint32_t epoch, uint64_t first)
 {
-    shmd_epoch_record_t *record = &rig->stream->epochs[index];
+    shmd_epoch_record_t fresh, *record = &fresh; /* filled out of sight: a notifier may be looking at the table */
     shmd_geometry_t *geometry = &rig->geometry;
     geometry->epoch = epoch;
     uint64_t page = shmd_page_bytes();
@@ -110,7 +111,8 @@ static inline void rig_epoch(rig_t *rig, uint32_t index, uint32_t epoch, uint64_
     (void)close(fd);
     CHECK_EQ(shmd_gates_init(rig->gates, record->gates_bytes, geometry), SHMD_OK);
     shmd_segment_complete(rig->gates);
-    rig->hot = &record->hot;
+    shmd_copy_to_shared(&rig->stream->epochs[index], record, sizeof *record);
+    rig->hot = &rig->stream->epochs[index].hot;
     shmd_store_release(&rig->data->head, first);
     shmd_store_release(&rig->hot->state, (uint64_t)epoch << 8 | SHMD_EPOCH_OPEN);
     shmd_store_release(&rig->stream->epoch_count, epoch);

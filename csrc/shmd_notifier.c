@@ -1,0 +1,328 @@
+/* shmd_notifier.c: fds that are readable while a consumer has something to read, for select, epoll and asyncio. One thread a
+ * client, started with the first watch, sleeps for all of its watched consumers at once.
+ *
+ * A watch is
+ *     READABLE   the fd is readable; its owner reads, and nobody spends anything on its messages
+ *     ARMED      the fd is not readable; the notifier makes it so when there is something to see
+ *     PAUSED     it was ARMED, and its owner waits in a call of its own
+ * The owner's calls arm it when nothing is left (settle); the thread, or an owner's call, signals it. Both do so under the
+ * notifier's mutex, so that clearing an fd and looking once more is one step for the other side.
+ *
+ * The thread never touches a consumer: it looks at a copy of what shmd_consumer_ready reads, made by the owner whenever it
+ * arms, and keeps the epoch's mapping. A producer sees one sleeper in both of them: the owner announces it (W1) when it
+ * arms, the thread announces it anew after each wake-up. So arming costs no system call but the read that clears the fd:
+ * the thread sleeps on the words of all watches, armed or not, and of those that are not nobody bumps the word.
+ */
+#include "shmd_internal.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+enum { READABLE = 1, ARMED = 2, PAUSED = 3 };
+enum { SLICE_NS = 20000000,                              /* what a missed wake-up costs, as in shmd_wait */
+       LOOK_NS_MIN = 50000, LOOK_NS_MAX = 2000000,       /* between looks at streams that cannot wake us */
+       HELD_NS_MIN = 1000000, HELD_NS_MAX = 64000000 };  /* between signals to an owner whose views hold its producer back */
+
+struct shmd_watch {
+    shmd_consumer seen;         /* what shmd_consumer_ready needs, as the owner left it; nothing else is set */
+    shmd_mapping *mapping;      /* the owner's, held */
+    shmd_watch *next;
+    int fd;
+    uint32_t state;
+    uint32_t paused;            /* the owner's own note: 1 between pause and settle */
+    uint32_t slept_on;          /* 1: its word is among those that the thread sleeps on */
+    uint64_t held_next_ns;
+    uint64_t held_pause_ns;
+};
+
+/* ---- state, under the mutex ------------------------------------------------------------- */
+
+static void copy_seen(const shmd_consumer *c, shmd_watch *w)
+{
+    shmd_consumer *s = &w->seen;
+    if (s->gate_published != c->gate_published) {
+        w->held_next_ns = 0;
+        w->held_pause_ns = HELD_NS_MIN;
+    }
+    if (c->mapping != w->mapping) {
+        if (c->mapping != NULL)
+            shmd_mapping_hold(c->mapping);
+        shmd_mapping_free(w->mapping);
+        w->mapping = c->mapping;
+        w->slept_on = 0;
+    }
+    s->mapping = c->mapping;
+    s->client = c->client;
+    s->slots = c->slots;
+    s->mask = c->mask;
+    s->slot_bytes = c->slot_bytes;
+    s->position = c->position;
+    s->bound = c->bound;
+    s->hot = c->hot;
+    s->open_word = c->open_word;
+    s->gate_bit = c->gate_bit;
+    s->gate_index = c->gate_index;
+    s->gated_from = c->gated_from;
+    s->gate = c->gate;
+    s->gate_published = c->gate_published;
+    s->data = c->data;
+    s->delivery = c->delivery;
+    s->epoch = c->epoch;
+    s->last_epoch = c->last_epoch;
+    s->ended = c->ended;
+    s->stream_index = c->stream_index;
+    s->stream_id = c->stream_id;
+    s->lease_index = c->lease_index;
+    s->lease_id = c->lease_id;
+}
+
+static void signal_fd(shmd_watch *w)
+{
+    static const uint64_t one = 1;
+    if (w->state == READABLE)
+        return;
+    w->state = READABLE;
+    if (w->seen.mapping != NULL)
+        shmd_store32_relaxed(&w->seen.gate->sleeping, 0); /* its producer need not wake anybody for it */
+    (void)!write(w->fd, &one, sizeof one);
+}
+
+static void clear_fd(shmd_watch *w)
+{
+    uint64_t count;
+    if (w->state == READABLE)
+        (void)!read(w->fd, &count, sizeof count);
+    w->state = ARMED;
+}
+
+static void kick(shmd_notifier_t *n)
+{
+    shmd_store32_seq_cst(&n->kick_word, shmd_load32_relaxed(&n->kick_word) + 1); /* under the mutex: one writer at a time */
+    shmd_futex_wake(&n->kick_word);
+}
+
+/* Its producer waits at a place that this reader's views may have held and hold no more: only a call of the owner moves the gate. */
+static int is_held_back(const shmd_watch *w, uint64_t now)
+{
+    const shmd_consumer *s = &w->seen;
+    return s->mapping != NULL && s->gated_from != UINT64_MAX && s->gate_published < s->position && now >= w->held_next_ns &&
+           shmd_load32_acquire(&s->data->blocked_gate) == s->gate_index + 1 && /* B1 */
+           shmd_load_relaxed(&s->data->blocked_position) == s->gate_published;
+}
+
+/* ---- the thread -------------------------------------------------------------------------- */
+
+typedef struct sleep_set {
+    shmd_word_t words[SHMD_WORDS_MAX];
+    uint32_t count;
+    int is_looking;             /* some that are armed cannot wake us */
+} sleep_set_t;
+
+static void announce(shmd_notifier_t *n, sleep_set_t *set, const uint32_t *event_word)
+{
+    set->is_looking = 0;
+    for (shmd_watch *w = n->watches; w != NULL; w = w->next) {
+        const shmd_consumer *s = &w->seen;
+        uint32_t seen = 0;
+        const uint32_t *word = event_word;
+        if (w->state == ARMED)
+            word = shmd_consumer_announce(s, &seen);
+        else if (s->mapping != NULL)
+            word = (shmd_load_acquire(&s->hot->sleep_mask) & s->gate_bit) == 0 ? NULL : &s->data->wake_word;
+        if (word != NULL && word != event_word && w->state != ARMED)
+            seen = shmd_load32_acquire(word);
+        w->slept_on = word == event_word || (word != NULL && set->count < SHMD_WORDS_MAX);
+        if (w->slept_on && word != event_word)
+            set->words[set->count++] = (shmd_word_t){.word = word, .seen = seen};
+        if (!w->slept_on && w->state == ARMED)
+            set->is_looking = 1;
+    }
+}
+
+static uint32_t look(shmd_notifier_t *n)
+{
+    uint32_t found = 0;
+    uint64_t now = shmd_now_ns();
+    for (shmd_watch *w = n->watches; w != NULL; w = w->next) {
+        if (w->state != ARMED)
+            continue;
+        int is_held = 0;
+        if (!shmd_consumer_ready(&w->seen) && !(is_held = is_held_back(w, now)))
+            continue;
+        if (is_held) {
+            w->held_next_ns = now + w->held_pause_ns;
+            w->held_pause_ns = shmd_min(w->held_pause_ns * 2, HELD_NS_MAX);
+        }
+        signal_fd(w);
+        found++;
+    }
+    return found;
+}
+
+static void *notifier_thread(void *argument)
+{
+    shmd_client *client = argument;
+    shmd_notifier_t *n = &client->notifier;
+    const uint32_t *event_word = &client->authority->event_word;
+    uint64_t look_ns = LOOK_NS_MIN;
+    sleep_set_t set;
+    for (;;) {
+        /* Before the set is made: what is added after this finds another kick word, and does not sleep. */
+        set.words[0] = (shmd_word_t){.word = &n->kick_word, .seen = shmd_load32_acquire(&n->kick_word)};
+        set.words[1] = (shmd_word_t){.word = event_word, .seen = shmd_load32_acquire(event_word)}; /* E1: seals, revocations, epochs */
+        set.count = 2;
+        (void)pthread_mutex_lock(&n->mutex);
+        if (n->stopped) {
+            (void)pthread_mutex_unlock(&n->mutex);
+            return NULL;
+        }
+        announce(n, &set, event_word);
+        shmd_fence_seq_cst(); /* W1: all flags before this, another look at all after */
+        look_ns = look(n) != 0 ? LOOK_NS_MIN : shmd_min(look_ns * 2, LOOK_NS_MAX);
+        (void)pthread_mutex_unlock(&n->mutex);
+        SHMD_FAILPOINT("notifier.announced");
+        (void)shmd_futex_wait_any(set.words, set.count, set.is_looking ? look_ns : SLICE_NS);
+    }
+}
+
+void shmd_notifier_init(shmd_notifier_t *n) { (void)pthread_mutex_init(&n->mutex, NULL); }
+
+void shmd_notifier_stop(shmd_notifier_t *n)
+{
+    (void)pthread_mutex_lock(&n->mutex);
+    n->stopped = 1;
+    for (shmd_watch *w = n->watches; w != NULL; w = w->next)
+        signal_fd(w); /* whoever still waits reads, and is told what there is to be told */
+    kick(n);
+    uint32_t started = n->started;
+    n->started = 0;
+    (void)pthread_mutex_unlock(&n->mutex);
+    if (started)
+        (void)pthread_join((pthread_t)n->thread, NULL);
+}
+
+/* ---- the owner's calls ------------------------------------------------------------------- */
+
+static int start(shmd_client *client)
+{
+    shmd_notifier_t *n = &client->notifier;
+    if (n->started)
+        return SHMD_OK;
+    if (n->stopped)
+        return shmd_fail(SHMD_E_CLOSED, "this client has disconnected: nobody would feed the fd");
+    int rc = shmd_thread_start(notifier_thread, client, "notifier", &n->thread);
+    n->started = rc == SHMD_OK;
+    return rc;
+}
+
+int shmd_consumer_watch(shmd_consumer *c, int fd)
+{
+    if (fd < 0 || c->watch != NULL)
+        shmd_watch_end(c);
+    if (fd < 0)
+        return SHMD_OK;
+    shmd_watch *w = calloc(1, sizeof *w);
+    if (w == NULL)
+        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a watch");
+    shmd_notifier_t *n = &c->client->notifier;
+    (void)pthread_mutex_lock(&n->mutex);
+    int rc = start(c->client);
+    if (rc == SHMD_OK) {
+        w->fd = fd;
+        w->state = PAUSED;
+        w->held_pause_ns = HELD_NS_MIN;
+        signal_fd(w); /* as if there were something, so that settle clears whatever the fd said before */
+        copy_seen(c, w);
+        w->next = n->watches;
+        n->watches = w;
+        c->watch = w;
+    }
+    (void)pthread_mutex_unlock(&n->mutex);
+    if (rc != SHMD_OK) {
+        free(w);
+        return rc;
+    }
+    (void)shmd_consumer_settle(c);
+    return SHMD_OK;
+}
+
+int shmd_consumer_settle(shmd_consumer *c)
+{
+    shmd_watch *w = c->watch;
+    if (w == NULL)
+        return shmd_fail(SHMD_E_INVALID, "stream %s: this consumer has no fd; give it one with shmd_consumer_watch", c->stream);
+    shmd_notifier_t *n = &c->client->notifier;
+    int is_ready = shmd_consumer_ready(c);
+    uint32_t seen;
+    w->paused = 0;
+    if (!is_ready)
+        shmd_consumer_before_idle(c);
+    (void)pthread_mutex_lock(&n->mutex);
+    copy_seen(c, w);
+    if (!is_ready && !n->stopped) {
+        (void)shmd_consumer_announce(c, &seen);
+        shmd_fence_seq_cst(); /* W1: as the thread's */
+        is_ready = shmd_consumer_ready(c);
+    }
+    if (is_ready || n->stopped) {
+        signal_fd(w);
+    } else {
+        clear_fd(w);
+        if (!w->slept_on)
+            kick(n);
+    }
+    (void)pthread_mutex_unlock(&n->mutex);
+    return is_ready;
+}
+
+void shmd_watch_pause(shmd_consumer *c)
+{
+    (void)pthread_mutex_lock(&c->client->notifier.mutex);
+    if (c->watch->state == ARMED) {
+        c->watch->state = PAUSED; /* the owner stores its flag itself now; a producer's wake-up finds both of us */
+        c->watch->paused = 1;
+    }
+    (void)pthread_mutex_unlock(&c->client->notifier.mutex);
+}
+
+void shmd_watch_resume(shmd_consumer *c)
+{
+    if (c->watch != NULL && c->watch->paused)
+        (void)shmd_consumer_settle(c);
+}
+
+void shmd_watch_released(shmd_consumer *c)
+{
+    if (c->watch == NULL)
+        return;
+    (void)pthread_mutex_lock(&c->client->notifier.mutex);
+    copy_seen(c, c->watch);
+    (void)pthread_mutex_unlock(&c->client->notifier.mutex);
+}
+
+void shmd_watch_signal(shmd_consumer *c)
+{
+    (void)pthread_mutex_lock(&c->client->notifier.mutex);
+    copy_seen(c, c->watch);
+    signal_fd(c->watch);
+    (void)pthread_mutex_unlock(&c->client->notifier.mutex);
+}
+
+void shmd_watch_end(shmd_consumer *c)
+{
+    shmd_watch *w = c->watch;
+    if (w == NULL)
+        return;
+    shmd_notifier_t *n = &c->client->notifier;
+    (void)pthread_mutex_lock(&n->mutex);
+    shmd_watch **at = &n->watches;
+    while (*at != w)
+        at = &(*at)->next;
+    *at = w->next;
+    copy_seen(c, w);
+    signal_fd(w);
+    (void)pthread_mutex_unlock(&n->mutex);
+    c->watch = NULL;
+    shmd_mapping_free(w->mapping);
+    free(w);
+}
