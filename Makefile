@@ -11,7 +11,7 @@ CTEST := $(MAKE) --no-print-directory -s -C tests/c
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build check lint format generate ctest asan tsan unit bench stress reliability reliability-page clean
+.PHONY: help demo test build check lint format generate ctest asan tsan unit models fuzz arm64 bench stress reliability reliability-page clean
 
 help:            ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -65,12 +65,20 @@ tsan:            ## C tests of the rings between threads, under TSAN
 unit: build $(VENV)/.dev-stamp    ## Python unit tests
 	@$(PYTEST) -q tests/unit
 
-test: build lint ctest asan tsan $(VENV)/.dev-stamp    ## build everything, lint, C tests, sanitizers, all Python tests
+test: build lint ctest asan tsan $(VENV)/.dev-stamp    ## build everything, lint, C tests, sanitizers, models, a slice of fuzzing, all Python tests
+	@$(PYTHON) scripts/check_models.py --no-mutations
+	@$(MAKE) --no-print-directory fuzz SECONDS=$(or $(SECONDS),4)
 	@$(PYTEST) -q -m 'not stress' tests
 
 check: build $(VENV)/.dev-stamp    ## before a commit: format, lint, types, unit, C tests, sanitizers
 	@$(PY) -m ruff format --check -q .
 	@$(MAKE) --no-print-directory lint ctest asan tsan unit
+
+models:          ## Spin models of docs/MEMORY_MODEL.md: every property, every mutation (minutes; needs spin)
+	@$(PYTHON) scripts/check_models.py
+
+fuzz:            ## libFuzzer targets of tests/fuzz: make fuzz SECONDS=60 runs each for a minute
+	@$(MAKE) --no-print-directory -s -C tests/fuzz SECONDS=$(or $(SECONDS),60) run
 
 bench: build $(VENV)/.dev-stamp    ## throughput and latency against Pipe, Queue and pyzmq
 	@$(PY) -m benchmarks $(BENCH_ARGS)

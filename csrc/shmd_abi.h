@@ -723,7 +723,7 @@ uint32_t shmd_control_claimer(const shmd_control_reader *reader); /* who holds t
 int shmd_control_skip(shmd_control_reader *reader, int proved);   /* 1 skipped (quarantined unless proved), 0: it was committed after all */
 uint32_t shmd_control_quarantined(const shmd_control_reader *reader, uint32_t slot); /* who holds that quarantined slot, 0: none */
 void shmd_control_release(shmd_control_reader *reader, uint32_t slot);  /* the quarantined claimer is proved dead */
-int shmd_control_sweep(shmd_control_reader *reader);              /* frees slots whose claimers said that they are done; count */
+int shmd_control_sweep(shmd_control_reader *reader);              /* frees slots whose claimers said that they are done; how many stay set aside */
 int shmd_request_check(const shmd_request_t *request);            /* 0, SHMD_E_INVALID (text), SHMD_E_LAYOUT: enums, ranges, names, UTF-8 */
 int shmd_name_check(const char *name);                            /* 0 or SHMD_E_INVALID with a text; name: up to SHMD_NAME_BYTES */
 

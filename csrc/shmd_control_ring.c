@@ -19,6 +19,7 @@ struct shmd_control_reader {
     shmd_control_t *control;
     shmd_authority_t *authority;
     uint64_t cursor;
+    uint64_t aside;             /* bit a slot: this driver, or the one before it, set it aside; only then is its turn believed */
     uint64_t claim_since_ns;    /* since when it looks at an uncommitted claim at the cursor */
     int claim_seen;
 };
@@ -87,7 +88,9 @@ static uint64_t next_use(const shmd_control_reader *r, uint32_t slot)
     return r->cursor + ahead;
 }
 
-static int set_aside(uint64_t turn)
+static uint64_t slot_bit(uint64_t position) { return (uint64_t)1 << position % SHMD_CONTROL_SLOTS; }
+
+static int says_aside(uint64_t turn)
 {
     uint32_t phase = shmd_turn_phase(turn);
     return phase == SHMD_TURN_QUARANTINED || phase == SHMD_TURN_RELEASED;
@@ -110,6 +113,10 @@ shmd_control_reader *shmd_control_reader_new(shmd_control_t *control, uint64_t b
            shmd_turn(shmd_position_lap(r->cursor) + 1, 0, SHMD_TURN_FREE))
         r->cursor++;
     shmd_store_release(&authority->control_cursor, r->cursor);
+    for (uint32_t slot = 0; slot < SHMD_CONTROL_SLOTS; slot++) {
+        if (says_aside(shmd_load_acquire(&shmd_control_slot(control, slot)->turn)))
+            r->aside |= slot_bit(slot);
+    }
     uint64_t tail = shmd_load_relaxed(&control->tail);
     if (tail - r->cursor > SHMD_CONTROL_SLOTS)
         (void)shmd_cas(&control->tail, tail, r->cursor);
@@ -130,6 +137,7 @@ void shmd_control_advance(shmd_control_reader *r)
     shmd_store_release(&shmd_control_slot(r->control, r->cursor)->turn,
                        shmd_turn(shmd_position_lap(r->cursor) + 1, 0, SHMD_TURN_FREE)); /* K1 */
     SHMD_FAILPOINT("control.freed");
+    r->aside &= ~slot_bit(r->cursor);
     step(r);
 }
 
@@ -167,18 +175,21 @@ static int take(shmd_control_reader *r, uint32_t who, shmd_request_t *out)
 
 int shmd_control_poll(shmd_control_reader *r, shmd_request_t *out, uint64_t now_ns)
 {
-    for (;;) {
+    /* At most one lap is passed over a poll, whatever the words say and however fast somebody rewrites them. */
+    for (uint32_t passed = 0; passed < SHMD_CONTROL_SLOTS; passed++) {
         uint64_t *word = &shmd_control_slot(r->control, r->cursor)->turn;
         uint64_t turn = shmd_load_acquire(word); /* K2 */
         uint32_t lap = shmd_position_lap(r->cursor);
         uint32_t phase = shmd_turn_phase(turn);
-        if (set_aside(turn)) {
+        if (says_aside(turn) && (r->aside & slot_bit(r->cursor)) != 0) {
             step(r);
         } else if (turn == shmd_turn(lap, 0, SHMD_TURN_FREE)) {
             if (!is_work_ahead(r))
                 return 0;
-            if (shmd_cas(word, turn, shmd_turn(lap + 1, 0, SHMD_TURN_FREE)))
+            if (shmd_cas(word, turn, shmd_turn(lap + 1, 0, SHMD_TURN_FREE))) {
+                r->aside &= ~slot_bit(r->cursor);
                 step(r);
+            }
         } else if (shmd_turn_lap(turn) == lap && phase == SHMD_TURN_COMMITTED) {
             return take(r, shmd_turn_who(turn), out);
         } else if (shmd_turn_lap(turn) == lap && phase == SHMD_TURN_CLAIMED && shmd_turn_who(turn) != 0) {
@@ -192,6 +203,7 @@ int shmd_control_poll(shmd_control_reader *r, shmd_request_t *out, uint64_t now_
                              (unsigned long long)r->cursor, lap);
         }
     }
+    return 0;
 }
 
 uint32_t shmd_control_claimer(const shmd_control_reader *r)
@@ -212,6 +224,7 @@ int shmd_control_skip(shmd_control_reader *r, int proved)
     if (!shmd_cas(word, turn, next)) /* it was committed at this very moment: then it is read */
         return 0;
     SHMD_FAILPOINT("control.skipped");
+    r->aside = proved ? r->aside & ~slot_bit(r->cursor) : r->aside | slot_bit(r->cursor);
     shmd_counter_add(r->authority, proved ? SHMD_COUNTER_CLAIMS_SKIPPED : SHMD_COUNTER_CLAIMS_QUARANTINED, 1);
     step(r);
     return 1;
@@ -220,24 +233,23 @@ int shmd_control_skip(shmd_control_reader *r, int proved)
 uint32_t shmd_control_quarantined(const shmd_control_reader *r, uint32_t slot)
 {
     uint64_t turn = shmd_load_acquire(&shmd_control_slot(r->control, slot)->turn);
-    return shmd_turn_phase(turn) == SHMD_TURN_QUARANTINED ? shmd_turn_who(turn) : 0;
+    return (r->aside & slot_bit(slot)) != 0 && shmd_turn_phase(turn) == SHMD_TURN_QUARANTINED ? shmd_turn_who(turn) : 0;
 }
 
 void shmd_control_release(shmd_control_reader *r, uint32_t slot)
 {
-    uint64_t *word = &shmd_control_slot(r->control, slot)->turn;
-    if (set_aside(shmd_load_acquire(word)))
-        shmd_store_release(word, shmd_turn(shmd_position_lap(next_use(r, slot)), 0, SHMD_TURN_FREE)); /* K1 */
+    if ((r->aside & slot_bit(slot)) == 0)
+        return;
+    shmd_store_release(&shmd_control_slot(r->control, slot)->turn, shmd_turn(shmd_position_lap(next_use(r, slot)), 0, SHMD_TURN_FREE)); /* K1 */
+    r->aside &= ~slot_bit(slot);
 }
 
 int shmd_control_sweep(shmd_control_reader *r)
 {
-    int freed = 0;
-    for (uint32_t slot = 0; slot < SHMD_CONTROL_SLOTS; slot++) {
-        if (shmd_turn_phase(shmd_load_acquire(&shmd_control_slot(r->control, slot)->turn)) == SHMD_TURN_RELEASED) {
-            shmd_control_release(r, slot);
-            freed++;
-        }
+    for (uint64_t left = r->aside; left != 0; left &= left - 1) {
+        uint32_t slot = (uint32_t)__builtin_ctzll(left);
+        if (shmd_turn_phase(shmd_load_acquire(&shmd_control_slot(r->control, slot)->turn)) != SHMD_TURN_QUARANTINED)
+            shmd_control_release(r, slot); /* RELEASED; or garbage, which says that nobody keeps to the protocol there */
     }
-    return freed;
+    return __builtin_popcountll(r->aside);
 }

@@ -8,6 +8,8 @@
  * may still write into it, and no late write reaches a slot that somebody else has claimed. Everybody gets done: no
  * slot is lost. Every poll of the driver ends. The driver may die once between freeing a slot and publishing its cursor.
  *
+ * also SKIPS=2 FIRST_SENDS=1
+ *
  * mutation COMMIT_RELAXED     K2: the commit may pass the request's own bytes
  * mutation NO_COMMIT_ACQUIRE  K2: the driver may copy before it sees the commit
  * mutation COMMIT_STORE       a commit that is a store, not a CAS: a client that was passed over does not learn it
@@ -17,7 +19,7 @@
  * mutation RELEASED_RELAXED   a late claimer says that it is done while its bytes are on the way
  * mutation NO_CURSOR_REPAIR   a new driver believes the cursor that it finds
  * mutation SWEEP_FORGETS      a list of quarantined slots that is taken after the skip misses one that was released meanwhile
- * mutation ENDLESS_POLL       a poll that passes over slots that are set aside without counting them
+ * mutation ENDLESS_POLL       a poll that passes over slots that are set aside without an end
  */
 #define SLOTS 2
 /* Client 1 sends two (or one) and lives, client 2 sends one and may die anywhere. */

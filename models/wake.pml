@@ -6,6 +6,8 @@
  * Property: the run ends: every message is published and read, so that no wake-up is ever lost, although the timeouts
  * of the C core (20 ms, 2 ms) are left out. An advance may go without a fence (C3): the look before idling makes up for it.
  * One word, COMMITTED, stands for the commit words in order; both sides may skip spinning and sleep at once.
+ * A sleeper's flag names the word that it sleeps on, so that it costs one wake-up; a wait for room has a ticket, so that it
+ * costs one too.
  *
  * mutation NO_W1_PRODUCER_FENCE   W1: flags are looked at while the commit is still on the way
  * mutation NO_W1_CONSUMER_FENCE   W1: the slot is looked at while the flag is still on the way
@@ -16,6 +18,8 @@
  * mutation NO_LOOK_BEFORE_IDLE    W2: the consumer idles without looking for a waiting producer
  * mutation NO_BUMP                W1: the sleepers are woken without a new word
  * mutation NO_SECOND_LOOK         W1: the consumer sleeps without looking at the slot again
+ * mutation FLAG_OF_NEXT_WORD      W1: the flag names another word than the one slept on, so the producer takes it for an old one
+ * mutation SAME_TICKET            W2: every wait for room has the same ticket, so a consumer that woke once never wakes again
  *
  * limit LATE_SLEEP_MASK           the driver lets the consumer sleep while the producer is in the middle of a publish: the
  *                                 load of sleep_mask has no fence (by design). Ended by the consumer's timeout, once an attach.
@@ -40,6 +44,7 @@
 #define DRIVER 2
 #include "weak_memory.pml"
 
+#define FLAG(word) ((word) * 2 + 1)
 bit is_asleep[2];
 
 /* The kernel compares the word under the lock that a waker takes; a waker's stores are out before it looks for sleepers. */
@@ -67,7 +72,7 @@ inline wake_consumers()
         FENCE_SEQ_CST(PRODUCER);
 #endif
         if
-        :: memory[SLEEPING] ->
+        :: memory[SLEEPING] == FLAG(wake_word) -> /* an older flag: that sleeper was woken, or will not fall asleep */
 #ifndef NO_BUMP
             wake_word++;
             STORE_RELEASE(PRODUCER, WAKE_WORD, wake_word);
@@ -81,7 +86,7 @@ inline wake_consumers()
 
 proctype producer()
 {
-    byte seq, wake_word, seen, gate;
+    byte seq, wake_word, seen, gate, ticket;
     do
     :: seq < MESSAGES ->
         gate = memory[GATE];
@@ -91,7 +96,12 @@ proctype producer()
 #ifndef ROOM_WORD_LATE
             seen = memory[ROOM_WORD];
 #endif
-            STORE_RELEASE(PRODUCER, ROOM_WAITING, 1);
+#ifdef SAME_TICKET
+            ticket = 1;
+#else
+            ticket++;
+#endif
+            STORE_RELEASE(PRODUCER, ROOM_WAITING, ticket);
 #ifndef NO_W2_PRODUCER_FENCE
             FENCE_SEQ_CST(PRODUCER); /* in C this one and J1's, in shmd_producer_room: either is enough */
 #endif
@@ -117,18 +127,21 @@ proctype producer()
 
 inline wake_producer()
 {
+    waiting = memory[ROOM_WAITING];
     if
-    :: memory[ROOM_WAITING] ->
+    :: waiting != 0 && waiting != woken ->
+        woken = waiting;
         room_word++;
         STORE_RELEASE(CONSUMER, ROOM_WORD, room_word);
         futex_wake(CONSUMER, PRODUCER)
     :: else
-    fi
+    fi;
+    waiting = 0
 }
 
 proctype consumer()
 {
-    byte position, room_word, seen;
+    byte position, room_word, seen, waiting, woken;
     byte fenced_at = 255;
 #ifdef LATE_SLEEP_MASK
     memory[SLEEP_MASK]; /* the attach is answered after the bit was set */
@@ -159,7 +172,11 @@ proctype consumer()
 #ifndef WAKE_WORD_LATE
             seen = memory[WAKE_WORD];
 #endif
-            STORE_RELEASE(CONSUMER, SLEEPING, 1);
+#ifdef FLAG_OF_NEXT_WORD
+            STORE_RELEASE(CONSUMER, SLEEPING, FLAG(seen + 1));
+#else
+            STORE_RELEASE(CONSUMER, SLEEPING, FLAG(seen));
+#endif
 #ifndef NO_W1_CONSUMER_FENCE
             FENCE_SEQ_CST(CONSUMER);
 #endif

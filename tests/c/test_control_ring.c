@@ -136,9 +136,9 @@ static void test_an_uncommitted_claim_is_waited_for_then_quarantined(void)
         receive(&b, i);
     }
     CHECK_EQ(shmd_control_quarantined(b.reader, 0), 3);
-    CHECK_EQ(shmd_control_sweep(b.reader), 0);
+    CHECK_EQ(shmd_control_sweep(b.reader), 1); /* stays set aside */
     CHECK(shmd_cas(turn, shmd_turn(0, 3, SHMD_TURN_QUARANTINED), shmd_turn(0, 3, SHMD_TURN_RELEASED))); /* it says that it is done */
-    CHECK_EQ(shmd_control_sweep(b.reader), 1);
+    CHECK_EQ(shmd_control_sweep(b.reader), 0);
     CHECK_EQ(shmd_control_quarantined(b.reader, 0), 0);
     uint64_t before = cursor_of(&b);
     for (uint64_t i = 1; i <= 3 * SHMD_CONTROL_SLOTS; i++) { /* and the slot is in use again */
@@ -193,6 +193,60 @@ static void test_a_quarantined_slot_is_released_by_proof_of_death(void)
         receive(&b, i);
     }
     CHECK_EQ(cursor_of(&b), 101);
+    stop(&b);
+}
+
+/* Found by models/control_ring.pml (SWEEP_FORGETS): the claimer may be done before anybody lists what is quarantined. */
+static void test_a_slot_released_before_the_first_sweep_comes_back(void)
+{
+    bench_t b;
+    shmd_request_t request;
+    start(&b, 0);
+    uint64_t *turn = claim_only(&b, 0, 3);
+    (void)shmd_control_poll(b.reader, &request, 1);
+    CHECK_EQ(shmd_control_skip(b.reader, 0), 1);
+    CHECK(shmd_cas(turn, shmd_turn(0, 3, SHMD_TURN_QUARANTINED), shmd_turn(0, 3, SHMD_TURN_RELEASED)));
+    shmd_control_reader_free(b.reader); /* and the driver may be another one by then */
+    b.reader = shmd_control_reader_new(b.rig.control, shmd_control_footprint(8, 16), b.rig.authority);
+    CHECK_EQ(shmd_control_sweep(b.reader), 0);
+    CHECK_EQ(*turn, shmd_turn(1, 0, SHMD_TURN_FREE));
+    stop(&b);
+}
+
+/* Found by models/control_ring.pml (ENDLESS_POLL): words that say "set aside" in every slot. */
+static void test_a_poll_ends_when_every_slot_is_set_aside(void)
+{
+    bench_t b;
+    shmd_request_t request;
+    start(&b, 0);
+    for (uint64_t i = 0; i < SHMD_CONTROL_SLOTS; i++) {
+        (void)claim_only(&b, i, 3);
+        (void)shmd_control_poll(b.reader, &request, 1);
+        CHECK_EQ(shmd_control_skip(b.reader, 0), 1);
+    }
+    CHECK_EQ(shmd_control_poll(b.reader, &request, 1), 0);
+    CHECK_EQ(shmd_control_sweep(b.reader), SHMD_CONTROL_SLOTS);
+    for (uint32_t slot = 0; slot < SHMD_CONTROL_SLOTS; slot++)
+        shmd_control_release(b.reader, slot);
+    CHECK_EQ(send_one(&b, 1, 7, 0), SHMD_OK);
+    receive(&b, 7);
+    stop(&b);
+}
+
+static void test_a_slot_that_a_client_sets_aside_itself_is_freed(void)
+{
+    bench_t b;
+    shmd_request_t request;
+    start(&b, 0);
+    for (uint32_t slot = 0; slot < SHMD_CONTROL_SLOTS; slot++)
+        shmd_store_release(&shmd_control_slot(b.rig.control, slot)->turn, shmd_turn(0, 5, slot % 2 ? SHMD_TURN_QUARANTINED : SHMD_TURN_RELEASED));
+    CHECK_EQ(shmd_control_sweep(b.reader), 0); /* none that this driver set aside */
+    for (uint32_t slot = 0; slot < SHMD_CONTROL_SLOTS; slot++) {
+        CHECK_EQ(shmd_control_poll(b.reader, &request, 1), SHMD_E_CORRUPT);
+        shmd_control_advance(b.reader);
+    }
+    CHECK_EQ(send_one(&b, 1, 7, 0), SHMD_OK);
+    receive(&b, 7);
     stop(&b);
 }
 
@@ -449,6 +503,9 @@ int main(void)
     RUN(test_a_proved_dead_claim_is_skipped_at_once_and_its_slot_reused);
     RUN(test_a_commit_at_the_last_moment_is_read);
     RUN(test_a_quarantined_slot_is_released_by_proof_of_death);
+    RUN(test_a_slot_released_before_the_first_sweep_comes_back);
+    RUN(test_a_poll_ends_when_every_slot_is_set_aside);
+    RUN(test_a_slot_that_a_client_sets_aside_itself_is_freed);
     RUN(test_a_free_slot_before_a_commit_does_not_hold_it_up);
     RUN(test_a_garbage_turn_costs_its_slot_one_turn);
     RUN(test_a_request_that_is_not_its_claimers_is_refused);

@@ -85,14 +85,12 @@ class ControlRing:
         self._waiting: OrderedDict[int, deque[Request]] = OrderedDict()
         self._waiting_count = 0
         self._is_more = False  # the last tick's budget ended before the ring did
-        self._quarantined: set[int] = set()
         self._reader = lib.shmd_control_reader_new(
             authority.control, authority.control_map.size, authority.base
         )
         if self._reader == ffi.NULL:
             raise ShmDriverError(f"control ring of {authority.instance!r}: {last_error()}")
         self._doorbell = ffi.addressof(authority.control, "doorbell")
-        self._find_quarantined()
 
     def close(self) -> None:
         """Frees the reader; the ring stays."""
@@ -148,16 +146,12 @@ class ControlRing:
 
     def sweep(self) -> None:
         """Frees the slots whose claimers said that they are done, or are proved dead."""
-        if not self._quarantined:
+        if not lib.shmd_control_sweep(self._reader):
             return
-        lib.shmd_control_sweep(self._reader)
-        for slot in list(self._quarantined):
+        for slot in range(lib.SHMD_CONTROL_SLOTS):
             who = lib.shmd_control_quarantined(self._reader, slot)
-            if who and not self._is_proved_dead(who):
-                continue
-            if who:
+            if who and self._is_proved_dead(who):
                 lib.shmd_control_release(self._reader, slot)
-            self._quarantined.discard(slot)
 
     def _read(self, now_ns: int) -> bool:
         """One slot of the ring; False when there is nothing to read now."""
@@ -197,7 +191,6 @@ class ControlRing:
         who = int(lib.shmd_control_claimer(self._reader))
         if not lib.shmd_control_skip(self._reader, int(self._is_proved_dead(who))):
             return who != 0  # committed at this very moment: read it
-        self._find_quarantined()
         return True
 
     def _is_proved_dead(self, who: int) -> bool:
@@ -210,7 +203,3 @@ class ControlRing:
             return True  # no such record: garbage, not a claimer
         client = self._clients.by_index(who - 1)
         return client is None or client in self._clients.deaths()
-
-    def _find_quarantined(self) -> None:
-        slots = range(lib.SHMD_CONTROL_SLOTS)
-        self._quarantined = {slot for slot in slots if lib.shmd_control_quarantined(self._reader, slot)}
