@@ -1,7 +1,7 @@
-# Builds the native core in one of four profiles, each in a folder of its own.
+# Builds the native core in one of five profiles, each in a folder of its own.
 # Used by the Makefile, by setup.py and by tests/c/Makefile, so that flags stand in one place.
 #
-#   make -f native.mk PROFILE=release|asan|tsan|failpoints [lib]
+#   make -f native.mk PROFILE=release|asan|tsan|failpoints|fuzz [lib]      (fuzz: clang only)
 
 PROFILE ?= release
 ROOT := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
@@ -14,9 +14,10 @@ FLAGS_release := -O3 -g1
 FLAGS_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -DSHMD_TEST=1
 FLAGS_tsan := -O1 -g -fno-omit-frame-pointer -fsanitize=thread -DSHMD_TEST=1
 FLAGS_failpoints := -O2 -g1 -DSHMD_FAILPOINTS=1
+FLAGS_fuzz := -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -DSHMD_TEST=1
 PROFILE_FLAGS := $(FLAGS_$(PROFILE))
 ifeq ($(PROFILE_FLAGS),)
-$(error PROFILE is release, asan, tsan or failpoints, not '$(PROFILE)')
+$(error PROFILE is release, asan, tsan, failpoints or fuzz, not '$(PROFILE)')
 endif
 
 SHMD_CFLAGS := $(STRICT) $(PROFILE_FLAGS) -fPIC -pthread -I$(CSRC)
