@@ -362,7 +362,9 @@ static int hello(shmd_client *client, uint64_t deadline_ns)
                          client->client_max);
     client->client_id = answer.client_id;
     client->index = answer.client_index;
+    SHMD_FAILPOINT("hello.answered");
     shmd_store_relaxed(&shmd_control_heartbeat(client->control, client->client_max, client->lease_max, client->index)->client_id, client->client_id);
+    SHMD_FAILPOINT("hello.line");
     beat(client);
     return SHMD_OK;
 }

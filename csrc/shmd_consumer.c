@@ -404,6 +404,7 @@ void shmd_consumer_wake_producer(shmd_consumer *c)
         return; /* woken already: it has not run yet, and another system call would not make it faster */
     c->woken = waiting;
     shmd_store32_seq_cst(&c->gate->room_word, shmd_load32_relaxed(&c->gate->room_word) + 1); /* one writer: this consumer */
+    SHMD_FAILPOINT("room.bumped");
     shmd_futex_wake(&c->gate->room_word);
 }
 

@@ -38,6 +38,7 @@ static int claim(shmd_control_t *control, const shmd_authority_t *authority, uin
         /* K1: acquire, pairs with the driver's release store that freed the slot */
         if (shmd_load_relaxed(turn) == shmd_turn(lap, 0, SHMD_TURN_FREE) &&
             shmd_cas(turn, shmd_turn(lap, 0, SHMD_TURN_FREE), shmd_turn(lap, who, SHMD_TURN_CLAIMED))) {
+            SHMD_FAILPOINT("control.turn");
             uint64_t seen = tail;
             if (at + 1 - seen <= SHMD_CONTROL_SLOTS)
                 (void)shmd_cas(&control->tail, seen, at + 1);
@@ -130,6 +131,7 @@ static void step(shmd_control_reader *r)
     r->cursor++;
     r->claim_seen = 0;
     shmd_store_release(&r->authority->control_cursor, r->cursor); /* K3: pairs with a claimer's acquire load */
+    SHMD_FAILPOINT("control.cursor");
 }
 
 void shmd_control_advance(shmd_control_reader *r)

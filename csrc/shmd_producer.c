@@ -22,6 +22,7 @@ static void blocked_begin(shmd_producer *p, uint32_t gate_plus_1, uint64_t posit
     p->blocked_gate = gate_plus_1;
     shmd_store_relaxed(&p->data->blocked_position, position);
     shmd_store32_release(&p->data->blocked_gate, gate_plus_1); /* B1: after all that was committed; pairs with is_self_blocked */
+    SHMD_FAILPOINT("room.blocked");
 }
 
 void shmd_producer_unblocked(shmd_producer *p)

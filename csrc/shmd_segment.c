@@ -93,6 +93,7 @@ int shmd_header_check(const void *base, uint64_t bytes, uint32_t kind, uint64_t 
 void shmd_segment_complete(void *base)
 {
     shmd_header_t *header = base;
+    SHMD_FAILPOINT("segment.filled");
     shmd_store_release(&header->magic, shmd_magic(header->kind)); /* S1: after everything that shmd_*_init wrote */
 }
 

@@ -36,6 +36,7 @@ uint64_t shmd_epoch_join(shmd_epoch_hot_t *hot, const shmd_data_t *data, shmd_ga
     shmd_store_release(&gate->position, joined);
     uint64_t start = oldest ? (joined > geometry->slots ? joined - geometry->slots : 0) : joined;
     shmd_store_relaxed(&gate->cursor, start);
+    SHMD_FAILPOINT("join.position");
     if (may_sleep)
         set_bit(&hot->sleep_mask, gate_index, 1);
     set_bit(&hot->wired_mask, gate_index, 1);

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import select
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.payload import LARGEST, Board, TornMessage, check, payload
-
-Arguments = dict[str, Any]
+from tests.chaos import crowd
+from tests.chaos.ledger import Arguments, Ledger, Line, error_words
+from tests.chaos.payload import LARGEST, Board, payload
 
 
 def preload() -> None:
@@ -24,32 +22,6 @@ def preload() -> None:
         getattr(shmdriver, name)
 
 
-class Line:
-    """An actor's end of the line to its test."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def say(self, **words: Any) -> None:
-        self._sock.send(json.dumps(words).encode())
-
-    def heard(self, timeout_s: float = 0) -> str:
-        """What the test has said: "" when nothing (yet), "stop" also when it is gone."""
-        if not select.select([self._sock], [], [], timeout_s)[0]:
-            return ""
-        return self._sock.recv(4096).decode() or "stop"
-
-
-def error_words(error: BaseException) -> Arguments:
-    """What a test wants to know of an exception, as JSON."""
-    known = ("reason", "sealed_seq", "consumer", "pid", "lag", "stream", "epoch")
-    return {
-        "error": type(error).__name__,
-        "text": str(error),
-        **{name: getattr(error, name) for name in known if hasattr(error, name)},
-    }
-
-
 def drive(_line: Line, arguments: Arguments) -> int:
     """A driver, until it is shut down."""
     from shmdriver.driver.config import Config
@@ -59,7 +31,11 @@ def drive(_line: Line, arguments: Arguments) -> int:
 
 
 def produce(line: Line, arguments: Arguments) -> int:
-    """Publishes numbered messages until told to stop. SENT follows every publish that returned."""
+    """Publishes numbered messages until told to stop. SENT follows every publish that returned.
+
+    ``rest_s``: how long it waits for a word every ``listen_every`` messages, so that consumers fall asleep.
+    ``ready``: so many messages are made beforehand, so that it publishes faster than anybody reads.
+    """
     import shmdriver
 
     board = Board(Path(arguments["board"]))
@@ -69,14 +45,16 @@ def produce(line: Line, arguments: Arguments) -> int:
     client = shmdriver.connect(arguments["instance"], name=f"producer-{writer}", timeout=60)
     out = client.producer(arguments["stream"], **arguments.get("options", {}), attach_timeout=60)
     line.say(attached=writer, epoch=out.epoch if hasattr(out, "epoch") else 0)
-    number, heard = 0, ""
+    number, heard, rest_s = 0, "", arguments.get("rest_s", 0)
+    ready = [payload(writer, n, size) for n in range(arguments.get("ready", 0))]
     try:
         while number < limit and heard != "stop":
-            send(out, payload(writer, number, size), number, arguments.get("how", "publish"), timeout)
+            data = ready[number] if number < len(ready) else payload(writer, number, size)
+            send(out, data, number, arguments.get("how", "publish"), timeout)
             number += 1
             board[Board.SENT] = number
             if number % every == 0:
-                heard = line.heard()
+                heard = line.heard(rest_s)
         if heard != "stop" and arguments.get("linger"):
             while line.heard(1) != "stop":
                 pass
@@ -106,48 +84,11 @@ def send(out: Any, data: bytes, number: int, how: str, timeout: float) -> None:
         out.publish(data, timeout=timeout)
 
 
-class Ledger:
-    """What one consumer saw: runs of numbers, one a writer; anything that is no such run is a failure."""
-
-    def __init__(self, line: Line, board: Board, *, lossless: bool) -> None:
-        self._line = line
-        self._board = board
-        self._lossless = lossless
-        self.writer = 0
-        self.next = 0
-        self.first = 0
-        self.received = 0
-
-    def enter(self, data: bytes) -> None:
-        try:
-            writer, number = check(data)
-        except TornMessage as error:
-            self._fail(f"torn: {error}")
-            return
-        if writer != self.writer:
-            self.close_run()
-            self.writer, self.next, self.first = writer, number, number
-            self._board[Board.WRITER] = writer
-            self._board[Board.RECEIVED] = 0
-        if number < self.next:
-            self._fail(f"duplicated or reordered: {number} of {writer} after {self.next - 1}")
-        elif number > self.next and self._lossless:
-            self._fail(f"lost: {number} of {writer} after {self.next - 1}")
-        self.next = number + 1
-        self.received += 1
-        self._board[Board.RECEIVED] = number + 1
-
-    def close_run(self) -> None:
-        if self.writer:
-            self._line.say(writer=self.writer, first=self.first, next=self.next)
-
-    def _fail(self, text: str) -> None:
-        self._board[Board.FAILURES] += 1
-        self._line.say(failure=text)
-
-
 def consume(line: Line, arguments: Arguments) -> int:
-    """Reads and checks until told to stop, or until the stream is over for it."""
+    """Reads and checks until told to stop, or until the stream is over for it.
+
+    ``rest_s``: how long it waits for a word every ``rest_every`` messages, so that producers wait for room.
+    """
     import shmdriver
 
     board = Board(Path(arguments["board"]))
@@ -157,13 +98,14 @@ def consume(line: Line, arguments: Arguments) -> int:
     line.say(attached=True)
     ledger = Ledger(line, board, lossless=options.get("delivery", "reliable") == "reliable")
     heard = line.heard(60) if arguments.get("hold") else ""  # reads nothing before it is told to
+    rest_s, every = arguments.get("rest_s", 0), arguments.get("rest_every", 512)
     try:
         while heard != "stop":
             message = consumer.read(timeout=0.05)
             while message is not None:
                 ledger.enter(bytes(message))
-                message = consumer.read(timeout=0) if ledger.received % 512 else None
-            heard = line.heard()
+                message = consumer.read(timeout=0) if ledger.received % every else None
+            heard = line.heard(rest_s)
         ledger.close_run()
         lost = consumer.lost
         consumer.close()
@@ -179,6 +121,9 @@ ROLES: dict[str, Callable[[Line, Arguments], int]] = {
     "driver": drive,
     "producer": produce,
     "consumer": consume,
+    "cycle": crowd.cycle,
+    "churn": crowd.churn,
+    "pair": crowd.pair,
 }
 
 

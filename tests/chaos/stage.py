@@ -25,6 +25,7 @@ from tests.chaos.zygote import NATIVE_VARIABLE
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
 LOOK_S = 0.002
+LOG_SHOWN = 4000  # characters of an actor's log in a failure's text
 FAILPOINT_VARIABLE = "SHMDRIVER_FAILPOINT"
 T = TypeVar("T")
 
@@ -62,17 +63,20 @@ class Zygote:
         )  # fmt: skip
         theirs.close()
         self._line = ours
+        self._lock = threading.Lock()  # tests have a thread for each of several stages
         ours.settimeout(PATIENCE_S)
         assert ours.recv(16) == b"ready", "the zygote did not start"
 
     def fork(self, request: dict[str, Any], fd: int) -> int:
-        socket.send_fds(self._line, [json.dumps({"do": "fork", **request}).encode()], [fd])
-        return int(json.loads(self._line.recv(256)))
+        with self._lock:
+            socket.send_fds(self._line, [json.dumps({"do": "fork", **request}).encode()], [fd])
+            return int(json.loads(self._line.recv(256)))
 
     def exit_code(self, pid: int) -> int:
         """Of a process that is dead: its code, negative for a signal."""
-        self._line.send(json.dumps({"do": "status", "pid": pid}).encode())
-        return int(json.loads(self._line.recv(256)))
+        with self._lock:
+            self._line.send(json.dumps({"do": "status", "pid": pid}).encode())
+            return int(json.loads(self._line.recv(256)))
 
     def close(self) -> None:
         self._line.close()
@@ -86,6 +90,7 @@ class Actor:
         self.role: str = request["role"]
         self.log = Path(request["log"])
         self.board = Board(board)
+        self.board_path = board
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._zygote = zygote
@@ -130,7 +135,7 @@ class Actor:
         self._line.send(word.encode())
 
     def log_text(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
+        return self.log.read_text()[-LOG_SHOWN:] if self.log.exists() else ""
 
     # -- its life
 
@@ -217,10 +222,12 @@ class Stage:
         return actor
 
     def dismiss(self, *actors: Actor) -> None:
-        """Makes sure that they are gone, and forgets them."""
+        """Makes sure that they are gone, and forgets them and their files."""
         for actor in actors:
             actor.close()
             self.actors.remove(actor)
+            actor.log.unlink(missing_ok=True)
+            actor.board_path.unlink(missing_ok=True)
 
     def start_driver(self, *, failpoint: str = "", **settings: Any) -> Actor:
         """A driver that serves, unless a failpoint gets it first."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import Authority
+from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.rejection import Rejection
 from shmdriver.errors import Reason, ShmDriverError
 
@@ -98,6 +99,7 @@ class Authentication:
                 Reason.TOKEN, f"nonce {int(request.nonce)} was used already; expected more than {last}"
             )
         self._authority.store("last_nonce", int(request.nonce))
+        failpoint("nonce.stored")
 
     def _refuse(self, reason: Reason, text: str) -> None:
         self._refusals += 1

@@ -94,6 +94,7 @@ def _adopt(
     failpoint("adopt.done")
     authority.store("adoptions", int(authority.base.adoptions) + 1)
     authority.count(lib.SHMD_COUNTER_ADOPTIONS)
+    failpoint("adopt.counted")
     authority.store_config(config.effective_text())
     return tables
 
@@ -114,11 +115,12 @@ def _former(lock: InstanceLock, *, fresh: bool) -> _Former:
         exit_kind, lifecycle = int(base.exit_kind), int(base.lifecycle)
     finally:
         mapped.close()
-    if exit_kind == lib.SHMD_EXIT_CLEAN:
-        return _Former.ENDED
-    if fresh or exit_kind == lib.SHMD_EXIT_SUPERSEDED:
-        return _Former.UNWANTED
-    return _Former.ENDING if lifecycle == lib.SHMD_LIFECYCLE_STOPPED else _Former.LEFT
+    is_stopped = lifecycle == lib.SHMD_LIFECYCLE_STOPPED
+    if exit_kind == lib.SHMD_EXIT_CLEAN or (exit_kind == lib.SHMD_EXIT_SUPERSEDED and is_stopped):
+        return _Former.ENDED  # all seals stand: loading it again would give up epochs whose names are gone
+    if is_stopped:
+        return _Former.ENDING
+    return _Former.UNWANTED if fresh or exit_kind == lib.SHMD_EXIT_SUPERSEDED else _Former.LEFT
 
 
 def _clear(
@@ -136,6 +138,7 @@ def _clear(
         except LayoutMismatch as error:
             log(f"{former.value}: {error}")
     for name in [*epoch_objects(lock.instance), control_name(lock.instance)]:
+        failpoint("boot.clearing")
         unlink_segment(name)
     if lock.still_named():
         unlink_segment(lock.name)

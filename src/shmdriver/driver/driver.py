@@ -362,6 +362,7 @@ class Driver:
             tables.authority.unlink()
         else:
             tables.authority.store("exit_kind", lib.SHMD_EXIT_HANDOVER)
+            failpoint("handover.exit")
         tables.authority.wake_everybody()
         self._log(f"stopped ({mode.value}): {reason}")
 

@@ -171,6 +171,7 @@ class LeaseTable:
 
     def mark(self, lease: Lease, state: int) -> None:
         """ATTACHED, ACTIVE or STALLED."""
+        failpoint("lease.marking")
         publish_word(lease.record, state)
 
     def end(self, lease: Lease, state: int, reason: Reason, now_ns: int, *, quarantine: bool) -> None:

@@ -89,6 +89,7 @@ class Stream:
         for gate in range(limit):
             if not used >> gate & 1:
                 self._store("gates_used", used | 1 << gate)
+                failpoint("gate.taken")
                 return gate
         raise Rejection(
             Reason.LIMIT,
@@ -99,6 +100,7 @@ class Stream:
 
     def free_gate(self, gate: int) -> None:
         """The gate's former owner detached itself or is proved dead."""
+        failpoint("gate.freeing")
         self._store("gates_used", int(self.record.gates_used) & ~(1 << gate))
 
     def holders(self, epoch: Epoch, *, reliable_only: bool) -> list[Lease]:
@@ -122,6 +124,7 @@ class Stream:
         failpoint("schema.began")
         self.record.schema_bytes = 0
         put_text(self.record.schema, text)
+        failpoint("schema.blank")
         self.record.schema_hash = lib.shmd_hash(data, len(data), 0) if data else 0
         self.record.schema_bytes = len(data)
         publish_word(self.record, lib.SHMD_RECORD_USED, reuse=True)
@@ -174,7 +177,9 @@ class Stream:
 
     def clear_producer(self) -> None:
         """No producer now."""
+        failpoint("producer.clearing")
         self._store("producer_lease_id", 0)
+        failpoint("producer.cleared")
 
     def _store(self, field: str, value: int) -> None:
         lib.shmd_word_store(ffi.addressof(self.record, field), value)
@@ -330,5 +335,6 @@ class StreamDirectory:
         for stream in self:
             if stream.is_idle:
                 publish_word(stream.record, lib.SHMD_RECORD_FREE)
+                failpoint("stream.forgotten")
                 del self._by_name[stream.name], self._by_index[stream.index]
                 self._free.append(stream.index)
