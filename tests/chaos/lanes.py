@@ -17,10 +17,6 @@ from tests.chaos.plan import Fate, Place
 from tests.chaos.stage import Actor, OutOfTime, Stage, received
 
 STRIKES_S = 20.0
-REST = {
-    "rest_s": 0.0005,
-    "rest_every": 128,
-}  # of the reliable witness, so that producers find their ring full
 DEFECTS = ("torn", "duplicated", "reordered", "lost")
 
 
@@ -73,8 +69,10 @@ class Lane:
 
     def __init__(self, stage: Stage, stream: str, tally: Tally, rng: Random) -> None:
         self.stage, self.stream, self.tally, self.rng = stage, stream, tally, rng
-        follow = {"options": {"follow": True}}
-        self.reliable = stage.consumer(stream, name="reliable", **REST, **follow)
+        # The reliable one rests now and then, so that producers find their ring full.
+        self.reliable = stage.consumer(
+            stream, name="reliable", options={"follow": True}, rest_s=0.0005, rest_every=128
+        )
         self.lossy = stage.consumer(stream, name="lossy", options={"follow": True, "delivery": "lossy"})
         self.last: Place | None = None
         self._told = {self.reliable: 0, self.lossy: 0}

@@ -44,7 +44,7 @@ class Matrix:
         self.tally = Tally()
 
     def play(self, *lanes: tuple[LaneType, list[Place]]) -> None:
-        """Strikes at every place of every lane. Fails when a message was torn, repeated, reordered or lost."""
+        """Strikes at every place of every lane. Fails when a message was torn, repeated, late or lost."""
         print(f"CHAOS_SEED={SEED}")
         with ThreadPoolExecutor(len(lanes)) as pool:
             seeds = [random.Random(SEED + number) for number in range(len(lanes))]
