@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos import crowd
+from tests.chaos.hostile import disturb
 from tests.chaos.ledger import Arguments, Ledger, Line, error_words
 from tests.chaos.payload import LARGEST, Board, payload
 
@@ -124,6 +125,7 @@ ROLES: dict[str, Callable[[Line, Arguments], int]] = {
     "cycle": crowd.cycle,
     "churn": crowd.churn,
     "pair": crowd.pair,
+    "hostile": disturb,
 }
 
 

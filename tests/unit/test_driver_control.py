@@ -50,6 +50,15 @@ def test_bytes_of_garbage_in_every_slot_are_survived(rig: Rig) -> None:
     assert rig.driver.state.value in ("running.healthy", "running.degraded")
 
 
+def test_control_header_that_a_client_wrote_over_is_written_again(rig: Rig) -> None:
+    header = bytes(ffi.buffer(rig.view.control, 256))
+    ffi.memmove(rig.view.control, b"\xff" * 256, 256)
+    rig.tick(200)
+    assert bytes(ffi.buffer(rig.view.control, 256)) == header
+    assert rig.counter("REQUESTS_CORRUPT") == 1
+    rig.client()
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

@@ -30,6 +30,7 @@ from shmdriver.errors import LayoutMismatch, ShmDriverError
 __all__ = ["Authority", "TableSizes", "publish_word", "put_text", "record_state", "text_of"]
 
 EVENT_SLOTS = 1024
+CONTROL_CONST_BYTES = int(ffi.offsetof("shmd_control_t", "tail"))  # what stands before what clients write
 ERROR_RECORDS = 64
 _STATE_BITS = 0xFF
 
@@ -85,6 +86,7 @@ class Authority:
         self.base = authority.view("shmd_authority_t *")
         self.control = control.view("shmd_control_t *")
         self.boot_id = int(self.base.header.boot_id)
+        self._control_head = bytes(ffi.buffer(self.control, CONTROL_CONST_BYTES))
         self.sizes = TableSizes(
             int(self.base.client_max), int(self.base.lease_max), int(self.base.stream_max)
         )
@@ -263,6 +265,16 @@ class Authority:
         """Notes an error once, counted, where tools show it."""
         lib.shmd_error_log_add(self.base, text.encode()[: lib.SHMD_ERROR_TEXT_BYTES - 1], now_ns)
         self.count(lib.SHMD_COUNTER_ERRORS)
+
+    def mend_control(self, now_ns: int) -> None:
+        """Writes the control segment's header again when a client has written over it.
+
+        Clients can write that page, nobody but the driver may; with a wrong header no newcomer would connect.
+        """
+        if ffi.buffer(self.control, CONTROL_CONST_BYTES)[:] != self._control_head:
+            ffi.memmove(self.control, self._control_head, CONTROL_CONST_BYTES)
+            self.count(lib.SHMD_COUNTER_REQUESTS_CORRUPT)
+            self.log_error("control segment: a client wrote over its header; written again", now_ns)
 
     def store_config(self, text: str) -> None:
         """Replaces the effective configuration that tools read; cut to the room there is."""

@@ -289,6 +289,7 @@ class Driver:
     def on_lease_check(self, now_ns: int) -> None:
         """Deaths, heartbeats, confirmations; then streams."""
         self._ring.sweep()
+        self.tables.authority.mend_control(now_ns)
         self._lease_watch.check(now_ns)
         self._stream_watch.check(now_ns)
         self._health.check_clients(now_ns)
