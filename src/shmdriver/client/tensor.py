@@ -55,13 +55,16 @@ def decode(data: memoryview) -> tuple[np.ndarray[Any, np.dtype[Any]], bytes]:
     head_bytes = _FIXED.unpack_from(data)[0]
     if head_bytes > len(data) or head_bytes % _ALIGN or head_bytes < _ALIGN:
         raise ShmDriverError(f"array message of {len(data)} bytes with an impossible head of {head_bytes}")
-    shape, dtype, order, meta, count = _layout(bytes(data[:head_bytes]))
-    if len(data) - head_bytes != count * dtype.itemsize:
-        raise ShmDriverError(
-            f"array message with {len(data) - head_bytes} bytes of elements: "
-            f"shape {shape} of {dtype} has {count * dtype.itemsize}"
-        )
-    return view_of(data[head_bytes:], shape, dtype, order), meta
+    try:
+        shape, dtype, order, meta, count = _layout(bytes(data[:head_bytes]))
+        if len(data) - head_bytes != count * dtype.itemsize:
+            raise ShmDriverError(
+                f"array message with {len(data) - head_bytes} bytes of elements: "
+                f"shape {shape} of {dtype} has {count * dtype.itemsize}"
+            )
+        return view_of(data[head_bytes:], shape, dtype, order), meta
+    except (ValueError, TypeError, SyntaxError, OverflowError) as error:  # a dtype or a shape that is none
+        raise ShmDriverError(f"array message whose head makes no array: {error}") from error
 
 
 def view_of(
