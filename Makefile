@@ -14,7 +14,7 @@ PYTEST := $(PY) -m pytest
 .PHONY: help demo test build check lint format generate ctest asan tsan unit models fuzz arm64 bench stress reliability reliability-page clean
 
 help:            ## list the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
 		printf '  make %-17s %s\n' "$$name" "$$text"; done
 
 # Only what the package needs to run: `make demo` on a fresh machine waits for no test tool.
@@ -80,11 +80,21 @@ models:          ## Spin models of docs/MEMORY_MODEL.md: every property, every m
 fuzz:            ## libFuzzer targets of tests/fuzz: make fuzz SECONDS=60 runs each for a minute
 	@$(MAKE) --no-print-directory -s -C tests/fuzz SECONDS=$(or $(SECONDS),60) run
 
+# Says plainly what is missing: a run that shows nothing must not look like one that passed.
+ARM64_TOOLS := aarch64-linux-gnu-gcc qemu-aarch64
+arm64:           ## C tests built for ARM64, run under qemu-user (shows sizes and arithmetic, not its weak memory: that is `make models`)
+	@for tool in $(ARM64_TOOLS); do command -v $$tool >/dev/null || { \
+		echo "arm64: SKIPPED, nothing was built: $$tool is missing (Debian: gcc-aarch64-linux-gnu qemu-user)"; exit 0; }; done; \
+	$(CTEST) PROFILE=arm64 SECONDS_MAX=600 run
+
 bench: build $(VENV)/.dev-stamp    ## throughput and latency against Pipe, Queue and pyzmq
 	@$(PY) -m benchmarks $(BENCH_ARGS)
 
-stress: build $(VENV)/.dev-stamp    ## minutes of kills and hand-offs
+stress: build $(VENV)/.dev-stamp    ## minutes of kills, hand-offs, hostile clients, fuzzing, also under sanitizers
 	@$(CTEST) PROFILE=release STRESS=1 run
+	@$(CTEST) PROFILE=asan STRESS=1 SECONDS_MAX=1200 run
+	@$(CTEST) PROFILE=tsan STRESS=1 SECONDS_MAX=1200 run
+	@$(MAKE) --no-print-directory fuzz SECONDS=60
 	@$(PYTEST) -q -m stress tests; code=$$?; test $$code -eq 5 || exit $$code
 
 reliability: build ctest $(VENV)/.dev-stamp    ## run every test of a fault, and rewrite docs/RELIABILITY.md

@@ -1,13 +1,16 @@
-# Builds the native core in one of five profiles, each in a folder of its own.
+# Builds the native core in one of six profiles, each in a folder of its own.
 # Used by the Makefile, by setup.py and by tests/c/Makefile, so that flags stand in one place.
 #
-#   make -f native.mk PROFILE=release|asan|tsan|failpoints|fuzz [lib]      (fuzz: clang only)
+#   make -f native.mk PROFILE=release|asan|tsan|failpoints|fuzz|arm64 [lib]      (fuzz: clang; arm64: a cross compiler)
 
 PROFILE ?= release
 ROOT := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
 CSRC := $(ROOT)csrc
 OUT := $(ROOT)build/$(PROFILE)
 CC ?= cc
+ifeq ($(PROFILE),arm64)
+override CC := aarch64-linux-gnu-gcc
+endif
 
 STRICT := -std=c11 -D_GNU_SOURCE= -Wall -Wextra -Wpedantic -Wconversion -Werror
 FLAGS_release := -O3 -g1
@@ -15,9 +18,10 @@ FLAGS_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-s
 FLAGS_tsan := -O1 -g -fno-omit-frame-pointer -fsanitize=thread -DSHMD_TEST=1
 FLAGS_failpoints := -O2 -g1 -DSHMD_FAILPOINTS=1
 FLAGS_fuzz := -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -DSHMD_TEST=1
+FLAGS_arm64 := -O2 -g1
 PROFILE_FLAGS := $(FLAGS_$(PROFILE))
 ifeq ($(PROFILE_FLAGS),)
-$(error PROFILE is release, asan, tsan, failpoints or fuzz, not '$(PROFILE)')
+$(error PROFILE is release, asan, tsan, failpoints, fuzz or arm64, not '$(PROFILE)')
 endif
 
 SHMD_CFLAGS := $(STRICT) $(PROFILE_FLAGS) -fPIC -pthread -I$(CSRC)
