@@ -1,4 +1,4 @@
-"""A client that keeps to nothing: garbage in every byte that it can write, requests that change while they are read."""
+"""A client that keeps to nothing: garbage in every byte that it can write, requests that change in flight."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def _turn(chance: random.Random, control: mmap.mmap, cursor: int) -> None:
     position = cursor + chance.randrange(int(lib.SHMD_CONTROL_SLOTS))
     lap = position // int(lib.SHMD_CONTROL_SLOTS) & 0xFFFFFFFF
     word = lap << 32 | chance.randrange(8) << 4 | chance.randrange(6)
-    at = ffi.sizeof("shmd_control_t") + position % int(lib.SHMD_CONTROL_SLOTS) * ffi.sizeof("shmd_control_slot_t")
+    at = ffi.sizeof("shmd_control_t") + position % int(lib.SHMD_CONTROL_SLOTS) * ffi.sizeof(
+        "shmd_control_slot_t"
+    )
     control[at : at + 8] = word.to_bytes(8, "little")
 
 
@@ -67,8 +69,8 @@ def _ask(client: Any, stop: threading.Event) -> None:
 def disturb(line: Line, arguments: Arguments) -> int:
     """Attaches to the victims' stream and opens one of its own, then writes garbage until told to stop.
 
-    Into the control segment from its first byte to its last, into its own gate of the victims' stream, into its own
-    stream's data segment. What it may not write (the authority) it cannot map for writing.
+    Into the control segment from its first byte to its last, into its own gate of the victims' stream, into
+    its own stream's data segment. What it may not write (the authority) it cannot map for writing.
     """
     import shmdriver
 
@@ -78,7 +80,11 @@ def disturb(line: Line, arguments: Arguments) -> int:
     own = client.producer("bad", slots=64, max_message=4000)
     own.publish(b"a word before the noise")
     reader = client.consumer(stream)
-    gate_index = next(lease.gate for lease in client.leases() if lease.stream == stream and lease.client_id == client.client_id)
+    gate_index = next(
+        lease.gate
+        for lease in client.leases()
+        if lease.stream == stream and lease.client_id == client.client_id
+    )
     with Instance(instance) as view:
         names = {s.name: s.epochs[-1] for s in view.streams()}
         authority = _map(f"shmd.{instance}.authority", write=False)

@@ -26,7 +26,10 @@ def rest_of(stage: Stage, seed: int, rounds: int) -> None:
     for _ in range(rounds):
         moves_on(reliable, 2000)
         moves_on(lossy, 1)
-        with contextlib.suppress(shmdriver.ShmDriverError), shmdriver.connect(stage.instance, timeout=1) as client:
+        with (
+            contextlib.suppress(shmdriver.ShmDriverError),
+            shmdriver.connect(stage.instance, timeout=1) as client,
+        ):
             read_what_comes(client)
     hostile.say("stop")
     hostile.wait_for("closed")

@@ -1,4 +1,4 @@
-"""What Python decodes of other processes' bytes: anything may come, and only our own errors may come of it."""
+"""What Python decodes of other processes' bytes: anything may come, and only our own errors come of it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The public API against a model: one stream, one producer after another, consumers of every kind.
 
-The model knows every message of every epoch in order. Reliable consumers must get exactly what was committed after they
-attached, in order, then the end that the producer chose; lossy and latest ones may miss messages, never see one twice, out
-of order or changed, and what a lossy one missed is what it counts.
+The model knows every message of every epoch in order. Reliable consumers must get exactly what was committed
+after they attached, in order, then the end that the producer chose; lossy and latest ones may miss messages,
+never see one twice, out of order or changed, and what a lossy one missed is what it counts.
 """
 
 from __future__ import annotations
@@ -10,11 +10,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import shmdriver
 
@@ -56,8 +64,9 @@ class Streams(RuleBasedStateMachine):
     def teardown(self) -> None:
         for reader in getattr(self, "readers", []):
             reader.handle.close()
-        if getattr(self, "producer", None) is not None:
-            self.producer.close()
+        producer = getattr(self, "producer", None)
+        if producer is not None:
+            producer.close()
 
     # -- the producer
 
@@ -67,7 +76,8 @@ class Streams(RuleBasedStateMachine):
         try:
             self.producer = self.client.producer(self.stream, slots=SLOTS, max_message=2000, arena=1 << 16)
         except shmdriver.AttachRejected as error:
-            assert error.reason == shmdriver.Reason.UNDRAINED, error
+            if error.reason != shmdriver.Reason.UNDRAINED:
+                raise
             assert any(reader.delivery == "reliable" and not reader.over for reader in self.readers)
             return
         self.epochs.append(Epoch())
@@ -116,12 +126,14 @@ class Streams(RuleBasedStateMachine):
 
     @precondition(lambda self: len([reader for reader in self.readers if not reader.over]) < 5)
     @rule(delivery=st.sampled_from(("reliable", "reliable", "lossy", "latest")), follow=st.booleans())
-    def attach_consumer(self, delivery: str, follow: bool) -> None:
+    def attach_consumer(self, delivery: Literal["reliable", "lossy", "latest"], follow: bool) -> None:
         handle = self.client.consumer(self.stream, delivery=delivery, follow=follow)
         is_open = bool(self.epochs) and not self.epochs[-1].end
         epoch = len(self.epochs) - 1 if is_open else len(self.epochs)
         head = len(self.epochs[-1].messages) if is_open else 0
-        start = max(0, head - 1) if delivery == "latest" else head  # latest begins with the newest that there is
+        start = (
+            max(0, head - 1) if delivery == "latest" else head
+        )  # latest begins with the newest that there is
         self.readers.append(Reader(handle, delivery, follow, epoch, start))
 
     @precondition(lambda self: self.readers)
@@ -200,10 +212,13 @@ class Streams(RuleBasedStateMachine):
         places = [
             (at, message.seq)
             for at in range(reader.epoch, len(self.epochs))
-            if message.seq < len(self.epochs[at].messages) and self.epochs[at].messages[message.seq] == bytes(message)
+            if message.seq < len(self.epochs[at].messages)
+            and self.epochs[at].messages[message.seq] == bytes(message)
         ]
         later = [place for place in places if place >= (reader.epoch, reader.position)]
-        assert later, f"message {message.seq} is none that could come after {reader.position} of {reader.epoch}"
+        assert later, (
+            f"message {message.seq} is none that could come after {reader.position} of {reader.epoch}"
+        )
         at, seq = later[0]
         if reader.delivery == "lossy" and at == reader.epoch and not reader.follow:
             reader.got += seq - reader.position
