@@ -135,6 +135,7 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
     uint32_t who = client->client_id == 0 ? (SHMD_WHO_PID | ((uint32_t)getpid() & (SHMD_WHO_PID - 1))) : client->index + 1;
     uint64_t cursor = shmd_load_acquire(&client->authority->event_head);
     uint64_t sent_ns = 0;
+    uint64_t sent_to = 0; /* which driver of this boot: one that was killed took what it had read with it */
     uint32_t spins = 0;
     for (;;) {
         uint32_t seen = shmd_load32_acquire(&client->authority->event_word);
@@ -147,7 +148,8 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
         if (now >= deadline_ns)
             return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (pid %lld) did not answer in time; it is alive but hung, or overloaded: see `shmdriver doctor`",
                              client->instance, (long long)client->authority->driver_pid);
-        if (sent_ns == 0 || resend || now - sent_ns >= RESEND_NS) {
+        uint64_t adoptions = shmd_load_relaxed(&client->authority->adoptions);
+        if (sent_ns == 0 || resend || adoptions != sent_to || now - sent_ns >= RESEND_NS) {
             if (client->client_id != 0 && !is_registered(client))
                 return shmd_fail(SHMD_E_REVOKED, "client %llu is no longer registered with the driver (it was silent for too long, or the driver was started afresh); connect anew",
                                  (unsigned long long)client->client_id);
@@ -157,6 +159,7 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
             if (rc != SHMD_OK)
                 return rc;
             sent_ns = now;
+            sent_to = adoptions;
         }
         if (spins++ < ANSWER_SPINS) {
             (void)sched_yield(); /* an awake driver answers within microseconds */

@@ -1,0 +1,74 @@
+"""Stopped processes that wake up too late: producers in mid-write, clients in the middle of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import build_ffi
+from tests.chaos.lanes import DEFECTS
+from tests.chaos.stage import Stage, Zygote, received, wait_until
+from tests.chaos.test_matrix import Matrix
+from tests.chaos.zombies import STOPS, ZombieLane
+from tests.fault_plugin import save
+
+CYCLES = 1000
+LANES = 4
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Forks processes whose native module has failpoints."""
+    zygote = Zygote(tmp_path_factory.mktemp("runtime"), native=build_ffi.build_failpoints())
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture
+def matrix(zygote: Zygote, tmp_path: Path, make_instance_name: Callable[[], str]) -> Matrix:
+    return Matrix(zygote, tmp_path, make_instance_name)
+
+
+@pytest.mark.fault(5)
+def test_zombie_producer_learns_that_it_is_revoked_and_writes_nothing(
+    matrix: Matrix, fault_cycles: Callable[[int], None]
+) -> None:
+    matrix.play((ZombieLane, list(STOPS)))
+    fault_cycles(matrix.tally.total("stops"))
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(1800)
+@pytest.mark.fault(5)
+def test_a_thousand_zombies(matrix: Matrix, fault_cycles: Callable[[int], None]) -> None:
+    each = list(STOPS) * (CYCLES // LANES // len(STOPS) + 1)
+    matrix.play(*[(ZombieLane, each)] * LANES)
+    stops = matrix.tally.total("stops")
+    print(matrix.tally.table())
+    assert stops >= CYCLES
+    assert [matrix.tally.total(defect) for defect in DEFECTS] == [0, 0, 0, 0]
+    save("kills", {f"{name}, stopped": row for name, row in matrix.tally.rows.items()})
+    fault_cycles(stops)
+
+
+@pytest.mark.fault(27)
+@pytest.mark.parametrize("point", ["control.claimed", "control.written"])
+def test_claimer_that_stops_before_its_commit_is_passed_over_and_tries_again(
+    zygote: Zygote, tmp_path: Path, instance_name: str, point: str
+) -> None:
+    with Stage(instance_name, tmp_path, zygote) as stage:
+        stage.start_driver()
+        attach = 2  # its second request
+        sleeper = stage.consumer("s", attached=False, failpoint=f"{point}:{attach}:stop")
+        wait_until(lambda: sleeper.is_stopped, "the claimer to be stopped")
+        for writer in range(1, 4):  # others are served past its slot, more than once
+            stage.producer(f"other{writer}", writer, count=1).wait_for("closed")
+        assert stage.counters()["claims_quarantined"] == 1
+        sleeper.go_on()
+        sleeper.wait_for("attached")  # its late commit failed, so it claimed anew
+        producer = stage.producer("s", 9, count=100)
+        received(sleeper, 99, 9)
+        producer.wait_for("closed")
+        assert sleeper.words("failure") == []
