@@ -90,8 +90,7 @@ static void signal_fd(shmd_watch *w)
 static void clear_fd(shmd_watch *w)
 {
     uint64_t count;
-    if (w->state == READABLE)
-        (void)!read(w->fd, &count, sizeof count);
+    (void)!read(w->fd, &count, sizeof count); /* whatever the state: the fd is the caller's, who may have written to it */
     w->state = ARMED;
 }
 
@@ -304,6 +303,7 @@ void shmd_watch_signal(shmd_consumer *c)
 {
     (void)pthread_mutex_lock(&c->client->notifier.mutex);
     copy_seen(c, c->watch);
+    c->watch->paused = 0;
     signal_fd(c->watch);
     (void)pthread_mutex_unlock(&c->client->notifier.mutex);
 }

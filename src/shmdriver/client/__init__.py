@@ -7,6 +7,7 @@ record_producer.py   RecordProducer: n records in one C call
 claim.py             Claim, ArrayClaim: messages that are written in place
 consumer.py          Consumer
 reattach.py          reconnect=True: attaching anew, and what was missed
+aio.py               consumers in event loops: fileno, aread, abatches, async for
 batches.py           record batches in place
 message.py           Message
 views.py             which places in shared memory live Python objects still refer to

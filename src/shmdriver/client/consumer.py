@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client._raise import failure_of, raise_for
+from shmdriver.client.aio import EventLoopReading, settling
 from shmdriver.client.link import FOREVER_SLICE_NS, Deadline, Link, register
 from shmdriver.client.message import LostRange, Message, PlacedMessage, PrivateMessage
 from shmdriver.client.views import NOTHING_HELD, Mapping, SpareBuffers
-from shmdriver.client.waiting import Patience
+from shmdriver.client.waiting import Patience, check_limit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +47,7 @@ _reference = weakref.ref
 _new_buffer: Any = ffi.new_allocator(should_clear_after_alloc=False)
 
 
-class Consumer:
+class Consumer(EventLoopReading):
     """A consumer of one stream, made by :meth:`Client.consumer`. It belongs to one thread at a time.
 
     Iterating yields messages up to the stream's clean end; an aborted end raises ProducerLost.
@@ -54,8 +55,8 @@ class Consumer:
 
     __slots__ = (
         "__weakref__", "_batch", "_batch_view", "_buffer", "_buffer_bytes", "_buffer_view",
-        "_comeback", "_dtype", "_handle", "_limit", "_link", "_mapping", "_packed", "_patience", "_reader",
-        "_rows", "_run", "_spare", "delivery", "stream",
+        "_comeback", "_dtype", "_handle", "_limit", "_link", "_mapping",
+        "_packed", "_patience", "_reader", "_rows", "_run", "_spare", "delivery", "stream",
     )  # fmt: skip
 
     stream: str
@@ -78,6 +79,7 @@ class Consumer:
         self._mapping: Mapping | None = None
         self._spare = SpareBuffers()
         self._patience = Patience()
+        super().__init__()
         self._run: Any = iter(())  # the unpack iterator behind _rows: it knows how many are left
         self._rows: Iterator[Message] = iter(())
         self._use_buffer(_BUFFER_BYTES)
@@ -129,8 +131,7 @@ class Consumer:
         At most ``limit``, and at most half the ring. In place for a reliable consumer (the array's
         memory holds its place in the ring while anything refers to it), else copied. Raises as :meth:`read`.
         """
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit of {limit} records: expected 1 or more")
+        check_limit(limit)
         reader = self._record_reader()
         if self.buffered:
             return reader.from_rows(limit)
@@ -145,8 +146,7 @@ class Consumer:
 
     def batches(self, limit: int | None = None) -> Iterator[np.ndarray[Any, Any]]:
         """Arrays of records as they come, up to the clean end. What :meth:`read_batch` says of them holds."""
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit of {limit} records: expected 1 or more")
+        check_limit(limit)
         from shmdriver.client.batches import Batches
 
         return Batches(self, limit)
@@ -254,6 +254,8 @@ class Consumer:
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
             self._abandon()
+        if getattr(self, "_fd", -1) >= 0 and self._handle is None:
+            self._close_fd()
 
     # ---- inside
 
@@ -316,7 +318,7 @@ class Consumer:
         if count == 1:
             return Message(packed.unpack_from(self._buffer_view))
         self._run = run = packed.iter_unpack(self._buffer_view[: count * packed.size])
-        self._rows = rows = map(Message, run)
+        self._rows = rows = map(Message, run) if self._fd < 0 else settling(run, self._handle)
         return next(rows)
 
     def _idle(self) -> None:
@@ -446,3 +448,4 @@ class Consumer:
 
     def _forked(self) -> None:
         self._run = self._rows = iter(())  # the parent hands them out; the next fetch is refused
+        self._close_fd()  # this process's copy: the parent's selectors keep theirs

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
+from shmdriver.client.aio import try_later
 from shmdriver.client.message import LostRange
 from shmdriver.errors import Code, Reason
 
@@ -166,6 +167,7 @@ class ConsumerComeback(_Comeback):
             left = self.left = self._leave(consumer, reason)
         found = self.attach(wait_ns)
         if found is None:
+            try_later(consumer)
             return
         consumer._handle, consumer._link = found
         info = consumer._info()
@@ -173,6 +175,7 @@ class ConsumerComeback(_Comeback):
         if is_same and int(info.epoch) == left.epoch:
             lib.shmd_consumer_begin_at(consumer._handle, left.epoch, left.seq)
             info = consumer._info()
+        consumer._watch_again()
         lost = 0 if consumer.delivery == "latest" else self._count(consumer, left, info, is_same=is_same)
         self.left = None
         self.note_base(consumer)

@@ -17,11 +17,17 @@ from shmdriver.client.link import Deadline
 if TYPE_CHECKING:
     from shmdriver.client.consumer import Consumer
 
-__all__ = ["Patience", "wait"]
+__all__ = ["Patience", "check_limit", "wait"]
 
 _WARN_AFTER_NS = 5_000_000_000
 TRY_AGAIN_NS = 20_000_000  # while one of them waits for a driver
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
+
+
+def check_limit(limit: int | None) -> None:
+    """Of records in a batch. Raises ValueError."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit of {limit} records: expected 1 or more")
 
 
 class Patience:

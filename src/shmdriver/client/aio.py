@@ -1,0 +1,262 @@
+"""Consumers in event loops: fileno() for any selector, and asyncio on top of it.
+
+The C core makes an eventfd readable while a consumer has something to read (csrc/shmd_notifier.c). All
+that is awaited is that fd: fetching never waits, and nothing is awaited between a fetch and its result,
+so that whoever is cancelled has fetched nothing.
+"""
+
+# ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any, cast, overload
+
+from shmdriver._native import lib
+from shmdriver.client.message import Message
+from shmdriver.client.waiting import check_limit
+from shmdriver.errors import ConcurrentUseError, EndOfStream
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from shmdriver.client.batches import Batch
+    from shmdriver.client.consumer import Consumer
+
+__all__ = ["EventLoopReading", "settling", "try_later"]
+
+_AT_ONCE_NS = 1  # no wait, but a consumer whose own views fill the ring is told so
+_LOOK_AFTER_S = 5.0  # a first producer that does not come is warned about
+_ORPHAN_LOOK_AFTER_S = 1.0  # with reconnect=True: whether another driver serves
+_TRY_AGAIN_S = 0.02
+
+
+class EventLoopReading:
+    """What a Consumer is to event loops."""
+
+    __slots__ = ("_fd", "_is_ahead", "_is_awaited")
+
+    if TYPE_CHECKING:
+        _handle: Any
+        _rows: Iterator[Message]
+
+    def __init__(self) -> None:
+        self._fd = -1  # an eventfd, once fileno() was asked for
+        self._is_ahead = False  # the last awaited fetch did not wait
+        self._is_awaited = False
+
+    def fileno(self) -> int:
+        """An fd that is readable while there is something to read: messages, an end, a revocation.
+
+        For ``select``, ``selectors``, asyncio, uvloop, trio. After it was readable, ``read(timeout=0)`` may
+        still return None: it was wanted only so that the gate advances, or an epoch began. A closed
+        consumer's fd stays readable, so that whoever waits for it reads and is told. Raises OSError.
+        """
+        if self._fd < 0:
+            self._fd = _open_fd(cast("Consumer", self))
+        return self._fd
+
+    @overload
+    async def aread(self, timeout: None = None) -> Message: ...
+
+    @overload
+    async def aread(self, timeout: float) -> Message | None: ...
+
+    async def aread(self, timeout: float | None = None) -> Message | None:
+        """:meth:`read` for asyncio. A task that is cancelled in it has taken no message."""
+        for message in self._rows:
+            return message
+        return await _read(cast("Consumer", self), timeout)
+
+    @overload
+    async def aread_batch(self, limit: int | None = None, timeout: None = None) -> Batch: ...
+
+    @overload
+    async def aread_batch(self, limit: int | None = None, timeout: float = ...) -> Batch | None: ...
+
+    async def aread_batch(self, limit: int | None = None, timeout: float | None = None) -> Batch | None:
+        """:meth:`read_batch` for asyncio."""
+        return await _read_batch(cast("Consumer", self), limit, timeout)
+
+    def abatches(self, limit: int | None = None) -> AsyncIterator[Batch]:
+        """:meth:`batches` for ``async for``."""
+        return AsyncBatches(cast("Consumer", self), limit)
+
+    def __aiter__(self) -> AsyncIterator[Message]:
+        return AsyncMessages(cast("Consumer", self))
+
+    def _watch_again(self) -> None:
+        """Another native handle feeds the same fd."""
+        if self._fd >= 0:
+            lib.shmd_guarded_watch(self._handle, self._fd, 0)
+
+    def _close_fd(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _open_fd(consumer: Consumer) -> int:
+    """An eventfd that the C core feeds for ``consumer`` from now on; the consumer closes it."""
+    consumer._check_open()
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    code = lib.shmd_guarded_watch(consumer._handle, fd, consumer.buffered > 0)
+    if code < 0:
+        os.close(fd)
+        raise consumer._failure(code)
+    if consumer.buffered:
+        consumer._rows = settling(consumer._run, consumer._handle)
+    return fd
+
+
+def settling(run: Any, handle: Any) -> Iterator[Message]:
+    """The messages of a run; before the last one is handed out, the fd is told that the run is used up."""
+    for row in run:
+        if not run.__length_hint__():
+            lib.shmd_guarded_settle(handle)  # a handle that is closed by now says so at the next fetch
+        yield Message(row)
+
+
+def try_later(consumer: Consumer) -> None:
+    """It has no lease now, so nobody feeds its fd: has it readable again in a moment, for the next try."""
+    if consumer._fd < 0:
+        return
+    try:
+        os.eventfd_read(consumer._fd)
+    except BlockingIOError:
+        pass
+    timer = threading.Timer(_TRY_AGAIN_S, _ring, (os.dup(consumer._fd),))
+    timer.daemon = True
+    timer.start()
+
+
+def _ring(fd: int) -> None:
+    try:
+        os.eventfd_write(fd, 1)
+    finally:
+        os.close(fd)
+
+
+class AsyncMessages:
+    """The iterator behind ``async for message in consumer``."""
+
+    __slots__ = ("_consumer",)
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    def __aiter__(self) -> AsyncIterator[Message]:
+        return self
+
+    async def __anext__(self) -> Message:
+        for message in self._consumer._rows:
+            return message
+        try:
+            fetched = await _read(self._consumer, None)
+        except EndOfStream:
+            raise StopAsyncIteration from None
+        assert fetched is not None
+        return fetched
+
+
+class AsyncBatches:
+    """The iterator behind :meth:`Consumer.abatches`. It keeps no batch: none holds its place longer."""
+
+    __slots__ = ("_consumer", "_limit")
+
+    def __init__(self, consumer: Consumer, limit: int | None) -> None:
+        check_limit(limit)
+        self._consumer = consumer
+        self._limit = limit
+
+    def __aiter__(self) -> AsyncIterator[Batch]:
+        return self
+
+    async def __anext__(self) -> Batch:
+        try:
+            batch = await _read_batch(self._consumer, self._limit, None)
+        except EndOfStream:
+            raise StopAsyncIteration from None
+        assert batch is not None
+        return batch
+
+
+async def _read(consumer: Consumer, timeout: float | None) -> Message | None:
+    await _be_fair(consumer)
+    message = consumer._fetch(_AT_ONCE_NS)
+    if message is not None:
+        consumer._is_ahead = True
+        return message
+    end = None if timeout is None else time.monotonic() + timeout
+    while message is None and await _arrival(consumer, end):
+        message = consumer._fetch(_AT_ONCE_NS)
+    return message
+
+
+async def _read_batch(consumer: Consumer, limit: int | None, timeout: float | None) -> Batch | None:
+    check_limit(limit)
+    reader = consumer._record_reader()
+    if consumer.buffered:
+        return reader.from_rows(limit)
+    await _be_fair(consumer)
+    consumer._check_open()
+    batch = reader.fetch(limit, _AT_ONCE_NS)
+    if batch is not None:
+        consumer._is_ahead = True
+        return batch
+    end = None if timeout is None else time.monotonic() + timeout
+    while batch is None and await _arrival(consumer, end):
+        consumer._check_open()
+        batch = reader.fetch(limit, _AT_ONCE_NS)
+    return batch
+
+
+async def _be_fair(consumer: Consumer) -> None:
+    """Lets the loop's other tasks run after a fetch that did not wait: a fast stream must not starve them."""
+    if consumer._is_ahead:
+        from asyncio import sleep
+
+        consumer._is_ahead = False
+        await sleep(0)
+
+
+async def _arrival(consumer: Consumer, end: float | None) -> bool:
+    """Waits until there is something to read. False when that is not so at ``end`` (of time.monotonic)."""
+    import asyncio
+
+    if consumer._is_awaited:
+        raise ConcurrentUseError(
+            f"stream {consumer.stream!r}: another task waits for this consumer; give each task its own"
+        )
+    consumer._idle()
+    left = _LOOK_AFTER_S if consumer._comeback is None else _ORPHAN_LOOK_AFTER_S
+    if end is not None:
+        left = min(left, end - time.monotonic())
+    if left <= 0:
+        return False
+    loop = asyncio.get_running_loop()
+    fd = consumer.fileno()
+    arrived: asyncio.Future[None] = loop.create_future()
+    timer = loop.call_later(left, _set, arrived)
+    loop.add_reader(fd, _arrive, loop, fd, arrived)
+    consumer._is_awaited = True
+    try:
+        await arrived
+    finally:
+        consumer._is_awaited = False
+        loop.remove_reader(fd)
+        timer.cancel()
+    return True
+
+
+def _arrive(loop: asyncio.AbstractEventLoop, fd: int, arrived: asyncio.Future[None]) -> None:
+    loop.remove_reader(fd)  # it stays readable until the task has read
+    _set(arrived)
+
+
+def _set(arrived: asyncio.Future[None]) -> None:
+    if not arrived.done():
+        arrived.set_result(None)
