@@ -10,7 +10,9 @@ import selectors
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +101,7 @@ def test_batches_empty_an_fd(client):
 
 def test_selectors_find_who_has_something(client):
     with selectors.DefaultSelector() as selector:
-        readers = [client.consumer(f"s{n}") for n in range(5)]
+        readers: list[Any] = [client.consumer(f"s{n}") for n in range(5)]
         for reader in readers:
             selector.register(reader, selectors.EVENT_READ)
         outs = [client.producer(f"s{n}") for n in range(5)]
@@ -150,7 +152,7 @@ def test_one_thread_feeds_all_fds_of_a_client(client, streams):
         assert ready
         for fd, _ in ready:
             n, reader = by_fd[fd]
-            for message in iter(lambda reader=reader: reader.read(timeout=0), None):
+            for message in iter(partial(reader.read, timeout=0), None):
                 assert bytes(message) == b"%d %d" % (n, found[n])
                 found[n] += 1
     writer.join()
@@ -162,7 +164,7 @@ def test_views_that_are_dropped_without_a_read_do_not_stop_the_producer(client):
     with client.consumer("s") as into, client.producer("s", slots=16, max_message=BIG, slot_bytes=64) as out:
         into.read(timeout=0)
         assert not is_readable(into)
-        kept = []
+        kept: list[Any] = []
         while out.try_publish(bytes([len(kept)]) * BIG):
             assert arrives(into)
             kept.append(into.read(timeout=0))
