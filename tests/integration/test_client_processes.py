@@ -190,7 +190,7 @@ def test_interpreter_exit_ends_streams_as_aborted(client):
 def test_a_second_thread_inside_a_consumer_is_refused(client):
     with client.consumer("s") as into, client.producer("s") as out:
         inside = threading.Event()
-        outcome = []
+        outcome: list[bytes] = []
 
         def wait_there():
             inside.set()
