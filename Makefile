@@ -9,6 +9,7 @@ NATIVE_INPUTS := $(wildcard csrc/*.c csrc/*.h csrc/*.map) native.mk build_ffi.py
 DEMO_QUOTES := $(wildcard ../shared/data/*.csv)
 CTEST := $(MAKE) --no-print-directory -s -C tests/c
 PYTEST := $(PY) -m pytest
+PEERS := 'faster-fifo>=1.4' 'iceoryx2>=0.10' 'tachyon-ipc>=0.5'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test build check lint format generate ctest asan tsan unit models fuzz arm64 bench stress reliability reliability-page clean
@@ -87,7 +88,14 @@ arm64:           ## C tests built for ARM64, run under qemu-user (shows sizes an
 		echo "arm64: SKIPPED, nothing was built: $$tool is missing (Debian: gcc-aarch64-linux-gnu qemu-user)"; exit 0; }; done; \
 	$(CTEST) PROFILE=arm64 SECONDS_MAX=600 run
 
-bench: build $(VENV)/.dev-stamp    ## throughput and latency against Pipe, Queue and pyzmq
+# A peer that cannot be installed here is no error: the report says so.
+$(VENV)/.bench-stamp: pyproject.toml $(VENV)/.dev-stamp
+	@echo 'installing plots and peers into $(VENV)'
+	@$(PIP) install 'matplotlib>=3.8'
+	@for peer in $(PEERS); do $(PIP) install "$$peer" 2>/dev/null || echo "  $$peer cannot be installed here"; done
+	@touch $@
+
+bench: build $(VENV)/.bench-stamp    ## all benchmarks, against the peers that can be installed here
 	@$(PY) -m benchmarks $(BENCH_ARGS)
 
 stress: build $(VENV)/.dev-stamp    ## minutes of kills, hand-offs, hostile clients, fuzzing, also under sanitizers

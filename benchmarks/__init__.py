@@ -1,1 +1,1 @@
-"""Benchmarks: native programs, peers in Python (``python -m benchmarks``), and pytest-benchmark suites."""
+"""In a source checkout: the peers (``python -m benchmarks``), and operations one by one (test_*.py)."""

@@ -8,22 +8,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from benchmarks.peers.base import Array, Buffer, Peer
+from shmdriver.bench.channel import Array, Buffer, Channel
 from shmdriver.demo.processes import context
 
 
-class PipePeer(Peer):
+class PipeChannel(Channel):
     name = "Pipe"
-    counts: ClassVar = {
-        "single": 250_000,
-        "iterate": 250_000,
-        "batch": 8_000_000,
-        "roundtrip": 12_000,
-        "frames": 600,
-    }
+    skips: ClassVar = {"claim": "a pipe has no memory to write into"}
 
-    def __init__(self, *, instance: str, tag: str, bytes_each: int) -> None:
-        super().__init__(instance=instance, tag=tag, bytes_each=bytes_each)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self._in: Connection
         self._out: Connection
         self._in, self._out = context.Pipe(duplex=False)

@@ -7,26 +7,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from benchmarks.peers.base import Array, Buffer, Peer
+from shmdriver.bench.channel import Array, Buffer, Channel
 from shmdriver.demo.processes import context
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
 
 
-class QueuePeer(Peer):
+class QueueChannel(Channel):
     name = "Queue"
-    counts: ClassVar = {
-        "single": 100_000,
-        "iterate": 100_000,
-        "batch": 6_000_000,
-        "roundtrip": 10_000,
-        "frames": 400,
-    }
+    skips: ClassVar = {"claim": "a queue has no memory to write into"}
 
-    def __init__(self, *, instance: str, tag: str, bytes_each: int) -> None:
-        super().__init__(instance=instance, tag=tag, bytes_each=bytes_each)
-        self._queue: Queue[Any] = context.Queue(10_000 if bytes_each < 4096 else 16)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._queue: Queue[Any] = context.Queue(10_000 if self.bytes_each < 4096 else 16)
 
     def sender(self) -> Callable[[bytes], object]:
         return self._queue.put

@@ -10,22 +10,16 @@ from typing import Any, ClassVar
 import numpy as np
 import zmq
 
-from benchmarks.peers.base import Array, Buffer, Peer
+from shmdriver.bench.channel import Array, Buffer, Channel
 
 
-class ZeromqPeer(Peer):
+class ZeromqChannel(Channel):
     name = "pyzmq"
-    counts: ClassVar = {
-        "single": 400_000,
-        "iterate": 400_000,
-        "batch": 15_000_000,
-        "roundtrip": 8_000,
-        "frames": 2_000,
-    }
+    skips: ClassVar = {"claim": "ZeroMQ sends what it is given"}
 
-    def __init__(self, *, instance: str, tag: str, bytes_each: int) -> None:
-        super().__init__(instance=instance, tag=tag, bytes_each=bytes_each)
-        self._path = Path(tempfile.gettempdir(), f"{tag}.zmq")
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._path = Path(tempfile.gettempdir(), f"{self.tag}.zmq")
         self._context: zmq.Context[Any] | None = None
         self._socket: Any = None
 

@@ -1,8 +1,7 @@
-"""What every system that is compared offers.
+"""What every system that is measured offers: a channel, one way from one process to others.
 
-A Peer is one way from one process to another. The parent makes it; it travels to both processes
-(pickled, so it holds what can travel) and is opened there by ``sender()`` or ``receiver()``. All
-functions wait: for room, for a message.
+The parent makes it; it travels to the processes (pickled, so it holds what can travel) and is opened there by
+one of its functions. All of them wait: for room, for a message. A peer is a Channel in ``benchmarks/peers``.
 """
 
 from __future__ import annotations
@@ -13,21 +12,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+__all__ = ["Array", "Buffer", "Channel"]
+
 Array = np.ndarray[Any, Any]
-Buffer = Any  # what a peer hands out: bytes, memoryview, or an object with the buffer protocol
+Buffer = Any  # what is handed out: bytes, memoryview, or an object with the buffer protocol
 
 
-class Peer(ABC):
+class Channel(ABC):
+    """One way. ``skips``: the scenarios that this system has nothing for (what they would need, by name)."""
+
     name: ClassVar[str]
-    claims: ClassVar[bool] = False  # whether a message can be written in place
-    # How many messages a run takes, by scenario: about half a second of them.
-    counts: ClassVar[dict[str, int]]
+    skips: ClassVar[dict[str, str]] = {}
+    consumers_max: ClassVar[int] = 1
 
-    def __init__(self, *, instance: str, tag: str, bytes_each: int) -> None:
+    def __init__(self, *, instance: str, tag: str, bytes_each: int, consumers: int = 1) -> None:
         """In the parent. ``instance``: our driver's; ``tag``: a name that nobody else has."""
         self.instance = instance
         self.tag = tag
         self.bytes_each = bytes_each
+        self.consumers = consumers
 
     @abstractmethod
     def sender(self) -> Callable[[bytes], object]:
@@ -35,22 +38,22 @@ class Peer(ABC):
 
     @abstractmethod
     def receiver(self) -> Callable[[], Buffer]:
-        """In the receiving process: what waits for one message, good until the next call."""
+        """In a receiving process: what waits for one message, good until the next call."""
 
     def iterator(self) -> Iterator[Buffer]:
-        """In the receiving process: messages one after the other, as a program would iterate over them."""
+        """In a receiving process: messages one after the other, as a program would iterate over them."""
         return iter(self.receiver(), None)
 
-    @abstractmethod
     def record_sender(self, dtype: np.dtype[Any]) -> Callable[[Array], object]:
         """In the sending process: what sends an array of records."""
+        raise NotImplementedError
 
-    @abstractmethod
     def record_receiver(self, dtype: np.dtype[Any]) -> Callable[[], Array]:
-        """In the receiving process: what waits for some records."""
+        """In a receiving process: what waits for some records."""
+        raise NotImplementedError
 
     def claim_sender(self) -> Callable[[int], object]:
-        """In the sending process: what publishes ``bytes_each`` in place, a number at both ends."""
+        """In the sending process: what publishes ``bytes_each`` in place, a number (mod 256) at both ends."""
         raise NotImplementedError
 
     def sent(self) -> None:  # noqa: B027 - most have nothing to do

@@ -1,0 +1,164 @@
+"""Measures cases in rounds: A/B/A/B, so that what the machine does meanwhile meets all alike.
+
+A native case runs between two looks at the floor. One between floors that differ, that show siblings or a
+stranger, or that lost its cores too often, is repeated, and counted as disturbed when it stays so. Ratios
+to the floor are taken from the floors around a run.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from shmdriver.bench import calibration, machine
+from shmdriver.bench.calibration import Floor
+from shmdriver.bench.case import Case
+from shmdriver.bench.histogram import Histogram
+from shmdriver.bench.native import Outcome
+from shmdriver.bench.report import Report
+from shmdriver.bench.series import Series
+from shmdriver.demo.processes import DriverProcess
+from shmdriver.errors import ShmDriverError
+
+__all__ = ["Rounds", "measure"]
+
+_FLOORS_DIFFER = 1.3
+_PREEMPTED_MAX = 50
+_MAX_BYTES = 512 << 20
+_SHM = "/dev/shm"
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How often, with how many tries for a disturbed native case, on which cores."""
+
+    count: int = 5
+    tries: int = 3
+    cores: tuple[int, int] = (0, 1)
+    floors: bool = True  # whether each native case gets its own; else one a round
+
+
+def measure(
+    cases: Sequence[Case],
+    rounds: Rounds,
+    *,
+    instance: str | None = None,
+    say: Callable[[str], object] = lambda text: print(text, file=sys.stderr, flush=True),
+) -> Report:
+    """All cases, every round. ``instance``: of a running driver; else one is started and ended.
+
+    ShmDriverError when nothing can be measured at all; a case that fails is a problem of the report.
+    """
+    report = Report(machine.describe())
+    start_s = time.monotonic()
+    if instance is not None:
+        _measure(cases, rounds, instance, report, say)
+    else:
+        with DriverProcess(f"bench-{os.getpid()}", _room_bytes()) as driver:
+            _measure(cases, rounds, driver.instance, report, say)
+    report.seconds = time.monotonic() - start_s
+    return report
+
+
+def _room_bytes() -> int:
+    found = os.statvfs(_SHM)
+    return max(16 << 20, min(_MAX_BYTES, found.f_bavail * found.f_frsize // 2))
+
+
+def _measure(
+    cases: Sequence[Case], rounds: Rounds, instance: str, report: Report, say: Callable[[str], object]
+) -> None:
+    floor: Floor | None = None
+    native = any(case.side == "native" for case in cases)
+    for number in range(rounds.count):
+        floor = _look_if_possible(rounds, report, needed=native)
+        if floor is not None and number == 0:
+            say(f"{floor.p50_ns:.0f} ns for a cache line there and back: {report.verdict}")
+        for position, case in enumerate(cases, 1):
+            done = f"round {number + 1}/{rounds.count}, {position}/{len(cases)}"
+            say(f"{done}: {case.side} {case.what}, {case.who}")
+            try:
+                outcome, floor = _run(case, rounds, instance, report, floor)
+            except ShmDriverError:
+                raise  # nothing to measure with
+            except Exception as error:  # a case that fails is a result too
+                _failed(report, case, error)
+            else:
+                _take(report, case, outcome, floor)
+    _look_if_possible(rounds, report, needed=False)
+
+
+def _look_if_possible(rounds: Rounds, report: Report, *, needed: bool) -> Floor | None:
+    """One look at the floor. None when there is no compiler and none is needed."""
+    call_ns = report.floor.setdefault("python_call_ns", Series("ns", lower=True))
+    call_ns.values.append(calibration.python_call_ns())
+    try:
+        return _look(rounds, report)
+    except ShmDriverError as error:
+        if needed:
+            raise
+        report.verdict = f"not calibrated: {error}"
+        return None
+
+
+def _look(rounds: Rounds, report: Report) -> Floor:
+    """One look at the floor, into the report."""
+    found = calibration.measure(rounds.cores)
+    for name, unit in (("p50_ns", "ns"), ("p99_ns", "ns"), ("memcpy_gb_s", "GB/s"), ("clock_ns", "ns")):
+        series = report.floor.setdefault(name, Series(unit, lower=unit == "ns"))
+        series.values.append(getattr(found, name))
+    report.verdict = calibration.verdict(report.floor["p50_ns"].median, rounds.cores)
+    return found
+
+
+def _run(
+    case: Case, rounds: Rounds, instance: str, report: Report, floor: Floor | None
+) -> tuple[Outcome, Floor | None]:
+    if case.side != "native" or not rounds.floors:
+        return case.measure(instance), floor
+    tries = 0
+    while True:
+        before = _look(rounds, report)
+        outcome = case.measure(instance)
+        after = _look(rounds, report)
+        tries += 1
+        low, high = sorted((before.p50_ns, after.p50_ns))
+        calm = high <= low * _FLOORS_DIFFER and not before.disturbed and not after.disturbed
+        if (calm and outcome.preempted <= _PREEMPTED_MAX) or tries == rounds.tries:
+            report.disturbed += not calm
+            return outcome, _between(before, after)
+
+
+def _between(before: Floor, after: Floor) -> Floor:
+    names = Floor.__slots__
+    return Floor(*(statistics.mean((getattr(before, name), getattr(after, name))) for name in names))
+
+
+def _take(report: Report, case: Case, outcome: Outcome, floor: Floor | None) -> None:
+    for metric in case.metrics:
+        figure = report.figure(case, metric)
+        value = outcome.values.get(metric.key)
+        figure.series.values.append(None if value is None else value * metric.scale)
+        if figure.over_floor is not None:
+            lowest = getattr(floor, metric.floor, None)
+            figure.over_floor.values.append(value / lowest if value is not None and lowest else None)
+    if outcome.samples_ns.size:
+        name = f"{case.side} {case.what}" + ("" if case.who == "shmdriver" else f", {case.who}")
+        if name not in report.histograms:
+            report.histograms[name] = Histogram()
+        report.histograms[name].record(outcome.samples_ns)
+
+
+def _failed(report: Report, case: Case, error: Exception) -> None:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
+    report.problems.append(f"{case.side} {case.what}, {case.who}: {text}")
+    for metric in case.metrics:
+        figure = report.figure(case, metric)
+        figure.series.values.append(None)
+        if figure.over_floor is not None:
+            figure.over_floor.values.append(None)
