@@ -36,6 +36,7 @@ def report_with(path, rates, trips, over_floor, *, samples=()):
     case = Case("latency", "native", "round trip 40 B", lambda _: Outcome({}), (TRIP,))
     figure = report.figure(case, TRIP)
     figure.series.values += trips
+    assert figure.over_floor is not None
     figure.over_floor.values += over_floor
     if samples:
         report.histograms["native round trip 40 B"] = Histogram()
@@ -160,7 +161,7 @@ def test_a_histogram_keeps_three_digits_and_survives_its_encoding():
     samples = [100, 101, 1_000_000, 123_456_789]
     histogram = Histogram()
     histogram.record(np.array(samples * 5, np.uint64))
-    again = Histogram(histogram.as_json()["encoded"])
+    again = Histogram(str(histogram.as_json()["encoded"]))
     assert again.count == histogram.count == 20
     for percentile in (1, 50, 75, 100):
         assert again.at(percentile) == histogram.at(percentile)

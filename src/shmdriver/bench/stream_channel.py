@@ -17,6 +17,7 @@ Wait = Literal["adaptive", "spin", "sleep"]
 _SMALL_BYTES = 4096
 _SLOTS = 16384
 _LARGE_SLOTS = 8
+_ATTACH_TIMEOUT_S = 20.0
 
 
 class StreamChannel(Channel):
@@ -48,6 +49,7 @@ class StreamChannel(Channel):
             options["max_message"] = self.bytes_each
         gated = self.consumers if self._delivery == "reliable" else 0
         self._open = self._client.producer(self.tag, slots=self._slots, min_consumers=gated, **options)
+        self._open.wait_for_consumers(self.consumers, timeout=_ATTACH_TIMEOUT_S)
         return self._open
 
     @property
