@@ -119,6 +119,8 @@ def _measure(groups: list[str], given: dict[str, Any]) -> int:
         name: value for name, value in given.items() if name not in ("out", "plots", "json", "rounds")
     }
     print_json(report.as_json()) if given["json"] else print(tables.text(report))
+    for problem in report.problems if given["json"] else ():
+        note(problem)
     if given["out"] is not None:
         report.save(given["out"])
     if given["plots"] is not None:

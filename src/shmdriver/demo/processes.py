@@ -146,15 +146,13 @@ def results(
 class DriverProcess:
     """``shmdriver run`` as a process of its own."""
 
-    def __init__(self, instance: str, max_bytes: int) -> None:
+    def __init__(self, instance: str, max_bytes: int, *, grace_ms: int = 0) -> None:
+        """``grace_ms``: how long an ended stream can still be joined; its memory is free after that."""
         self.instance = instance
         self._command = [
             *(sys.executable, "-m", "shmdriver", "run", "--instance", instance),
             *("--set", f"shm.max_bytes={max_bytes}"),
-            *(
-                "--set",
-                "policies.grace_ms=0",
-            ),  # nobody joins an ended stream here: its memory is free at once
+            *("--set", f"policies.grace_ms={grace_ms}"),
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the driver

@@ -166,6 +166,14 @@ static inline void bench_print_percentiles(uint64_t *ns, uint64_t n)
            (unsigned long long)ns[n - n / 1000 - 1], (unsigned long long)ns[n - 1]);
 }
 
+/* Waits for the other process; ends this one when it failed. */
+static inline void bench_join(pid_t child)
+{
+    int status;
+    if (waitpid(child, &status, 0) != child || status != 0)
+        exit(2);
+}
+
 /* Zeroed memory that a child shares. */
 static inline void *bench_shared(size_t bytes)
 {

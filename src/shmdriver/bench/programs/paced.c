@@ -26,17 +26,17 @@ typedef struct due {
     uint64_t number;
 } due_t;
 
-static void run_producer(const bench_arguments_t *a, outcome_t *out)
+static void run_producer(const bench_arguments_t *a, outcome_t *out, pid_t child)
 {
     shmd_client *client = bench_connect(a->instance);
     shmd_producer *p = bench_producer(client, "paced", a);
     unsigned char *payload = bench_memory(a->bytes < sizeof(due_t) ? sizeof(due_t) : a->bytes);
     uint64_t start_ns = bench_now_ns() + 1000000, from_ns = start_ns + a->warm_ms * 1000000, end_ns = from_ns + a->run_ms * 1000000;
     double interval_ns = a->rate != 0 ? 1e9 / (double)a->rate : (double)(end_ns - start_ns);
-    due_t due = {0};
+    uint64_t due_count = 0;
     __atomic_store_n(&out->from_ns, from_ns, __ATOMIC_RELEASE);
     for (uint64_t i = a->rate != 0 ? 0 : 1;; i++) {
-        due = (due_t){start_ns + (uint64_t)((double)i * interval_ns), a->rate != 0 ? i : 0};
+        due_t due = {start_ns + (uint64_t)((double)i * interval_ns), a->rate != 0 ? i : 0};
         if (due.ns >= end_ns && a->rate != 0)
             break;
         while (bench_now_ns() < due.ns) {
@@ -48,10 +48,12 @@ static void run_producer(const bench_arguments_t *a, outcome_t *out)
         }
         memcpy(payload, &due, sizeof due);
         bench_publish(p, payload, a->bytes);
+        due_count++;
         if (a->rate == 0)
             break;
     }
-    __atomic_store_n(&out->last, a->rate != 0 ? due.number : 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&out->last, a->rate != 0 ? due_count : 1, __ATOMIC_RELEASE);
+    bench_join(child); /* an ungated reader needs the epoch until it has seen the last message */
     if (shmd_producer_close(p) != 0)
         bench_fail("close producer");
     (void)shmd_disconnect(client);
@@ -126,9 +128,7 @@ int main(int argc, char **argv)
             return 2;
         (void)sched_yield();
     }
-    run_producer(&a, out);
-    if (waitpid(child, &status, 0) != child || status != 0)
-        return 2;
+    run_producer(&a, out, child);
     printf(", \"cpu_share\": %.6f, \"missed\": %llu, \"wrong\": %llu}\n",
            (double)out->cpu_ns / (double)(out->wall_ns != 0 ? out->wall_ns : 1), (unsigned long long)out->missed,
            (unsigned long long)out->wrong);

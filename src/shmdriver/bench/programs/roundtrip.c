@@ -91,9 +91,7 @@ int main(int argc, char **argv)
             ns[n++] = bench_now_ns() - start_ns;
     }
     detach(&e);
-    int status;
-    if (waitpid(child, &status, 0) != child || status != 0)
-        return 2;
+    bench_join(child);
     bench_save(a.samples, ns, n);
     printf("{");
     bench_print_percentiles(ns, n);

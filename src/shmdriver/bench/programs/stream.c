@@ -102,7 +102,7 @@ static void produce_chunk(producing_t *r, char mode)
             produce_messages(r, 1);
 }
 
-static void run_producer(const bench_arguments_t *a, outcome_t *out)
+static void run_producer(const bench_arguments_t *a, outcome_t *out, pid_t child)
 {
     static producing_t r;
     char mode = strcmp(a->mode, "copy") == 0 ? 'w' : a->mode[0], name[32];
@@ -128,6 +128,7 @@ static void run_producer(const bench_arguments_t *a, outcome_t *out)
     __atomic_store_n(&out->last, r.sent, __ATOMIC_RELEASE);
     double ns = (double)(now_ns - begin_ns), n = (double)((r.sent - from) * a->streams);
     printf("{\"produced_s\": %.1f, \"produced\": %.0f, \"stalls\": %llu, ", n * 1e9 / ns, n, (unsigned long long)r.stalls);
+    bench_join(child); /* an ungated reader needs the epoch until it has seen the last message */
     for (uint64_t s = 0; s < a->streams; s++)
         if (shmd_producer_close(r.p[s]) != 0)
             bench_fail("close producer");
@@ -289,9 +290,7 @@ int main(int argc, char **argv)
             return 2;
         (void)sched_yield();
     }
-    run_producer(&a, out);
-    if (waitpid(child, &status, 0) != child || status != 0)
-        return 2;
+    run_producer(&a, out, child);
     double received = (double)out->received, ns = (double)out->ns;
     printf("\"messages_s\": %.1f, \"deliveries_s\": %.1f, \"gb_s\": %.4f, \"missed\": %llu, \"wrong\": %llu}\n",
            received * 1e9 / ns / (double)a.consumers, received * 1e9 / ns, received * (double)a.bytes / ns / (double)a.consumers,
