@@ -2,6 +2,7 @@
 #include "shmd_internal.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,12 +15,28 @@ uint64_t shmd_page_bytes(void)
 
 uint64_t shmd_magic(uint32_t kind) { return 0x53484d4452560000u | kind; /* "SHMDRV", kind */ }
 
+/* Why it could not be opened; whose it is, when that is why. */
+static int refused(const char *name, int writable)
+{
+    const char *how = writable ? "for writing" : "for reading";
+    struct stat status;
+    char path[sizeof "/dev/shm" + SHMD_SEGMENT_NAME_BYTES];
+    int error = errno;
+    (void)snprintf(path, sizeof path, "/dev/shm%s", name);
+    if (error == EACCES && lstat(path, &status) == 0)
+        return shmd_fail(SHMD_E_SYSTEM, "cannot open segment %s %s: Permission denied: it belongs to uid %u, gid %u (mode %04o), this process runs as uid %u; "
+                         "run as that user, or share by a group (shm.mode = \"0660\", shm.group) that both are in", name, how, (unsigned)status.st_uid,
+                         (unsigned)status.st_gid, (unsigned)status.st_mode & 07777u, (unsigned)geteuid());
+    errno = error;
+    return shmd_fail_errno("cannot open segment %s %s", name, how);
+}
+
 int shmd_segment_open(const char *name, int writable, uint64_t *bytes)
 {
     struct stat status;
     int fd = shm_open(name, (writable ? O_RDWR : O_RDONLY) | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0); /* O_NONBLOCK: a planted FIFO is refused, not waited for */
     if (fd < 0)
-        return shmd_fail_errno("cannot open segment %s %s", name, writable ? "for writing" : "for reading");
+        return refused(name, writable);
     if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
         (void)close(fd);
         return shmd_fail(SHMD_E_LAYOUT, "segment %s is not a regular shared-memory object (mode %o); somebody planted it: remove it", name,

@@ -14,6 +14,8 @@
  * mutation INTENT_REWINDS     an abort takes the intent back
  * mutation NO_ACQUIRE_FENCE   U2: no fence between the bytes and the second look at the intent
  * mutation NO_INTENT_LOOK     the reader looks at the commit word only
+ *
+ * fault: 42 (Spin: all reorderings of a weak machine)
  */
 #ifndef MESSAGES
 #define MESSAGES 4

@@ -20,6 +20,8 @@
  * mutation NO_CURSOR_REPAIR   a new driver believes the cursor that it finds
  * mutation SWEEP_FORGETS      a list of quarantined slots that is taken after the skip misses one that was released meanwhile
  * mutation ENDLESS_POLL       a poll that passes over slots that are set aside without an end
+ *
+ * fault: 27, 42 (Spin: all reorderings of a weak machine)
  */
 #define SLOTS 2
 /* Client 1 sends two (or one) and lives, client 2 sends one and may die anywhere. */

@@ -8,6 +8,8 @@
  * mutation NO_ACQUIRE_FENCE   C1: the mask may be loaded before the payload
  * mutation MASK_FIRST         the mask is looked at before the payload is read, not after
  * mutation NO_LOOK            the mask is not looked at
+ *
+ * fault: 42 (Spin: all reorderings of a weak machine)
  */
 #define SLOTS 2
 #ifndef MESSAGES

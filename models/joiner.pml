@@ -12,6 +12,8 @@
  * mutation HEAD_INEXACT        the producer looks for room without storing its head first
  * mutation GATE_RELAXED        C2: the gate may pass the loads of the payload in front of it
  * mutation ANSWER_EARLY        the consumer is told before its gate stands
+ *
+ * fault: 42 (Spin: all reorderings of a weak machine)
  */
 #define SLOTS 2
 #ifndef MESSAGES

@@ -14,6 +14,8 @@
  * mutation HEAD_ONLY        sealed at head, without a scan for what was committed behind it
  * mutation NO_STATE_LOOK    the producer does not look at the state between finding room and opening a slot
  * mutation LOOK_BEFORE_ROOM the same look, but before the room's fence
+ *
+ * fault: 42 (Spin: all reorderings of a weak machine)
  */
 #ifndef SLOTS
 #define SLOTS 2

@@ -15,6 +15,8 @@
  * mutation NO_SECOND_LOOK          U1: no second look
  * mutation OPEN_LATE               the slot is opened after the payload is written
  * mutation NOT_COUNTED             a lapped reader forgets to count
+ *
+ * fault: 42 (Spin: all reorderings of a weak machine)
  */
 #ifndef SLOTS
 #define SLOTS 2

@@ -23,6 +23,8 @@
  *
  * limit LATE_SLEEP_MASK           the driver lets the consumer sleep while the producer is in the middle of a publish: the
  *                                 load of sleep_mask has no fence (by design). Ended by the consumer's timeout, once an attach.
+ *
+ * fault: 41, 42 (Spin: all reorderings of a weak machine)
  */
 #ifndef SLOTS
 #define SLOTS 1

@@ -1,4 +1,5 @@
-/* Requests from many clients to one driver: turns, skipped claims, quarantine, garbage, wrap. */
+/* Requests from many clients to one driver: turns, skipped claims, quarantine, garbage, wrap.
+ * fault: 27, 40 (claims skipped; positions past 2^32, laps at their wrap) */
 #include "rig.h"
 
 #include <sched.h>

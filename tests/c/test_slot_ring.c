@@ -1,4 +1,5 @@
-/* The writer's half of the slot ring, and room: gates set by hand. */
+/* The writer's half of the slot ring, and room: gates set by hand.
+ * fault: 40 (seqs near 2^32 and 2^62, arena near 2^63) */
 #include "rig.h"
 
 static void set_gate(rig_t *rig, uint32_t gate, uint64_t position)

@@ -1,5 +1,6 @@
 /* Sleeping and waking, both ways. A lost wake-up costs a sleep's time limit (20 ms for readers, 2 ms for writers), never a
- * hang; so a run with many lost ones would take far longer than these bounds. */
+ * hang; so a run with many lost ones would take far longer than these bounds.
+ * fault: 41 (hand-offs both ways) */
 #include "rig.h"
 
 typedef struct side {

@@ -1,7 +1,8 @@
 /* The control ring: a driver that reads, honest clients that send, and somebody who writes any word into it.
  *
  * Property: every poll ends; the driver's cursor only grows; what a poll accepts is a whole request for that position of a
- * claimer that exists; and when the writing stops, honest requests get through within two laps, from a new driver's reader too. */
+ * claimer that exists; and when the writing stops, honest requests get through within two laps, from a new driver's reader too.
+ * fault: 23, 27 (libFuzzer: any words in the control ring) */
 #include "fuzz.h"
 
 enum { CLIENTS = 8, LEASES = 16, STEPS = 256, NONCE = 0x5eed };

@@ -1,6 +1,7 @@
 /* The event decoder: a client that follows an event ring of which any byte may be anything.
  *
- * Property: every poll ends; the cursor only grows, by what was read and what was counted as lost; texts end. */
+ * Property: every poll ends; the cursor only grows, by what was read and what was counted as lost; texts end.
+ * fault: 23 (libFuzzer: any bytes in an event ring) */
 #include "fuzz.h"
 
 static shmd_authority_t *authority;

@@ -1,7 +1,8 @@
 /* Consumers of a producer that writes anything into its data segment, and the driver that seals it.
  *
  * Property: every poll ends; what is handed out lies within the ring, the arena or the consumer's own buffer; the position only
- * grows, and by what was read, lost or skipped; a seal is at most one ring past the head that it was fixed at. */
+ * grows, and by what was read, lost or skipped; a seal is at most one ring past the head that it was fixed at.
+ * fault: 23 (libFuzzer: any bytes from a producer) */
 #include "fuzz.h"
 
 enum { SLOTS = 64, SLOT_BYTES = 64, ARENA_BYTES = 8192 };

@@ -1,4 +1,5 @@
-/* The request decoder: any bytes as a request. What passes the check may be used as the driver uses it. */
+/* The request decoder: any bytes as a request. What passes the check may be used as the driver uses it.
+ * fault: 23 (libFuzzer: any bytes as a request) */
 #include "fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

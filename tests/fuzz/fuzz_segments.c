@@ -1,4 +1,5 @@
-/* The validators of segments: authority, control, data, gates with any bytes and any length. What passes may be walked to its end. */
+/* The validators of segments: authority, control, data, gates with any bytes and any length. What passes may be walked to its end.
+ * fault: 17 (libFuzzer: any bytes as a segment) */
 #include "fuzz.h"
 
 enum { BOOT = 99, STREAM = 7, EPOCH = 3 };

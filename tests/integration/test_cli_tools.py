@@ -275,6 +275,7 @@ def test_drain_refuses_newcomers(driver: DriverProcess, client: Client) -> None:
     assert driver.process.returncode == 0
 
 
+@pytest.mark.fault(29, how="wrong token on the command line")
 def test_a_wrong_token_is_refused(driver: DriverProcess, tmp_path: Any) -> None:
     token = tmp_path / "token"
     token.write_text("0" * 64)

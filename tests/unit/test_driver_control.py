@@ -30,6 +30,7 @@ def test_wrong_checksum_is_counted_and_harms_nobody(rig: Rig) -> None:
     assert client.consume().code == lib.SHMD_CODE_OK
 
 
+@pytest.mark.fault(23, how="random bytes in every control slot")
 def test_bytes_of_garbage_in_every_slot_are_survived(rig: Rig) -> None:
     client = rig.client()
     chance = random.Random(7)
@@ -59,6 +60,7 @@ def test_control_header_that_a_client_wrote_over_is_written_again(rig: Rig) -> N
     rig.client()
 
 
+@pytest.mark.fault(23, how="values out of range in requests")
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -81,6 +83,7 @@ def test_invalid_values_are_answered_with_what_is_allowed(rig: Rig, fields, word
     assert words in answer.text
 
 
+@pytest.mark.fault(27, how="a claim that nobody commits")
 def test_claim_that_is_never_committed_holds_others_up_only_for_its_patience(rig: Rig) -> None:
     lame, client = rig.client(), rig.client()
     held = rig.view.claim(lame.who)
@@ -103,6 +106,7 @@ def test_claim_of_a_process_that_is_gone_is_freed(rig: Rig) -> None:
     assert rig.view.slot(held).turn == turn(held + lib.SHMD_CONTROL_SLOTS, 0, lib.SHMD_TURN_FREE)
 
 
+@pytest.mark.fault(28, how="40 attaches at once")
 def test_flood_of_one_client_does_not_hold_up_another(rig: Rig) -> None:
     flooder, client = rig.client(), rig.client()
     for number in range(40):
@@ -130,6 +134,7 @@ def test_small_budget_leaves_the_rest_to_the_next_tick_at_once(instance_name: st
         rig.close()
 
 
+@pytest.mark.fault(25, how="another client's id")
 def test_forged_client_id_is_no_client(rig: Rig) -> None:
     client, other = rig.client(), rig.client()
     raw = client.attach_request("s", lib.SHMD_ROLE_CONSUMER, client_id=other.client_id)
@@ -174,6 +179,7 @@ def test_signed_shutdown_drains_and_stops(rig: Rig) -> None:
     assert rig.driver.state.value == "stopped"
 
 
+@pytest.mark.fault(29, how="a signed request, changed")
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -192,6 +198,7 @@ def test_changed_request_is_refused(rig: Rig, spoil) -> None:
     assert rig.driver.state.value == "running.healthy"
 
 
+@pytest.mark.fault(29, how="replay")
 def test_replayed_request_is_refused_also_by_a_successor(rig: Rig) -> None:
     client = rig.client()
     on = _signed(client, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_MAINTENANCE_ON, nonce=5)
@@ -201,6 +208,7 @@ def test_replayed_request_is_refused_also_by_a_successor(rig: Rig) -> None:
     assert client.ask(on).reason == Reason.TOKEN
 
 
+@pytest.mark.fault(29, how="no token")
 def test_without_a_token_nobody_shuts_down(rig: Rig) -> None:
     rig.token = None
     rig.restart()
@@ -210,6 +218,7 @@ def test_without_a_token_nobody_shuts_down(rig: Rig) -> None:
     assert "no shutdown token" in refused.text
 
 
+@pytest.mark.fault(29, how="wrong tokens, many")
 def test_refusals_are_rate_limited(rig: Rig) -> None:
     client = rig.client()
     reasons = [

@@ -131,6 +131,7 @@ def test_detach_by_correlation_id_undoes_an_attach(rig: Rig) -> None:
     assert rig.lease(answer).end_reason == Reason.ABORTED
 
 
+@pytest.mark.fault(25, how="detach of another client's lease")
 def test_detach_of_anothers_lease_is_refused(rig: Rig) -> None:
     owner, thief = rig.client(), rig.client()
     answer = owner.consume()

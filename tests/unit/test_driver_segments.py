@@ -61,6 +61,7 @@ def test_magic_is_there_only_when_everything_is(rig: Rig) -> None:
     assert rig.view.authority.lifecycle == lib.SHMD_LIFECYCLE_HEALTHY
 
 
+@pytest.mark.fault(17, how="an authority without its magic, of any size")
 @pytest.mark.parametrize("size", [0, 100, 4096, 1 << 20])
 def test_half_made_authority_is_rebuilt(instance_name: str, authority: Path, size: int) -> None:
     authority.write_bytes(bytes(size))
@@ -69,6 +70,7 @@ def test_half_made_authority_is_rebuilt(instance_name: str, authority: Path, siz
     driver.close()
 
 
+@pytest.mark.fault(17, 21, how="another magic, another layout version, garbage")
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -90,6 +92,7 @@ def test_foreign_authority_is_refused_and_left_alone(instance_name, authority: P
             collect(instance_name)
 
 
+@pytest.mark.fault(21)
 def test_symlink_fifo_and_hard_link_are_refused(instance_name: str, authority: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"precious")
@@ -112,6 +115,7 @@ def test_symlink_fifo_and_hard_link_are_refused(instance_name: str, authority: P
         twin.unlink()
 
 
+@pytest.mark.fault(19, how="rm of the control segment between two drivers")
 def test_lost_control_segment_is_refused_until_fresh(rig: Rig) -> None:
     rig.crash()
     (SHM / control_name(rig.instance)[1:]).unlink()
@@ -147,6 +151,7 @@ def test_lock_object_that_was_unlinked_is_noticed(instance_name: str, authority:
     lock.release()
 
 
+@pytest.mark.fault(15, 19, how="rm of the authority under a driver")
 def test_driver_says_loudly_that_its_lock_object_is_gone(rig: Rig) -> None:
     (SHM / authority_name(rig.instance)[1:]).unlink()
     rig.tick(3000)
@@ -193,6 +198,7 @@ def test_segment_larger_than_the_mount_is_refused_with_numbers(instance_name: st
     assert not (SHM / name[1:]).exists()
 
 
+@pytest.mark.fault(18, how="fallocate that fails")
 def test_full_mount_is_a_refused_attach_and_leaves_nothing(rig: Rig, monkeypatch) -> None:
     def full(fd: int, offset: int, size: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
