@@ -202,6 +202,6 @@ def test_producer_cannot_write_the_gates_that_hold_it_back() -> None:
         modes: dict[str, set[str]] = {}
         for fields in maps:
             modes.setdefault(fields[5].rpartition(".")[2], set()).add(fields[1][:2])
-        # Driver, producer and consumer live in this one process: each segment is there for writing and for reading.
+        # Driver, producer and consumer live in this one process: each segment is there in both ways.
         assert all(not handle.closed for handle in handles)
         assert modes == {kind: {"r-", "rw"} for kind in ("authority", "data", "gates")} | {"control": {"rw"}}

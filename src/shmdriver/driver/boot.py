@@ -59,15 +59,21 @@ def _create(lock: InstanceLock, config: Config, modes: Modes, clock: Callable[[]
     for name in epoch_objects(lock.instance):
         unlink_segment(name)  # of boots whose authority is gone; nobody can find them any more
     limits, policies = config.policies.limits, config.policies
-    return Authority.create(
-        lock,
-        TableSizes(limits.clients, limits.leases, limits.streams),
-        modes,
-        now_ns=clock(),
-        heartbeat_interval_ns=policies.heartbeat_interval_ms * MILLISECOND_NS,
-        lease_timeout_ns=policies.lease_timeout_ms * MILLISECOND_NS,
-        config_text=config.effective_text(),
-    )
+    try:
+        return Authority.create(
+            lock,
+            TableSizes(limits.clients, limits.leases, limits.streams),
+            modes,
+            now_ns=clock(),
+            heartbeat_interval_ns=policies.heartbeat_interval_ms * MILLISECOND_NS,
+            lease_timeout_ns=policies.lease_timeout_ms * MILLISECOND_NS,
+            config_text=config.effective_text(),
+        )
+    except BaseException:  # a full mount, say: nothing half made stays
+        if lock.still_named():
+            for name in (control_name(lock.instance), lock.name):
+                unlink_segment(name)
+        raise
 
 
 def _adopt(

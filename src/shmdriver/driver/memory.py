@@ -26,7 +26,7 @@ from shmdriver.driver.shm import (
     last_error,
     lock_memory,
     open_segment,
-    unlink_segment,
+    remove_orphan,
 )
 from shmdriver.errors import ShmDriverError
 
@@ -95,8 +95,7 @@ class Provision:
         native = self.geometry.native(
             boot_id=self.boot_id, stream_id=self.stream_id, epoch=self.epoch, now_ns=self.now_ns
         )
-        for name in (self.data_name, self.gates_name):
-            unlink_segment(name)  # an orphan of a driver that was killed here: no record ever named it
+        self._remove()  # orphans of a driver that was killed here: no record ever named them
         try:
             data = self._data(native)
             try:
@@ -105,11 +104,14 @@ class Provision:
                 data.close()
                 raise
         except BaseException:
-            for name in (self.data_name, self.gates_name):
-                unlink_segment(name)
+            self._remove()
             raise
         failpoint("provision.gates")
         return EpochMemory(data, gates)
+
+    def _remove(self) -> None:
+        for name in (self.data_name, self.gates_name):
+            remove_orphan(name)
 
     def _data(self, native: Any) -> SegmentMap:
         size = self.geometry.data_bytes

@@ -11,13 +11,15 @@ import ctypes
 import errno
 import grp
 import os
+import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import posix_ipc
 
 from shmdriver._native import ffi, lib
-from shmdriver.errors import ShmDriverError
+from shmdriver.errors import LayoutMismatch, ShmDriverError
 
 __all__ = [
     "MOUNT",
@@ -32,6 +34,7 @@ __all__ = [
     "lock_memory",
     "object_path",
     "open_segment",
+    "remove_orphan",
     "set_modes",
     "unlink_segment",
 ]
@@ -145,6 +148,25 @@ def unlink_segment(name: str) -> bool:
     except posix_ipc.ExistentialError:
         return False
     return True
+
+
+def remove_orphan(name: str) -> None:
+    """Removes what a killed driver left under a name that is needed now.
+
+    Raises LayoutMismatch for what cannot be that, a symlink, a FIFO, a file of another user: it stays.
+    """
+    path = object_path(name)
+    try:
+        found = Path(path).lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+        raise LayoutMismatch(
+            f"{path} is in the way (mode {found.st_mode:o}, uid {found.st_uid}, {found.st_nlink} links): "
+            "somebody planted it. It is left as it is: look what made it, and remove it by hand",
+            segment=name,
+        )
+    unlink_segment(name)
 
 
 def _no_space(name: str, need: int, free: int) -> ShmSpaceError:
