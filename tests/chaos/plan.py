@@ -95,12 +95,12 @@ PRODUCER = (
 )
 _FOLLOWS = {"options": {"follow": True}}
 _SLEEPS = {"options": {"follow": True, "wait": "sleep"}}
-_SLOW = {"rest_s": 0.002, "rest_every": 16, **_FOLLOWS}
+_SLOW = {"rest_s": 0.005, "rest_every": 4, **_FOLLOWS}
 CONSUMER = (
     *_many(Scene.CONSUMER, 30, "gate.due gate.stored", _FOLLOWS),
     *_many(Scene.CONSUMER, 3, "epoch.wired left.gate left.stored", _FOLLOWS),
     *_many(Scene.CONSUMER, 4, "sleep.announced", _SLEEPS),
-    *_many(Scene.CONSUMER, 2, "room.bumped", _SLOW),
+    *_many(Scene.CONSUMER, 1, "room.bumped", _SLOW),
     *_many(Scene.CONSUMER, 1, "hello.answered hello.line attach.mapped attach.confirmed", _FOLLOWS),
     *_many(Scene.CONSUMER, 1, "attach.answered", _FOLLOWS),
     *_many(Scene.CONSUMER, 2, _CONTROL, _FOLLOWS),
