@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import crowd
+from tests.chaos import crowd, visitors
 from tests.chaos.hostile import disturb
 from tests.chaos.ledger import Arguments, Ledger, Line, error_words
 from tests.chaos.payload import LARGEST, Board, payload
@@ -23,11 +24,13 @@ def preload() -> None:
         getattr(shmdriver, name)
 
 
-def drive(_line: Line, arguments: Arguments) -> int:
-    """A driver, until it is shut down."""
+def drive(line: Line, arguments: Arguments) -> int:
+    """A driver, until it is shut down. ``hold``: it starts when it is told to."""
     from shmdriver.driver.config import Config
     from shmdriver.driver.process import run_driver
 
+    if arguments.get("hold"):
+        line.heard(60)
     return run_driver(Config.load(overrides=arguments["settings"], env={}))
 
 
@@ -125,10 +128,16 @@ ROLES: dict[str, Callable[[Line, Arguments], int]] = {
     "cycle": crowd.cycle,
     "churn": crowd.churn,
     "pair": crowd.pair,
+    "visit": visitors.visit,
+    "poke": visitors.poke,
     "hostile": disturb,
 }
 
 
 def play(role: str, arguments: Arguments, sock: socket.socket) -> int:
-    """A role's exit code."""
+    """A role's exit code. ``signals_hz``: how often a signal interrupts it whose handler does nothing."""
+    if arguments.get("signals_hz"):
+        signal.signal(signal.SIGALRM, lambda _number, _frame: None)
+        interval_s = 1 / arguments["signals_hz"]
+        signal.setitimer(signal.ITIMER_REAL, interval_s, interval_s)
     return ROLES[role](Line(sock), arguments)
