@@ -218,6 +218,7 @@ def test_a_closed_stream_can_still_be_read_from_the_oldest(client):
         assert [bytes(message) for message in into] == [b"a"]
 
 
+@pytest.mark.fault(9)
 def test_a_lossy_consumer_is_overrun_and_counts_every_gap(client):
     out, into = pair(client, consumer={"delivery": "lossy"}, slots=64, slot_bytes=64, arena=0)
     with into:

@@ -187,6 +187,7 @@ def test_interpreter_exit_ends_streams_as_aborted(client):
         assert caught.value.reason == Reason.ABORTED
 
 
+@pytest.mark.fault(39)
 def test_a_second_thread_inside_a_consumer_is_refused(client):
     with client.consumer("s") as into, client.producer("s") as out:
         inside = threading.Event()
@@ -211,6 +212,7 @@ def test_a_second_thread_inside_a_consumer_is_refused(client):
         assert outcome == [b"for the first"]
 
 
+@pytest.mark.fault(39)
 def test_a_second_thread_inside_a_producer_is_refused(client):
     with client.consumer("s"), client.producer("s", slots=64, slot_bytes=64, arena=0) as out:
         while out.try_publish(b"x"):

@@ -104,6 +104,7 @@ def test_views_that_fill_the_ring_are_reported_to_their_holder(client):
         assert bytes(into.read(timeout=5)) == payload(1)
 
 
+@pytest.mark.fault(10)
 def test_a_view_outlives_close_and_the_driver(client):
     out, into = pair(client, max_message=BIG, slots=16)
     out.publish(payload(3))

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.fault_rows import ROWS, marked
 
 ROOT = Path(__file__).resolve().parents[2]
-OPEN = {*range(1, 43)}  # rows that may still be without a test: taken out as they get one
+OPEN = {*range(30, 38)}  # rows that may still be without a test: taken out as they get one
 
 
 def test_rows_are_numbered_from_1_to_42():
