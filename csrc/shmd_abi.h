@@ -480,7 +480,8 @@ typedef struct shmd_data {          /* 4096 bytes, then slots, then arena, both 
 typedef struct shmd_gate {          /* 2048 bytes */
     uint64_t position;              /* @0   W:driver until the attach is answered, then consumer(release) R:producer(acquire) */
     uint64_t cursor;                /* @8   W:consumer(relaxed) R:tools; next seq to read, at or past position */
-    uint8_t pad0[112];              /* @16 */
+    uint64_t delivered;             /* @16  W:consumer(release) R:clients; how far a reliable consumer got, kept when the gate is another's */
+    uint8_t pad0[104];              /* @24 */
     uint64_t left;                  /* @128 W:consumer(release) R:driver(acquire); its lease id once it has left this epoch */
     uint32_t sleeping;              /* @136 W:consumer(seq_cst) R:producer; wake_word that it sleeps on << 1 | 1; 0: it does not sleep */
     uint8_t pad1[116];              /* @140 */
@@ -567,6 +568,8 @@ typedef struct shmd_consumer_options {
     uint32_t start;                 /* SHMD_START_*; 0: newest */
     uint32_t wait;                  /* SHMD_WAIT_*; 0: adaptive */
     uint32_t flags;                 /* SHMD_ATTACH_CREATE | FOLLOW */
+    uint32_t shard;                 /* only messages with seq % shards == shard */
+    uint32_t shards;                /* 0 or 1: all messages; at most SHMD_GATE_MAX */
 } shmd_consumer_options;
 
 typedef struct shmd_message {
@@ -771,6 +774,9 @@ int shmd_claim(shmd_producer *producer, uint32_t length, void **data);
 int shmd_commit(shmd_producer *producer, uint32_t length, uint16_t type);
 int shmd_abort(shmd_producer *producer);
 int shmd_producer_wait_room(shmd_producer *producer, uint32_t length, uint64_t timeout_ns);  /* 0, SHMD_BACK_PRESSURED, ... */
+int shmd_producer_keep(shmd_producer *producer, uint64_t bound);
+    /* before the first message: what no reliable consumer has read is never overwritten, also while there is none, and at
+       most bound messages wait to be read (at most the ring's slots); SHMD_E_INVALID */
 void shmd_producer_info(const shmd_producer *producer, shmd_producer_info_t *out);
 
 int shmd_poll(shmd_consumer *consumer, shmd_message *out);
@@ -788,6 +794,10 @@ int shmd_copy(shmd_consumer *consumer, void *out, uint64_t out_bytes, shmd_messa
 void shmd_consumer_info(const shmd_consumer *consumer, shmd_consumer_info_t *out);
 void shmd_consumer_begin_at(shmd_consumer *consumer, uint32_t epoch, uint64_t seq);
     /* right after an attach: what stands before seq of that epoch was read by the attach before, and is passed over */
+uint64_t shmd_consumer_delivered(const shmd_consumer *consumer);
+    /* how far any reliable Python consumer, alive or not, has got in the epoch that is mapped; 0: none */
+void shmd_consumer_resume(shmd_consumer *consumer);
+    /* right after an attach: here and in every epoch that follows it begins at shmd_consumer_delivered */
 uint64_t shmd_consumer_end_seq(const shmd_consumer *consumer);
     /* of the epoch that it reads: its seal; not sealed or not known any more: what its ring shows committed */
 uint64_t shmd_consumer_lost_ranges(const shmd_consumer *consumer, shmd_lost_range_t *out, uint64_t limit);

@@ -15,15 +15,18 @@ static int is_ungated(const shmd_consumer *c) { return c->gated_from == UINT64_M
 static void note_lost(shmd_consumer *c, uint64_t first, uint64_t end)
 {
     shmd_lost_range_t *last = c->lost_range_count == 0 ? NULL : &c->lost_ranges[(c->lost_range_count - 1) % SHMD_LOST_RANGES];
+    first = shmd_shard_next(c, first); /* other shards' messages are not lost */
     if (end <= first)
         return;
-    c->lost += end - first;
+    uint64_t newest = shmd_shard_last(c, end);
+    uint64_t count = (newest - first) / c->stride + 1;
+    c->lost += count;
     if (c->gate != NULL)
-        shmd_store_relaxed(&c->gate->lost, shmd_load_relaxed(&c->gate->lost) + (end - first));
-    if (last != NULL && last->epoch == c->epoch && last->last + 1 == first)
-        last->last = end - 1;
+        shmd_store_relaxed(&c->gate->lost, shmd_load_relaxed(&c->gate->lost) + count);
+    if (last != NULL && last->epoch == c->epoch && last->last + c->stride == first)
+        last->last = newest;
     else
-        c->lost_ranges[c->lost_range_count++ % SHMD_LOST_RANGES] = (shmd_lost_range_t){.epoch = c->epoch, .first = first, .last = end - 1};
+        c->lost_ranges[c->lost_range_count++ % SHMD_LOST_RANGES] = (shmd_lost_range_t){.epoch = c->epoch, .first = first, .last = newest};
 }
 
 uint64_t shmd_consumer_lost_ranges(const shmd_consumer *c, shmd_lost_range_t *out, uint64_t limit)
@@ -81,13 +84,16 @@ int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint
     c->open_word = (uint64_t)record->epoch << 8 | SHMD_EPOCH_OPEN;
     c->epoch = c->last_epoch = record->epoch;
     c->record = record_index;
-    c->position = c->delivery == SHMD_DELIVERY_LATEST && start != 0 ? shmd_max(start, joined) - 1 : start;
+    c->position = c->delivery == SHMD_DELIVERY_LATEST && start != 0 ? shmd_shard_last(c, shmd_max(start, joined)) : shmd_shard_next(c, start);
     c->gate_published = joined;
     c->gated_from = c->delivery == SHMD_DELIVERY_RELIABLE ? joined : UINT64_MAX;
     c->bound = UINT64_MAX;
     c->polled = 0;
     c->fenced_at = UINT64_MAX;
+    c->hold_seq = UINT64_MAX; /* what is referred to lies in the epoch before */
     c->woken = 0;
+    if (c->resumes)
+        shmd_consumer_resume(c);
     SHMD_FAILPOINT("epoch.wired");
     return SHMD_OK;
 }
@@ -130,6 +136,7 @@ static int leave_epoch(shmd_consumer *c)
     shmd_fence_acquire(); /* T2: the reason is loaded before the look at whose it is */
     if (shmd_load_relaxed(&record->hot.state) >> 8 != c->epoch)
         reason = SHMD_REASON_ABORTED; /* an ungated reader so late that the record serves another epoch */
+    c->position = shmd_min(c->position, c->bound); /* a shard looks past the end for its next message */
     shmd_store_release(&c->gate->position, c->position);
     SHMD_FAILPOINT("left.gate");
     shmd_store_release(&c->gate->left, c->lease_id); /* D1: after the last read; pairs with shmd_gate_left */
@@ -207,16 +214,16 @@ static void resync(shmd_consumer *c)
         next = shmd_max(c->position + 1, shmd_min(next, c->gated_from)); /* from there on its own gate protects it */
     next = shmd_min(next, shmd_max(c->bound, c->position));
     note_lost(c, c->position, next);
-    c->position = next;
+    c->position = shmd_shard_next(c, next);
 }
 
 static void skip_to_latest(shmd_consumer *c)
 {
     uint64_t head = shmd_load_acquire(&c->data->head); /* P3 */
-    uint64_t newest = shmd_min(head, c->bound);
-    if (newest > c->position + 1) {
-        c->skipped += newest - 1 - c->position;
-        c->position = newest - 1;
+    uint64_t newest = shmd_shard_last(c, shmd_min(head, c->bound));
+    if (newest > c->position) {
+        c->skipped += (newest - c->position) / c->stride;
+        c->position = newest;
         shmd_store_relaxed(&c->gate->skipped, c->skipped);
     }
 }
@@ -280,16 +287,29 @@ static int poll_gated(shmd_consumer *c, shmd_message *out)
         return 0;
     if (rc != SHMD_OK) { /* a producer that writes nonsense: passed over, counted, never followed */
         note_lost(c, seq, seq + 1);
-        c->position++;
+        c->position += c->stride;
         return 0;
     }
     c->polled = 1;
     return 1;
 }
 
+/* Nothing to read for this shard: the gate passes the messages of the others, as far as they are there. */
+static void pass_others(shmd_consumer *c)
+{
+    uint64_t to = shmd_min(shmd_min(c->position, c->hold_seq), shmd_load_acquire(&c->data->head)); /* P3 */
+    if (to <= c->gate_published || c->position < c->gated_from)
+        return;
+    shmd_store_release(&c->gate->position, to); /* C2 */
+    c->gate_published = to;
+    c->fenced_at = UINT64_MAX;
+}
+
 /* The gate moved since the last fence and nothing is left to read: a producer that waits for room must not be missed. */
 void shmd_consumer_before_idle(shmd_consumer *c)
 {
+    if (c->gate != NULL && c->slack != 0)
+        pass_others(c);
     if (c->gate == NULL || c->fenced_at == c->position)
         return;
     c->fenced_at = c->position;
@@ -354,9 +374,9 @@ int64_t shmd_poll_many(shmd_consumer *c, shmd_message *out, uint64_t limit)
     int rc = shmd_poll_inline(c, out);
     if (rc <= 0 || !shmd_consumer_is_protected(c))
         return rc;
-    uint64_t most = shmd_min(shmd_min(limit, c->bound - c->position), c->mask + 1);
+    uint64_t most = shmd_min(shmd_min(limit, shmd_shard_count(c, c->bound)), c->mask / c->stride + 1);
     for (n = 1; n < most; n++) {
-        uint64_t seq = c->position + n;
+        uint64_t seq = c->position + n * c->stride;
         const shmd_slot_t *slot = shmd_consumer_slot(c, seq);
         if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1)) /* P2 */
             break;

@@ -26,6 +26,8 @@ static shmd_consumer_options chosen(const shmd_consumer_options *options)
     choice.delivery = options->delivery ? options->delivery : choice.delivery;
     choice.start = options->start ? options->start : choice.start;
     choice.wait = options->wait ? options->wait : choice.wait;
+    choice.shard = options->shard;
+    choice.shards = options->shards;
     return choice;
 }
 
@@ -59,6 +61,8 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     shmd_event_t answer;
     shmd_consumer_options choice = chosen(options);
     int rc = shmd_request_begin(&request, SHMD_ROLE_CONSUMER, stream, choice.schema);
+    if (rc == SHMD_OK && (choice.shards > SHMD_GATE_MAX || choice.shard >= (choice.shards ? choice.shards : 1)))
+        rc = shmd_fail(SHMD_E_INVALID, "shard %u of %u: expected at most %d shards, numbered from 0", choice.shard, choice.shards, SHMD_GATE_MAX);
     if (rc != SHMD_OK)
         return rc;
     request.delivery = choice.delivery;
@@ -81,6 +85,10 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     c->delivery = choice.delivery;
     c->wait = choice.wait;
     c->flags = choice.flags;
+    c->stride = choice.shards ? choice.shards : 1;
+    c->slack = c->stride - 1;
+    c->shard = choice.shard;
+    c->hold_seq = UINT64_MAX;
     c->gate_index = answer.gate;
     c->gate_bit = (uint64_t)1 << (answer.gate & 63);
     c->lease_id = answer.lease_id;
@@ -102,10 +110,28 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     return SHMD_OK;
 }
 
+uint64_t shmd_consumer_delivered(const shmd_consumer *c)
+{
+    uint64_t delivered = 0;
+    if (c->mapping == NULL)
+        return 0;
+    uint64_t gates = (c->mapping->gates_bytes - SHMD_GATES_HEADER_BYTES) / sizeof(shmd_gate_t);
+    for (uint32_t i = 0; i < shmd_min(gates, SHMD_GATE_MAX); i++)
+        delivered = shmd_max(delivered, shmd_load_acquire(&shmd_gates_gate(c->mapping->gates, i)->delivered)); /* C2 */
+    return shmd_min(delivered, shmd_load_acquire(&c->data->head)); /* a claim of a consumer: no further than there are messages */
+}
+
+void shmd_consumer_resume(shmd_consumer *c)
+{
+    c->resumes = 1;
+    if (c->mapping != NULL && c->position < shmd_consumer_delivered(c))
+        c->position = shmd_shard_next(c, shmd_consumer_delivered(c));
+}
+
 void shmd_consumer_begin_at(shmd_consumer *c, uint32_t epoch, uint64_t seq)
 {
     if (c->mapping != NULL && c->epoch == epoch && seq > c->position)
-        c->position = seq;
+        c->position = shmd_shard_next(c, seq);
 }
 
 uint64_t shmd_consumer_end_seq(const shmd_consumer *c)

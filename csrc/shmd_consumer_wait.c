@@ -23,8 +23,8 @@ int shmd_consumer_ready(const shmd_consumer *c)
     if (state == ((uint64_t)c->epoch << 8 | SHMD_EPOCH_SEALING))
         return 0;
     if (c->delivery == SHMD_DELIVERY_LATEST) {
-        uint64_t head = shmd_min(shmd_load_acquire(&c->data->head), c->bound);
-        seq = head > seq + 1 ? head - 1 : seq;
+        uint64_t newest = shmd_shard_last(c, shmd_min(shmd_load_acquire(&c->data->head), c->bound));
+        seq = newest > seq ? newest : seq;
     }
     return shmd_load_acquire(&shmd_consumer_slot(c, seq)->commit) >= ((seq << 1) | 1); /* P2; larger: lapped */
 }
@@ -85,6 +85,8 @@ int shmd_wait(shmd_consumer *c, uint64_t timeout_ns)
             return 1;
         if (i % 256 == 0 && (shmd_now_ns() >= deadline_ns || shmd_load32_relaxed(&c->closing)))
             return 0;
+        if (i % 256 == 0 && c->slack != 0)
+            shmd_consumer_before_idle(c); /* other shards' messages came and must not fill the ring */
     }
     for (int i = 0; i < YIELDS && c->wait == SHMD_WAIT_ADAPTIVE; i++) {
         (void)sched_yield();
@@ -99,6 +101,8 @@ int shmd_wait(shmd_consumer *c, uint64_t timeout_ns)
             return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal");
         if (shmd_consumer_ready(c))
             return 1;
+        if (c->slack != 0)
+            shmd_consumer_before_idle(c);
     }
 }
 
@@ -148,8 +152,8 @@ int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
         uint64_t now = shmd_now_ns();
         if (ready != 0 || n == 0 || now >= deadline_ns)
             return ready;
-        if (round == 0)
-            for (size_t i = 0; i < n; i++)
+        for (size_t i = 0; i < n; i++)
+            if (round == 0 || consumers[i]->slack != 0)
                 shmd_consumer_before_idle(consumers[i]);
         if (round < SPINS) {
             shmd_pause();

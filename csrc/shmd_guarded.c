@@ -170,7 +170,8 @@ static int enter_consumer(shmd_consumer *c)
 /* Moves the gate to min(position, hold_seq), never back. */
 static void release_to(shmd_consumer *c, uint64_t hold_seq)
 {
-    uint64_t to = shmd_min(c->position, hold_seq);
+    uint64_t to = shmd_min(c->position - shmd_min(c->slack, c->position), hold_seq);
+    c->hold_seq = hold_seq;
     if (c->gate == NULL || c->gated_from == UINT64_MAX || to <= c->gate_published)
         return;
     uint64_t before = c->gate_published;
@@ -187,10 +188,12 @@ static void release_to(shmd_consumer *c, uint64_t hold_seq)
 static void took(shmd_consumer *c, uint64_t n)
 {
     c->polled = 0;
-    c->position += n;
+    c->position += n * c->stride;
     c->consumed += n;
     shmd_store_relaxed(&c->gate->consumed, c->consumed);
-    shmd_store_relaxed(&c->gate->cursor, c->position);
+    shmd_store_release(&c->gate->cursor, c->position); /* C2: a producer that keeps what is unread looks at it, too */
+    if (c->delivery == SHMD_DELIVERY_RELIABLE)
+        shmd_store_release(&c->gate->delivered, c->position);
 }
 
 /* Nothing to read and the producer waits at the very place where this consumer's own views hold the gate. */
@@ -258,7 +261,7 @@ static int64_t pack_gated(shmd_consumer *c, const shmd_message *first, uint64_t 
     do {
         out = pack(out, &m);
         n++;
-        const shmd_slot_t *slot = shmd_consumer_slot(c, ++m.seq);
+        const shmd_slot_t *slot = shmd_consumer_slot(c, m.seq += c->stride);
         if (n >= most || shmd_load_acquire(&slot->commit) != ((m.seq << 1) | 1)) /* P2 */
             break;
         m.timestamp_ns = shmd_load_relaxed(&slot->timestamp_ns);
@@ -304,7 +307,7 @@ static int64_t fetch_run(shmd_consumer *c, const shmd_message *m, uint64_t limit
     if (each > out_bytes)
         return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: message %llu has %u bytes, the buffer %llu", c->stream, (unsigned long long)m->seq, m->length,
                          (unsigned long long)out_bytes);
-    uint64_t most = shmd_min(shmd_min(limit, out_bytes / each), c->bound - c->position);
+    uint64_t most = shmd_min(shmd_min(limit, out_bytes / each), shmd_shard_count(c, c->bound));
     int64_t n = in_place ? pack_gated(c, m, most, out) : pack_copied(c, m, most, out);
     batch->copied = 1;
     batch->count = n > 0 ? (uint64_t)n : 0;
@@ -349,19 +352,20 @@ int64_t shmd_guarded_fetch(shmd_consumer *c, uint64_t hold_seq, uint64_t limit, 
 static int64_t fetch_records(shmd_consumer *c, uint64_t limit, uint32_t record_bytes, unsigned char *out, uint64_t out_bytes, shmd_batch_t *batch)
 {
     int in_place = shmd_consumer_is_protected(c);
-    uint64_t most = in_place ? shmd_min(limit, c->mask + 1) : shmd_min(limit, record_bytes == 0 ? 1 : out_bytes / record_bytes);
+    uint64_t most = in_place ? shmd_min(limit, c->mask / c->stride + 1) : shmd_min(limit, record_bytes == 0 ? 1 : out_bytes / record_bytes);
     uint64_t n = 0;
     if (batch->length != record_bytes || (batch->flags & (SHMD_FLAG_ARENA | SHMD_FLAG_TENSOR)) != 0)
         return shmd_fail(SHMD_E_CORRUPT, "stream %s: message %llu has %u bytes (flags %u), a record has %u", c->stream, (unsigned long long)batch->seq,
                          batch->length, batch->flags, record_bytes);
     if (!in_place && out_bytes < record_bytes)
         return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: a record has %u bytes, the buffer %llu", c->stream, record_bytes, (unsigned long long)out_bytes);
-    batch->stride = in_place ? c->slot_bytes : record_bytes;
+    batch->stride = in_place ? c->slot_bytes * (uint32_t)c->stride : record_bytes;
     if (in_place) {
-        most = shmd_min(most, c->bound - c->position);
+        most = shmd_min(most, shmd_shard_count(c, c->bound));
         for (n = 1; n < most; n++) {
-            const shmd_slot_t *slot = shmd_consumer_slot(c, c->position + n);
-            if (shmd_load_acquire(&slot->commit) != (((c->position + n) << 1) | 1) || shmd_load32_relaxed(&slot->length) != record_bytes ||
+            uint64_t seq = c->position + n * c->stride;
+            const shmd_slot_t *slot = shmd_consumer_slot(c, seq);
+            if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1) || shmd_load32_relaxed(&slot->length) != record_bytes ||
                 shmd_load16_relaxed(&slot->flags) != 0) /* P2 */
                 break;
         }
@@ -379,7 +383,7 @@ static int64_t fetch_records(shmd_consumer *c, uint64_t limit, uint32_t record_b
             shmd_copy_from_shared(out + n * record_bytes, c->scratch, record_bytes);
             n++;
             took(c, 1);
-        } while (n < most && shmd_consumer_is_protected(c) == 0 && shmd_poll_inline(c, &m) == 1 && m.length == record_bytes && m.seq == batch->seq + n &&
+        } while (n < most && shmd_consumer_is_protected(c) == 0 && shmd_poll_inline(c, &m) == 1 && m.length == record_bytes && m.seq == batch->seq + n * c->stride &&
                  c->mapping_serial == batch->mapping_serial);
         c->polled = 0;
     }

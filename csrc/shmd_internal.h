@@ -76,6 +76,24 @@ struct shmd_mapping {
     uint64_t serial;
 };
 
+/* The first seq at or past `seq` that this consumer reads. */
+static inline uint64_t shmd_shard_next(const shmd_consumer *c, uint64_t seq)
+{
+    return c->stride == 1 ? seq : seq + (c->shard + c->stride - seq % c->stride) % c->stride;
+}
+
+/* The last one below `end`; its very first when there is none. */
+static inline uint64_t shmd_shard_last(const shmd_consumer *c, uint64_t end)
+{
+    return end <= c->shard ? c->shard : end - 1 - (end - 1 - c->shard) % c->stride;
+}
+
+/* How many it reads from its position on, below `end`. */
+static inline uint64_t shmd_shard_count(const shmd_consumer *c, uint64_t end)
+{
+    return c->stride == 1 ? end - c->position : (end - c->position + c->slack) / c->stride;
+}
+
 /* What makes fds readable: one thread a client, started with the first watch (shmd_notifier.c). */
 typedef struct shmd_notifier {
     pthread_mutex_t mutex;      /* private memory: between the threads of one process */

@@ -57,6 +57,8 @@ static void copy_seen(const shmd_consumer *c, shmd_watch *w)
     s->mask = c->mask;
     s->slot_bytes = c->slot_bytes;
     s->position = c->position;
+    s->stride = c->stride;
+    s->shard = c->shard;
     s->bound = c->bound;
     s->hot = c->hot;
     s->open_word = c->open_word;

@@ -45,6 +45,8 @@ static uint64_t slowest(const shmd_producer *p, uint64_t mask, uint32_t *gate)
         uint32_t index = (uint32_t)__builtin_ctzll(mask);
         mask &= mask - 1;
         uint64_t position = index < p->gate_count ? shmd_load_acquire(&shmd_gates_gate(p->gates, index)->position) : p->seq; /* C2 */
+        if (p->keeps && index < p->gate_count) /* one that begins with older messages has its gate at the head and its cursor behind */
+            position = shmd_min(position, shmd_load_acquire(&shmd_gates_gate(p->gates, index)->cursor)); /* C2 */
         int64_t behind = (int64_t)(p->seq - position);
         if (behind < 0)
             behind = 0;
@@ -56,6 +58,26 @@ static uint64_t slowest(const shmd_producer *p, uint64_t mask, uint32_t *gate)
         }
     }
     return least;
+}
+
+/* As slowest, for a producer that keeps what is unread: without a consumer nothing more is free than was before. */
+static uint64_t unread(shmd_producer *p, uint64_t mask, uint32_t *gate)
+{
+    uint64_t least = mask != 0 ? slowest(p, mask, gate) : p->kept;
+    if (mask == 0)
+        *gate = NO_CONSUMER_YET;
+    return p->kept = shmd_max(p->kept, least);
+}
+
+int shmd_producer_keep(shmd_producer *p, uint64_t bound)
+{
+    if (p->seq != 0 || p->claim_open || bound == 0 || bound > p->mask + 1)
+        return shmd_fail(SHMD_E_INVALID, "stream %s: keep %llu messages at seq %llu: expected 1 to %llu, before the first message", p->stream,
+                         (unsigned long long)bound, (unsigned long long)p->seq, (unsigned long long)(p->mask + 1));
+    p->keeps = 1;
+    p->bound = bound;
+    p->limit = 0; /* the first message takes its slow turn and looks here */
+    return SHMD_OK;
 }
 
 static void free_spans(shmd_producer *p, uint64_t freed_below)
@@ -84,8 +106,8 @@ int shmd_producer_room(shmd_producer *p, uint64_t arena_need)
     }
     p->min_consumers = 0;
     uint32_t gate;
-    uint64_t least = slowest(p, mask, &gate);
-    p->limit = least + p->mask + 1;
+    uint64_t least = p->keeps ? unread(p, mask, &gate) : slowest(p, mask, &gate);
+    p->limit = least + p->bound;
     if (p->arena_bytes != 0)
         free_spans(p, least);
     if (p->seq >= p->limit || p->arena_next + arena_need > p->arena_limit) {

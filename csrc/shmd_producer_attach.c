@@ -48,6 +48,7 @@ static int wire_producer(shmd_producer *p, const shmd_event_t *answer, uint32_t 
     p->hot = shmd_stream_hot(p->client, answer->stream_index, index);
     p->open_word = (uint64_t)answer->epoch << 8 | SHMD_EPOCH_OPEN;
     p->mask = record.slots - 1;
+    p->bound = record.slots;
     p->slot_bytes = record.slot_bytes;
     p->inline_max = record.slot_bytes - SHMD_SLOT_HEADER_BYTES;
     p->max_message = shmd_max(p->inline_max, shmd_min(record.arena_bytes / 2, UINT32_MAX - 1));

@@ -65,6 +65,9 @@ struct shmd_producer {
     uint64_t ended_seal;
     uint64_t blocked_since_ns;
     uint64_t blocked_total_ns;
+    uint64_t bound;                     /* messages that may wait to be read: slots, or fewer (shmd_producer_keep) */
+    uint64_t kept;                      /* keeps: nothing at or past it is overwritten without a consumer */
+    uint32_t keeps;
     uint32_t blocked_gate;              /* + 1 */
     uint32_t min_consumers;             /* still wanted; 0 once they were there */
     uint32_t wake_word;
@@ -93,6 +96,8 @@ struct shmd_consumer {
     shmd_gate_t *gate;
     const shmd_data_t *data;
     uint64_t polled;                    /* messages handed out by the last poll */
+    uint64_t stride;                    /* from one message to the next: 1, or the number of shards */
+    uint64_t slack;                     /* stride - 1: other shards' messages between the last read one and position */
     uint64_t gate_published;
     uint64_t consumed;
     uint32_t slot_bytes;
@@ -105,6 +110,8 @@ struct shmd_consumer {
     unsigned char *scratch;             /* copies of what an ungated reader hands out */
     uint64_t scratch_bytes;
     uint64_t fenced_at;                 /* position at the last fence */
+    uint64_t shard;                     /* seq % stride of what it reads */
+    uint64_t hold_seq;                  /* the caller still refers to what stands there; UINT64_MAX: to nothing */
     /* the rest */
     shmd_mapping *mapping;
     shmd_mapping *retired;              /* earlier one, until the caller's view of it is over */
@@ -116,6 +123,7 @@ struct shmd_consumer {
     uint64_t lease_id;
     uint32_t wait;
     uint32_t flags;                     /* SHMD_ATTACH_FOLLOW */
+    uint32_t resumes;                   /* begins each epoch where the last reliable consumer got to */
     uint32_t epoch;                     /* 0: none mapped */
     uint32_t last_epoch;                /* the newest one ever mapped */
     uint32_t record;
@@ -242,7 +250,7 @@ static inline int shmd_poll_inline(shmd_consumer *c, shmd_message *out)
 static inline int shmd_advance_inline(shmd_consumer *c)
 {
     uint64_t before = c->position;
-    uint64_t position = before + c->polled;
+    uint64_t position = before + c->polled * c->stride;
     if (position == before)
         return SHMD_OK;
     c->consumed += c->polled;
@@ -250,9 +258,9 @@ static inline int shmd_advance_inline(shmd_consumer *c)
     c->position = position;
     shmd_store_relaxed(&c->gate->cursor, position);
     if (position > c->gated_from) { /* false for ungated ones, whose gated_from is the largest number */
-        shmd_store_release(&c->gate->position, position); /* C2: after the loads of the payload; pairs with the producer's acquire load of the gate */
+        shmd_store_release(&c->gate->position, position - c->slack); /* C2: after the loads of the payload; pairs with the producer's acquire load of the gate */
         SHMD_FAILPOINT("gate.stored");
-        c->gate_published = position;
+        c->gate_published = position - c->slack;
         if (__builtin_expect(((before ^ position) & c->fence_mask) != 0, 0))
             shmd_fence_seq_cst(); /* C3: once every quarter ring, so that a waiting producer is not missed for long */
         if (__builtin_expect((shmd_load32_relaxed(&c->data->room_waiting) & 0xff) == c->gate_index + 1, 0))

@@ -163,6 +163,7 @@ static inline shmd_producer *rig_producer(rig_t *rig)
     p->client = &rig->client;
     p->slots = rig->ring;
     p->mask = rig->geometry.slots - 1;
+    p->bound = rig->geometry.slots;
     p->seq = shmd_load_relaxed(&rig->data->head);
     p->hot = rig->hot;
     p->open_word = shmd_load_relaxed(&rig->hot->state);
@@ -216,6 +217,8 @@ static inline shmd_consumer *rig_consumer(rig_t *rig, uint32_t gate, uint32_t de
     c->lease_id = rig_lease(rig, c->lease_index, SHMD_LEASE_ACTIVE);
     c->stream_id = RIG_STREAM_ID;
     c->gated_from = UINT64_MAX;
+    c->stride = 1;
+    c->hold_seq = UINT64_MAX;
     c->fork_generation = shmd_fork_generation();
     memcpy(c->stream, "rig", 4);
     uint64_t start = 0;

@@ -134,7 +134,7 @@ class RecordReader:
             )
             self._count(code, timeout_ns)
             slots = int(consumer._info().slots)
-        self._half = slots // 2
+        self._half = max(slots // 2 // consumer.shard[1], 1) if slots else 0
         self._serial = int(consumer._info().mapping_serial)
         return slots > 0
 

@@ -144,6 +144,7 @@ class Client:
         start: Literal["newest", "oldest"] = "newest",
         dtype: Any = None,
         follow: bool = False,
+        shard: tuple[int, int] | None = None,
         create: bool = True,
         wait: Literal["adaptive", "spin", "sleep"] = "adaptive",
         attach_timeout: float = 5.0,
@@ -152,8 +153,9 @@ class Client:
 
         ``delivery``: reliable (holds the producer back, gets everything), lossy (may be overrun; gaps are
         counted), latest (always the newest). ``follow``: goes on with the next producer after an end.
-        ``wait``: how it waits for messages (spin never sleeps). Once this has returned, a reliable
-        consumer misses nothing. Raises as :meth:`producer`.
+        ``shard=(k, n)``: only the messages with ``seq % n == k``, so that n consumers share the work; the
+        others are passed over and hold nobody back. ``wait``: how it waits for messages (spin never sleeps).
+        Once this has returned, a reliable consumer misses nothing. Raises as :meth:`producer`.
         """
         self._check_stream(stream)
         options = ffi.new("shmd_consumer_options *")
@@ -161,6 +163,8 @@ class Client:
         options.delivery = _choice("delivery", delivery, _DELIVERY)
         options.start = _choice("start", start, _START)
         options.wait = _choice("wait", wait, _WAIT)
+        if shard is not None:
+            options.shard, options.shards = _shard(shard)
         options.flags = (lib.SHMD_ATTACH_CREATE if create else 0) | (lib.SHMD_ATTACH_FOLLOW if follow else 0)
         recipe = Recipe(
             self,
@@ -173,7 +177,7 @@ class Client:
             keep,
         )
         handle, link = self._attach(recipe, attach_timeout, waits=self.reconnect)
-        made = Consumer(handle, link, stream, delivery, kind)
+        made = Consumer(handle, link, stream, delivery, kind, shard)
         if self.reconnect:
             if delivery != "latest":
                 options.start = lib.SHMD_START_OLDEST  # from now on: as little as possible is missed
@@ -407,6 +411,16 @@ def _size(argument: str, value: int | None, default: int, limit: int) -> int:
     if not 0 <= value <= limit:
         raise ValueError(f"{argument}={value}: expected 0 to {limit}")
     return int(value)
+
+
+def _shard(shard: tuple[int, int]) -> tuple[int, int]:
+    try:
+        index, count = (int(number) for number in shard)
+    except (TypeError, ValueError):
+        raise TypeError(f"shard={shard!r}: expected (k, n), as (0, 4) for the first of four") from None
+    if not 0 <= index < count <= lib.SHMD_GATE_MAX:
+        raise ValueError(f"shard={shard!r}: expected (k, n) with 0 <= k < n <= {int(lib.SHMD_GATE_MAX)}")
+    return index, count
 
 
 def _choice(argument: str, value: str | None, known: dict[Any, int]) -> int:

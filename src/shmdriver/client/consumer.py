@@ -56,19 +56,27 @@ class Consumer(EventLoopReading):
     __slots__ = (
         "__weakref__", "_batch", "_batch_view", "_buffer", "_buffer_bytes", "_buffer_view",
         "_comeback", "_dtype", "_handle", "_limit", "_link", "_mapping",
-        "_packed", "_patience", "_reader", "_rows", "_run", "_spare", "delivery", "stream",
+        "_packed", "_patience", "_reader", "_rows", "_run", "_spare", "delivery", "shard", "stream",
     )  # fmt: skip
 
     stream: str
     delivery: str
+    shard: tuple[int, int]
 
     def __init__(
-        self, handle: Any, link: Link, stream: str, delivery: str, dtype: np.dtype[Any] | None
+        self,
+        handle: Any,
+        link: Link,
+        stream: str,
+        delivery: str,
+        dtype: np.dtype[Any] | None,
+        shard: tuple[int, int] | None = None,
     ) -> None:
         self._handle = handle
         self._link: Link = link
         self.stream = stream
         self.delivery = delivery
+        self.shard = shard or (0, 1)
         self._dtype = dtype
         self._comeback: ConsumerComeback | None = None  # of a client with reconnect=True
         self._reader: RecordReader | None = None
@@ -188,10 +196,10 @@ class Consumer(EventLoopReading):
 
     @property
     def lag(self) -> int:
-        """How many published messages it has not handed out yet."""
+        """How many published messages (of its shard) it has not handed out yet."""
         self._look()
         info = self._info()
-        return max(0, int(info.head) - int(info.position)) + self.buffered
+        return max(0, -((int(info.position) - int(info.head)) // self.shard[1])) + self.buffered
 
     @property
     def epoch(self) -> int:

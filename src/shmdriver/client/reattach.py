@@ -216,11 +216,15 @@ class ConsumerComeback(_Comeback):
         return lost if known else None
 
     def _note(self, epoch: int, first: int, end: int) -> int:
-        count = max(0, end - first)
-        if count:
-            self.lost += count
-            self.ranges.append(LostRange(epoch, first, end - 1))
-        return count
+        own = range(first, end)
+        shards = int(self.recipe.options.shards)
+        if shards > 1:
+            first += (int(self.recipe.options.shard) - first) % shards
+            own = range(first, end, shards)
+        if own:
+            self.lost += len(own)
+            self.ranges.append(LostRange(epoch, own[0], own[-1]))
+        return len(own)
 
 
 class ProducerComeback(_Comeback):
