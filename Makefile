@@ -12,7 +12,7 @@ PYTEST := $(PY) -m pytest
 PEERS := 'faster-fifo>=1.4' 'iceoryx2>=0.10' 'tachyon-ipc>=0.5'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build check lint format generate ctest asan tsan unit models fuzz arm64 bench stress reliability reliability-page clean
+.PHONY: help demo test build check lint format generate ctest asan tsan unit models fuzz arm64 bench stress soak reliability reliability-page clean
 
 help:            ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -104,6 +104,9 @@ stress: build $(VENV)/.dev-stamp    ## minutes of kills, hand-offs, hostile clie
 	@$(CTEST) PROFILE=tsan STRESS=1 SECONDS_MAX=1200 run
 	@$(MAKE) --no-print-directory fuzz SECONDS=60
 	@$(PYTEST) -q -m stress tests; code=$$?; test $$code -eq 5 || exit $$code
+
+soak: build $(VENV)/.dev-stamp    ## MINUTES=60 of load with random kills and stops, under stress-ng where there is one
+	@$(PY) -m tests.chaos.soak --minutes $(or $(MINUTES),60) $(SOAK_ARGS)
 
 reliability: build ctest $(VENV)/.dev-stamp    ## run every test of a fault, and rewrite docs/RELIABILITY.md
 	@$(PYTEST) -q -m 'fault and not stress' tests
