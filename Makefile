@@ -103,7 +103,7 @@ stress: build $(VENV)/.dev-stamp    ## minutes of kills, hand-offs, hostile clie
 	@$(CTEST) PROFILE=asan STRESS=1 SECONDS_MAX=1200 run
 	@$(CTEST) PROFILE=tsan STRESS=1 SECONDS_MAX=1200 run
 	@$(MAKE) --no-print-directory fuzz SECONDS=60
-	@$(PYTEST) -q -m stress tests; code=$$?; test $$code -eq 5 || exit $$code
+	@$(PYTEST) -q -s -m stress tests; code=$$?; test $$code -eq 5 || exit $$code
 
 soak: build $(VENV)/.dev-stamp    ## MINUTES=60 of load with random kills and stops, under stress-ng where there is one
 	@$(PY) -m tests.chaos.soak --minutes $(or $(MINUTES),60) $(SOAK_ARGS)
