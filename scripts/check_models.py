@@ -6,7 +6,7 @@ weakness that the design accepts, shown by a run that fails. A mutation is a mac
 fence dropped or a store moved. Everything is also run with -DTSO, the memory of x86-64, which tells what no
 test on such a machine could ever show.
 
-    python scripts/check_models.py [MODEL ...]   run; exit 1: a model is wrong or a mutation lives; 77: no spin
+    python scripts/check_models.py [MODEL ...]   run; exit 1: wrong, or a mutation lives; 77: no spin
     python scripts/check_models.py --write         run, and write the results into models/README.md
 """
 
