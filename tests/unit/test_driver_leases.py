@@ -207,6 +207,20 @@ def test_dead_producer_is_reaped_before_a_second_one_is_refused(rig: Rig, sleepe
     assert second.epoch == first.epoch + 1
 
 
+def test_last_request_of_a_dead_client_gets_nothing_when_its_own_lease_stood_in_the_way(
+    rig: Rig, sleeper
+) -> None:
+    process = sleeper()
+    client = rig.client(pid=process.pid)
+    client.produce()
+    again = client.send(client.attach_request("s", lib.SHMD_ROLE_PRODUCER))
+    process.kill()
+    process.wait()
+    rig.tick()  # refused for its own lease, which ends with it: the second look must not admit the dead
+    assert rig.answer(again).reason == Reason.UNKNOWN_CLIENT
+    assert len(rig.driver.tables.leases) == 0
+
+
 def test_goodbye_ends_what_is_open_as_aborted(rig: Rig) -> None:
     client = rig.client()
     answer = client.produce()

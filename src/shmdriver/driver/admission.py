@@ -85,7 +85,7 @@ class Admission:
         except Rejection:
             if self._tenure.reap_dead(now_ns) == 0:
                 raise
-            self._decide(request, client, now_ns)
+            self._decide(request, self._clients.sender(request.client_id), now_ns)  # was it among them?
 
     def cancel(self, correlation_id: int, client_id: int) -> bool:
         """The client gave up on an attach that waits for memory; False when there is none."""
