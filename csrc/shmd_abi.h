@@ -110,7 +110,8 @@ enum { SHMD_SLOW_DEFAULT = 0, SHMD_SLOW_BLOCK = 1, SHMD_SLOW_EVICT = 2, SHMD_SLO
 enum { SHMD_ATTACH_CREATE = 1, SHMD_ATTACH_FOLLOW = 2, SHMD_ATTACH_NO_WAKEUPS = 4, SHMD_ATTACH_TIMESTAMPS = 8,
        SHMD_DETACH_ABORTED = 16 };
 
-enum { SHMD_HEARTBEAT_THREAD = 0, SHMD_HEARTBEAT_MANUAL = 1 };
+/* SHMD_WAIT_FOR_DRIVER is added to either: a request whose driver dies is answered by the one that adopts, if it comes in time. */
+enum { SHMD_HEARTBEAT_THREAD = 0, SHMD_HEARTBEAT_MANUAL = 1, SHMD_WAIT_FOR_DRIVER = 2 };
 
 /* The low byte of a record's word; the rest is its generation, which grows with every reuse. */
 enum { SHMD_RECORD_FREE = 0, SHMD_RECORD_USED = 1, SHMD_RECORD_ENDED = 2 };

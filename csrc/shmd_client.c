@@ -130,6 +130,13 @@ static int look_for_answer(const shmd_client *client, uint64_t *cursor, uint64_t
     return 0;
 }
 
+/* The same request, under the same correlation id, is then answered by the driver that adopts, as it was meant. */
+static int may_be_adopted(const shmd_client *client, const shmd_request_t *request)
+{
+    uint64_t exit_kind = shmd_load_acquire(&client->authority->exit_kind);
+    return client->waits_for_driver && request->kind != SHMD_REQUEST_DETACH && (exit_kind == SHMD_EXIT_NONE || exit_kind == SHMD_EXIT_HANDOVER);
+}
+
 static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t deadline_ns)
 {
     uint32_t who = client->client_id == 0 ? (SHMD_WHO_PID | ((uint32_t)getpid() & (SHMD_WHO_PID - 1))) : client->index + 1;
@@ -153,13 +160,15 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
             if (client->client_id != 0 && !is_registered(client))
                 return shmd_fail(SHMD_E_REVOKED, "client %llu is no longer registered with the driver (it was silent for too long, or the driver was started afresh); connect anew",
                                  (unsigned long long)client->client_id);
-            if (!shmd_driver_alive(client->authority))
+            if (shmd_driver_alive(client->authority)) {
+                int rc = shmd_control_send(client->control, client->authority, request, who, client->nonce, deadline_ns);
+                if (rc != SHMD_OK)
+                    return rc;
+                sent_ns = now;
+                sent_to = adoptions;
+            } else if (!may_be_adopted(client, request)) {
                 return SHMD_E_DRIVER_UNAVAILABLE;
-            int rc = shmd_control_send(client->control, client->authority, request, who, client->nonce, deadline_ns);
-            if (rc != SHMD_OK)
-                return rc;
-            sent_ns = now;
-            sent_to = adoptions;
+            }
         }
         if (spins++ < ANSWER_SPINS) {
             (void)sched_yield(); /* an awake driver answers within microseconds */
@@ -394,7 +403,8 @@ int shmd_connect_named(const char *instance, const char *name, int heartbeat, ui
     if (client == NULL)
         return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a client");
     client->references = 1;
-    client->heartbeat_mode = (uint32_t)heartbeat;
+    client->heartbeat_mode = (uint32_t)heartbeat & SHMD_HEARTBEAT_MANUAL;
+    client->waits_for_driver = ((uint32_t)heartbeat & SHMD_WAIT_FOR_DRIVER) != 0;
     client->fork_generation = shmd_fork_generation();
     shmd_notifier_init(&client->notifier);
     int rc = name_client(client, instance, name);
@@ -402,7 +412,7 @@ int shmd_connect_named(const char *instance, const char *name, int heartbeat, ui
         rc = await_authority(client, deadline_ns);
     rc = rc ? rc : map_control(client);
     rc = rc ? rc : hello(client, deadline_ns);
-    if (rc == SHMD_OK && heartbeat == SHMD_HEARTBEAT_THREAD)
+    if (rc == SHMD_OK && client->heartbeat_mode == SHMD_HEARTBEAT_THREAD)
         rc = start_heartbeat(client);
     if (rc != SHMD_OK) {
         shmd_client_drop(client);

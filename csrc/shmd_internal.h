@@ -121,6 +121,7 @@ struct shmd_client {
     uint64_t correlation;
     uint64_t beat;
     uint32_t heartbeat_mode;
+    uint32_t waits_for_driver;
     uint32_t thread_started;
     uint32_t stop_word;         /* private futex of the heartbeat thread */
     uint32_t fork_generation;

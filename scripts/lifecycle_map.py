@@ -29,8 +29,12 @@ MEANING = {
         "before `init` ends",
         "published for the *predecessor's* clients (`--fresh`, or killed in its last steps)",
     ),
-    "control.ControlRing.__init__": ("any", "the ring holds more than one tick's budget"),
+    "control.ControlRing.__init__": (
+        "any",
+        "the ring holds more than one tick's budget; the request in hand is not served yet",
+    ),
     "control.ControlRing.take": ("`running`, `draining`", "as above"),
+    "control.ControlRing._advance": ("`running`, `draining`", "as above"),
     "deathwatch.DeathWatch.__init__": ("any", "a pidfd fired since the last tick: a wake-up, no decision"),
     "deathwatch.DeathWatch._watch": ("any", "as above, set by the watching thread"),
     "desk.RequestDesk.shutdown": ("`running`, `draining`", "the mode that a signed request asks for"),
@@ -47,7 +51,8 @@ MEANING = {
     "driver.Driver.run": ("`running`, `draining`", "the loop ends with `stopped`"),
     "driver.Driver.request_shutdown": ("any", "leaves an order for the loop, from any thread"),
     "driver.Driver.set_maintenance": ("`running`, `draining`", "a signed admin request"),
-    "driver.Driver.on_tick": (
+    "driver.Driver.on_tick": ("`running`, `draining`", "the deathwatch's ring is heard"),
+    "driver.Driver._poll": (
         "`running`, `draining`",
         "expired timers become events; the shutdown timer an order",
     ),

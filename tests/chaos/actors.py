@@ -11,7 +11,7 @@ from typing import Any
 from tests.chaos import crowd, visitors
 from tests.chaos.hostile import disturb
 from tests.chaos.ledger import Arguments, Ledger, Line, error_words
-from tests.chaos.payload import LARGEST, Board, payload
+from tests.chaos.payload import LARGEST, Board, check, payload
 
 
 def preload() -> None:
@@ -121,6 +121,54 @@ def consume(line: Line, arguments: Arguments) -> int:
     return 0
 
 
+def come_and_go(line: Line, arguments: Arguments) -> int:
+    """Attaches, publishes, reads and detaches, over and over, whatever becomes of the driver meanwhile.
+
+    One consumer follows; each round has a producer and a consumer of its own. All are checked for losses.
+    """
+    import shmdriver
+
+    board = Board(Path(arguments["board"]))
+    stream, count = arguments["stream"], arguments.get("count", 20)
+    with shmdriver.connect(arguments["instance"], name="churn", timeout=60, reconnect=True) as client:
+        follower = client.consumer(stream, follow=True, attach_timeout=60)
+        line.say(attached=True)
+        rounds = 0
+        while line.heard() != "stop":
+            rounds += 1
+            with client.consumer(stream, attach_timeout=60) as reader:
+                with client.producer(stream, slots=64, max_message=4096, attach_timeout=60) as out:
+                    for number in range(count):
+                        out.publish(payload(rounds, number), timeout=60)
+                for consumer in (reader, follower):
+                    found = [check(bytes(consumer.read(timeout=60) or b"")) for _ in range(count)]
+                    if found != [(rounds, number) for number in range(count)]:
+                        board[Board.FAILURES] += 1
+                        line.say(failure=f"round {rounds}: {found}")
+            board[Board.RECEIVED] = rounds
+        line.say(closed=rounds, lost=follower.lost, reattached=len(follower.reattachments))
+        follower.close()
+    return 0
+
+
+def gil_holder(line: Line, arguments: Arguments) -> int:
+    """Attaches a consumer, and then holds the interpreter's lock in one C call."""
+    import ctypes
+
+    import shmdriver
+
+    with shmdriver.connect(arguments["instance"], name="busy", timeout=60) as client:
+        consumer = client.consumer(arguments["stream"], attach_timeout=60)
+        line.say(attached=True)
+        while consumer.read(timeout=60) is None:
+            pass
+        ctypes.PyDLL(None).usleep(ctypes.c_uint(int(arguments["seconds"] * 1e6)))
+        line.say(held=True)
+        line.heard(60)
+        consumer.close()
+    return 0
+
+
 ROLES: dict[str, Callable[[Line, Arguments], int]] = {
     "driver": drive,
     "producer": produce,
@@ -131,6 +179,8 @@ ROLES: dict[str, Callable[[Line, Arguments], int]] = {
     "visit": visitors.visit,
     "poke": visitors.poke,
     "hostile": disturb,
+    "come_and_go": come_and_go,
+    "gil_holder": gil_holder,
 }
 
 

@@ -190,7 +190,7 @@ class Stage:
         self.instance = instance
         self.zygote = zygote
         self._folder = folder
-        self._settings = {"driver.instance": instance, **settings}
+        self.settings = {"driver.instance": instance, **settings}
         self.actors: list[Actor] = []
         self._count = 0
         self.driver: Actor | None = None
@@ -232,7 +232,7 @@ class Stage:
     def start_driver(self, *, failpoint: str = "", **settings: Any) -> Actor:
         """A driver that serves, unless a failpoint gets it first."""
         self.driver = driver = self.actor(
-            "driver", failpoint=failpoint, settings={**self._settings, **settings}
+            "driver", failpoint=failpoint, settings={**self.settings, **settings}
         )
         wait_until(lambda: " serves: " in driver.log_text() or not driver.alive, f"{driver} to serve")
         if not failpoint:

@@ -104,6 +104,7 @@ def in_child(action):
     return text
 
 
+@pytest.mark.fault(36)
 def test_handles_refuse_in_a_forked_child_and_the_parent_goes_on(client):
     with client.consumer("s") as into, client.producer("s") as out:
         for n in range(10):

@@ -67,7 +67,7 @@ def in_its_thread(driver: Driver, act: Callable[[int], object]) -> None:
     done = threading.Event()
     take = driver._ring.take
 
-    def act_and_take(now_ns: int) -> list[Request]:
+    def act_and_take(now_ns: int) -> Iterator[Request]:
         if not done.is_set():
             act(now_ns)
             done.set()

@@ -143,6 +143,7 @@ def test_sighup_logs_the_configuration_and_nothing_else_happens(driver: Process)
         pass
 
 
+@pytest.mark.fault(14)
 def test_second_driver_exits_with_its_own_code(driver: Process) -> None:
     second = subprocess.run(
         [sys.executable, "-c", RUN, f"driver.instance={driver.instance}"],
@@ -152,6 +153,7 @@ def test_second_driver_exits_with_its_own_code(driver: Process) -> None:
     assert f"pid {driver.popen.pid}" in second.stderr
 
 
+@pytest.mark.fault(14)
 def test_one_of_many_drivers_started_at_once_lives(instance_name: str, tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
     racers = [

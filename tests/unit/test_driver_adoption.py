@@ -334,6 +334,7 @@ def count_stores(instance: str) -> int:
     return counter.stores
 
 
+@pytest.mark.fault(13, how="killed before the n-th store, every n")
 def test_killed_before_any_store_the_driver_is_adopted_and_nothing_is_lost(make_instance_name) -> None:
     total = count_stores(make_instance_name())
     assert total > 100

@@ -189,6 +189,7 @@ def test_signed_shutdown_drains_and_stops(rig: Rig) -> None:
         lambda raw: ffi.memmove(raw.hmac, bytes(32), 32),
     ],
 )
+@pytest.mark.fault(29)
 def test_changed_request_is_refused(rig: Rig, spoil) -> None:
     client = rig.client()
     raw = _signed(client, lib.SHMD_REQUEST_SHUTDOWN, lib.SHMD_SHUTDOWN_END)

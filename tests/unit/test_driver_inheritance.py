@@ -175,6 +175,7 @@ def count_stores(instance: str) -> tuple[int, int]:
         rig.close()
 
 
+@pytest.mark.fault(13, how="killed before the n-th store, every n")
 def test_killed_before_any_store_of_a_shutdown_its_successor_finds_the_old_state_or_the_new_one(
     make_instance_name,
 ) -> None:
@@ -222,3 +223,38 @@ def test_killed_before_any_store_of_a_shutdown_its_successor_finds_the_old_state
         lib.SHMD_LIFECYCLE_DRAINING,
         lib.SHMD_LIFECYCLE_STOPPED,
     }
+
+
+@pytest.mark.parametrize("kind", ["detach", "goodbye"])
+@pytest.mark.fault(13, how="killed before the n-th store, every n")
+def test_request_whose_driver_is_killed_while_it_serves_it_is_served_by_the_next(
+    make_instance_name, kind: str
+) -> None:
+    kills = 0
+    while True:
+        patch = pytest.MonkeyPatch()
+        rig = Rig(make_instance_name())
+        try:
+            client, other = rig.client(), rig.client()
+            lease, earlier = client.produce(), other.consume("t")
+            goodbye = client.request(lib.SHMD_REQUEST_GOODBYE)
+            other.send(other.detach_request(earlier))
+            client.send(client.detach_request(lease) if kind == "detach" else goodbye)  # and asks no more
+            counter = StoreCounter(kills)
+            counter.install(patch)
+            try:
+                rig.driver.tick()
+            except Killed:
+                kills += 1
+            else:
+                break
+            patch.undo()
+            rig.restart()
+            rig.tick()
+            for answer in (lease, earlier):
+                assert rig.lease_state(answer) == lib.SHMD_LEASE_DETACHED, f"killed before store {kills}"
+            assert rig.epoch_state(lease) in (lib.SHMD_EPOCH_SEALED, lib.SHMD_EPOCH_FREE)
+        finally:
+            patch.undo()
+            rig.close()
+    assert kills > 8

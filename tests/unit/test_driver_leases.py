@@ -53,6 +53,7 @@ def test_hello_is_answered_once_more_with_the_same_client(rig: Rig) -> None:
     assert len(rig.driver.tables.clients) == 1
 
 
+@pytest.mark.fault(34)
 def test_hello_of_a_process_that_is_another_is_refused(rig: Rig) -> None:
     client = Requester(rig)
     answer = client.hello(start_time=client.start_time + 1)
@@ -60,6 +61,7 @@ def test_hello_of_a_process_that_is_another_is_refused(rig: Rig) -> None:
     assert "is not the one that asks" in answer.text
 
 
+@pytest.mark.fault(35)
 def test_client_of_another_pid_namespace_is_watched_by_heartbeat_only(rig: Rig) -> None:
     client = rig.client(namespace=1)
     assert lib.shmd_authority_client(rig.view.authority, client.index).provable == 0
@@ -142,6 +144,7 @@ def test_detach_of_anothers_lease_is_refused(rig: Rig) -> None:
     assert rig.lease_state(answer) == lib.SHMD_LEASE_ATTACHED
 
 
+@pytest.mark.fault(32)
 def test_silent_client_is_stalled_then_recovers(rig: Rig) -> None:
     client = rig.client()
     answer = client.consume()
@@ -188,6 +191,7 @@ def test_death_is_proved_by_pidfd_and_ends_everything_at_once(rig: Rig, sleeper)
     assert rig.counter("CLIENTS_DIED") == 1
 
 
+@pytest.mark.fault(37)
 def test_unreaped_zombie_counts_as_dead(rig: Rig, sleeper) -> None:
     process = sleeper()
     client = rig.client(pid=process.pid)
@@ -230,6 +234,7 @@ def test_goodbye_ends_what_is_open_as_aborted(rig: Rig) -> None:
     assert rig.client_state(client) == lib.SHMD_CLIENT_FREE
 
 
+@pytest.mark.fault(31)
 def test_pause_of_the_driver_expires_nobody(rig: Rig) -> None:
     client = rig.client()
     answer = client.consume()

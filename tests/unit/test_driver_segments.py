@@ -49,6 +49,7 @@ def start(instance: str, **overrides) -> Driver:
     return driver
 
 
+@pytest.mark.fault(14)
 def test_second_driver_is_refused_and_names_the_first(rig: Rig) -> None:
     with pytest.raises(DriverAlreadyRunning, match=f"pid {os.getpid()}") as refused:
         start(rig.instance)
@@ -63,6 +64,7 @@ def test_magic_is_there_only_when_everything_is(rig: Rig) -> None:
 
 @pytest.mark.fault(17, how="an authority without its magic, of any size")
 @pytest.mark.parametrize("size", [0, 100, 4096, 1 << 20])
+@pytest.mark.fault(17)
 def test_half_made_authority_is_rebuilt(instance_name: str, authority: Path, size: int) -> None:
     authority.write_bytes(bytes(size))
     driver = start(instance_name)
@@ -79,6 +81,7 @@ def test_half_made_authority_is_rebuilt(instance_name: str, authority: Path, siz
         (struct.pack("<QIIQ", int(lib.shmd_magic(1)), 1, 1, 8192) + bytes(8168), "authority"),
     ],
 )
+@pytest.mark.fault(17)
 def test_foreign_authority_is_refused_and_left_alone(instance_name, authority: Path, content, words) -> None:
     authority.write_bytes(content)
     for fresh in ("adopt", "fresh"):
@@ -124,6 +127,7 @@ def test_lost_control_segment_is_refused_until_fresh(rig: Rig) -> None:
     rig.start(driver__boot="fresh")
 
 
+@pytest.mark.fault(36)
 def test_lock_is_not_inherited_by_a_forked_child(instance_name: str, authority: Path) -> None:
     lock = lock_authority(instance_name, Modes())
     fd = lock.fd

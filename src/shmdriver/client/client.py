@@ -262,7 +262,9 @@ class Client:
         if link is None or not link.usable:
             if link is not None:
                 self._handles = weakref.WeakSet()  # the parent's
-            self._link = link = Link(self.instance, self.name, timeout, waits=self.reconnect)
+            self._link = link = Link(
+                self.instance, self.name, timeout, waits=self.reconnect, reconnect=self.reconnect
+            )
         elif self.reconnect and not link.driver_alive():
             try:
                 link = self._relink(link, timeout)
@@ -276,7 +278,7 @@ class Client:
         The old one is returned when its driver was adopted, unless ``forced`` (it was expired). Raises
         DriverUnavailable, AttachTimeout, AttachRejected.
         """
-        link = Link(self.instance, self.name, timeout)
+        link = Link(self.instance, self.name, timeout, reconnect=self.reconnect)
         if link.boot_id == old.boot_id and not forced:
             link.close()  # adopted: the old connection is as good as ever
             return old
@@ -289,6 +291,8 @@ class Client:
         out = ffi.new(recipe.out_type)
         while True:
             link = self._connected(timeout)
+            if self.reconnect and not waits and not link.driver_alive():
+                raise errors.DriverUnavailable(last_error(), instance=self.instance)
             recipe.options.timeout_ns = deadline.rest_ns()
             code = recipe.call(link.handle, recipe.stream.encode(), recipe.options, out)
             if code == 0:

@@ -75,21 +75,29 @@ class Link:
         "listeners",
     )
 
-    def __init__(self, instance: str, name: str | None, timeout: float, *, waits: bool = False) -> None:
+    def __init__(
+        self,
+        instance: str,
+        name: str | None,
+        timeout: float,
+        *,
+        waits: bool = False,
+        reconnect: bool = False,
+    ) -> None:
         """Connects, waiting up to ``timeout`` seconds for the driver's answer.
 
         Raises DriverUnavailable (there is none: at once unless ``waits``), AttachTimeout, AttachRejected.
+        With ``reconnect`` its requests wait, up to their own timeouts, for a driver that adopts.
         """
         self.handle: Any = None
         # What ends the threads that look at the mapping, before it goes.
         self.listeners: list[Callable[[], None]] = []
         deadline = Deadline(timeout)
+        mode = lib.SHMD_HEARTBEAT_THREAD | (lib.SHMD_WAIT_FOR_DRIVER if reconnect else 0)
         out = ffi.new("shmd_client **")
         client_name = ffi.NULL if name is None else name.encode()
         while True:
-            code = lib.shmd_connect_named(
-                instance.encode(), client_name, lib.SHMD_HEARTBEAT_THREAD, deadline.rest_ns() or 0, out
-            )
+            code = lib.shmd_connect_named(instance.encode(), client_name, mode, deadline.rest_ns() or 0, out)
             if code == lib.SHMD_E_DRIVER_UNAVAILABLE and waits and deadline.slice_ns() > 0:
                 wait_for_a_driver(deadline)
             elif code != lib.SHMD_E_INTERRUPTED:

@@ -132,7 +132,7 @@ class Authority:
         failpoint("create.allocated")
         control_map = cls._create_control(control, sizes, modes, int(params.boot_id), now_ns)
         failpoint("create.control")
-        authority_map = SegmentMap.of(lock.fd, size, writable=True, prefault=modes.prefault)
+        authority_map = lock.mapping(size, writable=True, prefault=modes.prefault)
         if lib.shmd_authority_init(authority_map.base, size, params) != 0:
             raise ShmDriverError(last_error())
         failpoint("create.filled")
@@ -159,7 +159,7 @@ class Authority:
     def adopt(cls, lock: InstanceLock, modes: Modes) -> Authority:
         """Maps the segments that another driver process left. Raises LayoutMismatch, changing nothing."""
         size = lock.size
-        mapped = SegmentMap.of(lock.fd, size, writable=True, prefault=modes.prefault)
+        mapped = lock.mapping(size, writable=True, prefault=modes.prefault)
         try:
             if (
                 lib.shmd_header_check(mapped.base, size, lib.SHMD_SEGMENT_AUTHORITY, 0, 0, 0) != 0

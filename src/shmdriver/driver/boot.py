@@ -18,7 +18,7 @@ from shmdriver.driver.segments import (
     lock_authority,
     refuse_foreign,
 )
-from shmdriver.driver.shm import Modes, SegmentMap, unlink_segment
+from shmdriver.driver.shm import Modes, unlink_segment
 from shmdriver.driver.tables import Tables
 from shmdriver.errors import LayoutMismatch, Reason
 
@@ -115,7 +115,7 @@ class _Former(Enum):
 
 
 def _former(lock: InstanceLock, *, fresh: bool) -> _Former:
-    mapped = SegmentMap.of(lock.fd, lock.size, writable=False)
+    mapped = lock.mapping(lock.size, writable=False)
     try:
         base = mapped.view("shmd_authority_t *")
         exit_kind, lifecycle = int(base.exit_kind), int(base.lifecycle)

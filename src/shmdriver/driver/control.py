@@ -9,7 +9,7 @@ in its order, while the others are served.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class ControlRing:
         self._waiting: OrderedDict[int, deque[Request]] = OrderedDict()
         self._waiting_count = 0
         self._is_more = False  # the last tick's budget ended before the ring did
+        self._is_serving = False  # the next slot's request was handed out, and its slot is not free yet
         self._reader = lib.shmd_control_reader_new(
             authority.control, authority.control_map.size, authority.base
         )
@@ -121,28 +122,57 @@ class ControlRing:
         """Wakes the driver's loop, from any thread."""
         lib.shmd_futex_wake(self._doorbell)
 
-    def take(self, now_ns: int) -> list[Request]:
-        """The requests of one tick, in each client's own order."""
+    def take(self, now_ns: int) -> Iterator[Request]:
+        """The requests of one tick, in each client's own order. Serve each before asking for the next.
+
+        A request's slot is free only when it was served: a driver that is killed in between leaves it to its
+        successor, and every request is idempotent. What one client sends beyond its share leaves the ring to
+        the others and waits in private memory, where it is lost with the driver.
+        """
+        if self._is_serving:  # that raised: not again
+            self._advance()
+        left = self._budget
+        served: dict[int, int] = {}
+        for client_id in list(self._waiting):  # round robin: who was served goes to the back
+            pending = self._waiting[client_id]
+            turns = min(self._share_of(client_id), len(pending), left)
+            self._waiting.move_to_end(client_id)
+            served[client_id] = turns
+            left -= turns
+            for _ in range(turns):
+                self._waiting_count -= 1
+                yield pending.popleft()
+            if not pending:
+                del self._waiting[client_id]
         self._is_more = True
         for _ in range(self._budget):
             if self._waiting_count >= WAITING_MAX:
                 break
-            if not self._read(now_ns):
+            found, request = self._read(now_ns)
+            if not found:
                 self._is_more = False
                 break
-        taken: list[Request] = []
-        for client_id in list(self._waiting):  # round robin: who was served goes to the back
-            pending = self._waiting[client_id]
-            share = max(1, self._budget // 2) if client_id == 0 else self._share  # id 0: everybody's Hellos
-            turns = min(share, len(pending), self._budget - len(taken))
-            taken.extend(pending.popleft() for _ in range(turns))
-            self._waiting.move_to_end(client_id)
-            if not pending:
-                del self._waiting[client_id]
-            if len(taken) >= self._budget:
-                break
-        self._waiting_count -= len(taken)
-        return taken
+            if request is None:
+                continue
+            client_id = request.client_id
+            taken = served.get(client_id, 0)
+            if client_id in self._waiting or taken >= self._share_of(client_id) or left == 0:
+                self._waiting.setdefault(client_id, deque()).append(request)
+                self._waiting_count += 1
+            else:
+                served[client_id] = taken + 1
+                left -= 1
+                self._is_serving = True
+                yield request
+            self._advance()
+
+    def _share_of(self, client_id: int) -> int:
+        return self._share if client_id else max(1, self._budget // 2)  # id 0: everybody's Hellos
+
+    def _advance(self) -> None:
+        self._is_serving = False
+        failpoint("request.accepted")
+        lib.shmd_control_advance(self._reader)
 
     def sweep(self) -> None:
         """Frees the slots whose claimers said that they are done, or are proved dead."""
@@ -153,26 +183,28 @@ class ControlRing:
             if who and self._is_proved_dead(who):
                 lib.shmd_control_release(self._reader, slot)
 
-    def _read(self, now_ns: int) -> bool:
-        """One slot of the ring; False when there is nothing to read now."""
+    def _read(self, now_ns: int) -> tuple[bool, Request | None]:
+        """One slot of the ring: whether there was one, and its request if it is to be served.
+
+        A slot with such a request is still to be freed; any other is free.
+        """
         raw = ffi.new("shmd_request_t *")
         found = lib.shmd_control_poll(self._reader, raw, now_ns)
         if found == 0:
-            return False
+            return False, None
         if found == lib.SHMD_E_TIMEOUT:
-            return self._skip()
-        if found == 1:
-            self._accept(Request(raw), now_ns)
-        else:
+            return self._skip(), None
+        request = Request(raw) if found == 1 else None
+        if request is None:
             self._authority.count(lib.SHMD_COUNTER_REQUESTS_CORRUPT)
             self._authority.log_error(f"control ring: {last_error()}", now_ns)
-        failpoint("request.accepted")
-        # Only now the slot is free: a driver killed before this reads the request again, and every
-        # request is idempotent by its correlation id.
-        lib.shmd_control_advance(self._reader)
-        return True
+        elif self._accept(request, now_ns):
+            return True, request
+        self._advance()
+        return True, None
 
-    def _accept(self, request: Request, now_ns: int) -> None:
+    def _accept(self, request: Request, now_ns: int) -> bool:
+        """Whether it is one to serve; the answer to any other is given."""
         self._authority.count(lib.SHMD_COUNTER_REQUESTS)
         found = lib.shmd_request_check(request.raw)
         if found == lib.SHMD_E_LAYOUT:
@@ -184,8 +216,8 @@ class ControlRing:
         elif request.deadline_ns < now_ns:
             self._authority.count(lib.SHMD_COUNTER_REQUESTS_EXPIRED)  # nobody waits for the answer
         else:
-            self._waiting.setdefault(request.client_id, deque()).append(request)
-            self._waiting_count += 1
+            return True
+        return False
 
     def _skip(self) -> bool:
         who = int(lib.shmd_control_claimer(self._reader))

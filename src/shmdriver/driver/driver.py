@@ -155,6 +155,7 @@ class Driver:
         authority.count(lib.SHMD_COUNTER_TICKS)
         try:
             self._lifecycle.dispatch(Event.TICK, now_ns)
+            self._poll(now_ns)
             self._obey(now_ns)
             self._finish_draining(now_ns)
         except Exception as error:  # the loop outlives its defects; tools show them
@@ -236,25 +237,10 @@ class Driver:
     # -- hooks of the lifecycle
 
     def on_tick(self, now_ns: int) -> None:
-        """Requests, memory, timers; attaches and what is due come back as events."""
+        """Deaths that were noticed since the last one; what else is there the loop polls, see ``_poll``."""
         if self._deathwatch is not None and self._deathwatch.rang:
             self._deathwatch.rang = False
             self._lease_watch.look_for_deaths(now_ns)
-        for request in self._ring.take(now_ns):
-            self._work += 1
-            self._serve(request, now_ns)
-        self._finish_memory(now_ns)
-        for timer in self._timers.due(now_ns):
-            self._work += 1
-            if timer.name == "lease_check":
-                self._lifecycle.dispatch(Event.LEASE_CHECK_DUE, now_ns)
-            elif timer.name == "announce":
-                self._lifecycle.dispatch(Event.ANNOUNCE_DUE, now_ns)
-            elif timer.name == "shutdown":
-                # After all else of this tick: an expiry that a lease check finds must not come once stopped.
-                self._orders.append(_Order(ShutdownMode.END, "policies.shutdown_timeout_ms is over"))
-            elif timer.name == "watchdog":
-                self._notifier.send("WATCHDOG=1")
 
     def on_attach(self, now_ns: int, request: Any) -> None:
         """The state admits: policy decides."""
@@ -394,6 +380,26 @@ class Driver:
                 problem = lock_memory(mapped)
                 if problem:
                     self._log(problem)
+
+    def _poll(self, now_ns: int) -> None:
+        """Requests, memory, timers. Each becomes an event that is complete before the next one is asked for:
+        so a request's slot is freed only when its consequences are in the tables.
+        """
+        for request in self._ring.take(now_ns):
+            self._work += 1
+            self._serve(request, now_ns)
+        self._finish_memory(now_ns)
+        for timer in self._timers.due(now_ns):
+            self._work += 1
+            if timer.name == "lease_check":
+                self._lifecycle.dispatch(Event.LEASE_CHECK_DUE, now_ns)
+            elif timer.name == "announce":
+                self._lifecycle.dispatch(Event.ANNOUNCE_DUE, now_ns)
+            elif timer.name == "shutdown":
+                # After all else of this tick: an expiry that a lease check finds must not come once stopped.
+                self._orders.append(_Order(ShutdownMode.END, "policies.shutdown_timeout_ms is over"))
+            elif timer.name == "watchdog":
+                self._notifier.send("WATCHDOG=1")
 
     def _serve(self, request: Request, now_ns: int) -> None:
         if request.kind == lib.SHMD_REQUEST_ATTACH:

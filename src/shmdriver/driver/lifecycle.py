@@ -102,7 +102,7 @@ class Hooks(Protocol):
     """
 
     def on_tick(self, now_ns: int) -> None:
-        """Poll the control ring and the timers; dispatch what is there and what is due (it is queued)."""
+        """A duty cycle may run: the loop then polls control ring and timers, and dispatches what it finds."""
 
     def on_attach(self, now_ns: int, request: Any) -> None:
         """The state admits this attach request: let policy decide, and answer it."""

@@ -58,10 +58,11 @@ def epoch_names(instance: str, boot_id: int, stream_id: int, epoch: int) -> tupl
 def epoch_objects(instance: str, boot_id: int | None = None) -> list[str]:
     """POSIX names of the epoch objects that exist for an instance (and one boot id), sorted."""
     names = []
-    for path in Path(MOUNT).iterdir():
-        match = _EPOCH_NAME.fullmatch(path.name)
+    prefix = f"shmd.{instance}."
+    for name in os.listdir(MOUNT):  # noqa: PTH208 -- there may be thousands, and this is part of every start
+        match = _EPOCH_NAME.fullmatch(name) if name.startswith(prefix) else None
         if match and match["instance"] == instance and (boot_id is None or int(match["boot"], 16) == boot_id):
-            names.append(f"/{path.name}")
+            names.append(f"/{name}")
     return sorted(names)
 
 
@@ -97,6 +98,18 @@ class InstanceLock:
     def size(self) -> int:
         """Bytes of the object as it stands."""
         return os.fstat(self.fd).st_size
+
+    def mapping(self, size: int, *, writable: bool, prefault: bool = False) -> SegmentMap:
+        """Maps the locked object, by a file description of its own.
+
+        A mapping holds its description, and with it the lock: one of the locked description would go on
+        holding it in every child that the driver's process has forked, long after the driver's death.
+        """
+        fd = os.open(f"/proc/self/fd/{self.fd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        try:
+            return SegmentMap.of(fd, size, writable=writable, prefault=prefault)
+        finally:
+            os.close(fd)
 
     def still_named(self) -> bool:
         """Whether the name still leads to the locked object, and is the only one that does."""
@@ -246,7 +259,7 @@ def refuse_foreign(lock: InstanceLock) -> bool:
     size = lock.size
     if size < ffi.sizeof("shmd_header_t"):
         return False
-    mapped = SegmentMap.of(lock.fd, min(size, lib.SHMD_DATA_HEADER_BYTES), writable=False)
+    mapped = lock.mapping(min(size, lib.SHMD_DATA_HEADER_BYTES), writable=False)
     try:
         header = mapped.view("shmd_header_t *")
         magic, version = int(header.magic), int(header.layout_version)
