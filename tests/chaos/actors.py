@@ -178,6 +178,7 @@ ROLES: dict[str, Callable[[Line, Arguments], int]] = {
     "pair": crowd.pair,
     "visit": visitors.visit,
     "poke": visitors.poke,
+    "hoard": visitors.hoard,
     "hostile": disturb,
     "come_and_go": come_and_go,
     "gil_holder": gil_holder,

@@ -112,6 +112,29 @@ def test_stalled_driver_delays_no_message_and_says_that_it_was_late(
         assert consumer.words("failure") == newcomer.words("failure") == []
 
 
+@pytest.mark.fault(16, how="kill -9 of clients with hundreds of leases")
+def test_hundreds_of_deaths_at_once_delay_no_message(
+    make_stage: Callable[..., Stage], fault_cycles: Callable[[int], None]
+) -> None:
+    stage = make_stage({"policies.grace_ms": 0})
+    consumer = stage.consumer("s")
+    producer = stage.producer("s", 1, options=SMALL)
+    mine = {lease.lease_id for lease in stage.leases()}
+    hoards = [stage.actor("hoard", stream=f"h{number}", streams=40) for number in range(3)]
+    leases = sum(hoard.wait_for("attached")["attached"] for hoard in hoards)
+    assert len(stage.leases()) == len(mine) + leases
+    for hoard in hoards:
+        hoard.send_signal(signal.SIGKILL)
+    moves_on(consumer, 3000)
+    wait_until(lambda: {lease.lease_id for lease in stage.leases()} == mine, "all leases of the dead to end")
+    wait_until(lambda: len(stage.segments()) == 4, "all epochs of the dead to go")
+    moves_on(consumer, 1000)
+    producer.say("stop")
+    assert consumer.wait_for("error")["error"] == "EndOfStream"
+    assert consumer.words("failure") == []
+    fault_cycles(leases)
+
+
 # ---- consumers
 
 

@@ -49,7 +49,8 @@ def test_a_thousand_zombies(matrix: Matrix, fault_cycles: Callable[[int], None])
     print(matrix.tally.table())
     assert stops >= CYCLES
     assert [matrix.tally.total(defect) for defect in DEFECTS] == [0, 0, 0, 0]
-    save("kills", {f"{name}, stopped": row for name, row in matrix.tally.rows.items()})
+    rows = matrix.tally.rows.items()
+    save("kills", {f"{name}, stopped": {**row, "who": f"{row['who']}, stopped"} for name, row in rows})
     fault_cycles(stops)
 
 

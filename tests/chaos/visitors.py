@@ -52,6 +52,21 @@ def _round(arguments: Arguments, turn: int) -> None:
         assert [len(bytes(message)) for message in consumer] == [len(payload(1, 0, 100))] * 3
 
 
+def hoard(line: Line, arguments: Arguments) -> int:
+    """A client with a producer and two consumers on each of many streams, until it is killed."""
+    import shmdriver
+
+    client = shmdriver.connect(arguments["instance"], name="hoard", timeout=60)
+    kept: list[Any] = []
+    for number in range(arguments["streams"]):
+        stream = f"{arguments['stream']}-{number}"
+        kept.append(client.producer(stream, slots=64, arena=65536, attach_timeout=60))
+        kept += [client.consumer(stream, attach_timeout=60) for _ in range(2)]
+    line.say(attached=len(kept))
+    line.heard(600)
+    return 0
+
+
 def poke(line: Line, arguments: Arguments) -> int:
     """Writes into what it has read: first as Python lets it, then past Python, which the kernel answers."""
     import shmdriver
