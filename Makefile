@@ -9,10 +9,12 @@ NATIVE_INPUTS := $(wildcard csrc/*.c csrc/*.h csrc/*.map) native.mk build_ffi.py
 DEMO_QUOTES := $(wildcard ../shared/data/*.csv)
 CTEST := $(MAKE) --no-print-directory -s -C tests/c
 PYTEST := $(PY) -m pytest
+OPERATIONS := $(PYTEST) -q -o addopts=--import-mode=importlib benchmarks --benchmark-only --benchmark-max-time=0.2 \
+	--benchmark-columns=median,iqr,rounds --benchmark-sort=name
 PEERS := 'faster-fifo>=1.4' 'iceoryx2>=0.10' 'tachyon-ipc>=0.5'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build check lint format generate ctest asan tsan unit models fuzz arm64 bench stress soak reliability reliability-page clean
+.PHONY: help demo test build check lint format generate ctest asan tsan unit models fuzz arm64 bench bench-report stress soak reliability reliability-page clean
 
 help:            ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -97,6 +99,10 @@ $(VENV)/.bench-stamp: pyproject.toml $(VENV)/.dev-stamp
 
 bench: build $(VENV)/.bench-stamp    ## all benchmarks, against the peers that can be installed here
 	@$(PY) -m benchmarks $(BENCH_ARGS)
+	@$(OPERATIONS) --benchmark-json=build/bench/operations.json
+
+bench-report: build $(VENV)/.bench-stamp    ## measure everything and rewrite the figures and plots of docs and README
+	@$(PY) -m benchmarks.report --measure
 
 stress: build $(VENV)/.dev-stamp    ## minutes of kills, hand-offs, hostile clients, fuzzing, also under sanitizers
 	@$(CTEST) PROFILE=release STRESS=1 run

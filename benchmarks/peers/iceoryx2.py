@@ -1,4 +1,4 @@
-"""iceoryx2: publish-subscribe of byte slices, polled; no overflow, the publisher retries: reliable, as ours is."""
+"""iceoryx2: publish-subscribe of byte slices, polled; no overflow, a publisher that retries: reliable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tachyon-ipc: a ring of one producer and one consumer, by its documented send() and iterator; frames in place."""
+"""tachyon-ipc: a ring of one producer and one consumer, by its own send() and iterator; frames in place."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ _CHUNK, _CHUNK_WATCHED = 500, 20
 
 _MESSAGES = Metric("messages_s", "", "M/s", 1e-6)
 _PRODUCED = Metric("produced_s", "producer", "M/s", 1e-6)
+_PRODUCED_NS = Metric("produced_ns", "", "ns/message", lower=True)
 _BANDWIDTH = Metric("gb_s", "", "GB/s", floor="memcpy_gb_s")
 _NATIVE_TRIP = tuple(
     Metric(f"{key}_ns", label, "ns", lower=True, floor=floor)
@@ -267,6 +268,30 @@ def _idle_python(own: Wanted, wait: Wait, idle_what: str, wake_what: str) -> Ite
     )  # fmt: skip
 
 
+def growth(wanted: Wanted) -> Iterator[Case]:
+    """How the cost of a publish grows: with message size, ring size, streams, and leases beside. Native."""
+    if "native" not in wanted.sides:
+        return
+    few = wanted.quick
+    for size in _each(wanted, (16, 40, 64, 128, 256, 1024, 4096, 16 * KIB, 64 * KIB), (40, 1024)):
+        yield _grown(wanted, "bytes", size, f"{size_text(size)} a message", bytes=size)
+    for slots in (64, 4096) if few else (64, 256, 1024, 4096, 16384, 65536):
+        yield _grown(wanted, "slots", slots, f"ring of {slots} slots", bytes=40, slots=slots)
+    for streams in (1, 16) if few else (1, 4, 16, 64, 256):
+        yield _grown(
+            wanted, "streams", streams, f"{streams} streams in turn", bytes=40, slots=1024, streams=streams
+        )
+    for leases in (0, 8) if few else (0, 1, 4, 8, 14):
+        yield _grown(
+            wanted, "leases", leases + 2, f"{leases + 2} leases on the stream", bytes=40, stalled=leases
+        )
+
+
+def _grown(wanted: Wanted, axis: str, size: int, what: str, **more: object) -> Case:
+    run = _native("stream", wanted.native(**more))
+    return Case("growth", "native", what, run, (_PRODUCED_NS,), axis=axis, size=size)
+
+
 GROUPS: dict[str, Callable[[Wanted], Iterator[Case]]] = {
     "latency": latency,
     "throughput": throughput,
@@ -274,6 +299,7 @@ GROUPS: dict[str, Callable[[Wanted], Iterator[Case]]] = {
     "frames": frames,
     "attach": attach,
     "idle": idle,
+    "growth": growth,
 }
 
 

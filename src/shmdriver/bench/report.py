@@ -70,6 +70,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    retried_s: float = 0.0  # of them, for runs that were repeated
 
     def figure(self, case: Case, metric: Metric) -> Figure:
         """The line of this figure, made when it is new."""

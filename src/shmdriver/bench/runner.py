@@ -41,6 +41,7 @@ class Rounds:
     tries: int = 3
     cores: tuple[int, int] = (0, 1)
     floors: bool = True  # whether each native case gets its own; else one a round
+    retry_s: float = 20.0  # for all repetitions of disturbed runs together: a busy machine stays busy
 
 
 def measure(
@@ -123,15 +124,19 @@ def _run(
         return case.measure(instance), floor
     tries = 0
     while True:
+        start_s = time.monotonic()
         before = _look(rounds, report)
         outcome = case.measure(instance)
         after = _look(rounds, report)
         tries += 1
         low, high = sorted((before.p50_ns, after.p50_ns))
         calm = high <= low * _FLOORS_DIFFER and not before.disturbed and not after.disturbed
-        if (calm and outcome.preempted <= _PREEMPTED_MAX) or tries == rounds.tries:
-            report.disturbed += not calm
+        if calm and outcome.preempted <= _PREEMPTED_MAX:
             return outcome, _between(before, after)
+        if tries >= rounds.tries or report.retried_s > rounds.retry_s:
+            report.disturbed += 1
+            return outcome, _between(before, after)
+        report.retried_s += time.monotonic() - start_s
 
 
 def _between(before: Floor, after: Floor) -> Floor:

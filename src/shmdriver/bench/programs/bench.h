@@ -29,6 +29,7 @@ typedef struct bench_arguments {
     uint64_t consumers;     /* that read, in turn, in one process */
     uint64_t stalled;       /* lossy consumers that are attached and never read */
     uint64_t streams;       /* one producer each, published to in turn */
+    uint64_t messages;      /* count.c: how many */
     uint64_t rate;          /* messages a second; 0: flat out (paced: silence) */
     uint64_t warm_ms;
     uint64_t run_ms;
@@ -59,8 +60,8 @@ static inline void bench_number(const char *name, const char *value, bench_argum
         const char *name;
         uint64_t *place, low, high;
     } known[] = {{"bytes", &a->bytes, 8, UINT32_MAX}, {"batch", &a->batch, 1, BENCH_BATCH_MAX}, {"slots", &a->slots, 0, 1u << 24},
-                 {"consumers", &a->consumers, 1, BENCH_CONSUMERS_MAX}, {"stalled", &a->stalled, 0, BENCH_CONSUMERS_MAX},
-                 {"streams", &a->streams, 1, BENCH_STREAMS_MAX}, {"rate", &a->rate, 0, 100000000}, {"warm_ms", &a->warm_ms, 0, 10000},
+                 {"consumers", &a->consumers, 0, BENCH_CONSUMERS_MAX}, {"stalled", &a->stalled, 0, BENCH_CONSUMERS_MAX},
+                 {"messages", &a->messages, 1, 100000000}, {"streams", &a->streams, 1, BENCH_STREAMS_MAX}, {"rate", &a->rate, 0, 100000000}, {"warm_ms", &a->warm_ms, 0, 10000},
                  {"run_ms", &a->run_ms, 1, 30000}, {"first_core", &a->first_core, 0, CPU_SETSIZE - 1},
                  {"second_core", &a->second_core, 0, CPU_SETSIZE - 1}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
@@ -84,7 +85,7 @@ static inline bench_arguments_t bench_parse(int argc, char **argv)
 {
     static const char *const deliveries[] = {"reliable", "lossy", "latest"}; /* numbered as SHMD_DELIVERY_... */
     static const char *const waits[] = {"adaptive", "spin", "sleep"};        /* numbered as SHMD_WAIT_... */
-    bench_arguments_t a = {.mode = "single", .bytes = 40, .batch = 64, .consumers = 1, .streams = 1, .warm_ms = 50, .run_ms = 250,
+    bench_arguments_t a = {.mode = "single", .bytes = 40, .batch = 64, .consumers = 1, .messages = 1024, .streams = 1, .warm_ms = 50, .run_ms = 250,
                            .delivery = SHMD_DELIVERY_RELIABLE, .wait = SHMD_WAIT_SPIN, .second_core = 1};
     for (int i = 1; i < argc; i++) {
         char *value = strchr(argv[i], '=');

@@ -127,7 +127,8 @@ static void run_producer(const bench_arguments_t *a, outcome_t *out, pid_t child
     } while (now_ns < end_ns || r.sent == from);
     __atomic_store_n(&out->last, r.sent, __ATOMIC_RELEASE);
     double ns = (double)(now_ns - begin_ns), n = (double)((r.sent - from) * a->streams);
-    printf("{\"produced_s\": %.1f, \"produced\": %.0f, \"stalls\": %llu, ", n * 1e9 / ns, n, (unsigned long long)r.stalls);
+    printf("{\"produced_s\": %.1f, \"produced_ns\": %.3f, \"produced\": %.0f, \"stalls\": %llu, ", n * 1e9 / ns, ns / n, n,
+           (unsigned long long)r.stalls);
     bench_join(child); /* an ungated reader needs the epoch until it has seen the last message */
     for (uint64_t s = 0; s < a->streams; s++)
         if (shmd_producer_close(r.p[s]) != 0)
@@ -270,8 +271,8 @@ int main(int argc, char **argv)
     bench_arguments_t a = bench_parse(argc, argv);
     static const char *const modes[] = {"single", "batch", "claim", "copy"};
     (void)bench_choice(a.mode, modes, 4);
-    if (a.streams * a.consumers > BENCH_STREAMS_MAX || (a.mode[0] == 'b' && a.streams * a.consumers > 1)) {
-        fprintf(stderr, "at most %d consumers in all, and one in mode batch\n", BENCH_STREAMS_MAX);
+    if (a.consumers == 0 || a.streams * a.consumers > BENCH_STREAMS_MAX || (a.mode[0] == 'b' && a.streams * a.consumers > 1)) {
+        fprintf(stderr, "1 to %d consumers in all, and one in mode batch\n", BENCH_STREAMS_MAX);
         return 2;
     }
     outcome_t *out = bench_shared(sizeof *out);
