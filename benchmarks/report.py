@@ -1,0 +1,247 @@
+"""Rewrites the measured regions of docs/PERFORMANCE.md and README.md, and docs/plots, from what was measured.
+
+    make bench-report                            # measures everything, then writes
+    python -m benchmarks.report --measure peers  # one step anew: peers, all, growth, instructions, operations
+    python -m benchmarks.report                  # writes from what is in build/bench
+
+A region stands between two comments, as ``figures:begin`` and ``figures:end``; nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import OURS
+from benchmarks.run import ROOT
+from shmdriver.bench import plots, tables
+from shmdriver.bench.machine import line
+from shmdriver.bench.report import Figure, Report
+from shmdriver.bench.series import Series, number
+
+BUILD = ROOT / "build" / "bench"
+PAGE = ROOT / "docs" / "PERFORMANCE.md"
+README = ROOT / "README.md"
+PLOTS = ROOT / "docs" / "plots"
+_PYTEST = ("pytest", "-q", "-o", "addopts=--import-mode=importlib", "benchmarks", "--benchmark-only")
+STEPS: dict[str, tuple[str, ...]] = {
+    "peers": ("benchmarks", "--rounds", "3", "--json", str(BUILD / "peers.json")),
+    "all": ("shmdriver", "bench", "all", "--rounds", "3", "--out", str(BUILD / "all.json")),
+    "growth": (
+        "shmdriver",
+        "bench",
+        "growth",
+        "--rounds",
+        "3",
+        "--seconds",
+        "0.2",
+        "--out",
+        str(BUILD / "growth.json"),
+    ),
+    "instructions": ("benchmarks.instructions", str(BUILD / "instructions.json")),
+    "operations": (*_PYTEST, "--benchmark-max-time=0.2", f"--benchmark-json={BUILD / 'operations.json'}"),
+}
+Rows = list[tuple[str, ...]]
+
+
+def measure(steps: Sequence[str]) -> None:
+    """Runs some steps; a step in which something failed still leaves its figures."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        print(f"measuring: {step}", file=sys.stderr, flush=True)
+        done = subprocess.run((sys.executable, "-m", *STEPS[step]), cwd=ROOT, check=False)
+        if done.returncode != 0:
+            print(f"{step}: exit code {done.returncode}; see above", file=sys.stderr)
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Replaces a region. ValueError when the page has none of that name."""
+    before = page.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    pattern = re.compile(f"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
+    if len(pattern.findall(before)) != 1:
+        raise ValueError(f"{page}: expected one region {begin} ... {end}")
+    page.write_text(
+        pattern.sub(lambda found: found[1] + text.rstrip() + "\n" + found[2], before), encoding="utf-8"
+    )
+
+
+def _where(report: Report) -> str:
+    floor = report.floor
+    return (
+        f"{line(report.machine)}. Cache line there and back {floor['p50_ns'].text()} ns, memcpy of 1 MiB "
+        f"{floor['memcpy_gb_s'].text()} GB/s, a call from Python into C {floor['python_call_ns'].text()} ns: "
+        f"{report.verdict}. Medians of {report.options.get('rounds', 1)} rounds [lowest-highest]"
+        + (f"; {report.disturbed} native runs stayed disturbed" if report.disturbed else "")
+        + "."
+    )
+
+
+def _by_what(report: Report, group: str) -> dict[str, dict[str, Series]]:
+    found: dict[str, dict[str, Series]] = {}
+    for figure in report.figures.values():
+        if figure.group == group:
+            found.setdefault(figure.what, {})[figure.who] = figure.series
+    return found
+
+
+def peers_rows(report: Report, *, spread: bool) -> Rows:
+    """Python: ours, every peer, and how many times better than the best of them."""
+    table = _by_what(report, "python")
+    peers = [who for who in dict.fromkeys(who for row in table.values() for who in row) if who != OURS]
+    rows: Rows = [("Python to Python", "unit", OURS, *peers, "x best peer")]
+    for what, row in table.items():
+        cells = [_cell(row.get(who), spread=spread) for who in (OURS, *peers)]
+        rows.append((what, next(iter(row.values())).unit, *cells, _over_best(row)))
+    return rows
+
+
+def _cell(series: Series | None, *, spread: bool) -> str:
+    if series is None:
+        return "-"
+    return series.text() if spread or not series.good else number(series.median)
+
+
+def _over_best(row: dict[str, Series]) -> str:
+    others = [series for who, series in row.items() if who != OURS and series.good]
+    if OURS not in row or not row[OURS].good or not others:
+        return "-"
+    best = (min if row[OURS].lower else max)(others, key=lambda series: series.median)
+    return number(row[OURS].advantage_over(best).median)
+
+
+def native_rows(figures: Sequence[Figure]) -> Rows:
+    """Native: what, figure, unit, multiple of the floor."""
+    rows: Rows = [("C to C", "median [lowest-highest]", "unit", "x floor")]
+    for figure in figures:
+        floor = figure.over_floor
+        ratio = floor.text() if floor is not None and floor.good else ""
+        rows.append((figure.what, figure.series.text(), figure.series.unit, ratio))
+    return rows
+
+
+def _native(report: Report, groups: Sequence[str], side: str = "native") -> list[Figure]:
+    return [each for each in report.figures.values() if each.side == side and each.group in groups]
+
+
+def _problems(report: Report) -> str:
+    lines = [f"- not measured: {name}: {why}" for name, why in report.missing.items()]
+    lines += [f"- failed: {problem}" for problem in dict.fromkeys(report.problems)]
+    return "\n\n" + "\n".join(lines) if lines else ""
+
+
+def write_peers(report: Report) -> None:
+    """The table of the page, and the short one of the README."""
+    versions = ", ".join(f"{name} {version}" for name, version in report.machine["packages"].items())
+    own = native_rows(_native(report, ("latency", "throughput", "fanout", "frames")))
+    text = f"{_where(report)} {versions}.\n\n{tables.markdown(peers_rows(report, spread=True))}\n\n"
+    put(PAGE, "peers", text + tables.markdown(own) + _problems(report))
+    short = [row for row in peers_rows(report, spread=False) if not row[0].endswith(", p99")]
+    highlights: Rows = [("C to C", "", "x floor")]
+    for figure in _native(report, ("latency", "throughput", "frames")):
+        if figure.what.endswith(("p50", "one by one", "of 64", "copied in", "claimed")):
+            ratio = figure.over_floor
+            figures = f"{number(figure.series.median)} {figure.series.unit}"
+            highlights.append((figure.what, figures, number(ratio.median) if ratio and ratio.good else ""))
+    head = (
+        f"Two processes on two cores of one machine ({report.machine['cpu']}, a cache line takes "
+        f"{number(report.floor['p50_ns'].median)} ns there and back), everything in one run, medians of "
+        f"{report.options['rounds']} rounds (`make bench`). [Performance](docs/PERFORMANCE.md) has all of it."
+    )
+    put(README, "figures", f"{head}\n\n{tables.markdown(short)}\n\n{tables.markdown(highlights)}")
+
+
+def write_all(report: Report) -> None:
+    """Latencies, fan-out, frames, attach, idle."""
+    percentiles = tables.markdown(tables.histograms(report))
+    put(PAGE, "latencies", f"{_where(report)}\n\n{percentiles}")
+    parts = []
+    for group in ("throughput", "fanout", "frames", "attach", "idle"):
+        rows: Rows = [(group, "side", "median [lowest-highest]", "unit")]
+        found = [each for each in report.figures.values() if each.group == group]
+        rows += [(each.what, each.side, each.series.text(), each.series.unit) for each in found]
+        parts.append(tables.markdown(rows))
+    put(PAGE, "commands", "\n\n".join(parts) + _problems(report))
+
+
+def write_growth(report: Report) -> None:
+    """One table an axis."""
+    parts = []
+    for axis in dict.fromkeys(figure.axis for figure in report.figures.values()):
+        rows: Rows = [(axis, "publish, ns a message [lowest-highest]")]
+        own = [figure for figure in report.figures.values() if figure.axis == axis]
+        rows += [(figure.what, figure.series.text()) for figure in own]
+        parts.append(tables.markdown(rows))
+    put(PAGE, "growth", f"{_where(report)}\n\n" + "\n\n".join(parts) + _problems(report))
+
+
+def write_instructions(data: dict[str, dict[str, float]]) -> None:
+    """A row a kind of work."""
+    rows: Rows = [("instructions a message", "publish", "read and advance")]
+    rows += [(name, f"{each['publish']:.0f}", f"{each['read']:.0f}") for name, each in data.items()]
+    put(PAGE, "instructions", tables.markdown(rows))
+
+
+def write_operations(data: dict[str, Any]) -> None:
+    """Medians of pytest-benchmark."""
+    rows: Rows = [("operation, in one process", "median, µs", "quartiles, µs", "rounds")]
+    for each in data["benchmarks"]:
+        stats = each["stats"]
+        median, low, high = (number(stats[name] * 1e6) for name in ("median", "q1", "q3"))
+        rows.append(
+            (
+                each["name"].removeprefix("test_").replace("_", " "),
+                median,
+                f"{low}-{high}",
+                str(stats["rounds"]),
+            )
+        )
+    put(PAGE, "operations", tables.markdown(rows))
+
+
+def draw() -> list[Path]:
+    """All plots of the page."""
+    found = plots.draw(Report.load(BUILD / "all.json"), PLOTS)
+    return found + plots.draw(Report.load(BUILD / "growth.json"), PLOTS)
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "peers": lambda path: write_peers(Report.load(path)),
+    "all": lambda path: write_all(Report.load(path)),
+    "growth": lambda path: write_growth(Report.load(path)),
+    "instructions": lambda path: write_instructions(json.loads(path.read_text(encoding="utf-8"))),
+    "operations": lambda path: write_operations(json.loads(path.read_text(encoding="utf-8"))),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "--measure", nargs="*", choices=list(STEPS), metavar="STEP", help="measure these first (none: all)"
+    )
+    options = parser.parse_args(arguments)
+    if options.measure is not None:
+        measure(options.measure or list(STEPS))
+    for step, write in WRITERS.items():
+        path = BUILD / f"{step}.json"
+        if path.exists():
+            write(path)
+        else:
+            print(f"{step}: not measured, its region stays as it is", file=sys.stderr)
+    if (BUILD / "all.json").exists() and (BUILD / "growth.json").exists():
+        for path in draw():
+            print(path.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
