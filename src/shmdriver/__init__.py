@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         embedded,
         wait,
     )
+    from shmdriver.client.dropin import make_queue as Queue  # noqa: N812 -- as multiprocessing.Queue
     from shmdriver.errors import (
         AttachRejected,
         AttachTimeout,
@@ -81,6 +82,7 @@ __all__ = [
     "MessageTooLarge",
     "Producer",
     "ProducerLost",
+    "Queue",
     "Reason",
     "Reattachment",
     "SchemaMismatch",
@@ -112,6 +114,10 @@ _CLIENT_NAMES = frozenset(
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "Queue":  # multiprocessing.Queue is a function, too
+        from shmdriver.client.dropin import make_queue
+
+        return make_queue
     module = importlib.import_module("shmdriver.client" if name in _CLIENT_NAMES else "shmdriver.errors")
     value: object = getattr(module, name)
     globals()[name] = value

@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 
 PYTHON = blocks("python")
-PRINTS = ["hello, shared memory", "1000", "(1080, 1920, 3)", "b'done'", "700"]
+PRINTS = ["hello, shared memory", "1000", "(1080, 1920, 3)", "b'done'", "700", "[0, 1, 4, 9]"]
 
 
 def test_readme_has_the_blocks_that_are_tested() -> None:

@@ -11,6 +11,10 @@ aio.py               consumers in event loops: fileno, aread, abatches, async fo
 batches.py           record batches in place
 message.py           Message
 views.py             which places in shared memory live Python objects still refer to
+queue.py             Queue: the face of multiprocessing.Queue
+lanes.py             its two ends: one stream a putting process
+pickling.py          objects as messages
+dropin.py            shmdriver.Queue(): without a client
 waiting.py           wait, for several consumers
 records.py           numpy dtypes as schemas
 tensor.py            arrays of any shape as messages

@@ -21,6 +21,7 @@ from shmdriver.client.producer import Producer
 from shmdriver.client.reattach import ConsumerComeback, ProducerComeback, Recipe
 
 if TYPE_CHECKING:
+    from shmdriver.client.queue import Queue
     from shmdriver.observe import LeaseStatus, StreamStatus
 
 __all__ = ["Client", "connect", "embedded"]
@@ -54,7 +55,17 @@ class Client:
     ``with`` block closes them (after an exception: aborts).
     """
 
-    __slots__ = ("__weakref__", "_closed", "_handles", "_link", "instance", "name", "reconnect", "timeout")
+    __slots__ = (
+        "__weakref__",
+        "_closed",
+        "_handles",
+        "_link",
+        "_queues",
+        "instance",
+        "name",
+        "reconnect",
+        "timeout",
+    )
 
     instance: str
     name: str | None
@@ -70,6 +81,7 @@ class Client:
         self.reconnect = reconnect
         self._link: Link | None = None
         self._handles: weakref.WeakSet[Producer | Consumer] = weakref.WeakSet()
+        self._queues: weakref.WeakSet[Queue] = weakref.WeakSet()
         self._closed = False
 
     def producer(
@@ -185,6 +197,17 @@ class Client:
             comeback.note_base(made)
         self._handles.add(made)
         return made
+
+    def queue(self, name: str, maxsize: int = 0, *, max_bytes: int = 4 << 20) -> Queue:
+        """A queue of Python objects with the face of ``multiprocessing.Queue``: many processes put, one gets.
+
+        ``maxsize`` (objects; 0: no limit) and ``max_bytes`` (of shared memory) bound what each putting
+        process has put and nobody has got. Whoever calls this first holds what is put until somebody gets.
+        Raises AttachRejected, AttachTimeout, DriverUnavailable, ValueError (a bad name or size).
+        """
+        from shmdriver.client.queue import Queue
+
+        return Queue(self, name, maxsize, max_bytes, holds=True)
 
     def streams(self) -> tuple[StreamStatus, ...]:
         """The streams of this instance, their epochs, producers and consumers, as they are now."""
@@ -343,6 +366,8 @@ class Client:
         if self._closed:
             return
         link = self._link
+        for queue in [] if aborted or link is None or not link.usable else list(self._queues):
+            queue._end()
         self._closed = True
         if link is None or not link.usable:
             return

@@ -13,12 +13,16 @@ from shmdriver._native import ffi, lib
 __all__ = [
     "Blocker",
     "Gate",
+    "StreamSlot",
     "blocker_of",
     "epoch_count",
     "nearest_stream",
+    "producer_pid",
+    "reliable_consumers",
     "schema_by_name",
     "schema_of_stream",
     "sealed_epochs",
+    "streams_with_prefix",
     "wired_consumers",
 ]
 
@@ -30,6 +34,27 @@ class Blocker(NamedTuple):
 
     name: str
     pid: int
+
+
+class StreamSlot(NamedTuple):
+    """A stream as the directory shows it: whether it has a producer, and how many consumers are attached."""
+
+    name: str
+    producer: bool
+    consumers: int
+
+
+def streams_with_prefix(authority: Any, prefix: str) -> list[StreamSlot]:
+    """The streams whose name begins with ``prefix``."""
+    found = []
+    for index in range(authority.stream_max):
+        name = _stream_name(authority, index)
+        if name.startswith(prefix):
+            record = lib.shmd_authority_stream(authority, index)
+            producer = lib.shmd_word_load(ffi.addressof(record, "producer_lease_id"))
+            gates = int(lib.shmd_word_load(ffi.addressof(record, "gates_used")))
+            found.append(StreamSlot(name, producer != 0, gates.bit_count()))
+    return found
 
 
 def schema_of_stream(authority: Any, stream_index: int) -> str | None:
@@ -79,6 +104,25 @@ def wired_consumers(authority: Any, stream_index: int, epoch: int) -> int:
     """How many consumers, of any delivery, are wired to an epoch of a stream."""
     hot = _hot(authority, stream_index, epoch)
     return 0 if hot is None else int(lib.shmd_word_load(ffi.addressof(hot, "wired_mask"))).bit_count()
+
+
+def reliable_consumers(authority: Any, stream_index: int, epoch: int) -> int:
+    """How many consumers an epoch of a stream is kept for."""
+    hot = _hot(authority, stream_index, epoch)
+    return 0 if hot is None else int(lib.shmd_word_load(ffi.addressof(hot, "gate_mask"))).bit_count()
+
+
+def producer_pid(authority: Any, stream: str) -> int:
+    """Of the process that produces a stream, as it said; 0 when there is none."""
+    for index in range(authority.stream_max):
+        if _stream_name(authority, index) == stream:
+            record = lib.shmd_authority_stream(authority, index)
+            if lib.shmd_word_load(ffi.addressof(record, "producer_lease_id")) == 0:
+                return 0
+            newest = epoch_count(authority, index)
+            pids = [int(epoch.producer_pid) for epoch in record.epochs if int(epoch.epoch) == newest]
+            return pids[0] if pids else 0
+    return 0
 
 
 def epoch_count(authority: Any, stream_index: int) -> int:

@@ -65,6 +65,8 @@ class Handle(Protocol):
 class Link:
     """One native connection: a hello has been answered, a C thread beats for it."""
 
+    abandon_turn = 2
+
     __slots__ = (
         "__weakref__",
         "authority",
@@ -159,7 +161,8 @@ class _Registry:
     def abandon(self) -> None:
         handles = list(self.handles)
         self.handles.clear()
-        for handle in sorted(handles, key=lambda handle: isinstance(handle, Link)):  # links last
+        # Queues first, which put what they still have; links last.
+        for handle in sorted(handles, key=lambda handle: getattr(handle, "abandon_turn", 1)):
             try:
                 handle._abandon()
             except Exception:  # noqa: S110

@@ -1,0 +1,56 @@
+"""shmdriver.Queue(): a queue without a client, for programs that used multiprocessing.Queue().
+
+    from shmdriver import Queue        # was: from multiprocessing import Queue
+
+It uses the instance's driver when one runs; else this process gets one of its own, in a thread, which serves
+until the process has waited for its children and exits.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.util
+import os
+import secrets
+import threading
+
+from shmdriver.client.client import Client, connect
+from shmdriver.client.queue import MAX_BYTES, Queue
+from shmdriver.errors import DriverUnavailable
+
+__all__ = ["make_queue"]
+
+AFTER_CHILDREN = -50  # multiprocessing runs exit priorities below 0 after it has joined the children
+_lock = threading.Lock()
+_client: Client | None = None
+
+
+def make_queue(maxsize: int = 0, *, max_bytes: int = MAX_BYTES) -> Queue:
+    """A new queue, as multiprocessing.Queue(maxsize) makes one: pass it to the processes that use it."""
+    return _shared_client().queue(f"{os.getpid()}-{secrets.token_hex(4)}", maxsize, max_bytes=max_bytes)
+
+
+def _shared_client() -> Client:
+    """This process's client: of the driver that runs, or of one that is started here."""
+    global _client  # noqa: PLW0603 -- one a process
+    with _lock:
+        if _client is None:
+            try:
+                _client = connect()
+            except DriverUnavailable:
+                _client = _embedded_client()
+        return _client
+
+
+def _embedded_client() -> Client:
+    from shmdriver.driver.embedded import EmbeddedDriver
+
+    driver = EmbeddedDriver()
+    driver.start()
+    client = connect(driver.instance)
+
+    def stop() -> None:
+        client.close()
+        driver.stop()
+
+    multiprocessing.util.Finalize(None, stop, exitpriority=AFTER_CHILDREN)
+    return client
