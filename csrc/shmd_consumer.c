@@ -91,6 +91,8 @@ int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint
     c->polled = 0;
     c->fenced_at = UINT64_MAX;
     c->hold_seq = UINT64_MAX; /* what is referred to lies in the epoch before */
+    c->noted = 0;
+    c->stamped = (record->flags & SHMD_ATTACH_TIMESTAMPS) != 0;
     c->woken = 0;
     if (c->resumes)
         shmd_consumer_resume(c);
@@ -343,6 +345,8 @@ int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
         uint64_t position = c->position;
         uint64_t bound = c->bound;
         int rc = poll_here(c, out);
+        if (rc == 1 && c->stamped)
+            shmd_consumer_note(c, out);
         if (rc != 0)
             return rc;
         rc = shmd_consumer_look(c);
@@ -398,6 +402,8 @@ int64_t shmd_poll_many(shmd_consumer *c, shmd_message *out, uint64_t limit)
         c->polled = 0;
         return shmd_poll_slow(c, out);
     }
+    if (c->stamped)
+        shmd_consumer_note_run(c, n);
     c->polled = n;
     return (int64_t)n;
 }

@@ -187,6 +187,8 @@ static void release_to(shmd_consumer *c, uint64_t hold_seq)
 
 static void took(shmd_consumer *c, uint64_t n)
 {
+    if (__builtin_expect(c->stamped, 0))
+        shmd_consumer_note_run(c, n);
     c->polled = 0;
     c->position += n * c->stride;
     c->consumed += n;

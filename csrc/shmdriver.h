@@ -112,6 +112,8 @@ struct shmd_consumer {
     uint64_t fenced_at;                 /* position at the last fence */
     uint64_t shard;                     /* seq % stride of what it reads */
     uint64_t hold_seq;                  /* the caller still refers to what stands there; UINT64_MAX: to nothing */
+    uint64_t noted;                     /* the latency of what is below it was noted */
+    uint32_t stamped;                   /* 1: this epoch's messages have timestamps */
     /* the rest */
     shmd_mapping *mapping;
     shmd_mapping *retired;              /* earlier one, until the caller's view of it is over */
@@ -149,6 +151,8 @@ void shmd_producer_wake(shmd_producer *producer);
 int shmd_publish_large(shmd_producer *producer, const void *data, uint32_t length, uint16_t type, uint16_t flags);
 int shmd_poll_slow(shmd_consumer *consumer, shmd_message *out);
 void shmd_consumer_wake_producer(shmd_consumer *consumer);
+void shmd_consumer_note(shmd_consumer *consumer, const shmd_message *message);  /* its latency, publish to read */
+void shmd_consumer_note_run(shmd_consumer *consumer, uint64_t n);               /* of n messages from its position, which its gate protects */
 
 static inline shmd_slot_t *shmd_producer_slot(const shmd_producer *p, uint64_t seq)
 {
@@ -243,6 +247,8 @@ static inline int shmd_poll_inline(shmd_consumer *c, shmd_message *out)
     out->data = (const unsigned char *)slot + SHMD_SLOT_HEADER_BYTES;
     if (__builtin_expect((out->flags & SHMD_FLAG_ARENA) != 0 || out->length > c->inline_max || !shmd_consumer_unchanged(c), 0))
         return shmd_poll_slow(c, out);
+    if (__builtin_expect(c->stamped, 0))
+        shmd_consumer_note(c, out);
     c->polled = 1;
     return 1;
 }

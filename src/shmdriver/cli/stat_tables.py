@@ -151,10 +151,26 @@ def _lease_row(lease: LeaseStatus, gate: GateStatus | None) -> tuple[str, ...]:
     )
 
 
+def _latency_cells(gate: GateStatus | None) -> tuple[str, str, str]:
+    """Publish to read; blank without timestamps."""
+    latency = gate.latency if gate else None
+    if latency is None:
+        return "", "", ""
+    return span_text(latency.p50_ns), span_text(latency.p99_ns), span_text(latency.p999_ns)
+
+
 def leases_table(instance: Instance) -> RenderableType:
     """One row a live lease, with where it stands."""
     gates = _gates(instance.streams())
-    rows = [_lease_row(lease, gates.get(lease.lease_id)) for lease in instance.leases()]
+    leases = instance.leases()
+    rows = [_lease_row(lease, gates.get(lease.lease_id)) for lease in leases]
+    timed: tuple[str, ...] = ()
+    if any(gate.latency for gate in gates.values()):
+        timed = (">p50", ">p99", ">p99.9")
+        rows = [
+            (*row, *_latency_cells(gates.get(lease.lease_id)))
+            for row, lease in zip(rows, leases, strict=True)
+        ]
     columns = (
         ">id",
         "stream",
@@ -167,7 +183,7 @@ def leases_table(instance: Instance) -> RenderableType:
         ">lag",
         ">held",
     )
-    return table("leases", (*columns, ">lost", "asleep"), rows)
+    return table("leases", (*columns, ">lost", "asleep", *timed), rows)
 
 
 def events_table(events: tuple[EventRecord, ...]) -> RenderableType:

@@ -2,6 +2,7 @@
 
 from shmdriver.observe.blame import Diagnosis, diagnose
 from shmdriver.observe.instance import Instance, default_instance, instance_names
+from shmdriver.observe.latency import LatencyStatus
 from shmdriver.observe.process import ProcessStatus, process_status
 from shmdriver.observe.rates import Rates
 from shmdriver.observe.records import (
@@ -26,6 +27,7 @@ __all__ = [
     "EventRecord",
     "GateStatus",
     "Instance",
+    "LatencyStatus",
     "LeaseStatus",
     "ProcessStatus",
     "Rates",

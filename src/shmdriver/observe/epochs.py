@@ -12,6 +12,7 @@ from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.errors import ShmDriverError
+from shmdriver.observe.latency import latency_status
 from shmdriver.observe.names import EPOCH_STATES, LIVE_LEASES, REASONS, word
 from shmdriver.observe.records import BackPressure, EpochStatus, GateStatus, LeaseStatus
 from shmdriver.observe.segment import Segment
@@ -170,6 +171,7 @@ def _gate_statuses(
                 lost=int(gate.lost),
                 skipped=int(gate.skipped),
                 last_read_age_ns=max(0, now_ns - last_read_ns) if last_read_ns else -1,
+                latency=latency_status(gate),
             )
         )
     return tuple(found)

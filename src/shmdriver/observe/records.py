@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shmdriver.observe.latency import LatencyStatus
 from shmdriver.observe.process import ProcessStatus
 
 
@@ -107,7 +108,8 @@ class GateStatus:
 
     ``lag`` counts messages that are published and not read; ``held`` counts messages that were read
     and whose place is still taken (views that live Python objects refer to, or a batch in work).
-    ``behind`` is their sum: what separates the gate from the producer.
+    ``behind`` is their sum: what separates the gate from the producer. ``latency`` is there when the
+    stream has timestamps.
     """
 
     gate: int
@@ -129,6 +131,7 @@ class GateStatus:
     lost: int
     skipped: int
     last_read_age_ns: int
+    latency: LatencyStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
