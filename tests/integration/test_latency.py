@@ -11,7 +11,7 @@ import pytest
 
 import shmdriver
 from shmdriver.observe import Instance
-from shmdriver.observe.latency import _summary
+from shmdriver.observe.latency import LatencyStatus, _summary
 
 TICK = np.dtype([("n", "<i8")])
 
@@ -25,6 +25,7 @@ def client():
 def latencies(client, stream="s"):
     with Instance(client.instance) as view:
         epoch = view.stream(stream).current
+        assert epoch is not None
         return [gate.latency for gate in epoch.gates]
 
 
@@ -32,10 +33,11 @@ def test_percentiles_of_a_histogram_are_upper_ends_of_buckets():
     assert _summary([0] * 256) is None
     one = [0] * 256
     one[3] = 1
-    assert _summary(one) == shmdriver.observe.LatencyStatus(1, 3, 3, 3, 3)
+    assert _summary(one) == LatencyStatus(1, 3, 3, 3, 3)
     many = [0] * 256
     many[5], many[6], many[7], many[100] = 985, 10, 4, 1
     found = _summary(many)
+    assert found is not None
     assert (found.count, found.p50_ns, found.p99_ns, found.p999_ns) == (1000, 5, 6, 7)
     assert found.max_ns > 1000
 
