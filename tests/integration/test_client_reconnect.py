@@ -245,6 +245,20 @@ def test_consumer_that_comes_back_late_tells_what_the_new_driver_let_go(instance
         producer.close()
 
 
+def test_consumer_that_never_looked_tells_what_went_with_the_old_driver(instance, client) -> None:
+    consumer = client.consumer("s")
+    with shmdriver.connect(instance.name) as other:
+        producer = other.producer("s", max_message=16)
+        for number in range(7):
+            producer.publish(b"%d" % number)
+        instance.end()  # the names are gone before this consumer mapped anything
+    instance.start()
+    assert consumer.read(timeout=0.1) is None
+    (again,) = consumer.reattachments
+    assert (again.reason, again.old_epoch, again.old_seq, again.lost) == (Reason.SHUTDOWN, 0, 0, 7)
+    assert consumer.lost_ranges == [(1, 0, 6)]
+
+
 def test_iteration_goes_on_over_drivers(instance, client) -> None:
     consumer = client.consumer("s")
     found: list[bytes] = []

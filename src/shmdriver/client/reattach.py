@@ -96,6 +96,7 @@ class _Left(NamedTuple):
     epoch: int
     seq: int
     end_seq: int  # of that epoch, as far as it goes
+    unseen: dict[int, int | None]  # how many messages each later epoch of that boot has; None: not known
 
 
 class _Comeback:
@@ -189,7 +190,11 @@ class ConsumerComeback(_Comeback):
         info = consumer._info()
         epoch = int(info.epoch) or self._base_epoch
         end_seq = int(lib.shmd_consumer_end_seq(consumer._handle))
-        left = _Left(reason, consumer._link.boot_id, int(info.stream_id), epoch, int(info.position), end_seq)
+        boot_id, authority, index = consumer._link.boot_id, consumer._link.authority, int(info.stream_index)
+        sealed = directory.sealed_epochs(authority, index)
+        later = range(epoch + 1, directory.epoch_count(authority, index) + 1)
+        unseen = {number: sealed.get(number) for number in later}
+        left = _Left(reason, boot_id, int(info.stream_id), epoch, int(info.position), end_seq, unseen)
         self.ranges.extend(consumer._own_lost_ranges())
         self.lost += int(info.lost)
         self.skipped += int(info.skipped)
@@ -203,17 +208,15 @@ class ConsumerComeback(_Comeback):
             return self._note(epoch, left.seq, seq)
         lost = self._note(left.epoch, left.seq, left.end_seq) if left.epoch else 0
         authority, index = consumer._link.authority, int(info.stream_index)
-        after = left.epoch if is_same else 0
-        until = epoch or directory.epoch_count(authority, index) + 1
         sealed = directory.sealed_epochs(authority, index)
-        known = True
-        for number in range(after + 1, until):
-            if number in sealed:
-                lost += self._note(number, 0, sealed[number])
-            else:
-                known = False
+        until = epoch or directory.epoch_count(authority, index) + 1
+        missed: list[tuple[int, int | None]] = [] if is_same else list(left.unseen.items())
+        after = left.epoch if is_same else 0
+        missed += [(number, sealed.get(number)) for number in range(after + 1, until)]
+        for number, count in missed:
+            lost += self._note(number, 0, count or 0)
         lost += self._note(epoch, 0, seq) if epoch else 0
-        return lost if known else None
+        return None if any(count is None for _, count in missed) else lost
 
     def _note(self, epoch: int, first: int, end: int) -> int:
         own = range(first, end)
@@ -244,7 +247,7 @@ class ProducerComeback(_Comeback):
                 return
             boot_id = producer._link.boot_id
             left = self.left = _Left(
-                reason, boot_id, int(info.stream_id), int(info.epoch), int(info.seq), int(info.sealed_seq)
+                reason, boot_id, int(info.stream_id), int(info.epoch), int(info.seq), int(info.sealed_seq), {}
             )
             producer._let_go(aborted=True)
         found = self.attach(wait_ns)
