@@ -23,10 +23,10 @@ MID_WRITE = frozenset(
 )
 STOPS = tuple(place for place in PRODUCER if place.name in MID_WRITE)
 SHORT_LEASES = {
-    "policies.lease_timeout_ms": 1200, "policies.heartbeat_interval_ms": 100,
+    "policies.lease_timeout_ms": 4000, "policies.heartbeat_interval_ms": 100,
     "policies.lease_check_interval_ms": 20,
 }  # fmt: skip
-EXPIRE_EVERY = 50  # cycles: that one waits for the lease to expire, the others are revoked
+EXPIRE_EVERY = 100  # cycles: that one waits for the lease to expire, the others are revoked
 
 
 class Administrator:
