@@ -226,7 +226,8 @@ class Client:
     def on_event(self, callback: Callable[[Any], object]) -> Callable[[], None]:
         """Has ``callback`` called, in a thread of its own, with every DriverEvent from now on.
 
-        Returns the function that stops it.
+        They are those of the driver's present incarnation, also after it was adopted, but not of one that
+        follows a shutdown or ``--fresh``. Returns the function that stops it.
         """
         from shmdriver.client.events import listen
 
