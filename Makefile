@@ -44,7 +44,7 @@ demo: build      ## see it work: real data between processes, and what survives 
 
 lint: build $(VENV)/.dev-stamp    ## ruff, mypy --strict, generated files up to date
 	@$(PY) -m ruff check -q .
-	@$(PY) -m mypy src scripts tests build_ffi.py $(wildcard benchmarks)
+	@$(PY) -m mypy src scripts tests examples build_ffi.py $(wildcard benchmarks)
 	@$(PY) scripts/generate_abi.py --check
 	@$(PY) scripts/generate_lifecycle.py --check
 

@@ -104,7 +104,8 @@ class Client:
 
         ``max_message`` (bytes) and ``slots`` (messages) suffice to size it, ``slot_bytes`` and ``arena``
         (bytes) override what is derived. ``min_consumers``: no room before that many reliable consumers
-        are attached. ``slow_consumer``: what becomes of one that holds the producer back. Raises
+        are attached. ``slow_consumer``: what becomes of one that holds the producer back.
+        ``timestamps``: every message carries its publish time, and tools show latencies. Raises
         AttachRejected (SchemaMismatch), AttachTimeout (after ``attach_timeout`` seconds), DriverUnavailable.
         """
         self._check_stream(stream)
