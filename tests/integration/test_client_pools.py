@@ -1,4 +1,4 @@
-"""A client as an address: in executors, pools, initialisers, globals and subprocesses; handles refuse to travel."""
+"""A client as an address: in executors, pools, initialisers and subprocesses; handles refuse to travel."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def exchange(client, submit):
         out.close()
     assert client.client_id not in {client_id for _, client_id in done}
     assert os.getpid() not in {pid for pid, _ in done}
-    by_process = {}
+    by_process: dict[int, set[int]] = {}
     for pid, client_id in done:
         by_process.setdefault(pid, set()).add(client_id)
     return by_process
@@ -152,7 +152,8 @@ def test_a_manager_may_hold_a_client(client):
 
     Manager.register("identity", callable=_Identity)
     with Manager(ctx=multiprocessing.get_context("fork")) as manager:
-        assert manager.identity().of(client) != client.client_id
+        identity = manager.identity()  # type: ignore[attr-defined]
+        assert identity.of(client) != client.client_id
 
 
 class _Identity:
