@@ -20,6 +20,7 @@
 
 enum { READABLE = 1, ARMED = 2, PAUSED = 3 };
 enum { SLICE_NS = 20000000,                              /* what a missed wake-up costs, as in shmd_wait */
+       SLICE_NS_MAX = 160000000,                         /* the same, when nothing has come for a while */
        LOOK_NS_MIN = 50000, LOOK_NS_MAX = 2000000,       /* between looks at streams that cannot wake us */
        HELD_NS_MIN = 1000000, HELD_NS_MAX = 64000000 };  /* between signals to an owner whose views hold its producer back */
 
@@ -102,11 +103,16 @@ static void kick(shmd_notifier_t *n)
     shmd_futex_wake(&n->kick_word);
 }
 
+static int may_hold(const shmd_watch *w)
+{
+    return w->seen.mapping != NULL && w->seen.gated_from != UINT64_MAX && w->seen.gate_published < w->seen.position;
+}
+
 /* Its producer waits at a place that this reader's views may have held and hold no more: only a call of the owner moves the gate. */
 static int is_held_back(const shmd_watch *w, uint64_t now)
 {
     const shmd_consumer *s = &w->seen;
-    return s->mapping != NULL && s->gated_from != UINT64_MAX && s->gate_published < s->position && now >= w->held_next_ns &&
+    return may_hold(w) && now >= w->held_next_ns &&
            shmd_load32_acquire(&s->data->blocked_gate) == s->gate_index + 1 && /* B1 */
            shmd_load_relaxed(&s->data->blocked_position) == s->gate_published;
 }
@@ -117,11 +123,12 @@ typedef struct sleep_set {
     shmd_word_t words[SHMD_WORDS_MAX];
     uint32_t count;
     int is_looking;             /* some that are armed cannot wake us */
+    int may_hold;               /* some that are armed hold places; a producer that only tries wakes nobody */
 } sleep_set_t;
 
 static void announce(shmd_notifier_t *n, sleep_set_t *set, const uint32_t *event_word)
 {
-    set->is_looking = 0;
+    set->is_looking = set->may_hold = 0;
     for (shmd_watch *w = n->watches; w != NULL; w = w->next) {
         const shmd_consumer *s = &w->seen;
         uint32_t seen = 0;
@@ -137,6 +144,8 @@ static void announce(shmd_notifier_t *n, sleep_set_t *set, const uint32_t *event
             set->words[set->count++] = (shmd_word_t){.word = word, .seen = seen};
         if (!w->slept_on && w->state == ARMED)
             set->is_looking = 1;
+        if (w->state == ARMED && may_hold(w))
+            set->may_hold = 1;
     }
 }
 
@@ -165,7 +174,7 @@ static void *notifier_thread(void *argument)
     shmd_client *client = argument;
     shmd_notifier_t *n = &client->notifier;
     const uint32_t *event_word = &client->authority->event_word;
-    uint64_t look_ns = LOOK_NS_MIN;
+    uint64_t look_ns = LOOK_NS_MIN, slice_ns = SLICE_NS;
     sleep_set_t set;
     for (;;) {
         /* Before the set is made: what is added after this finds another kick word, and does not sleep. */
@@ -179,10 +188,12 @@ static void *notifier_thread(void *argument)
         }
         announce(n, &set, event_word);
         shmd_fence_seq_cst(); /* W1: all flags before this, another look at all after */
-        look_ns = look(n) != 0 ? LOOK_NS_MIN : shmd_min(look_ns * 2, LOOK_NS_MAX);
+        int is_idle = look(n) == 0;
+        look_ns = is_idle ? shmd_min(look_ns * 2, LOOK_NS_MAX) : LOOK_NS_MIN;
+        slice_ns = is_idle && !set.may_hold ? shmd_min(slice_ns * 2, SLICE_NS_MAX) : SLICE_NS;
         (void)pthread_mutex_unlock(&n->mutex);
         SHMD_FAILPOINT("notifier.announced");
-        (void)shmd_futex_wait_any(set.words, set.count, set.is_looking ? look_ns : SLICE_NS);
+        (void)shmd_futex_wait_any(set.words, set.count, set.is_looking ? look_ns : slice_ns);
     }
 }
 
