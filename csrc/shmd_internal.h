@@ -103,6 +103,7 @@ typedef struct shmd_notifier {
     uint32_t stopped;           /* no thread any more: every fd stays readable */
     uint32_t kick_word;         /* private futex: the set of words to sleep on has changed */
 } shmd_notifier_t;
+extern uint64_t shmd_notifier_slice_ns;
 void shmd_notifier_init(shmd_notifier_t *notifier);
 void shmd_notifier_stop(shmd_notifier_t *notifier); /* joins the thread */
 

@@ -19,8 +19,8 @@
 #include <unistd.h>
 
 enum { READABLE = 1, ARMED = 2, PAUSED = 3 };
-enum { SLICE_NS = 20000000,                              /* what a missed wake-up costs, as in shmd_wait */
-       SLICE_NS_MAX = 160000000,                         /* the same, when nothing has come for a while */
+uint64_t shmd_notifier_slice_ns = 20000000;              /* what a missed wake-up costs, as in shmd_wait; a test may set it */
+enum { SLICES_MAX = 8,                                   /* as many of them when nothing has come for a while */
        LOOK_NS_MIN = 50000, LOOK_NS_MAX = 2000000,       /* between looks at streams that cannot wake us */
        HELD_NS_MIN = 1000000, HELD_NS_MAX = 64000000 };  /* between signals to an owner whose views hold its producer back */
 
@@ -174,7 +174,7 @@ static void *notifier_thread(void *argument)
     shmd_client *client = argument;
     shmd_notifier_t *n = &client->notifier;
     const uint32_t *event_word = &client->authority->event_word;
-    uint64_t look_ns = LOOK_NS_MIN, slice_ns = SLICE_NS;
+    uint64_t look_ns = LOOK_NS_MIN, slice_ns = 0;
     sleep_set_t set;
     for (;;) {
         /* Before the set is made: what is added after this finds another kick word, and does not sleep. */
@@ -190,7 +190,8 @@ static void *notifier_thread(void *argument)
         shmd_fence_seq_cst(); /* W1: all flags before this, another look at all after */
         int is_idle = look(n) == 0;
         look_ns = is_idle ? shmd_min(look_ns * 2, LOOK_NS_MAX) : LOOK_NS_MIN;
-        slice_ns = is_idle && !set.may_hold ? shmd_min(slice_ns * 2, SLICE_NS_MAX) : SLICE_NS;
+        uint64_t least_ns = shmd_load_relaxed(&shmd_notifier_slice_ns);
+        slice_ns = is_idle && !set.may_hold ? shmd_min(shmd_max(slice_ns * 2, least_ns), SLICES_MAX * least_ns) : least_ns;
         (void)pthread_mutex_unlock(&n->mutex);
         SHMD_FAILPOINT("notifier.announced");
         (void)shmd_futex_wait_any(set.words, set.count, set.is_looking ? look_ns : slice_ns);

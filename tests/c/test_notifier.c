@@ -1,5 +1,5 @@
 /* fds of consumers: readable when there is something, not readable when there is not, for any number of streams, without a
- * lost wake-up. A lost one would cost 20 ms (a look at everything), so runs with many would take far longer than these bounds. */
+ * lost wake-up: between threads the notifier's look at everything is put off for minutes, so that a lost one fails its poll. */
 #include "rig.h"
 
 #include <poll.h>
@@ -259,8 +259,6 @@ static void run_feeds(uint32_t count, uint32_t wait, uint64_t n)
     test_join(thread);
     uint64_t took_ns = shmd_now_ns() - began_ns;
     (void)fprintf(stderr, "  %" PRIu64 " messages on %u streams, %" PRIu64 " sleeps, %" PRIu64 " ms\n", n, count, sleeps, took_ns / 1000000);
-    if (!shmd_load32_relaxed(&shmd_waitv_missing) && wait != SHMD_WAIT_SPIN)
-        CHECK(took_ns / (sleeps + 1) < 10000000); /* half of what each sleep would last without its wake-up */
     feeds_stop(feeds, count);
     free(feeds);
     free(polled);
@@ -319,7 +317,6 @@ static void test_no_wake_up_is_lost_when_every_message_is_waited_for(void)
     test_join(thread);
     uint64_t took_ns = shmd_now_ns() - began_ns;
     (void)fprintf(stderr, "  %" PRIu64 " round trips by fd, %" PRIu64 " ns each\n", b.n, took_ns / b.n);
-    CHECK(took_ns < b.n * 10000000); /* half of what one lost wake-up costs */
     feeds_stop(feeds, 2);
 }
 
@@ -416,6 +413,7 @@ int main(void)
     RUN(test_an_fd_says_what_a_poll_would);
     RUN(test_ends_revocations_and_new_epochs_make_an_fd_readable);
     RUN(test_a_producer_held_back_by_views_that_are_gone_makes_the_fd_readable);
+    shmd_store_relaxed(&shmd_notifier_slice_ns, 600000000000u);
     RUN(test_no_wake_up_is_lost_when_every_message_is_waited_for);
     RUN(test_one_stream);
     RUN(test_a_hundred_streams_share_one_thread);
