@@ -358,6 +358,7 @@ static void write_records(shmd_producer *p, const unsigned char *from, uint32_t 
     uint64_t stamp = p->stamp ? shmd_now_ns() : 0;
     for (uint64_t i = 0; i < n; i++, seq++, from += stride) {
         shmd_slot_t *slot = shmd_producer_slot(p, seq);
+        shmd_producer_fetch_ahead(p, seq);
         shmd_slot_open(slot, seq);
         shmd_copy_to_shared(shmd_slot_payload(slot), from, record_bytes);
         shmd_slot_commit(slot, seq, record_bytes, 0, 0, stamp);

@@ -164,6 +164,19 @@ static inline const shmd_slot_t *shmd_consumer_slot(const shmd_consumer *c, uint
     return (const shmd_slot_t *)(const void *)(c->slots + (seq & c->mask) * c->slot_bytes);
 }
 
+/* The lines of a slot are where they were last read: with the consumers. Asked for a few messages early, several are on
+ * their way at once. Only below the limit: beyond it a consumer may be reading. Two lines; the hardware fetches what follows. */
+enum { SHMD_AHEAD_SLOTS = 4, SHMD_CACHE_LINE_BYTES = 64 };
+static inline void shmd_producer_fetch_ahead(const shmd_producer *p, uint64_t seq)
+{
+    if (seq + SHMD_AHEAD_SLOTS < p->limit) {
+        const unsigned char *slot = (const unsigned char *)shmd_producer_slot(p, seq + SHMD_AHEAD_SLOTS);
+        shmd_prefetch_write(slot);
+        if (p->slot_bytes > SHMD_CACHE_LINE_BYTES)
+            shmd_prefetch_write(slot + SHMD_CACHE_LINE_BYTES);
+    }
+}
+
 /* Step 2 of the writer: from here on an ungated reader of this slot's last message knows that it is gone. */
 static inline void shmd_slot_open(shmd_slot_t *slot, uint64_t seq)
 {
@@ -212,6 +225,7 @@ static inline int shmd_publish_inline(shmd_producer *p, const void *data, uint32
     if (__builtin_expect(shmd_load_relaxed(&p->hot->state) != p->open_word, 0))
         return shmd_producer_ended(p);
     shmd_slot_t *slot = shmd_producer_slot(p, seq);
+    shmd_producer_fetch_ahead(p, seq);
     shmd_slot_open(slot, seq);
     shmd_copy_to_shared(shmd_slot_payload(slot), data, length);
     shmd_slot_commit(slot, seq, length, type, 0, p->stamp ? shmd_now_ns() : 0);
