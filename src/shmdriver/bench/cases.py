@@ -170,6 +170,7 @@ def throughput(wanted: Wanted) -> Iterator[Case]:
                 run = _native("stream", wanted.native(bytes=size, mode="batch", batch=wanted.batch))
                 what = f"{end} in batches of {wanted.batch}{wanted.suffix}"
                 yield Case("throughput", "native", what, run, metrics, **of)
+                yield from () if wanted.quick else _limits(wanted, size)
         if "python" in wanted.sides:
             options = wanted.channel(bytes_each=size)
             names = (
@@ -186,6 +187,13 @@ def throughput(wanted: Wanted) -> Iterator[Case]:
         yield Case(
             "throughput", "python", what, run, (_MESSAGES,), axis="bytes", size=scenarios.RECORD.itemsize
         )
+
+
+def _limits(wanted: Wanted, size: int) -> Iterator[Case]:
+    """The same slots without leases, states, sleepers and statistics: how fast it could be."""
+    for mode, words in (("single", "one by one"), ("batch", f"in batches of {wanted.batch}")):
+        run = _native("sketch", wanted.native(bytes=size, mode=mode, batch=wanted.batch))
+        yield Case("throughput", "native", f"{size_text(size)} {words}, bare ring", run, (_MESSAGES,))
 
 
 def fanout(wanted: Wanted) -> Iterator[Case]:
