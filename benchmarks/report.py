@@ -77,7 +77,7 @@ def _where(report: Report) -> str:
     return (
         f"{line(report.machine)}. Cache line there and back {floor['p50_ns'].text()} ns, memcpy of 1 MiB "
         f"{floor['memcpy_gb_s'].text()} GB/s, a call from Python into C {floor['python_call_ns'].text()} ns: "
-        f"{report.verdict}. Medians of {report.options.get('rounds', 1)} rounds [lowest-highest]"
+        f"{report.verdict}. Medians of {report.rounds} rounds [lowest-highest]"
         + (f"; {report.disturbed} native runs stayed disturbed" if report.disturbed else "")
         + "."
     )
@@ -152,7 +152,7 @@ def write_peers(report: Report) -> None:
     head = (
         f"Two processes on two cores of one machine ({report.machine['cpu']}, a cache line takes "
         f"{number(report.floor['p50_ns'].median)} ns there and back), everything in one run, medians of "
-        f"{report.options['rounds']} rounds (`make bench`). [Performance](docs/PERFORMANCE.md) has all of it."
+        f"{report.rounds} rounds (`make bench`). [Performance](docs/PERFORMANCE.md) has all of it."
     )
     put(README, "figures", f"{head}\n\n{tables.markdown(short)}\n\n{tables.markdown(highlights)}")
 

@@ -93,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", "--reps", type=int, default=3, help="rounds (default 3)")
+    parser.add_argument(
+        "--limit", type=float, default=280, metavar="SECONDS", help="no round that would end later"
+    )
     parser.add_argument("--seconds", type=float, default=0.4, help="length of a run (default 0.4)")
     parser.add_argument("--only", choices=("native", "python"), help="one half of it")
     parser.add_argument("--scenarios", default="", metavar="A,B", help="some of the Python scenarios")
@@ -119,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     how = Run(options.seconds, 0.1, machine.cores(options.cores))
     made = [] if options.only == "python" else native_cases(how)
     made += [] if options.only == "native" else python_cases(how, names, kinds)
-    report = runner.measure(made, runner.Rounds(count=options.rounds, cores=how.cores))
+    report = runner.measure(made, runner.Rounds(count=options.rounds, cores=how.cores, limit_s=options.limit))
     report.missing = {name: why for name, why in missing.items() if name in chosen}
     report.options = {"rounds": options.rounds, "seconds": options.seconds, "peers": sorted(kinds)}
     report.machine["packages"] |= machine.versions(("pyzmq", "faster-fifo", "iceoryx2", "tachyon-ipc"))

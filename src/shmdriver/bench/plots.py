@@ -69,7 +69,10 @@ def _save(path: Path, report: Report, paint: Callable[[Any], None]) -> Path:
     axes.grid(visible=True, which="major", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=7, frameon=False)
-    sheet.text(0.995, 0.002, line(report.machine), fontsize=5, color="0.5", ha="right", va="bottom")
+    axes.set_title(line(report.machine), fontsize=5.5, color="0.5", loc="left")
+    axes.yaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.yaxis.set_minor_formatter(lambda value, _: _short(value) if _is_shown(axes, value) else "")
+    axes.tick_params(which="both", labelsize=8)
     sheet.savefig(path, metadata={"Software": None})
     return path
 
@@ -134,6 +137,12 @@ def _label(figure: Figure) -> str:
     elif figure.axis != "bytes":
         what = figure.what.partition(", ")[0]
     return f"{figure.side}, {what}" + ("" if figure.who == "shmdriver" else f", {figure.who}")
+
+
+def _is_shown(axes: Any, value: float) -> bool:
+    """Whether a minor tick of a logarithmic axis gets a label: at 2 and 5, of a short axis."""
+    low, high = axes.get_ylim()
+    return bool(high < 100 * low and round(value / 10 ** math.floor(math.log10(value)), 3) in (2, 5))
 
 
 def _short(value: float) -> str:

@@ -70,6 +70,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    rounds: int = 0  # that were begun
     retried_s: float = 0.0  # of them, for runs that were repeated
 
     def figure(self, case: Case, metric: Metric) -> Figure:
@@ -93,6 +94,7 @@ class Report:
             | {name: each.as_json() for name, each in self.floor.items()},
             "figures": [figure.as_json() for figure in self.figures.values()],
             "histograms": {name: histogram.as_json() for name, histogram in self.histograms.items()},
+            "rounds": self.rounds,
             "disturbed": self.disturbed,
             "problems": self.problems,
             "missing": self.missing,
@@ -137,6 +139,7 @@ class Report:
             verdict=str(data["calibration"]["verdict"]),
             figures={figure.key: figure for figure in figures},
             histograms={name: Histogram(each["encoded"]) for name, each in data["histograms"].items()},
+            rounds=int(data["rounds"]),
             disturbed=int(data["disturbed"]),
             problems=list(data["problems"]),
             missing=dict(data["missing"]),

@@ -8,8 +8,10 @@ to the floor are taken from the floors around a run.
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +44,7 @@ class Rounds:
     cores: tuple[int, int] = (0, 1)
     floors: bool = True  # whether each native case gets its own; else one a round
     retry_s: float = 20.0  # for all repetitions of disturbed runs together: a busy machine stays busy
+    limit_s: float = 600.0  # no further round is begun that would not end within this
 
 
 def measure(
@@ -57,6 +60,8 @@ def measure(
     """
     report = Report(machine.describe())
     start_s = time.monotonic()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its processes end with it
     if instance is not None:
         _measure(cases, rounds, instance, report, say)
     else:
@@ -76,7 +81,12 @@ def _measure(
 ) -> None:
     floor: Floor | None = None
     native = any(case.side == "native" for case in cases)
+    start_s = time.monotonic()
     for number in range(rounds.count):
+        if number and number * rounds.limit_s < (number + 1) * (time.monotonic() - start_s):
+            say(f"no round {number + 1}: it would take longer than the limit of {rounds.limit_s:.0f} s")
+            break
+        report.rounds = number + 1
         floor = _look_if_possible(rounds, report, needed=native)
         if floor is not None and number == 0:
             say(f"{floor.p50_ns:.0f} ns for a cache line there and back: {report.verdict}")

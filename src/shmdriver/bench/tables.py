@@ -28,8 +28,7 @@ def head(report: Report) -> str:
         lines.append(
             f"a call from Python into C that does nothing {report.floor['python_call_ns'].text()} ns"
         )
-    rounds = report.options.get("rounds", 1)
-    lines.append(f"{rounds} round{'s' if rounds != 1 else ''}, {report.seconds:.0f} s")
+    lines.append(f"{report.rounds} round{'s' if report.rounds != 1 else ''}, {report.seconds:.0f} s")
     if report.disturbed:
         lines.append(f"{report.disturbed} native runs stayed disturbed after all tries")
     return "\n".join(lines)

@@ -66,6 +66,7 @@ WarmOption = Annotated[float | None, Many("--warm-up", help="Seconds before it."
 RoundsOption = Annotated[int | None, Many("--rounds", help="Repetitions of everything.", min=1, max=100)]
 CoresOption = Annotated[str | None, Many("--cores", metavar="A,B", help="Producer's and consumer's core.")]
 QuickOption = Annotated[bool, Many("--quick", help="Short runs, fewer cases, one round.")]
+LimitOption = Annotated[float, Many("--limit", metavar="SECONDS", help="No round that would end after this.")]
 OutOption = Annotated[Path | None, Many("--out", "-o", metavar="FILE", help="Write the report (JSON).")]
 PlotsOption = Annotated[Path | None, Many("--plots", metavar="DIR", help="Write plots (PNG).")]
 InstanceOption = Annotated[
@@ -111,7 +112,8 @@ def _measure(groups: list[str], given: dict[str, Any]) -> int:
         seconds=seconds, warm_s=warm_s, cores=cores, quick=quick,
     )  # fmt: skip
     count = given["rounds"] or (1 if quick else 5)
-    rounds = runner.Rounds(count=count, tries=1 if quick else 3, cores=cores, floors=not quick)
+    tries, limit_s = 1 if quick else 3, given["limit"]
+    rounds = runner.Rounds(count=count, tries=tries, cores=cores, floors=not quick, limit_s=limit_s)
     made = cases.make(groups, wanted)
     if not made:
         raise ShmDriverError(f"nothing to measure: {', '.join(groups)} has no {given['side']} side")
@@ -142,8 +144,9 @@ def _add_group(app: typer.Typer, name: str, help_text: str) -> None:
         wait: WaitOption = None, rate: RateOption = None, consumers: ConsumersOption = None,
         batch: BatchOption = 64, slots: SlotsOption = None, stalled: StalledOption = 0,
         seconds: SecondsOption = None, warm_up: WarmOption = None, rounds: RoundsOption = None,
-        cores: CoresOption = None, quick: QuickOption = False, out: OutOption = None,
-        plots: PlotsOption = None, instance: InstanceOption = None, json: options.JsonOption = False,
+        limit: LimitOption = 600, cores: CoresOption = None, quick: QuickOption = False,
+        out: OutOption = None, plots: PlotsOption = None, instance: InstanceOption = None,
+        json: options.JsonOption = False,
     ) -> None:  # fmt: skip
         groups = [each for each in GROUPS if each != "growth"] if name == "all" else [name]
         given = {key: value for key, value in locals().items() if key not in ("name", "groups", "GROUPS")}
