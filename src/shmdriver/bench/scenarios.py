@@ -291,7 +291,7 @@ def _watch_messages(_port: Port, how: Run, way: StreamChannel) -> dict[str, floa
 
 
 def _ping(_port: Port, how: Run, there: Channel, back: Channel) -> dict[str, Any]:
-    receive, send = back.receiver(), there.sender()
+    send, receive = there.sender(), back.receiver()  # in this order: some wait for the other end here
     now, payload = time.perf_counter_ns, bytes(there.bytes_each)
     warm_ns = now() + int(how.warm_s * 1e9)
     end_ns = warm_ns + int(how.seconds * 1e9)
