@@ -14,11 +14,11 @@ OPERATIONS := $(PYTEST) -q -o addopts=--import-mode=importlib benchmarks --bench
 PEERS := 'faster-fifo>=1.4' 'iceoryx2>=0.10' 'tachyon-ipc>=0.5'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build check lint format generate ctest asan tsan unit models fuzz arm64 bench bench-report stress soak reliability reliability-page clean
+.PHONY: help demo test build check lint format generate ctest asan tsan unit models fuzz arm64 bench bench-report simulate simulate-mutations stress soak reliability reliability-page clean
 
 help:            ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
-		printf '  make %-17s %s\n' "$$name" "$$text"; done
+		printf '  make %-18s %s\n' "$$name" "$$text"; done
 
 # Only what the package needs to run: `make demo` on a fresh machine waits for no test tool.
 $(VENV)/.run-stamp: pyproject.toml
@@ -103,6 +103,12 @@ bench: build $(VENV)/.bench-stamp    ## all benchmarks, against the peers that c
 
 bench-report: build $(VENV)/.bench-stamp    ## measure everything and rewrite the figures and plots of docs and README
 	@$(PY) -m benchmarks.report --measure
+
+simulate: build $(VENV)/.dev-stamp    ## the driver under a fake clock, from 10,000 seeds; SEED=4711: that one, with all that happened
+	@$(PY) -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) $(SIMULATE_ARGS)
+
+simulate-mutations: build $(VENV)/.dev-stamp    ## break the driver in known ways: the simulation must notice each
+	@$(PY) -m tests.simulation --mutations
 
 stress: build $(VENV)/.dev-stamp    ## minutes of kills, hand-offs, hostile clients, fuzzing, also under sanitizers
 	@$(CTEST) PROFILE=release STRESS=1 run

@@ -1,0 +1,205 @@
+"""Malice, operators, fate: interrupted and forged requests, lies, and all that happens to the driver."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shmdriver._native import lib
+from shmdriver.driver.lifecycle import ShutdownMode, State
+from tests.simulation.actors import CREATE, Process
+from tests.simulation.world import World
+
+
+class Faults:
+    """Performs them on a world."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.rng = world.rng
+
+    @property
+    def now_ns(self) -> int:
+        return self.world.clock.now_ns
+
+    def _process(self) -> Process | None:
+        return self.world.pick(lambda p: p.awake and p.connected)
+
+    def _handle(self, kind: str) -> Any:
+        process = self.world.pick(lambda p: p.awake and bool(getattr(p, kind)))
+        return self.rng.choice(getattr(process, kind)) if process else None
+
+    def _left(self, process: Process) -> None:
+        for model in self.world.boot.leases.values():
+            if model.owner is process:
+                model.done = True
+        process.left = True
+        process.drop()
+
+    # -- malice
+
+    def interrupt_send(self) -> None:
+        """Stopped or killed between the claim of a control slot and the commit."""
+        process = self._process()
+        if process is None or process.claims:
+            return
+        raw = process.request(
+            lib.SHMD_REQUEST_ATTACH,
+            self.now_ns,
+            role=lib.SHMD_ROLE_CONSUMER,
+            stream=b"a",
+            delivery=lib.SHMD_DELIVERY_LOSSY,
+            start=lib.SHMD_START_NEWEST,
+            wait=lib.SHMD_WAIT_SPIN,
+            flags=CREATE,
+        )
+        if process.claim(raw):
+            self.world.note(f"{process} is interrupted while it sends")
+            process.pending[int(raw.correlation_id)] = raw
+            if self.rng.random() < 0.4:
+                process.die(self.now_ns)
+            else:
+                process.stopped = True
+
+    def resume_send(self) -> None:
+        process = self.world.pick(lambda p: p.awake and bool(p.claims))
+        if process:
+            self.world.note(f"{process} goes on sending: {process.commit_claims()}")
+
+    def flood(self) -> None:
+        process = self._process()
+        if process is None:
+            return
+        sent = 0
+        for _ in range(self.rng.choice((20, 80))):
+            raw = process.request(
+                lib.SHMD_REQUEST_ATTACH,
+                self.now_ns,
+                role=lib.SHMD_ROLE_CONSUMER,
+                stream=b"none",
+                delivery=1,
+                start=1,
+                wait=1,
+            )
+            sent += process.send(raw)
+        self.world.note(f"{process} floods: {sent}")
+
+    def garbage(self) -> None:
+        process = self._process()
+        if process is None or process.claims:
+            return
+        raw = process.request(self.rng.choice((1, 2, 5, 6, 77)), self.now_ns)
+        if process.claim(raw):
+            for name in (
+                "role",
+                "delivery",
+                "start",
+                "flags",
+                "slots",
+                "schema_bytes",
+                "pid",
+                "admin",
+                "layout_version",
+            ):
+                if self.rng.random() < 0.5:
+                    setattr(raw, name, self.rng.choice((0, 1, 2, 2**31 - 1)))
+            raw.stream, raw.start_time = self.rng.randbytes(60).replace(b"\0", b"a"), self.rng.getrandbits(64)
+            wrong = self.rng.choice((0, 1))
+            self.world.note(f"{process} sends garbage: {process.commit_claims(wrong)}")
+
+    def forge(self) -> None:
+        """Another's lease, another's identity, or a request without the token."""
+        process = self._process()
+        others = [m for m in self.world.boot.leases.values() if m.owner is not process]
+        if process is None or not others:
+            return
+        model = self.rng.choice(others)
+        record = model.record
+        raw = process.request(lib.SHMD_REQUEST_DETACH, self.now_ns, role=record.role, stream=b"a")
+        kind = self.rng.randrange(4)
+        if kind == 0:
+            raw.lease_id = record.lease_id
+        elif kind == 1:
+            raw.target_correlation_id = record.correlation_id
+        elif kind == 2:
+            raw.lease_id, raw.client_id = record.lease_id, record.client_id
+        else:
+            raw.kind, raw.admin, raw.nonce = lib.SHMD_REQUEST_SHUTDOWN, lib.SHMD_SHUTDOWN_END, 2**63
+        self.world.note(f"{process} forges ({kind}) against {model}: {process.send(raw)}")
+
+    def lie(self) -> None:
+        """A gate that goes back, or far ahead."""
+        consumer = self._handle("consumers")
+        if consumer is not None and consumer.reliable and not consumer.over:
+            position = self.rng.choice((0, 2**40, 2**63 + 5))
+            if consumer.process.native.sim_lie(consumer.handle, position):
+                consumer.model.liar = True
+                self.world.note(f"{consumer.model} lies about its gate: {position}")
+
+    # -- the driver
+
+    def kill_driver(self) -> None:
+        world = self.world
+        if world.driver is not None:
+            world.kernel.where = "rest"
+            world._killed()
+
+    def arm(self) -> None:
+        """The driver will die at one of the next points."""
+        if not self.world.kernel.points_left:
+            points = int(2 ** self.rng.uniform(0, 8))
+            self.world.note(f"the driver will be killed at its {points}. point from now")
+            self.world.kernel.arm(points)
+
+    def restart(self) -> None:
+        if self.world.driver is None:
+            self.world.start(fresh=self.rng.random() < 0.05)
+
+    def fresh(self) -> None:
+        self.kill_driver()
+        self.world.start(fresh=True)
+
+    def hand_over(self) -> None:
+        self._shut_down(ShutdownMode.HANDOVER)
+
+    def end(self) -> None:
+        self._shut_down(ShutdownMode.END)
+
+    def _shut_down(self, mode: ShutdownMode) -> None:
+        world = self.world
+        if world.driver is None:
+            return
+        if world.driver.state is State.DRAINING and self.rng.random() < 0.7:
+            return
+        if mode is ShutdownMode.END:
+            world.boot.end_asked = True
+        process = self._process()
+        if process and self.rng.random() < 0.5:
+            code = lib.SHMD_SHUTDOWN_END if mode is ShutdownMode.END else lib.SHMD_SHUTDOWN_HANDOVER
+            raw = process.request(lib.SHMD_REQUEST_SHUTDOWN, self.now_ns, admin=code)
+            world.sign(process, raw)
+            world.note(f"{process} asks for shutdown ({mode.value}): {process.send(raw)}")
+        else:
+            world.note(f"shutdown ({mode.value})")
+            world.driver.request_shutdown(mode, "simulated")
+
+    def maintain(self) -> None:
+        process = self._process()
+        if process:
+            on = self.rng.random() < 0.5
+            code = lib.SHMD_ADMIN_MAINTENANCE_ON if on else lib.SHMD_ADMIN_MAINTENANCE_OFF
+            raw = process.request(lib.SHMD_REQUEST_ADMIN, self.now_ns, admin=code)
+            self.world.sign(process, raw)
+            self.world.note(f"{process} asks for maintenance {on}: {process.send(raw)}")
+
+    def revoke(self) -> None:
+        process = self._process()
+        live = [model for model in self.world.boot.leases.values() if model.live]
+        if process and live:
+            model = self.rng.choice(live)
+            raw = process.request(
+                lib.SHMD_REQUEST_ADMIN, self.now_ns, admin=lib.SHMD_ADMIN_REVOKE, lease_id=model.lease_id
+            )
+            self.world.sign(process, raw)
+            if process.send(raw):
+                model.revoke_asked = True
+                self.world.note(f"{process} has {model} revoked")

@@ -1,0 +1,253 @@
+"""What a simulation replaces of the world: the clock, processes and their deaths, the driver's own death.
+
+The driver dies at a *point*: one of its failpoints, one of its stores into a table, or the middle of one of
+the core's calls. There a :class:`Crash` goes up through the driver's code, and from then on nothing that its
+``except`` and ``finally`` would still remove is removed, and what the kernel closes with a process is closed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import posix_ipc
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver import authority, clients, control, failpoints, oversight, segments, shm
+from shmdriver.driver.authority import Authority
+from shmdriver.driver.rejection import Rejection
+from shmdriver.driver.shm import SegmentMap
+from shmdriver.errors import Code, Reason
+
+MS = 1_000_000
+POINTS = (
+    "shmd_word_store",
+    "shmd_word_store_seq_cst",
+    "shmd_event_publish",
+    "shmd_epoch_join",
+    "shmd_epoch_leave",
+    "shmd_epoch_seal",
+    "shmd_control_advance",
+    "shmd_segment_complete",
+)
+
+
+class Crash(BaseException):
+    """The driver was killed here."""
+
+
+class Clock:
+    """Monotonic nanoseconds. ``slow_ns``: how much time the next reading but one has passed (a slow tick)."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000_000 * MS
+        self.slow_ns = 0
+        self._readings = 0
+
+    def __call__(self) -> int:
+        if self.slow_ns:
+            self._readings += 1
+            if self._readings > 1:
+                self.now_ns, self.slow_ns, self._readings = self.now_ns + self.slow_ns, 0, 0
+        return self.now_ns
+
+
+class Task:
+    """A process in the kernel's eyes: a pid, a start time, and a descriptor that fires when it is dead."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.start_time = pid * 7
+        self.alive = True
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def die(self) -> None:
+        self.alive = False
+        os.eventfd_write(self.fd, 1)
+
+
+class Core:
+    """The C core as the driver sees it: every call in ``POINTS`` is a point.
+
+    ``_<name>``: the first part of that call, when a crash in its middle can be told from one before it.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.__dict__.update({name: getattr(lib, name) for name in dir(lib)})
+        self.kernel = kernel
+        for name in POINTS:
+            self.__dict__[name] = self._point(name, getattr(lib, name), getattr(self, f"_{name}", None))
+
+    def _point(self, name: str, whole: Callable[..., Any], half: Callable[..., None] | None) -> Any:
+        kernel = self.kernel
+
+        def call(*args: Any) -> Any:
+            if kernel.points_left and kernel.counts_down():
+                if half is not None:
+                    half(*args)
+                kernel.crash(f"{name}, half done" if half else f"before {name}")
+            return whole(*args)
+
+        return call
+
+    def _shmd_event_publish(self, writer: Any, event: Any) -> None:
+        """Committed, head not stored; the writer itself goes down with its driver."""
+        head = int(self.kernel.base.event_head)
+        lib.shmd_event_publish(writer, event)
+        self.kernel.base.event_head = head
+
+    def _shmd_control_advance(self, reader: Any) -> None:
+        """The slot is free, the cursor not published."""
+        cursor = int(self.kernel.base.control_cursor)
+        lib.shmd_control_advance(reader)
+        self.kernel.base.control_cursor = cursor
+
+    @staticmethod
+    def _shmd_epoch_join(
+        hot: Any, _data: Any, _gates: Any, _geometry: Any, gate: int, reliable: int, *_: Any
+    ) -> None:
+        if reliable:
+            hot.gate_mask |= 1 << gate
+
+    @staticmethod
+    def _shmd_epoch_leave(hot: Any, gate: int) -> None:
+        hot.gate_mask &= ~(1 << gate)
+
+    @staticmethod
+    def _shmd_epoch_seal(hot: Any, _data: Any, _ring: Any, geometry: Any, clean: int, proved: int) -> None:
+        if int(hot.state) & 0xFF == lib.SHMD_EPOCH_OPEN and not clean and not proved:
+            hot.state = int(geometry.epoch) << 8 | lib.SHMD_EPOCH_SEALING
+
+
+class Kernel:
+    """One simulated machine. ``with kernel.installed():`` puts it under the driver."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.tasks: dict[int, Task] = {}
+        self.base: Any = None  # the authority's header as the driver maps it
+        self.points_left = 0  # until the driver dies; 0: it lives
+        self.where = ""
+        self.killed = False
+        self.crashes: Counter[str] = Counter()
+        self._handed_out: list[int] = []
+        self._maps: list[SegmentMap] = []
+
+    # -- processes
+
+    def spawn(self) -> Task:
+        pid = 2_000_000 + len(self.tasks)
+        task = self.tasks[pid] = Task(pid)
+        return task
+
+    def prove_identity(self, pid: int, start_time: int, _namespace: int) -> int:
+        task = self.tasks.get(pid)
+        if task is None or not task.alive or task.start_time != start_time:
+            raise Rejection(Reason.UNKNOWN_CLIENT, f"there is no process {pid}", Code.INVALID_PARAMS)
+        fd = os.dup(task.fd)
+        self._handed_out.append(fd)
+        return fd
+
+    def proc(self, path: str) -> Any:
+        """As far as control.py asks /proc: whether a process exists."""
+        task = self.tasks.get(int(path.rsplit("/", 1)[1]))
+        return SimpleNamespace(exists=lambda: task is not None and task.alive)
+
+    # -- the driver's death
+
+    def arm(self, points: int) -> None:
+        """The driver dies at the n-th point from now; 0: it lives."""
+        self.points_left = points
+
+    def counts_down(self) -> bool:
+        self.points_left -= 1
+        return self.points_left == 0
+
+    def crash(self, where: str) -> None:
+        self.where, self.killed, self.points_left = where, True, 0
+        self.crashes[where] += 1
+        raise Crash(where)
+
+    def _failpoint(self, name: bytes) -> None:
+        if self.points_left and self.counts_down():
+            self.crash(name.decode())
+
+    def bury(self) -> None:
+        """What the kernel does when the driver's process is gone: unmap, close, unlock."""
+        for mapped in self._maps:
+            mapped.close()
+        self._maps.clear()
+        for fd in list(segments._lock_fds):
+            segments._lock_fds.discard(fd)
+            os.close(fd)
+        own = {task.fd for task in self.tasks.values()}
+        for fd in set(self._handed_out) - own:
+            path = Path(f"/proc/self/fd/{fd}")
+            if path.is_symlink() and "eventfd" in str(path.readlink()):
+                os.close(fd)
+        self._handed_out.clear()
+        self.killed, self.base = False, None
+
+    def closed(self) -> list[int]:
+        """After an orderly close: the sizes of the mappings that the driver forgot to give back."""
+        left = [mapped.size for mapped in self._maps if mapped.base is not None]
+        self.bury()
+        return left
+
+    # -- seams
+
+    def _unlink(self, name: str) -> None:
+        if self.killed:  # an `except` on the way up: the process that would have run it is dead
+            raise posix_ipc.ExistentialError
+        posix_ipc.unlink_shared_memory(name)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        mapping, meet = SegmentMap.of, Authority.__init__
+
+        def tracked(fd: int, size: int, *, writable: bool, prefault: bool = False) -> SegmentMap:
+            mapped = mapping(fd, size, writable=writable, prefault=prefault)
+            self._maps.append(mapped)
+            return mapped
+
+        def met(table: Authority, *args: Any) -> None:
+            meet(table, *args)
+            self.base = table.base
+
+        ipc = SimpleNamespace(**{**vars(posix_ipc), "unlink_shared_memory": self._unlink})
+        core = Core(self)
+        seams: list[tuple[Any, str, Any]] = [
+            (clients, "prove_identity", self.prove_identity),
+            (control, "Path", self.proc),
+            (shm, "posix_ipc", ipc),
+            (failpoints, "_hit", self._failpoint),
+            (authority, "EVENT_SLOTS", 256),
+            (oversight, "LOW_MEMORY_SHARE", 0.0),  # the machine's own memory is none of the simulation's
+            (SegmentMap, "of", staticmethod(tracked)),
+            (Authority, "__init__", met),
+        ]
+        modules = [module for name, module in sys.modules.items() if name.startswith("shmdriver.driver.")]
+        seams += [
+            (module, "lib", core) for module in modules if hasattr(module, "lib") and module is not failpoints
+        ]
+        before = [(owner, name, owner.__dict__[name]) for owner, name, _ in seams]
+        for owner, name, value in seams:
+            setattr(owner, name, value)
+        try:
+            yield
+        finally:
+            for owner, name, value in before:
+                setattr(owner, name, value)
+            for task in self.tasks.values():
+                os.close(task.fd)
+
+
+def address(pointer: Any) -> int:
+    """A cdata pointer of shmdriver._native as a number."""
+    return int(ffi.cast("uintptr_t", pointer))

@@ -1,0 +1,93 @@
+"""Defects to put into the driver, one at a time, to see that the simulation notices them.
+
+A mutation is a text in the source of one function and what stands there instead. A text that is not found any
+more is an error (tests/unit/test_simulation.py), so that the list stays true.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from shmdriver.driver import adoption, boot
+from shmdriver.driver.admission import Admission
+from shmdriver.driver.authority import Authority
+from shmdriver.driver.epochs import Epoch
+from shmdriver.driver.leases import LeaseTable
+from shmdriver.driver.lifecycle import Lifecycle
+from shmdriver.driver.tenure import Tenure
+
+
+class Mutation(NamedTuple):
+    owner: Any  # a class or a module
+    function: str
+    text: str
+    instead: str
+
+
+MUTATIONS = {
+    "a lease id is given twice": Mutation(
+        Authority, "take_id", "number + 1)", "number + (number != 5))"),
+    "a draining driver admits": Mutation(
+        Lifecycle, "_reject", "reason, text =",
+        "if self.state is State.DRAINING:\n"
+        "        return self._hooks.on_attach(occurrence.now_ns, occurrence.subject)\n"
+        "    reason, text ="),
+    "a revoke is not announced": Mutation(
+        Tenure, "end", "self._events.lease_revoked(lease.record, stream.name, text)", "pass"),
+    "the announce comes before the revoke that causes it": Mutation(
+        Tenure, "end", "if state == lib.SHMD_LEASE_DETACHED:",
+        "if epoch: self._events.stream_announce(stream.record, epoch.record)\n"
+        "    if state == lib.SHMD_LEASE_DETACHED:"),
+    "a lease's state is published before its data": Mutation(
+        LeaseTable, "end", "record = lease.record\n",
+        'record = lease.record\n    publish_word(record, state)\n    failpoint("mutation")\n'),
+    "adoption keeps the bits of ended leases": Mutation(
+        Epoch, "keep_only", "if bits >> gate & 1 and not live >> gate & 1:", "if False:"),
+    "adoption leaves an open epoch without producer": Mutation(
+        adoption, "_finish_epochs", "epoch.seal(_end_reason(authority, epoch), now_ns)", "pass"),
+    "adoption leaves orphan segments": Mutation(
+        boot, "adopt_tables", "if name not in known and", "if False and"),
+    "a dead producer is sealed at its head": Mutation(
+        Epoch, "seal", "int(self.record.end_reason == Reason.CLOSED),", "1,"),
+    "a gate is free before its owner is proved gone": Mutation(
+        Tenure, "end", "free_gate=not quarantine", "free_gate=True"),
+    "an epoch is retired before it is drained": Mutation(
+        Tenure, "may_retire", " or stream.holders(epoch, reliable_only=True)", ""),
+    "a client that is dead is admitted": Mutation(
+        Admission, "attach", "self._clients.sender(request.client_id), now_ns)  # was",
+        "client, now_ns)  # was"),
+}  # fmt: skip
+
+
+def mutant(name: str) -> Any:
+    """The function as the mutation makes it. Raises ValueError when its source is not what was expected."""
+    owner, function, text, instead = MUTATIONS[name]
+    original = getattr(owner, function)
+    source = textwrap.dedent(inspect.getsource(original))
+    if source.count(text) != 1:
+        raise ValueError(
+            f"{name!r}: {source.count(text)} times {text!r} in {original.__qualname__}, expected once"
+        )
+    space: dict[str, Any] = {}
+    code = compile(
+        "from __future__ import annotations\n" + source.replace(text, instead), f"<{name}>", "exec"
+    )
+    exec(code, vars(sys.modules[original.__module__]), space)
+    return space[function]
+
+
+@contextmanager
+def applied(name: str) -> Iterator[None]:
+    """The driver is broken in that way inside the block."""
+    owner, function = MUTATIONS[name][:2]
+    before = vars(owner)[function]
+    setattr(owner, function, mutant(name))
+    try:
+        yield
+    finally:
+        setattr(owner, function, before)
