@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ import posix_ipc
 from shmdriver._native import ffi, lib
 from shmdriver.driver import authority, clients, control, failpoints, oversight, segments, shm
 from shmdriver.driver.authority import Authority
+from shmdriver.driver.memory import Completion, InlineMemory, Job
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.shm import SegmentMap
 from shmdriver.errors import Code, Reason
@@ -56,6 +58,34 @@ class Clock:
             if self._readings > 1:
                 self.now_ns, self.slow_ns, self._readings = self.now_ns + self.slow_ns, 0, 0
         return self.now_ns
+
+
+class SlowMemory(InlineMemory):
+    """Half of the jobs are done at once, as small ones are; others later, as by the helper thread."""
+
+    def __init__(self, rng: Random) -> None:
+        super().__init__()
+        self._rng = rng
+        self._later: deque[Job] = deque()
+
+    def submit(self, job: Job) -> None:
+        if self._rng.random() < 0.5:
+            super().submit(job)
+        else:
+            self._later.append(job)
+
+    def completions(self) -> list[Completion]:
+        if self._later and self._rng.random() < 0.3:
+            super().submit(self._later.popleft())
+        return super().completions()
+
+    @property
+    def pending(self) -> int:
+        return len(self._later) + super().pending
+
+    def close(self) -> None:
+        while self._later:
+            super().submit(self._later.popleft())
 
 
 class Task:

@@ -16,7 +16,7 @@ from shmdriver.driver.driver import Driver
 from shmdriver.driver.lifecycle import CODES, ShutdownMode, State
 from shmdriver.driver.memory import InlineMemory
 from tests.simulation.actors import Consumer, Process, Producer
-from tests.simulation.kernel import MS, Crash, Kernel
+from tests.simulation.kernel import MS, Crash, Kernel, SlowMemory
 from tests.simulation.model import Boot, demand
 from tests.simulation.tables import View
 
@@ -89,7 +89,13 @@ class World:
         if hasattr(self, "boot"):
             self.boot.fresh_asked |= fresh
             self.boot.inherited = self.boot.lifecycle
-        driver = Driver(config, clock=self.clock, memory=InlineMemory(), log=self.logged.append, token=TOKEN)
+        driver = Driver(
+            config,
+            clock=self.clock,
+            memory=SlowMemory(self.rng) if self.seed % 2 else InlineMemory(),
+            log=self.logged.append,
+            token=TOKEN,
+        )
         self.note(f"driver starts{' fresh' if fresh else ''}")
         try:
             driver.start()

@@ -260,15 +260,40 @@ def test_large_memory_is_made_in_the_helper_thread_while_ticks_go_on(instance_na
         rig.close()
 
 
+class Held(InlineMemory):
+    """Hands nothing back until told to, or until it is closed."""
+
+    hold = True
+
+    def completions(self):
+        return [] if self.hold else super().completions()
+
+    def close(self):
+        self.hold = False
+
+
+def test_memory_that_is_made_when_the_driver_stops_leaves_no_segment(instance_name: str) -> None:
+    rig = Rig(instance_name)
+    try:
+        rig.driver.close()
+        rig.driver = Driver(
+            Config.load(env={}, overrides={**rig.overrides, "driver.instance": instance_name}),
+            clock=rig.clock, memory=Held(), token=rig.token,
+        )  # fmt: skip
+        rig.driver.start()
+        client = rig.client()
+        client.send(client.attach_request("s", lib.SHMD_ROLE_PRODUCER))
+        rig.tick()
+        rig.driver.request_shutdown()
+        rig.tick()
+        assert rig.driver.state.value == "stopped"
+        rig.driver.close()
+        assert [path.name for path in SHM.iterdir() if path.name.startswith(f"shmd.{instance_name}.")] == []
+    finally:
+        rig.close()
+
+
 def test_attach_given_up_while_its_memory_is_made_leaves_nothing(instance_name: str) -> None:
-    class Held(InlineMemory):
-        """Hands nothing back until told to."""
-
-        hold = True
-
-        def completions(self):
-            return [] if self.hold else super().completions()
-
     rig = Rig(instance_name)
     try:
         rig.driver.close()

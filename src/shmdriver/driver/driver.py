@@ -214,6 +214,8 @@ class Driver:
         if self._deathwatch is not None:
             self._deathwatch.close()
         self._memory.close()
+        for completion in self._memory.completions():
+            completion.abandon()
         self._ring_bell = lambda: None
         self._ring.close()
         tables.close()

@@ -27,6 +27,7 @@ from shmdriver.driver.shm import (
     lock_memory,
     open_segment,
     remove_orphan,
+    unlink_segment,
 )
 from shmdriver.errors import ShmDriverError
 
@@ -175,6 +176,13 @@ class Completion:
     job: Job
     result: EpochMemory | None
     error: Exception | None
+
+    def abandon(self) -> None:
+        """Removes what was made: nobody waits for it any more, and no record names it."""
+        if isinstance(self.job, Provision) and self.result is not None:
+            unlink_segment(self.job.data_name)
+            unlink_segment(self.job.gates_name)
+            self.result.close()
 
 
 class MemoryWorker(Protocol):
