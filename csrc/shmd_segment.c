@@ -31,6 +31,27 @@ static int refused(const char *name, int writable)
     return shmd_fail_errno("cannot open segment %s %s", name, how);
 }
 
+static int is_member(gid_t gid)
+{
+    enum { GROUPS = 256 };
+    gid_t groups[GROUPS];
+    int n = getgroups(GROUPS, groups);
+    for (int i = 0; i < n; i++) {
+        if (groups[i] == gid)
+            return 1;
+    }
+    return gid == getegid();
+}
+
+/* /dev/shm is a public folder: an object that a stranger made there under a driver's name is no driver's. Ours, root's, or
+ * shared with a group of ours and with nobody else; root's own tools look at everybody's. */
+static int is_from_friends(const struct stat *status)
+{
+    if (status->st_uid == geteuid() || status->st_uid == 0)
+        return 1;
+    return (status->st_mode & 07) == 0 && (geteuid() == 0 || is_member(status->st_gid));
+}
+
 int shmd_segment_open(const char *name, int writable, uint64_t *bytes)
 {
     struct stat status;
@@ -41,6 +62,12 @@ int shmd_segment_open(const char *name, int writable, uint64_t *bytes)
         (void)close(fd);
         return shmd_fail(SHMD_E_LAYOUT, "segment %s is not a regular shared-memory object (mode %o); somebody planted it: remove it", name,
                          (unsigned)status.st_mode);
+    }
+    if (!is_from_friends(&status)) {
+        (void)close(fd);
+        return shmd_fail(SHMD_E_LAYOUT, "segment %s belongs to uid %u, gid %u (mode %04o), who share no group with this process (uid %u): "
+                         "somebody planted it, or shm.group of that driver is not one of yours", name, (unsigned)status.st_uid,
+                         (unsigned)status.st_gid, (unsigned)status.st_mode & 07777u, (unsigned)geteuid());
     }
     *bytes = (uint64_t)status.st_size;
     return fd;

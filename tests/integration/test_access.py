@@ -21,6 +21,7 @@ import pytest
 import shmdriver
 from shmdriver.driver.config import Config
 from shmdriver.driver.embedded import EmbeddedDriver
+from shmdriver.observe import Instance
 
 SHM = Path("/dev/shm")
 STRANGER, MEMBER = 65534, 65533  # uids without a name will do
@@ -101,6 +102,40 @@ def test_members_of_the_group_share_and_others_do_not(driver) -> None:
     instance = driver(**{"shm.mode": "0660", "shm.group": group.gr_name})
     assert as_user(MEMBER, [group.gr_gid], work_with(instance)) == "hello"
     assert "Permission denied" in as_user(STRANGER, [], work_with(instance))[1]
+
+
+@needs_root
+@pytest.mark.fault(21, how="a copy of a real authority, made by a stranger, for everybody to open")
+def test_authority_that_a_stranger_made_fools_no_client(driver, instance_name: str) -> None:
+    path = SHM / f"shmd.{instance_name}.authority"
+    good = (SHM / f"shmd.{driver()}.authority").read_bytes()
+
+    def plant() -> None:
+        os.umask(0)
+        path.write_bytes(good)
+        path.chmod(0o666)
+
+    as_user(STRANGER, [], plant)
+    try:
+        name, text = as_user(MEMBER, [os.getegid()], work_with(instance_name))
+        assert (name, f"belongs to uid {STRANGER}" in text) == ("LayoutMismatch", True), text
+        name, text = as_user(MEMBER, [], lambda: Instance(instance_name).name)
+        assert f"uid {STRANGER}" in text, (name, text)
+    finally:
+        path.unlink()
+
+
+@needs_root
+def test_mode_0640_lets_the_group_watch_and_nothing_else(driver) -> None:
+    group = grp.getgrgid(os.getegid())
+    instance = driver(**{"shm.mode": "0640", "shm.group": group.gr_name})
+
+    def watch() -> str:
+        with Instance(instance) as view:
+            return view.driver().status
+
+    assert as_user(MEMBER, [group.gr_gid], watch) == "running"
+    assert "for writing: Permission denied" in as_user(MEMBER, [group.gr_gid], work_with(instance))[1]
 
 
 @needs_root

@@ -165,6 +165,18 @@ def test_driver_says_loudly_that_its_lock_object_is_gone(rig: Rig) -> None:
     assert "was removed or replaced" in told[0].text
 
 
+@pytest.mark.fault(19, how="rm of an epoch's and the control segment under a driver")
+def test_driver_says_once_which_segments_in_use_are_gone(rig: Rig) -> None:
+    producer = rig.client().produce()
+    names = [ffi.string(rig.epoch(producer).data_name).decode(), control_name(rig.instance)]
+    for name in names:
+        (SHM / name[1:]).unlink()
+    rig.tick(5000)
+    told = [event.text for event in rig.events_of(lib.SHMD_EVENT_ERROR)]
+    assert len(told) == 2
+    assert all(any(text.startswith(name) for text in told) for name in names)
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_modes_are_what_configuration_says(instance_name: str, umask: int) -> None:
     import grp

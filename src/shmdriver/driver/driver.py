@@ -273,6 +273,12 @@ class Driver:
         self.tables.announce_all()
         self._health.check_memory()
         self._check_lock(now_ns)
+        for name in self._stream_watch.missing_names():
+            self._complain(
+                f"{name} was removed while it is in use: whoever has it mapped goes on, nobody else can "
+                "attach to it. Find who cleans /dev/shm (RemoveIPC?)",
+                now_ns,
+            )
 
     def on_lease_check(self, now_ns: int) -> None:
         """Deaths, heartbeats, confirmations; then streams."""
@@ -453,7 +459,10 @@ class Driver:
             f"{authority.lock.name} was removed or replaced while this driver holds it: a second driver of "
             f"instance {self.instance!r} can start. Stop this one, and find who cleans /dev/shm (RemoveIPC?)"
         )
-        authority.log_error(text, now_ns)
+        self._complain(text, now_ns)
+
+    def _complain(self, text: str, now_ns: int) -> None:
+        self.tables.authority.log_error(text, now_ns)
         self.tables.events.error(text)
         self._log(text)
 

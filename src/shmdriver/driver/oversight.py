@@ -6,15 +6,16 @@ private memory and with the driver's clock; nothing here uses it as an index or 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from shmdriver._native import lib
-from shmdriver.driver.authority import Authority
+from shmdriver.driver.authority import Authority, text_of
 from shmdriver.driver.clients import ClientTable, describe
 from shmdriver.driver.config import Config
 from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.leases import Lease
-from shmdriver.driver.shm import ShmSpace
+from shmdriver.driver.shm import ShmSpace, object_path
 from shmdriver.driver.streams import Stream
 from shmdriver.driver.tables import Tables
 from shmdriver.errors import Reason
@@ -39,6 +40,16 @@ class StreamWatch:
         self._streams = tables.streams
         self._tenure = tables.tenure
         self._gates_ns = 0
+        self._missing: set[str] = set()
+
+    def missing_names(self) -> list[str]:
+        """Segments in use (open epochs, control) whose names somebody removed; each is told once."""
+        records = [stream.open_epoch.record for stream in self._streams if stream.open_epoch is not None]
+        names = [text_of(name) for record in records for name in (record.data_name, record.gates_name)]
+        names.append(text_of(self._authority.base.control_name))
+        missing = {name for name in names if not os.path.lexists(object_path(name))}
+        told, self._missing = self._missing, missing
+        return sorted(missing - told)
 
     def check(self, now_ns: int) -> None:
         """One look at every stream; at every single gate less often, so that many cost little."""
