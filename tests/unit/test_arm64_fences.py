@@ -1,6 +1,6 @@
 """What the compiler makes of docs/MEMORY_MODEL.md for ARM64: its fences and one-way barriers are there.
 
-That is all it shows. That they are enough is what the models show (`make models`); a run under qemu shows neither.
+That is all it shows. That they are enough is what the models show (`make models`); qemu shows neither.
 """
 
 from __future__ import annotations
