@@ -75,7 +75,11 @@ static void disturb(input_t *input)
     shmd_control_slot_t *slot = shmd_control_slot(rig.control, position);
     uint32_t lap = shmd_position_lap(position);
     uint32_t who = (uint32_t)input_take(input, 1) % (CLIENTS + 2);
-    switch (how % 5) {
+    switch (how % 6) {
+    case 5: /* a run of slots, up to all of them, that say the same */
+        for (uint64_t end = position + 1 + input_take(input, 1) % SHMD_CONTROL_SLOTS; position < end; position++)
+            shmd_control_slot(rig.control, position)->turn = shmd_turn(shmd_position_lap(position), who, (uint32_t)(how >> 4));
+        break;
     case 0:
         slot->turn = shmd_turn(lap, who, (uint32_t)(how >> 4));
         break;
