@@ -121,8 +121,7 @@ soak: build $(VENV)/.dev-stamp    ## MINUTES=60 of load with random kills and st
 	@$(PY) -m tests.chaos.soak --minutes $(or $(MINUTES),60) $(SOAK_ARGS)
 
 reliability: build ctest $(VENV)/.dev-stamp    ## run every test of a fault, and rewrite docs/RELIABILITY.md
-	@$(PYTEST) -q -m 'fault and not stress' tests
-	@$(PY) scripts/reliability.py --passed tests/c
+	@code=0; $(PYTEST) -q -m 'fault and not stress' tests || code=$$?; $(PY) scripts/reliability.py --passed tests/c; exit $$code
 	@if $(PYTHON) scripts/check_models.py >build/models.log; then $(PY) scripts/reliability.py --passed models; else test $$? -eq 77; fi
 	@$(MAKE) --no-print-directory fuzz SECONDS=10 && $(PY) scripts/reliability.py --passed tests/fuzz
 
