@@ -46,8 +46,11 @@ def produce(line: Line, arguments: Arguments) -> int:
     writer, limit = arguments["writer"], arguments.get("count", 1 << 60)
     size, every = arguments.get("size"), arguments.get("listen_every", 64)
     timeout = arguments.get("timeout", 60)
-    client = shmdriver.connect(arguments["instance"], name=f"producer-{writer}", timeout=60)
-    out = client.producer(arguments["stream"], **arguments.get("options", {}), attach_timeout=60)
+    options = arguments.get("options", {})
+    client, out = crowd.arrive(
+        line, arguments, f"producer-{writer}",
+        lambda client: client.producer(arguments["stream"], **options, attach_timeout=60),
+    )  # fmt: skip
     line.say(attached=writer, epoch=out.epoch if hasattr(out, "epoch") else 0)
     number, heard, rest_s = 0, "", arguments.get("rest_s", 0)
     ready = [payload(writer, n, size) for n in range(arguments.get("ready", 0))]
@@ -97,8 +100,10 @@ def consume(line: Line, arguments: Arguments) -> int:
 
     board = Board(Path(arguments["board"]))
     options = arguments.get("options", {})
-    client = shmdriver.connect(arguments["instance"], name=arguments.get("name", "consumer"), timeout=60)
-    consumer = client.consumer(arguments["stream"], **options, attach_timeout=60)
+    client, consumer = crowd.arrive(
+        line, arguments, arguments.get("name", "consumer"),
+        lambda client: client.consumer(arguments["stream"], **options, attach_timeout=60),
+    )  # fmt: skip
     line.say(attached=True)
     ledger = Ledger(line, board, lossless=options.get("delivery", "reliable") == "reliable")
     heard = line.heard(60) if arguments.get("hold") else ""  # reads nothing before it is told to

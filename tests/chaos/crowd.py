@@ -29,6 +29,21 @@ def insist(attempt: Callable[[], T], line: Line, *, patience_s: float = PATIENCE
             line.wait(0.002)
 
 
+def arrive(line: Line, arguments: Arguments, name: str, attach: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """A client and what it attached. ``patient``: tries again, since drivers come and go meanwhile."""
+    import shmdriver
+
+    def attempt() -> tuple[Any, Any]:
+        client = shmdriver.connect(arguments["instance"], name=name, timeout=60)
+        try:
+            return client, attach(client)
+        except shmdriver.ShmDriverError:
+            client.close()
+            raise
+
+    return insist(attempt, line) if arguments.get("patient") else attempt()
+
+
 def cycle(line: Line, arguments: Arguments) -> int:
     """One epoch after the other of ``count`` numbered messages each, a new writer each, until told to."""
     import shmdriver

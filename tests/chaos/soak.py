@@ -43,15 +43,20 @@ class SoakLane(ProducerLane):
         self.ended = 0  # messages of producers that are gone
 
     def _producer(self) -> Actor:
-        how = {"how": "mixed", "rest_s": 0.001, "listen_every": 64, "options": {"slots": 1024}}
-        actor = self.stage.producer(self.stream, self.writer, attached=False, **how)
+        how = {"how": "mixed", "rest_s": 0.001, "listen_every": 64, "patient": True}
+        options = {"slots": 1024}
+        actor = self.stage.producer(self.stream, self.writer, attached=False, options=options, **how)
         self.writer += 1
         return actor
 
     def _mortal(self) -> Actor:
         delivery = self.rng.choice(("reliable", "lossy", "latest"))
         return self.stage.consumer(
-            self.stream, attached=False, name="mortal", options={"follow": True, "delivery": delivery}
+            self.stream,
+            attached=False,
+            name="mortal",
+            patient=True,
+            options={"follow": True, "delivery": delivery},
         )
 
     @property
