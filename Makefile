@@ -128,5 +128,14 @@ reliability: build ctest $(VENV)/.dev-stamp    ## run every test of a fault, and
 reliability-page: build    ## rewrite docs/RELIABILITY.md from the sources and from what was run before
 	@$(PY) scripts/reliability.py
 
+# The packages stay out of `make test`, which skips what is not installed.
+ecosystem: build $(VENV)/.dev-stamp    ## install pyarrow, pandas, polars; test what takes our views without a copy
+	@$(LOCKED) $(PIP) install --no-build-isolation -e '.[ecosystem]'
+	@$(PYTEST) -q tests/integration/test_ecosystem.py tests/integration/test_examples.py
+
+docs: build      ## API reference from the docstrings, into build/docs
+	@$(PIP) install --no-build-isolation -e '.[docs]'
+	@$(PY) scripts/make_docs.py build/docs
+
 clean:           ## remove everything that was built (not .venv)
 	rm -rf build dist src/shmdriver/native src/shmdriver/_native.c src/shmdriver/_native*.so src/*.egg-info

@@ -14,7 +14,14 @@ Everything here is loaded at first use, so that ``import shmdriver`` costs next 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
+
+if "t" in sys.abiflags:
+    raise ImportError(
+        "shmdriver needs a Python with the GIL, and this one is a free-threaded build (abiflags "
+        f"{sys.abiflags!r}): its guards of one thread a handle are not tested without it; use the ordinary build"
+    )
 
 __version__ = "0.1.0"
 
