@@ -14,7 +14,7 @@ OPERATIONS := $(PYTEST) -q -o addopts=--import-mode=importlib benchmarks --bench
 PEERS := 'faster-fifo>=1.4' 'iceoryx2>=0.10' 'tachyon-ipc>=0.5'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build check lint format generate ctest asan tsan unit models fuzz arm64 bench bench-report simulate simulate-mutations stress soak reliability reliability-page clean
+.PHONY: help demo test build check lint format generate ctest asan tsan unit models fuzz arm64 bench bench-report simulate simulate-mutations stress soak reliability reliability-page ecosystem docs clean
 
 help:            ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if "t" in sys.abiflags:
     raise ImportError(
         "shmdriver needs a Python with the GIL, and this one is a free-threaded build (abiflags "
-        f"{sys.abiflags!r}): its guards of one thread a handle are not tested without it; use the ordinary build"
+        f"{sys.abiflags!r}): its guards of a handle are not tested without it; use the ordinary build"
     )
 
 __version__ = "0.1.0"

@@ -1,10 +1,10 @@
 """A pytest plugin: drivers as fixtures, and faults to inject. Installed with the package; fixtures only.
 
-    def test_my_service_survives_a_slow_reader(shmdriver_client, shmdriver_faults): ...
+def test_my_service_survives_a_slow_reader(shmdriver_client, shmdriver_faults): ...
 
-    shmdriver_client    a client, with a driver inside the test process
-    shmdriver_process   a driver process of its own, which can be killed and started again
-    shmdriver_faults    stall, kill and lap
+shmdriver_client    a client, with a driver inside the test process
+shmdriver_process   a driver process of its own, which can be killed and started again
+shmdriver_faults    stall, kill and lap
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DriverProcess:
         return 0 if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Starts it, or starts it again after :meth:`kill`: it adopts what is there. Serves when it returns."""
+        """Starts it, or starts it again after :meth:`kill`: it adopts what is there. Serves on return."""
         import shmdriver
 
         if self._process is not None:

@@ -1,4 +1,8 @@
-"""Every program in examples/ runs as it stands and prints what its docstring says."""
+"""Every example runs as it stands, and prints what its page says that it prints.
+
+Its docstring ends with a line ``Prints: ...``. One that needs a package which is not installed says so and is
+skipped (`make ecosystem` installs those that are not large).
+"""
 
 from __future__ import annotations
 
@@ -10,23 +14,30 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.py"))
-PAGE_LINES = 100
+
+
+def promised(path: Path) -> str:
+    last = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[-1]
+    assert last.startswith("Prints: "), f"{path.name}: its docstring ends with no line 'Prints: ...'"
+    return last.removeprefix("Prints: ")
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) >= 6
+    assert len(EXAMPLES) >= 11
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs_and_prints_what_it_says(example: Path, tmp_path: Path) -> None:
-    source = example.read_text()
-    assert source.count("\n") <= PAGE_LINES
-    promised = (ast.get_docstring(ast.parse(source)) or "").rpartition("Prints: ")[2]
-    assert promised
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_prints_what_its_page_says(path: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", str(example)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
+        [sys.executable, "-W", "error::ResourceWarning", str(path)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
-    assert done.stderr == ""
-    assert done.returncode == 0
-    assert done.stdout.strip().endswith(promised.strip())
+    if done.returncode == 1 and done.stderr.startswith("this example needs "):
+        pytest.skip(done.stderr.strip())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip().endswith(promised(path))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_a_page(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 120

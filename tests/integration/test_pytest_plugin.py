@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = '''
+TESTS = """
 import multiprocessing, os
 import pytest, shmdriver
 
@@ -34,7 +34,8 @@ def test_a_killed_driver_stops_nothing(shmdriver_process):
 
 
 def test_lap(shmdriver_client, shmdriver_faults):
-    with shmdriver_client.consumer("s", delivery="lossy") as into, shmdriver_client.producer("s", slots=64) as out:
+    client = shmdriver_client
+    with client.consumer("s", delivery="lossy") as into, client.producer("s", slots=64) as out:
         assert shmdriver_faults.lap(out, into) == 2 * out.slots
         into.read(timeout=5)
         assert into.lost > 0
@@ -68,7 +69,7 @@ def test_stall_and_kill(shmdriver_client, shmdriver_faults):
             out.publish(b"its gate is free", timeout=20)
     reader.join()
     assert os.WIFSIGNALED is not None and reader.exitcode == -9
-'''
+"""
 
 
 def test_the_plugin_is_found_by_pytest():
@@ -94,6 +95,8 @@ def test_a_process_that_has_ended_is_no_target(shmdriver_faults):
 
 def test_a_free_threaded_python_is_refused_in_words():
     code = "import sys; sys.abiflags = 't'; import shmdriver"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == 1
     assert "ImportError: shmdriver needs a Python with the GIL" in done.stderr
