@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -13,13 +14,22 @@ import shmdriver.pytest_plugin
 MODULES = ("shmdriver", "shmdriver.observe", "shmdriver.pytest_plugin")
 
 
+def submodules() -> list[str]:
+    """Of the package, without importing any."""
+    return [f"shmdriver.{found.name}" for found in pkgutil.iter_modules(shmdriver.__path__)]
+
+
 def main() -> int:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/docs")
     for name in shmdriver.__all__:
-        vars(shmdriver)[name] = getattr(shmdriver, name)  # made at first use: pdoc looks only at what is there
-    pdoc.render.configure(docformat="google", show_source=False, footer_text=f"shmdriver {shmdriver.__version__}")
-    # Of each module what its __all__ names, and nothing below it.
-    pdoc.pdoc(*(f"{name}" for name in MODULES), "!shmdriver.", output_directory=folder)
+        vars(shmdriver)[name] = getattr(
+            shmdriver, name
+        )  # made at first use: pdoc looks only at what is there
+    pdoc.render.configure(
+        docformat="google", show_source=False, footer_text=f"shmdriver {shmdriver.__version__}"
+    )
+    inside = [f"!{name}" for name in submodules() if name not in MODULES]
+    pdoc.pdoc(*MODULES, *inside, output_directory=folder)
     print(f"wrote {folder}/index.html")
     return 0
 
