@@ -88,10 +88,10 @@ static inline uint64_t shmd_shard_last(const shmd_consumer *c, uint64_t end)
     return end <= c->shard ? c->shard : end - 1 - (end - 1 - c->shard) % c->stride;
 }
 
-/* How many it reads from its position on, below `end`. */
+/* How many it reads from its position on, below `end`, which is past it. */
 static inline uint64_t shmd_shard_count(const shmd_consumer *c, uint64_t end)
 {
-    return c->stride == 1 ? end - c->position : (end - c->position + c->slack) / c->stride;
+    return c->stride == 1 ? end - c->position : (end - c->position - 1) / c->stride + 1;
 }
 
 /* What makes fds readable: one thread a client, started with the first watch (shmd_notifier.c). */

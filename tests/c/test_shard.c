@@ -1,0 +1,208 @@
+/* Shards: which messages a consumer gets, where its gate stands, what it counts. And producers that keep what is unread,
+ * with readers that resume. */
+#include "rig.h"
+
+static void publish_many(shmd_producer *p, uint64_t n)
+{
+    unsigned char payload[16];
+    for (uint64_t i = 0; i < n; i++) {
+        rig_fill(payload, sizeof payload, p->seq);
+        CHECK_EQ(shmd_publish(p, payload, sizeof payload, 5), SHMD_OK);
+    }
+}
+
+static shmd_consumer *shard_of(rig_t *rig, uint32_t gate, uint32_t delivery, uint64_t shard, uint64_t shards)
+{
+    shmd_consumer *c = rig_consumer(rig, gate, delivery, SHMD_WAIT_SPIN, 0, 0);
+    c->shard = shard;
+    c->stride = shards;
+    c->slack = shards - 1;
+    c->position = shmd_shard_next(c, c->position);
+    return c;
+}
+
+static uint64_t gate_of(const rig_t *rig, const shmd_consumer *c) { return shmd_gate_position(rig->gates, c->gate_index); }
+
+static void expect(shmd_consumer *c, uint64_t seq)
+{
+    shmd_message m;
+    CHECK_EQ(shmd_poll(c, &m), 1);
+    CHECK_EQ(m.seq, seq);
+    CHECK(rig_matches(m.data, 16, seq));
+    CHECK_EQ(shmd_advance(c), SHMD_OK);
+}
+
+static void test_each_shard_gets_its_messages_and_its_gate_passes_the_others(void)
+{
+    rig_t rig;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c[3] = {shard_of(&rig, 0, SHMD_DELIVERY_RELIABLE, 0, 3), shard_of(&rig, 1, SHMD_DELIVERY_RELIABLE, 1, 3),
+                           shard_of(&rig, 2, SHMD_DELIVERY_RELIABLE, 2, 3)};
+    shmd_message m;
+    for (uint64_t seq = 0; seq < 400; seq++) {
+        publish_many(p, 1);
+        expect(c[seq % 3], seq);
+        CHECK_EQ(gate_of(&rig, c[seq % 3]), seq + 1); /* never past what is committed */
+        for (int k = 0; k < 3; k++) {
+            CHECK_EQ(shmd_poll(c[k], &m), 0);
+            CHECK_EQ(gate_of(&rig, c[k]), seq + 1);
+        }
+    }
+    for (int k = 0; k < 3; k++) {
+        CHECK_EQ(c[k]->lost, 0);
+        CHECK_EQ(c[k]->consumed, 400 / 3 + (k == 0));
+        rig_consumer_free(c[k]);
+    }
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void test_a_shard_holds_the_producer_at_its_next_message(void)
+{
+    rig_t rig;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c = shard_of(&rig, 0, SHMD_DELIVERY_RELIABLE, 5, 8);
+    publish_many(p, 64);
+    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED);
+    expect(c, 5);
+    publish_many(p, 6); /* seqs 64 to 69: what stands before seq 6 is nobody's */
+    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED);
+    expect(c, 13);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void test_poll_many_takes_every_nth_and_one_advance_frees_them(void)
+{
+    rig_t rig;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c = shard_of(&rig, 0, SHMD_DELIVERY_RELIABLE, 2, 4);
+    shmd_message m[64];
+    publish_many(p, 64);
+    CHECK_EQ(shmd_poll_many(c, m, 64), 16);
+    for (uint64_t i = 0; i < 16; i++)
+        CHECK(m[i].seq == 4 * i + 2 && rig_matches(m[i].data, 16, m[i].seq));
+    CHECK_EQ(shmd_advance(c), SHMD_OK);
+    CHECK_EQ(gate_of(&rig, c), 63);
+    CHECK_EQ(c->position, 66);
+    CHECK_EQ(c->consumed, 16);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void test_a_lapped_shard_counts_its_own_messages_only(void)
+{
+    rig_t rig;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *lossy = shard_of(&rig, 0, SHMD_DELIVERY_LOSSY, 1, 3);
+    shmd_consumer *latest = shard_of(&rig, 1, SHMD_DELIVERY_LATEST, 1, 3);
+    publish_many(p, 200);
+    shmd_message m;
+    uint64_t read = 0;
+    while (shmd_poll(lossy, &m) == 1) {
+        CHECK_EQ(m.seq % 3, 1);
+        CHECK(rig_matches(m.data, 16, m.seq));
+        CHECK_EQ(shmd_advance(lossy), SHMD_OK);
+        read++;
+    }
+    CHECK_EQ(read + lossy->lost, 67); /* 1, 4, ... 199 */
+    CHECK(lossy->lost > 0);
+    CHECK_EQ(shmd_poll(latest, &m), 1);
+    CHECK_EQ(m.seq, 199);
+    CHECK_EQ(latest->skipped, 66);
+    CHECK_EQ(latest->lost, 0);
+    rig_consumer_free(lossy);
+    rig_consumer_free(latest);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void test_a_shard_ends_though_the_seal_is_before_its_next_message(void)
+{
+    rig_t rig;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c = shard_of(&rig, 0, SHMD_DELIVERY_RELIABLE, 0, 10);
+    publish_many(p, 3);
+    expect(c, 0);
+    ((shmd_epoch_record_t *)(void *)rig.hot)->end_reason = SHMD_REASON_CLOSED;
+    (void)shmd_epoch_seal(rig.hot, rig.data, rig.ring, &rig.geometry, 1, 1);
+    shmd_message m;
+    CHECK_EQ(shmd_poll(c, &m), SHMD_E_END);
+    CHECK_EQ(gate_of(&rig, c), 3);
+    CHECK_EQ(c->lost, 0);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void test_a_producer_that_keeps_overwrites_nothing_unread_also_without_a_consumer(void)
+{
+    rig_t rig;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    CHECK_EQ(shmd_producer_keep(p, 0), SHMD_E_INVALID);
+    CHECK_EQ(shmd_producer_keep(p, 65), SHMD_E_INVALID);
+    CHECK_EQ(shmd_producer_keep(p, 10), SHMD_OK);
+    publish_many(p, 10);
+    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED); /* nobody is there: kept */
+    shmd_consumer *c = rig_consumer(&rig, 3, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 1, 0);
+    CHECK_EQ(gate_of(&rig, c), 10);
+    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED); /* its gate is at the head, its cursor is not */
+    shmd_batch_t batch;
+    unsigned char out[256];
+    CHECK_EQ(shmd_guarded_fetch(c, UINT64_MAX, 4, 0, out, sizeof out, &batch), 4);
+    publish_many(p, 4);
+    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED);
+    shmd_epoch_leave(rig.hot, 3); /* it dies */
+    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED);
+    rig_consumer_free(c);
+
+    shmd_consumer *next = rig_consumer(&rig, 3, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 1, 0); /* the same gate, another lease */
+    CHECK_EQ(next->position, 0);
+    CHECK_EQ(shmd_consumer_delivered(next), 4);
+    shmd_consumer_resume(next);
+    CHECK_EQ(shmd_guarded_fetch(next, UINT64_MAX, 1, 0, out, sizeof out, &batch), 1);
+    CHECK_EQ(batch.seq, 4); /* nothing twice, nothing lost */
+    CHECK_EQ(next->lost, 0);
+    CHECK_EQ(shmd_producer_keep(p, 10), SHMD_E_INVALID); /* too late */
+    rig_consumer_free(next);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void test_a_lossy_reader_of_a_kept_stream_is_no_reader_of_it(void)
+{
+    rig_t rig;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    CHECK_EQ(shmd_producer_keep(p, 64), SHMD_OK);
+    publish_many(p, 64);
+    shmd_consumer *tail = rig_consumer(&rig, 1, SHMD_DELIVERY_LOSSY, SHMD_WAIT_SPIN, 1, 0);
+    shmd_batch_t batch;
+    unsigned char out[4096];
+    CHECK(shmd_guarded_fetch(tail, UINT64_MAX, 64, 0, out, sizeof out, &batch) > 0);
+    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED);
+    CHECK_EQ(shmd_consumer_delivered(tail), 0);
+    rig_consumer_free(tail);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+int main(void)
+{
+    RUN(test_each_shard_gets_its_messages_and_its_gate_passes_the_others);
+    RUN(test_a_shard_holds_the_producer_at_its_next_message);
+    RUN(test_poll_many_takes_every_nth_and_one_advance_frees_them);
+    RUN(test_a_lapped_shard_counts_its_own_messages_only);
+    RUN(test_a_shard_ends_though_the_seal_is_before_its_next_message);
+    RUN(test_a_producer_that_keeps_overwrites_nothing_unread_also_without_a_consumer);
+    RUN(test_a_lossy_reader_of_a_kept_stream_is_no_reader_of_it);
+    return test_report();
+}
