@@ -199,7 +199,7 @@ class Client:
         self._handles.add(made)
         return made
 
-    def queue(self, name: str, maxsize: int = 0, *, max_bytes: int = 4 << 20) -> Queue:
+    def queue(self, name: str, maxsize: int = 0, *, max_bytes: int = 8 << 20) -> Queue:
         """A queue of Python objects with the face of ``multiprocessing.Queue``: many processes put, one gets.
 
         ``maxsize`` (objects; 0: no limit) and ``max_bytes`` (of shared memory) bound what each putting

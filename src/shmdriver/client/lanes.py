@@ -40,6 +40,7 @@ SLOTS_BOUNDED_MAX = 65536
 WIRED_S = 1.0  # whoever holds the queue notices a new lane long before this
 BURST = 64  # objects from one lane before the others have their turn
 NOTHING: Any = object()
+_publish = lib.shmd_guarded_publish
 _TAKEN = (errors.Reason.PRODUCER_EXISTS, errors.Reason.UNDRAINED)
 
 
@@ -128,9 +129,19 @@ class Inlet:
         """Puts a message of another lane as it is."""
         self.producer.publish(message, message.type, _rest_s(deadline))
 
-    def has_room(self, length: int = 1, wait_ns: int = 0) -> bool:
-        """Whether a small object would go in now, or in ``wait_ns``."""
-        return bool(lib.shmd_guarded_wait_room(self.producer._handle, length, wait_ns) == 0)
+    def put_small(self, head: bytes) -> bool:
+        """Puts a pickle without buffers, if it fits and there is room at once."""
+        length = len(head)
+        try:
+            return length <= self.max_part and _publish(self.producer._handle, head, length, PLAIN) == 0
+        except TypeError:
+            self.producer._check_open()
+            raise
+
+    def has_room(self, length: int = 1) -> bool:
+        """Whether an object of this size would go in now, or the first part of one that goes in parts."""
+        length = min(length, self.max_part)
+        return bool(lib.shmd_guarded_wait_room(self.producer._handle, length, 0) == 0)
 
     def close(self) -> None:
         """Its lane ends, when all of it was read."""

@@ -23,6 +23,7 @@ from shmdriver import errors, names
 from shmdriver.client import directory
 from shmdriver.client.lanes import NOTHING, Inlet, Outlet, lane_name, stream_name
 from shmdriver.client.link import Deadline, register
+from shmdriver.client.pickling import size_of
 
 if TYPE_CHECKING:
     from shmdriver.client.client import Client
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Queue"]
 
-MAX_BYTES = 4 << 20
+MAX_BYTES = 8 << 20
 MAX_BYTES_LEAST = 1 << 16
 TURN_NS = 20_000_000
 Encoded = tuple[bytes, list[memoryview]]
@@ -83,55 +84,48 @@ class Queue:
         ``maxsize`` bounds what each process has put and nobody has got. Without it, what the lane has no room
         for waits in this process's memory. Raises ValueError when closed, and what pickling raises.
         """
-        deadline = Deadline(timeout if block else 0)
-        self._acquire(self._put_lock, deadline, standard.Full)
+        lock = self._put_lock
+        deadline = (
+            None if lock.acquire(blocking=False) else self._acquire(lock, block, timeout, standard.Full)
+        )
         try:
-            self._check_open()
+            if self._closed:
+                raise self._is_closed()
             inlet = self._inlet
             if inlet is None:
+                deadline = deadline or Deadline(timeout if block else 0)
                 inlet = self._inlet = Inlet(
                     self._client, self.name, self._maxsize, self._max_bytes, self._patience(deadline)
                 )
             head, buffers = inlet.encode(obj)
             if self._overflow:
                 self._store(head, buffers)
-                return
-            try:
-                inlet.put(head, buffers, self._patience(deadline))
-            except errors.BackPressured:
-                if self._maxsize:
-                    raise standard.Full from None
-                self._store(head, buffers)
+            elif buffers or not inlet.put_small(head):
+                self._put_slow(inlet, head, buffers, deadline or Deadline(timeout if block else 0))
         finally:
-            self._put_lock.release()
+            lock.release()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """The next object: in order of each putter. Raises queue.Empty when none came in ``timeout`` seconds.
 
         Raises AttachRejected in a second process that gets while the first one lives, ValueError when closed.
         """
-        deadline = Deadline(timeout if block else 0)
-        self._acquire(self._get_lock, deadline, standard.Empty)
+        lock = self._get_lock
+        deadline = (
+            None if lock.acquire(blocking=False) else self._acquire(lock, block, timeout, standard.Empty)
+        )
         try:
-            self._check_open()
+            if self._closed:
+                raise self._is_closed()
             outlet = self._outlet
             if self._getter is None or outlet is None:
                 outlet = self._begin_getting()
-            while True:
-                found = outlet.take()
-                if found is not NOTHING:
-                    return found
-                outlet.discover()
-                slice_ns = deadline.slice_ns()
-                if slice_ns == 0:
-                    found = outlet.take()
-                    if found is NOTHING:
-                        raise standard.Empty
-                    return found
-                outlet.wait(slice_ns)
-                self._check_open()
+            found = outlet.take()
+            if found is NOTHING:
+                found = self._get_slow(outlet, deadline or Deadline(timeout if block else 0))
+            return found
         finally:
-            self._get_lock.release()
+            lock.release()
 
     def put_nowait(self, obj: object) -> None:
         """``put(obj, block=False)``."""
@@ -190,6 +184,17 @@ class Queue:
 
     # ---- putting
 
+    def _put_slow(self, inlet: Inlet, head: bytes, buffers: list[memoryview], deadline: Deadline) -> None:
+        if not self._maxsize and not inlet.has_room(size_of(head, buffers)):
+            self._store(head, buffers)  # now, not after a part of it has gone in
+            return
+        try:
+            inlet.put(head, buffers, self._patience(deadline))
+        except errors.BackPressured:
+            if self._maxsize:
+                raise standard.Full from None
+            self._store(head, buffers)
+
     def _patience(self, deadline: Deadline) -> Deadline:
         return deadline if self._maxsize else Deadline(0)
 
@@ -225,6 +230,20 @@ class Queue:
             self._overflow.popleft()
 
     # ---- getting, and holding until somebody gets
+
+    def _get_slow(self, outlet: Outlet, deadline: Deadline) -> Any:
+        while True:
+            outlet.discover()
+            slice_ns = deadline.slice_ns()
+            if slice_ns != 0:
+                outlet.wait(slice_ns)
+            found = outlet.take()
+            if found is not NOTHING:
+                return found
+            if slice_ns == 0:
+                raise standard.Empty
+            if self._closed:
+                raise self._is_closed()
 
     def _begin_getting(self) -> Outlet:
         """Becomes the one getter. Attached to the lanes first: whoever sees the getter knows that it is."""
@@ -324,16 +343,17 @@ class Queue:
 
     # ---- life
 
-    def _acquire(self, lock: threading.Lock, deadline: Deadline, refusal: type[Exception]) -> None:
-        if lock.acquire(blocking=False):
-            return
+    def _acquire(
+        self, lock: threading.Lock, block: bool, timeout: float | None, refusal: type[Exception]
+    ) -> Deadline:
+        deadline = Deadline(timeout if block else 0)
         rest_ns = deadline.rest_ns()
         if not lock.acquire(timeout=-1 if rest_ns is None else rest_ns / 1e9):
             raise refusal
+        return deadline
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ValueError(f"queue {self.name!r} is closed")
+    def _is_closed(self) -> ValueError:
+        return ValueError(f"queue {self.name!r} is closed")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _elsewhere, (self._client, self.name, self._maxsize, self._max_bytes)
