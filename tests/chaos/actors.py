@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import socket
 from collections.abc import Callable
@@ -95,6 +96,7 @@ def consume(line: Line, arguments: Arguments) -> int:
     """Reads and checks until told to stop, or until the stream is over for it.
 
     ``rest_s``: how long it waits for a word every ``rest_every`` messages, so that producers wait for room.
+    ``by_fd``: it waits by its descriptor, as an event loop does.
     """
     import shmdriver
 
@@ -110,7 +112,9 @@ def consume(line: Line, arguments: Arguments) -> int:
     rest_s, every = arguments.get("rest_s", 0), arguments.get("rest_every", 512)
     try:
         while heard != "stop":
-            message = consumer.read(timeout=0.05)
+            if arguments.get("by_fd"):
+                select.select([consumer.fileno()], [], [], 0.05)
+            message = consumer.read(timeout=0 if arguments.get("by_fd") else 0.05)
             while message is not None:
                 ledger.enter(bytes(message))
                 message = consumer.read(timeout=0) if ledger.received % every else None

@@ -101,6 +101,7 @@ CONSUMER = (
     *_many(Scene.CONSUMER, 3, "epoch.wired left.gate left.stored", _FOLLOWS),
     *_many(Scene.CONSUMER, 4, "sleep.announced", _SLEEPS),
     *_many(Scene.CONSUMER, 1, "room.bumped", _SLOW),
+    *_many(Scene.CONSUMER, 3, "notifier.announced", {"by_fd": True, **_FOLLOWS}),
     *_many(Scene.CONSUMER, 1, "hello.answered hello.line attach.mapped attach.confirmed", _FOLLOWS),
     *_many(Scene.CONSUMER, 1, "attach.answered", _FOLLOWS),
     *_many(Scene.CONSUMER, 2, _CONTROL, _FOLLOWS),
@@ -136,6 +137,4 @@ ENDS = (
     *_many(Scene.FRESH, 1, "supersede.marked supersede.sealed stop.sealed create.allocated create.filled"),
     *_many(Scene.FRESH, 3, "boot.clearing"),
 )
-# Passed in the C tests only.
-LATER = {"notifier.announced"}
 PLACES = (*PRODUCER, *CONSUMER, *DRIVER, *ENDS)
