@@ -26,28 +26,36 @@ struct shmd_control_reader {
 
 /* ---- clients -------------------------------------------------------------------------- */
 
-/* Claims a free position within one lap of the driver's cursor. 0: the ring is full. */
-static int claim(shmd_control_t *control, const shmd_authority_t *authority, uint32_t who, uint64_t *position)
+/* Claims the first free position in [from, end). */
+static int claim_between(shmd_control_t *control, uint32_t who, uint64_t from, uint64_t end, uint64_t *position)
 {
-    uint64_t cursor = shmd_load_acquire(&authority->control_cursor);
-    uint64_t tail = shmd_load_relaxed(&control->tail); /* a hint that anybody can write: only used within one lap */
-    uint64_t at = tail - cursor < SHMD_CONTROL_SLOTS ? tail : cursor; /* "full" is never believed, the turns decide */
-    for (; at - cursor < SHMD_CONTROL_SLOTS; at++) {
+    for (uint64_t at = from; at != end; at++) {
         uint64_t *turn = &shmd_control_slot(control, at)->turn;
         uint32_t lap = shmd_position_lap(at);
         /* K1: acquire, pairs with the driver's release store that freed the slot */
         if (shmd_load_relaxed(turn) == shmd_turn(lap, 0, SHMD_TURN_FREE) &&
             shmd_cas(turn, shmd_turn(lap, 0, SHMD_TURN_FREE), shmd_turn(lap, who, SHMD_TURN_CLAIMED))) {
-            SHMD_FAILPOINT("control.turn");
-            uint64_t seen = tail;
-            if (at + 1 - seen <= SHMD_CONTROL_SLOTS)
-                (void)shmd_cas(&control->tail, seen, at + 1);
-            SHMD_FAILPOINT("control.claimed");
             *position = at;
             return 1;
         }
     }
     return 0;
+}
+
+/* Claims a free position within one lap of the driver's cursor. 0: the ring is full. */
+static int claim(shmd_control_t *control, const shmd_authority_t *authority, uint32_t who, uint64_t *position)
+{
+    uint64_t cursor = shmd_load_acquire(&authority->control_cursor);
+    uint64_t end = cursor + SHMD_CONTROL_SLOTS;
+    uint64_t tail = shmd_load_relaxed(&control->tail); /* a hint that anybody can write: where to look first, within one lap */
+    uint64_t first = tail - cursor < SHMD_CONTROL_SLOTS ? tail : cursor;
+    /* "Full" is never believed, the turns decide; what stands before the hint is looked at, too, or a wrong one would keep all out. */
+    if (!claim_between(control, who, first, end, position) && !claim_between(control, who, cursor, first, position))
+        return 0;
+    if (*position + 1 - tail <= SHMD_CONTROL_SLOTS)
+        (void)shmd_cas(&control->tail, tail, *position + 1);
+    SHMD_FAILPOINT("control.claimed");
+    return 1;
 }
 
 int shmd_control_send(shmd_control_t *control, const shmd_authority_t *authority, shmd_request_t *request, uint32_t who, uint64_t nonce,

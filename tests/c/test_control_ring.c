@@ -251,6 +251,21 @@ static void test_a_slot_that_a_client_sets_aside_itself_is_freed(void)
     stop(&b);
 }
 
+/* Found by fuzz_control.c: whatever the hint says, a free slot is found. */
+static void test_a_wrong_tail_keeps_nobody_out(void)
+{
+    for (uint64_t hint = 0; hint <= SHMD_CONTROL_SLOTS + 1; hint++) {
+        bench_t b;
+        start(&b, 1000);
+        for (uint64_t at = 1001; at < 1000 + SHMD_CONTROL_SLOTS; at++)
+            shmd_store_release(&shmd_control_slot(b.rig.control, at)->turn, 8); /* garbage in all slots but the first */
+        shmd_store_relaxed(&b.rig.control->tail, 1000 + hint);
+        CHECK_EQ(send_one(&b, 1, 7, 0), SHMD_OK);
+        receive(&b, 7);
+        stop(&b);
+    }
+}
+
 static void test_a_free_slot_before_a_commit_does_not_hold_it_up(void)
 {
     bench_t b;
@@ -507,6 +522,7 @@ int main(void)
     RUN(test_a_slot_released_before_the_first_sweep_comes_back);
     RUN(test_a_poll_ends_when_every_slot_is_set_aside);
     RUN(test_a_slot_that_a_client_sets_aside_itself_is_freed);
+    RUN(test_a_wrong_tail_keeps_nobody_out);
     RUN(test_a_free_slot_before_a_commit_does_not_hold_it_up);
     RUN(test_a_garbage_turn_costs_its_slot_one_turn);
     RUN(test_a_request_that_is_not_its_claimers_is_refused);
