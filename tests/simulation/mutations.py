@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from shmdriver.driver import adoption, boot
 from shmdriver.driver.admission import Admission
 from shmdriver.driver.authority import Authority
-from shmdriver.driver.driver import Driver
 from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.leases import LeaseTable
 from shmdriver.driver.lifecycle import Lifecycle
@@ -62,8 +61,6 @@ MUTATIONS = {
     "a client that is dead is admitted": Mutation(
         Admission, "attach", "self._clients.sender(request.client_id), now_ns)  # was",
         "client, now_ns)  # was"),
-    "memory that is made at the end stays": Mutation(
-        Driver, "close", "completion.abandon()", "pass"),
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ SEEDS = range(12)
 FOUND_SOON = (
     "a lease id is given twice",
     "a revoke is not announced",
-    "an epoch is retired before it is drained",
+    "a gate is free before its owner is proved gone",
 )
 SEEDS_TO_FIND = 8
 
