@@ -15,6 +15,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
 
 #if defined(__SANITIZE_THREAD__)
 #define SHMD_TSAN 1
@@ -87,8 +90,9 @@ static inline void shmd_prefetch_write(const void *p)
 /* Racing copies. A plain memcpy that races is undefined, so words are copied one by one as relaxed
  * atomics; the shared side is 8-byte aligned and its room is a multiple of 8, so the last word may be
  * written or read whole. Large blocks go through the string instruction on x86-64, which is outside
- * the language's memory model and copies as memcpy does. */
-enum { SHMD_COPY_BLOCK_BYTES = 768 };
+ * the language's memory model and copies as memcpy does. What is larger still is written past the
+ * caches: its reader, on another core, would have to fetch every line out of the writer's. */
+enum { SHMD_COPY_BLOCK_BYTES = 768, SHMD_COPY_STREAM_BYTES = 256 << 10 };
 
 #if defined(__x86_64__) && !defined(SHMD_TSAN)
 static inline void shmd_copy_block(void *out, const void *in, size_t bytes)
@@ -96,6 +100,21 @@ static inline void shmd_copy_block(void *out, const void *in, size_t bytes)
     __asm__ __volatile__("rep movsb" : "+D"(out), "+S"(in), "+c"(bytes) : : "memory");
 }
 #define SHMD_HAVE_COPY_BLOCK 1
+
+/* Non-temporal stores are ordered with nothing, so there is a fence on both sides of them. */
+static __attribute__((noinline, unused)) void shmd_copy_stream(void *shared, const void *in, size_t bytes)
+{
+    unsigned char *out = (unsigned char *)shared;
+    const unsigned char *from = (const unsigned char *)in;
+    size_t lead = (size_t)(-(uintptr_t)out & 63);
+    shmd_copy_block(out, from, lead);
+    _mm_sfence(); /* P1, U2: what was said before is seen before any byte of the payload */
+    for (out += lead, from += lead, bytes -= lead; bytes >= 64; bytes -= 64, out += 64, from += 64)
+        for (int i = 0; i < 4; i++)
+            _mm_stream_si128((__m128i *)(void *)out + i, _mm_loadu_si128((const __m128i *)(const void *)from + i));
+    _mm_sfence(); /* P2: all of it is seen before the commit */
+    shmd_copy_block(out, from, bytes);
+}
 #endif
 
 /* Private to shared. Writes up to 7 bytes past the end (zeros) within the last word. */
@@ -106,7 +125,10 @@ static inline void shmd_copy_to_shared(void *shared, const void *in, size_t byte
     uint64_t word;
 #ifdef SHMD_HAVE_COPY_BLOCK
     if (bytes > (size_t)SHMD_COPY_BLOCK_BYTES) {
-        shmd_copy_block(shared, in, bytes);
+        if (bytes < (size_t)SHMD_COPY_STREAM_BYTES)
+            shmd_copy_block(shared, in, bytes);
+        else
+            shmd_copy_stream(shared, in, bytes);
         return;
     }
 #endif

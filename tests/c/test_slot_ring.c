@@ -313,6 +313,33 @@ static void test_min_consumers_holds_the_first_message(void)
     rig_stop(&rig);
 }
 
+/* Sizes around every way of copying, at places that a tensor's head can leave; nothing before or past the last word changes. */
+static void test_a_copy_of_any_size_is_exact_and_stays_within_its_place(void)
+{
+    enum { STREAM = SHMD_COPY_STREAM_BYTES, BLOCK = SHMD_COPY_BLOCK_BYTES, ROOM = STREAM + 4096, GUARD = 0xa5 };
+    static const size_t sizes[] = {0, 1, 7, 8, 41, BLOCK - 1, BLOCK, BLOCK + 1, 4099, STREAM - 1, STREAM, STREAM + 1, STREAM + 63, STREAM + 1000};
+    unsigned char *shared = aligned_alloc(4096, ROOM + 4096), *from = malloc(ROOM), *back = malloc(ROOM);
+    CHECK(shared != NULL && from != NULL && back != NULL);
+    rig_fill(from, ROOM, 7);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        for (size_t at = 0; at <= 72; at += 8) {
+            size_t bytes = sizes[i], end = at + 64 + (bytes + 7) / 8 * 8;
+            unsigned char *place = shared + 64 + at;
+            memset(shared, GUARD, ROOM + 4096);
+            shmd_copy_to_shared(place, from + i, bytes);
+            CHECK(memcmp(place, from + i, bytes) == 0);
+            CHECK_EQ(place[-1], GUARD);
+            CHECK_EQ(shared[end], GUARD);
+            memset(back, 0, ROOM);
+            shmd_copy_from_shared(back, place, bytes);
+            CHECK(memcmp(back, from + i, bytes) == 0);
+        }
+    }
+    free(shared);
+    free(from);
+    free(back);
+}
+
 static void test_geometry_is_rounded_to_powers_of_two_and_whole_pages(void)
 {
     static const uint32_t wanted[][2] = {{0, 0}, {1, 1}, {2, 64}, {3, 65}, {100, 192}, {4096, 24}, {2, 4096}, {67108864, 64}};
@@ -349,6 +376,7 @@ int main(void)
     RUN(test_a_clean_end_seals_at_the_head);
     RUN(test_a_head_that_lies_ends_the_seal_within_one_ring);
     RUN(test_min_consumers_holds_the_first_message);
+    RUN(test_a_copy_of_any_size_is_exact_and_stays_within_its_place);
     RUN(test_geometry_is_rounded_to_powers_of_two_and_whole_pages);
     return test_report();
 }
