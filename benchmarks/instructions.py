@@ -2,9 +2,9 @@
 
     python -m benchmarks.instructions [FILE.json]
 
-Each kind of work is done 4,000 and 8,000 times by programs/count.c; the difference of the two counts,
-divided by 4,000, is one message's, without start and end. What reads is measured as publishing and reading,
-less publishing.
+Each kind of work is done 4,096 and 8,192 times by programs/count.c, and only that is collected; the
+difference of the two counts, divided by 4,096, is one message's. What reads is measured as publishing and
+reading, less publishing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.run import ROOT
 from shmdriver.bench import native, tables
 from shmdriver.demo.processes import DriverProcess
 
-_MESSAGES = 4000
+_MESSAGES = 4096
 _MAX_BYTES = 64 << 20
 _TOTAL = re.compile(r"Collected : (\d+)")
 
@@ -51,6 +51,7 @@ def count(instance: str, work: Work, *, consumers: int, messages: int) -> int:
     """All instructions of one run. RuntimeError with valgrind's words when it fails."""
     with tempfile.TemporaryDirectory() as place:
         words = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={place}/out"]
+        words += ["--toggle-collect=bench_work"]
         words += [str(native.folder() / "count"), f"instance={instance}", *work.arguments]
         words += [f"consumers={consumers}", f"messages={messages}"]
         done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -36,6 +36,18 @@ static inline void put(shmd_producer *p, const bench_arguments_t *a, const unsig
     }
 }
 
+/* What is counted: callgrind collects inside this function only (--toggle-collect), so that it must stay one. */
+__attribute__((noipa)) void bench_work(shmd_producer *p, shmd_consumer *c, const bench_arguments_t *a, const unsigned char *payload);
+void bench_work(shmd_producer *p, shmd_consumer *c, const bench_arguments_t *a, const unsigned char *payload)
+{
+    uint64_t step = *a->mode == 'b' ? a->batch : 1;
+    for (uint64_t i = 0; i < a->messages; i += step) {
+        put(p, a, payload);
+        if (c != NULL)
+            read_all(c, step);
+    }
+}
+
 int main(int argc, char **argv)
 {
     bench_arguments_t a = bench_parse(argc, argv);
@@ -43,12 +55,7 @@ int main(int argc, char **argv)
     shmd_consumer *c = a.consumers != 0 ? bench_consumer(client, "count", &a, a.delivery) : NULL;
     shmd_producer *p = bench_producer(client, "count", &a);
     unsigned char *payload = bench_memory(a.bytes * BENCH_BATCH_MAX);
-    uint64_t step = strcmp(a.mode, "batch") == 0 ? a.batch : 1;
-    for (uint64_t i = 0; i < a.messages; i += step) {
-        put(p, &a, payload);
-        if (c != NULL)
-            read_all(c, step);
-    }
+    bench_work(p, c, &a, payload);
     (void)shmd_producer_close(p);
     (void)shmd_disconnect(client);
     printf("{\"messages\": %llu}\n", (unsigned long long)a.messages);
