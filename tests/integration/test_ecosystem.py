@@ -6,6 +6,7 @@ in docs/guide/ecosystem.md says the same in words.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -138,13 +139,18 @@ def test_polars_takes_records_column_by_column_copied(batch):
     assert frame.columns == NAMES
 
 
-def test_torch_takes_an_array_without_a_copy(vector):
+def test_torch_takes_an_array_and_a_strided_column_without_a_copy(vector, batch):
     torch = pytest.importorskip("torch", reason="torch is not installed (large; install it yourself)")
     message, _ = vector
     with pytest.warns(UserWarning, match="not writable"):  # torch has no read-only tensors: do not write
         tensor = torch.from_numpy(message.array)
     assert tensor.data_ptr() == address(message.array)
     assert float(tensor.sum()) == message.array.sum()
+    records, _ = batch
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns once a process
+        column = torch.from_numpy(records["px"])
+    assert (column.data_ptr(), column.stride()) == (address(records["px"]), (8,))
 
 
 def test_jax_takes_an_array_in_place_by_device_put_only(vector):
