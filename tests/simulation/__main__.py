@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from shmdriver.driver import driver
+from tests.simulation.kernel import Crash
 from tests.simulation.model import Violation
 from tests.simulation.mutations import MUTATIONS, applied
 from tests.simulation.world import STEPS, World
@@ -30,7 +31,7 @@ def run_seed(seed: int, *, steps: int = STEPS, lines: int = TRACE_LINES) -> tupl
     world = World(seed, steps)
     try:
         world.run()
-    except Exception as error:
+    except (Exception, Crash) as error:  # a crash that nobody caught is a defect of the simulation
         if not isinstance(error, Violation):
             world.trace.append(traceback.format_exc())
         head = f"seed {seed}: {type(error).__name__}: {error}"
