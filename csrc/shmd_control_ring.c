@@ -52,6 +52,7 @@ static int claim(shmd_control_t *control, const shmd_authority_t *authority, uin
     /* "Full" is never believed, the turns decide; what stands before the hint is looked at, too, or a wrong one would keep all out. */
     if (!claim_between(control, who, first, end, position) && !claim_between(control, who, cursor, first, position))
         return 0;
+    SHMD_FAILPOINT("control.turn");
     if (*position + 1 - tail <= SHMD_CONTROL_SLOTS)
         (void)shmd_cas(&control->tail, tail, *position + 1);
     SHMD_FAILPOINT("control.claimed");
