@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from shmdriver.bench import native
 from shmdriver.bench.native import Outcome
 
-__all__ = ["BUSY_NS", "SIBLINGS_NS", "Floor", "measure", "python_call_ns", "verdict"]
+__all__ = ["BUSY_LOAD", "BUSY_NS", "SIBLINGS_NS", "Floor", "measure", "python_call_ns", "verdict"]
 
 SIBLINGS_NS = 95
 BUSY_NS = 700
+BUSY_LOAD = 4.0
 _RUN_MS = 20
 _CALLS = 2000
 
@@ -69,8 +70,10 @@ def verdict(p50_ns: float, cores: tuple[int, int]) -> str:
         return "one core only: two processes take turns, no figure is worth anything"
     if p50_ns <= SIBLINGS_NS:
         return "the two cores are siblings (hardware threads of one core): throw this run away"
+    load = os.getloadavg()[0]
+    if load > BUSY_LOAD:
+        return f"somebody else computes (load {load:.1f}, these make two): figures are worth little"
     if p50_ns >= BUSY_NS:
-        load = os.getloadavg()[0]
         return (
             f"somebody else computes (load {load:.1f}), or the cores are far apart: figures are worth little"
         )

@@ -32,7 +32,7 @@ __all__ = ["RECORD", "RECORDS", "SCENARIOS", "Run", "Scenario", "run"]
 
 RECORD = np.dtype([("number", "<u8"), ("values", "<f8", (7,))])
 RECORDS = 1024
-_TIMEOUT_S = 60
+_START_S = 20  # for processes to start, attach and end; one that hangs for longer has lost a message
 _LAST = 1 << 63
 _LAST_FRAME = 255
 
@@ -71,7 +71,7 @@ def run(scenario: Scenario, make: Callable[..., Channel], how: Run, **options: A
             role = f"{name}-receiver-{number}"
             workers.append(Worker(role, scenario.receive, how, *ways, core=how.cores[1]))
         workers.append(Worker(f"{name}-sender", scenario.send, how, *ways, core=how.cores[0]))
-        *got, sent = results(workers, timeout_s=_TIMEOUT_S)
+        *got, sent = results(workers, timeout_s=_START_S + how.warm_s + how.seconds)
     finally:
         for worker in workers:
             worker.end()
