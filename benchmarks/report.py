@@ -160,14 +160,15 @@ def write_peers(report: Report) -> None:
 def write_all(report: Report) -> None:
     """Latencies, fan-out, frames, attach, idle."""
     percentiles = tables.markdown(tables.histograms(report))
-    put(PAGE, "latencies", f"{_where(report)}\n\n{percentiles}")
+    pictures = _pictures(report)
+    put(PAGE, "latencies", f"{_where(report)}\n\n{percentiles}\n\n{pictures.pop('percentiles', '')}")
     parts = []
     for group in ("throughput", "fanout", "frames", "attach", "idle"):
         rows: Rows = [(group, "side", "median [lowest-highest]", "unit")]
         found = [each for each in report.figures.values() if each.group == group]
         rows += [(each.what, each.side, each.series.text(), each.series.unit) for each in found]
         parts.append(tables.markdown(rows))
-    put(PAGE, "commands", "\n\n".join(parts) + _problems(report))
+    put(PAGE, "commands", "\n\n".join((*parts, *pictures.values())) + _problems(report))
 
 
 def write_growth(report: Report) -> None:
@@ -178,6 +179,7 @@ def write_growth(report: Report) -> None:
         own = [figure for figure in report.figures.values() if figure.axis == axis]
         rows += [(figure.what, figure.series.text()) for figure in own]
         parts.append(tables.markdown(rows))
+    parts += _pictures(report).values()
     put(PAGE, "growth", f"{_where(report)}\n\n" + "\n\n".join(parts) + _problems(report))
 
 
@@ -205,10 +207,10 @@ def write_operations(data: dict[str, Any]) -> None:
     put(PAGE, "operations", tables.markdown(rows))
 
 
-def draw() -> list[Path]:
-    """All plots of the page."""
-    found = plots.draw(Report.load(BUILD / "all.json"), PLOTS)
-    return found + plots.draw(Report.load(BUILD / "growth.json"), PLOTS)
+def _pictures(report: Report) -> dict[str, str]:
+    """Draws what the report has figures for: Markdown that shows it, by name."""
+    drawn = plots.draw(report, PLOTS)
+    return {path.stem: f"![{path.stem.replace('-', ' over ', 1)}](plots/{path.name})" for path in drawn}
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
@@ -237,9 +239,6 @@ def main(arguments: list[str] | None = None) -> int:
             write(path)
         else:
             print(f"{step}: not measured, its region stays as it is", file=sys.stderr)
-    if (BUILD / "all.json").exists() and (BUILD / "growth.json").exists():
-        for path in draw():
-            print(path.relative_to(ROOT))
     return 0
 
 
