@@ -201,6 +201,18 @@ def test_unreaped_zombie_counts_as_dead(rig: Rig, sleeper) -> None:
     assert process.returncode is None
 
 
+def test_client_whose_last_beat_and_death_are_seen_in_one_check_leaves_no_record(rig: Rig, sleeper) -> None:
+    process = sleeper()
+    client = rig.client(pid=process.pid)
+    while rig.client_state(client) != lib.SHMD_CLIENT_STALLED:
+        rig.tick(100)
+    client.beat()
+    process.kill()
+    process.wait()
+    rig.tick(200)
+    assert rig.client_state(client) == lib.SHMD_CLIENT_FREE
+
+
 def test_dead_producer_is_reaped_before_a_second_one_is_refused(rig: Rig, sleeper) -> None:
     process = sleeper()
     first = rig.client(pid=process.pid).produce()

@@ -148,7 +148,9 @@ class Tenure:
                 self._leases.mark(lease, lib.SHMD_LEASE_STALLED)
 
     def client_recovered(self, client: Client) -> None:
-        """Its heart beats again."""
+        """Its heart beats again, unless the same check has found it dead and freed its record."""
+        if self._clients.by_id(client.client_id) is not client:
+            return
         self._clients.mark(client, lib.SHMD_CLIENT_ALIVE)
         for lease in self._leases.of_client(client.client_id):
             if lease.state == lib.SHMD_LEASE_STALLED:
