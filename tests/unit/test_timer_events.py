@@ -295,6 +295,18 @@ def test_handover_has_no_wait_and_leaves_its_timers_stopped(rig: Rig) -> None:
     assert rig.driver._timers.next_deadline_ns() is None
 
 
+def test_an_end_does_not_wait_behind_a_handover_that_a_flood_holds_up(rig: Rig, monkeypatch) -> None:
+    driver = rig.driver
+    monkeypatch.setattr(type(driver._ring), "has_waiting", property(lambda _ring: True))
+    driver.request_shutdown(ShutdownMode.HANDOVER, "upgrade")
+    rig.tick(100)
+    assert driver.state is State.HEALTHY  # what is pending is answered first
+    driver.request_shutdown(ShutdownMode.END, "SIGTERM")
+    rig.tick(100)
+    assert driver.state is State.STOPPED
+    assert driver._lifecycle.shutdown_mode is ShutdownMode.END
+
+
 def test_same_clock_and_requests_give_the_same_events(make_instance_name) -> None:
     def run() -> list[tuple[float, Event]]:
         rig = Rig(make_instance_name())

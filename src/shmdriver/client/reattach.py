@@ -33,6 +33,7 @@ __all__ = ["ConsumerComeback", "ProducerComeback", "Reattachment", "Recipe"]
 KEPT = int(lib.SHMD_LOST_RANGES)
 TRY_AGAIN_NS = 20_000_000
 ORPHAN_LOOK_NS = 1_000_000_000
+SEAL_NS = 1_000_000_000  # sealing takes microseconds; whoever does it may wait for a core
 ATTACH_S = (
     1.0  # an attach takes microseconds; longer than this the driver hangs, and the caller's time counts
 )
@@ -233,18 +234,21 @@ class ConsumerComeback(_Comeback):
 class ProducerComeback(_Comeback):
     """A producer's."""
 
-    __slots__ = ()
+    __slots__ = ("_met_ns",)
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self._met_ns = 0  # when a seal was met that was not complete
 
     def come_back(self, producer: Producer, reason: int, wait_ns: int) -> None:
         """One try to attach ``producer`` anew; afterwards it has another native handle, or waits still."""
         left = self.left
         if left is None:
             info = producer._info()
-            if int(info.sealed_seq) == UNKNOWN_SEQ and producer._link.driver_alive() and wait_ns > 0:
-                lib.shmd_futex_wait(
-                    _nothing, 0, min(wait_ns, TRY_AGAIN_NS)
-                )  # it is being sealed at this moment
+            if int(info.sealed_seq) == UNKNOWN_SEQ and wait_ns > 0 and self._is_being_sealed(producer):
+                lib.shmd_futex_wait(_nothing, 0, min(wait_ns, TRY_AGAIN_NS))
                 return
+            self._met_ns = 0
             boot_id = producer._link.boot_id
             left = self.left = _Left(
                 reason, boot_id, int(info.stream_id), int(info.epoch), int(info.seq), int(info.sealed_seq), {}
@@ -261,3 +265,9 @@ class ProducerComeback(_Comeback):
         self.history.append(
             Reattachment(left.reason, boot_id, left.epoch, left.seq, int(info.epoch), 0, lost)
         )
+
+    def _is_being_sealed(self, producer: Producer) -> bool:
+        """Whether the seal may still come: a driver lives, or the one that supersedes it is at work yet."""
+        now_ns = time.monotonic_ns()
+        self._met_ns = self._met_ns or now_ns
+        return producer._link.driver_alive() or now_ns - self._met_ns < SEAL_NS

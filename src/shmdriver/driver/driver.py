@@ -435,8 +435,12 @@ class Driver:
         while self._orders:
             order = self._orders[0]
             if order.mode is ShutdownMode.HANDOVER and (self._admission.pending or self._ring.has_waiting):
-                return  # what is pending is answered first
-            self._orders.popleft()
+                # What is pending is answered first; but who floods the ring cannot keep an end away.
+                ends = [order for order in self._orders if order.mode is ShutdownMode.END]
+                if not ends:
+                    return
+                order = ends[0]
+            self._orders.remove(order)
             again = self.state is State.DRAINING and order.mode is ShutdownMode.END
             event = Event.SHUTDOWN_TIMEOUT if again else Event.SHUTDOWN_REQUESTED
             self._lifecycle.dispatch(event, now_ns, reason=order.reason, mode=order.mode)
