@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def _own_segments() -> set[str]:
     """
     ours = (f"shmd.{PREFIX}", f"shmd.embedded-{os.getpid()}-")
     return {entry.name for entry in SHM.iterdir() if entry.name.startswith(ours)}
+
+
+def pytest_configure() -> None:
+    """In a job that a script put into the background SIGINT is ignored, and tests of Ctrl-C would hang."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
