@@ -139,11 +139,13 @@ static int may_be_adopted(const shmd_client *client, const shmd_request_t *reque
 
 static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t deadline_ns)
 {
+    enum { UNINTERRUPTED_NS = 100000000 };
     uint32_t who = client->client_id == 0 ? (SHMD_WHO_PID | ((uint32_t)getpid() & (SHMD_WHO_PID - 1))) : client->index + 1;
     uint64_t cursor = shmd_load_acquire(&client->authority->event_head);
     uint64_t sent_ns = 0;
     uint64_t sent_to = 0; /* which driver of this boot: one that was killed took what it had read with it */
     uint32_t spins = 0;
+    uint64_t began_ns = shmd_now_ns();
     for (;;) {
         uint32_t seen = shmd_load32_acquire(&client->authority->event_word);
         int resend = 0;
@@ -174,7 +176,10 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
             (void)sched_yield(); /* an awake driver answers within microseconds */
             continue;
         }
-        if (shmd_futex_wait(&client->authority->event_word, seen, shmd_min(deadline_ns - now, LOOK_NS)) == SHMD_E_INTERRUPTED)
+        /* Whoever is interrupted asks anew, and what the driver was making for it is given up: with signals more often than
+         * the driver answers that would never end, so it gets a while first. */
+        if (shmd_futex_wait(&client->authority->event_word, seen, shmd_min(deadline_ns - now, LOOK_NS)) == SHMD_E_INTERRUPTED &&
+            now - began_ns >= UNINTERRUPTED_NS)
             return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver");
     }
 }
