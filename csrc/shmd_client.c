@@ -1,9 +1,8 @@
-/* shmd_client.c: a process's connection to a driver: map authority and control, say hello, keep the heartbeat, ask and be
- * answered. Requests go in by the control ring, answers come by the event ring; a request that was not answered is sent
+/* shmd_client.c: a process's connection to a driver: map authority and control, say hello, ask and be answered.
+ * Requests go in by the control ring, answers come by the event ring; a request that was not answered is sent
  * again with the same correlation id. Threads may ask at the same time: the ring has many writers. */
 #include "shmd_internal.h"
 
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,67 +35,10 @@ int shmd_driver_alive(const shmd_authority_t *a)
     return 1;
 }
 
-/* ---- heartbeat -------------------------------------------------------------------------- */
-
-static void beat(shmd_client *client)
-{
-    shmd_heartbeat_t *line = shmd_control_heartbeat(client->control, client->client_max, client->lease_max, client->index);
-    shmd_store_release(&line->beat, ++client->beat); /* L1 */
-}
-
-static void *heartbeat_thread(void *argument)
-{
-    shmd_client *client = argument;
-    while (shmd_load32_acquire(&client->stop_word) == 0) {
-        beat(client);
-        uint64_t interval_ns = shmd_load_relaxed(&client->authority->heartbeat_interval_ns);
-        (void)shmd_futex_wait(&client->stop_word, 0, shmd_min(shmd_max(interval_ns, 1000000), 10000000000u));
-    }
-    return NULL;
-}
-
-/* It never needs the GIL. */
-int shmd_thread_start(void *(*function)(void *), void *argument, const char *what, unsigned long *out)
-{
-    sigset_t all, before;
-    pthread_attr_t attributes;
-    pthread_t thread;
-    (void)sigfillset(&all);
-    (void)pthread_attr_init(&attributes);
-    (void)pthread_attr_setstacksize(&attributes, 128u << 10);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&thread, &attributes, function, argument);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    (void)pthread_attr_destroy(&attributes);
-    errno = error;
-    if (error != 0)
-        return shmd_fail_errno("starting the %s thread", what);
-    *out = (unsigned long)thread;
-    return SHMD_OK;
-}
-
-static int start_heartbeat(shmd_client *client)
-{
-    int rc = shmd_thread_start(heartbeat_thread, client, "heartbeat", &client->thread);
-    client->thread_started = rc == SHMD_OK;
-    return rc;
-}
-
-static int check_fork(const shmd_client *client)
+int shmd_client_check_fork(const shmd_client *client)
 {
     return client->fork_generation == shmd_fork_generation()
                ? SHMD_OK : shmd_fail(SHMD_E_FORKED, "this client was made before fork; connect anew in the child");
-}
-
-int shmd_keepalive(shmd_client *client)
-{
-    int rc = check_fork(client);
-    if (rc != SHMD_OK)
-        return rc;
-    if (client->heartbeat_mode != SHMD_HEARTBEAT_MANUAL)
-        return shmd_fail(SHMD_E_INVALID, "this client has a heartbeat thread; connect with SHMD_HEARTBEAT_MANUAL to beat by hand");
-    beat(client);
-    return SHMD_OK;
 }
 
 /* ---- asking ----------------------------------------------------------------------------- */
@@ -205,7 +147,7 @@ static void identify(shmd_client *client, shmd_request_t *request, uint64_t dead
 int shmd_client_request(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns)
 {
     uint64_t deadline_ns = shmd_deadline(timeout_ns);
-    int rc = check_fork(client);
+    int rc = shmd_client_check_fork(client);
     if (rc != SHMD_OK)
         return rc;
     /* A detach is meant however long the driver takes to read it: nobody would send it again. */
@@ -231,7 +173,7 @@ int shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd_event_
 static int tell(shmd_client *client, shmd_request_t *request)
 {
     enum { PATIENCE_NS = 20000000 };
-    int rc = check_fork(client);
+    int rc = shmd_client_check_fork(client);
     if (rc != SHMD_OK)
         return rc;
     identify(client, request, UINT64_MAX);
@@ -265,6 +207,7 @@ int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, co
     request.lease_id = lease_id;
     request.flags = aborted ? SHMD_DETACH_ABORTED : 0;
     memcpy(request.stream, stream, strlen(stream));
+    shmd_client_unconfirm(client, lease_id);
     if (!wait_answer)
         return tell(client, &request);
     int rc = shmd_client_request(client, &request, &answer, PATIENCE_NS);
@@ -275,13 +218,6 @@ int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, co
         return SHMD_OK;
     }
     return rc == SHMD_E_REVOKED || rc == SHMD_E_REJECTED || rc == SHMD_E_INTERRUPTED ? SHMD_OK : rc;
-}
-
-void shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id)
-{
-    shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->client_max, client->lease_max, lease_index);
-    if (line != NULL)
-        shmd_store_release(&line->confirmed, lease_id); /* L2 */
 }
 
 /* ---- connect ---------------------------------------------------------------------------- */
@@ -327,10 +263,11 @@ static int map_authority(shmd_client *client, int *is_between)
     return shmd_driver_alive(base) ? SHMD_OK : SHMD_E_DRIVER_UNAVAILABLE;
 }
 
+enum { LOOK_AGAIN_NS = 2000000 };
+
 /* A driver that starts, or hands over to its successor, is waited for; one that is not there or dead is not. */
 static int await_authority(shmd_client *client, uint64_t deadline_ns)
 {
-    enum { LOOK_AGAIN_NS = 2000000 };
     static const uint32_t nothing = 0;
     for (;;) {
         int is_between = 0;
@@ -344,17 +281,31 @@ static int await_authority(shmd_client *client, uint64_t deadline_ns)
     }
 }
 
-static int map_control(shmd_client *client)
+/* Every client can write that page. A driver that lives mends a header that somebody wrote over: at its next lease check. */
+static int await_control_header(const shmd_client *client, uint64_t deadline_ns)
+{
+    static const uint32_t nothing = 0;
+    for (;;) {
+        int rc = shmd_header_check(client->control, client->control_bytes, SHMD_SEGMENT_CONTROL, client->boot_id, 0, 0);
+        if (rc == SHMD_OK || shmd_now_ns() >= deadline_ns)
+            return rc;
+        if (!shmd_driver_alive(client->authority))
+            return SHMD_E_DRIVER_UNAVAILABLE;
+        if (shmd_futex_wait(&nothing, 0, LOOK_AGAIN_NS) == SHMD_E_INTERRUPTED)
+            return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver to mend its control segment");
+    }
+}
+
+static int map_control(shmd_client *client, uint64_t deadline_ns)
 {
     void *base = NULL;
     int rc = map_whole(client->authority->control_name, 1, &base, &client->control_bytes);
     if (rc != SHMD_OK)
         return rc;
     client->control = base;
-    rc = shmd_header_check(base, client->control_bytes, SHMD_SEGMENT_CONTROL, client->boot_id, 0, 0);
-    if (rc == SHMD_OK && client->control_bytes != shmd_control_footprint(client->client_max, client->lease_max))
-        rc = shmd_fail(SHMD_E_LAYOUT, "control segment of %llu bytes does not fit the authority's counts", (unsigned long long)client->control_bytes);
-    return rc;
+    if (client->control_bytes != shmd_control_footprint(client->client_max, client->lease_max))
+        return shmd_fail(SHMD_E_LAYOUT, "control segment of %llu bytes does not fit the authority's counts", (unsigned long long)client->control_bytes);
+    return await_control_header(client, deadline_ns);
 }
 
 static int hello(shmd_client *client, uint64_t deadline_ns)
@@ -382,7 +333,7 @@ static int hello(shmd_client *client, uint64_t deadline_ns)
     SHMD_FAILPOINT("hello.answered");
     shmd_store_relaxed(&shmd_control_heartbeat(client->control, client->client_max, client->lease_max, client->index)->client_id, client->client_id);
     SHMD_FAILPOINT("hello.line");
-    beat(client);
+    shmd_client_beat(client);
     return SHMD_OK;
 }
 
@@ -415,10 +366,11 @@ int shmd_connect_named(const char *instance, const char *name, int heartbeat, ui
     int rc = name_client(client, instance, name);
     if (rc == SHMD_OK)
         rc = await_authority(client, deadline_ns);
-    rc = rc ? rc : map_control(client);
+    rc = rc ? rc : map_control(client, deadline_ns);
+    rc = rc ? rc : shmd_heartbeat_init(client);
     rc = rc ? rc : hello(client, deadline_ns);
     if (rc == SHMD_OK && client->heartbeat_mode == SHMD_HEARTBEAT_THREAD)
-        rc = start_heartbeat(client);
+        rc = shmd_heartbeat_start(client);
     if (rc != SHMD_OK) {
         shmd_client_drop(client);
         return rc;
@@ -437,12 +389,7 @@ int shmd_disconnect(shmd_client *client)
     if (client == NULL)
         return SHMD_OK;
     if (client->fork_generation == shmd_fork_generation()) {
-        if (client->thread_started) {
-            shmd_store32_release(&client->stop_word, 1);
-            shmd_futex_wake(&client->stop_word);
-            (void)pthread_join((pthread_t)client->thread, NULL);
-            client->thread_started = 0;
-        }
+        shmd_heartbeat_stop(client);
         shmd_notifier_stop(&client->notifier);
         shmd_request_t request;
         memset(&request, 0, sizeof request);
@@ -461,6 +408,7 @@ void shmd_client_drop(shmd_client *client)
         return;
     (void)shmd_segment_unmap((void *)(uintptr_t)client->authority, client->authority_bytes);
     (void)shmd_segment_unmap(client->control, client->control_bytes);
+    shmd_heartbeat_free(client);
     free(client);
 }
 

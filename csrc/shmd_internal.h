@@ -128,6 +128,9 @@ struct shmd_client {
     uint32_t fork_generation;
     uint32_t references;        /* handles that still use the mappings */
     unsigned long thread;
+    pthread_mutex_t lines;      /* confirmed, and the lease lines of the control segment that it names */
+    uint64_t *confirmed;        /* lease id by lease index, 0: none */
+    uint64_t confirmed_max;
     shmd_notifier_t notifier;
     char instance[SHMD_NAME_BYTES];
     char name[SHMD_NAME_BYTES];
@@ -150,6 +153,13 @@ void shmd_client_hold(shmd_client *client);
 void shmd_client_drop(shmd_client *client);      /* unmaps with the last */
 int shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns);
 void shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id);
+void shmd_client_unconfirm(shmd_client *client, uint64_t lease_id); /* before its detach is sent */
+int shmd_client_check_fork(const shmd_client *client);
+void shmd_client_beat(shmd_client *client);
+int shmd_heartbeat_init(shmd_client *client);
+int shmd_heartbeat_start(shmd_client *client);
+void shmd_heartbeat_stop(shmd_client *client);
+void shmd_heartbeat_free(shmd_client *client);
 int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, const char *stream, int aborted, int wait_answer);
 void shmd_client_give_up(shmd_client *client, const shmd_request_t *attach); /* detach by correlation id, no answer wanted */
 

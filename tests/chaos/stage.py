@@ -201,8 +201,7 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for actor in self.actors:
-            actor.close()
+        self.dismiss(*self.actors)
         collect(self.instance)
 
     # -- who plays

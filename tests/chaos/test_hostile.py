@@ -78,7 +78,6 @@ def test_client_that_writes_garbage_everywhere_harms_nobody(stage: Stage) -> Non
 def test_garbage_for_minutes_harms_nobody(make_stage: Callable[..., Stage], fault_cycles) -> None:
     cycles = 20
     for seed in range(2, 2 + cycles):
-        stage = make_stage()
-        rest_of(stage, seed=seed, rounds=20)
-        stage.__exit__(None, None, None)
+        with make_stage() as stage:
+            rest_of(stage, seed=seed, rounds=20)
     fault_cycles(cycles)

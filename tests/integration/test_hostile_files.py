@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 import shmdriver
+from shmdriver._native import ffi
+from shmdriver.driver.config import Config
 from shmdriver.errors import AttachRejected, Reason, ShmDriverError
 from shmdriver.observe import Instance
+from tests.chaos.stage import wait_until
 
 SHM = Path("/dev/shm")
 PATIENCE_S = 60
@@ -59,6 +62,27 @@ def test_messages_flow_on_after_their_segments_were_removed(client: shmdriver.Cl
     with pytest.raises(shmdriver.EndOfStream):
         consumer.read(timeout=PATIENCE_S)
     assert works(client, "s"), "the next epoch has segments of its own"
+
+
+@pytest.mark.fault(23, how="the header of the control segment is overwritten while somebody connects")
+@pytest.mark.parametrize("field", ["magic", "layout_version", "segment_bytes", "boot_id", "stream_id"])
+def test_newcomer_waits_for_a_control_header_to_be_mended(client: shmdriver.Client, field: str) -> None:
+    with (SHM / f"shmd.{client.instance}.control").open("r+b") as control:
+        control.seek(ffi.offsetof("shmd_header_t", field))
+        control.write(b"\xa5" * 4)
+    with shmdriver.connect(client.instance) as newcomer:
+        assert works(newcomer, "s")
+
+
+@pytest.mark.fault(23, how="a confirmation is overwritten before the driver has read it")
+def test_lease_whose_confirmation_was_overwritten_becomes_active() -> None:
+    seldom = Config.load(env={}, overrides={"policies.lease_check_interval_ms": 1000})
+    with shmdriver.embedded(config=seldom) as client, client.consumer("s"):
+        with (SHM / f"shmd.{client.instance}.control").open("r+b") as control:
+            control.seek(ffi.offsetof("shmd_control_t", "lease_lines_offset"))
+            control.seek(int.from_bytes(control.read(8), "little"))
+            control.write(bytes(4096))
+        wait_until(lambda: client.leases()[0].state == "active", "the lease to be active")
 
 
 @pytest.mark.fault(21, how="a file, symlink, FIFO or hard link in place of a living epoch's segment")

@@ -1,0 +1,131 @@
+/* shmd_heartbeat.c: what a client keeps writing into its lines of the control segment: its beat, and the leases that it
+ * confirms. It runs in a thread of its own, which never needs the GIL; or from shmd_keepalive. */
+#include "shmd_internal.h"
+
+#include <signal.h>
+#include <stdlib.h>
+
+int shmd_heartbeat_init(shmd_client *client)
+{
+    client->confirmed = calloc(client->lease_max, sizeof *client->confirmed);
+    if (client->confirmed == NULL)
+        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for the confirmations of %u leases", client->lease_max);
+    (void)pthread_mutex_init(&client->lines, NULL);
+    return SHMD_OK;
+}
+
+void shmd_heartbeat_free(shmd_client *client)
+{
+    if (client->confirmed == NULL)
+        return;
+    (void)pthread_mutex_destroy(&client->lines);
+    free(client->confirmed);
+}
+
+/* ---- confirmations ------------------------------------------------------------------------ */
+
+static void confirm_again(shmd_client *client, uint32_t index)
+{
+    uint64_t lease_id = client->confirmed[index];
+    const shmd_lease_record_t *record = shmd_authority_lease(client->authority, index);
+    shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->client_max, client->lease_max, index);
+    if (lease_id == 0 || record->lease_id != lease_id || (shmd_load_acquire(&record->word) & 0xff) != SHMD_LEASE_ATTACHED)
+        return;
+    if (shmd_load_relaxed(&line->confirmed) != lease_id)
+        shmd_store_release(&line->confirmed, lease_id); /* L2 */
+}
+
+/* Any client can write over a line: until the driver has seen a confirmation, each beat looks after it. Its lease line is
+ * this client's until its detach is sent, which takes the lock first. */
+void shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id)
+{
+    shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->client_max, client->lease_max, lease_index);
+    if (line == NULL)
+        return;
+    (void)pthread_mutex_lock(&client->lines);
+    client->confirmed[lease_index] = lease_id;
+    client->confirmed_max = shmd_max(client->confirmed_max, (uint64_t)lease_index + 1);
+    shmd_store_release(&line->confirmed, lease_id); /* L2 */
+    (void)pthread_mutex_unlock(&client->lines);
+}
+
+void shmd_client_unconfirm(shmd_client *client, uint64_t lease_id)
+{
+    if (shmd_client_check_fork(client) != SHMD_OK)
+        return; /* its lock may have been held when it was copied */
+    (void)pthread_mutex_lock(&client->lines);
+    for (uint64_t i = 0; i < client->confirmed_max; i++)
+        if (client->confirmed[i] == lease_id)
+            client->confirmed[i] = 0;
+    (void)pthread_mutex_unlock(&client->lines);
+}
+
+/* ---- the beat ----------------------------------------------------------------------------- */
+
+void shmd_client_beat(shmd_client *client)
+{
+    shmd_heartbeat_t *line = shmd_control_heartbeat(client->control, client->client_max, client->lease_max, client->index);
+    shmd_store_release(&line->beat, ++client->beat); /* L1 */
+    (void)pthread_mutex_lock(&client->lines);
+    for (uint64_t i = 0; i < client->confirmed_max; i++)
+        confirm_again(client, (uint32_t)i);
+    (void)pthread_mutex_unlock(&client->lines);
+}
+
+static void *heartbeat_thread(void *argument)
+{
+    shmd_client *client = argument;
+    while (shmd_load32_acquire(&client->stop_word) == 0) {
+        shmd_client_beat(client);
+        uint64_t interval_ns = shmd_load_relaxed(&client->authority->heartbeat_interval_ns);
+        (void)shmd_futex_wait(&client->stop_word, 0, shmd_min(shmd_max(interval_ns, 1000000), 10000000000u));
+    }
+    return NULL;
+}
+
+int shmd_thread_start(void *(*function)(void *), void *argument, const char *what, unsigned long *out)
+{
+    sigset_t all, before;
+    pthread_attr_t attributes;
+    pthread_t thread;
+    (void)sigfillset(&all);
+    (void)pthread_attr_init(&attributes);
+    (void)pthread_attr_setstacksize(&attributes, 128u << 10);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&thread, &attributes, function, argument);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    (void)pthread_attr_destroy(&attributes);
+    errno = error;
+    if (error != 0)
+        return shmd_fail_errno("starting the %s thread", what);
+    *out = (unsigned long)thread;
+    return SHMD_OK;
+}
+
+int shmd_heartbeat_start(shmd_client *client)
+{
+    int rc = shmd_thread_start(heartbeat_thread, client, "heartbeat", &client->thread);
+    client->thread_started = rc == SHMD_OK;
+    return rc;
+}
+
+void shmd_heartbeat_stop(shmd_client *client)
+{
+    if (!client->thread_started)
+        return;
+    shmd_store32_release(&client->stop_word, 1);
+    shmd_futex_wake(&client->stop_word);
+    (void)pthread_join((pthread_t)client->thread, NULL);
+    client->thread_started = 0;
+}
+
+int shmd_keepalive(shmd_client *client)
+{
+    int rc = shmd_client_check_fork(client);
+    if (rc != SHMD_OK)
+        return rc;
+    if (client->heartbeat_mode != SHMD_HEARTBEAT_MANUAL)
+        return shmd_fail(SHMD_E_INVALID, "this client has a heartbeat thread; connect with SHMD_HEARTBEAT_MANUAL to beat by hand");
+    shmd_client_beat(client);
+    return SHMD_OK;
+}
