@@ -29,10 +29,17 @@ shmd_client *sim_client_new(const shmd_authority_t *authority, shmd_control_t *c
     client->nonce = nonce;
     client->fork_generation = shmd_fork_generation();
     client->references = 1u << 30; /* the mappings are the simulation's */
-    return client;
+    if (shmd_heartbeat_init(client) == SHMD_OK)
+        return client;
+    free(client);
+    return NULL;
 }
 
-void sim_client_free(shmd_client *client) { free(client); }
+void sim_client_free(shmd_client *client)
+{
+    shmd_heartbeat_free(client);
+    free(client);
+}
 
 void sim_client_beat(shmd_client *client, uint64_t client_id, uint32_t index)
 {
@@ -40,7 +47,7 @@ void sim_client_beat(shmd_client *client, uint64_t client_id, uint32_t index)
     client->client_id = client_id;
     client->index = index;
     shmd_store_relaxed(&line->client_id, client_id);
-    shmd_store_release(&line->beat, ++client->beat);
+    shmd_client_beat(client);
 }
 
 int sim_send(shmd_client *client, shmd_request_t *request, uint32_t who)
@@ -84,7 +91,8 @@ int __wrap_shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd
 /* A handle that is dropped, as the kernel does it with a process: unmapped, nobody told. */
 int __wrap_shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, const char *stream, int aborted, int wait_answer)
 {
-    (void)client, (void)lease_id, (void)role, (void)stream, (void)aborted, (void)wait_answer;
+    (void)role, (void)stream, (void)aborted, (void)wait_answer;
+    shmd_client_unconfirm(client, lease_id);
     return SHMD_OK;
 }
 
