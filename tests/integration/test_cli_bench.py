@@ -10,11 +10,15 @@ import sys
 import numpy as np
 import pytest
 
+from shmdriver import embedded
+from shmdriver.bench import machine
 from shmdriver.bench.case import Case, Metric
 from shmdriver.bench.compare import compare
 from shmdriver.bench.histogram import Histogram
 from shmdriver.bench.native import Outcome
 from shmdriver.bench.report import FORMAT, VERSION, Report
+from shmdriver.bench.scenarios import SCENARIOS, Run, run
+from shmdriver.bench.stream_channel import StreamChannel
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="native benchmarks need a C compiler")
 TRIP = Metric("p50_ns", "p50", "ns", lower=True, floor="p50_ns")
@@ -94,6 +98,16 @@ def test_consumers_that_may_miss_messages_are_measured_too():
     figures = is_well_formed(json.loads(done.stdout), ["throughput"])
     assert ("native", "40 B one by one, latest, producer") in figures
     assert ("python", "40 B read(), latest") in figures
+
+
+@pytest.mark.parametrize("name", ["single", "iterate"])
+def test_messages_in_the_arena_are_received_without_being_held(name):
+    """The ring of 8 slots turns over many times: a view that the receiver kept would fill it."""
+    how = Run(seconds=0.02, warm_s=0.002, cores=machine.cores(None), chunk=50)
+    with embedded() as client:
+        found = run(SCENARIOS[name], StreamChannel, how, instance=client.instance, bytes_each=1024, slots=8)
+    assert found.values["messages_s"] > 0
+    assert found.values["produced_s"] > 0
 
 
 def test_without_a_compiler_native_programs_say_what_is_needed(monkeypatch):
