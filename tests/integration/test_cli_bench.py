@@ -17,7 +17,7 @@ from shmdriver.bench.compare import compare
 from shmdriver.bench.histogram import Histogram
 from shmdriver.bench.native import Outcome
 from shmdriver.bench.report import FORMAT, VERSION, Report
-from shmdriver.bench.scenarios import SCENARIOS, Run, run
+from shmdriver.bench.scenarios import RECORD, SCENARIOS, Run, run
 from shmdriver.bench.stream_channel import StreamChannel
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="native benchmarks need a C compiler")
@@ -100,12 +100,13 @@ def test_consumers_that_may_miss_messages_are_measured_too():
     assert ("python", "40 B read(), latest") in figures
 
 
-@pytest.mark.parametrize("name", ["single", "iterate"])
+@pytest.mark.parametrize("name", ["single", "iterate", "array"])
 def test_messages_in_the_arena_are_received_without_being_held(name):
     """The ring of 8 slots turns over many times: a view that the receiver kept would fill it."""
     how = Run(seconds=0.02, warm_s=0.002, cores=machine.cores(None), chunk=50)
+    size = 1024 if name != "array" else RECORD.itemsize
     with embedded() as client:
-        found = run(SCENARIOS[name], StreamChannel, how, instance=client.instance, bytes_each=1024, slots=8)
+        found = run(SCENARIOS[name], StreamChannel, how, instance=client.instance, bytes_each=size, slots=8)
     assert found.values["messages_s"] > 0
     assert found.values["produced_s"] > 0
 

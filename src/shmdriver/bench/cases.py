@@ -182,11 +182,11 @@ def throughput(wanted: Wanted) -> Iterator[Case]:
                 run = _python(name, wanted.how, **options)
                 yield Case("throughput", "python", f"{end} {words}{wanted.suffix}", run, metrics, **of)
     if "python" in wanted.sides and wanted.delivery == "reliable":
-        run = _python("batch", wanted.how, **wanted.channel(bytes_each=scenarios.RECORD.itemsize))
-        what = f"{scenarios.RECORD.itemsize} B records, {scenarios.RECORDS} a call{wanted.suffix}"
-        yield Case(
-            "throughput", "python", what, run, (_MESSAGES,), axis="bytes", size=scenarios.RECORD.itemsize
-        )
+        size = scenarios.RECORD.itemsize
+        for name, words in (("batch", "a call"), ("array", "in one message")):
+            run = _python(name, wanted.how, **wanted.channel(bytes_each=size))
+            what = f"{size} B records, {scenarios.RECORDS} {words}{wanted.suffix}"
+            yield Case("throughput", "python", what, run, (_MESSAGES,), axis="bytes", size=size)
 
 
 def _limits(wanted: Wanted, size: int) -> Iterator[Case]:

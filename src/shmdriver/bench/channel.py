@@ -52,6 +52,14 @@ class Channel(ABC):
         """In a receiving process: what waits for some records."""
         raise NotImplementedError
 
+    def array_sender(self, records: Array) -> Callable[[Array], object]:
+        """In the sending process: what sends records as one message. Most have nothing else for them."""
+        return self.record_sender(records.dtype)
+
+    def array_receiver(self, dtype: np.dtype[Any]) -> Callable[[], Array]:
+        """In a receiving process: what waits for such a message."""
+        return self.record_receiver(dtype)
+
     def claim_sender(self) -> Callable[[int], object]:
         """In the sending process: what publishes ``bytes_each`` in place, a number (mod 256) at both ends."""
         raise NotImplementedError

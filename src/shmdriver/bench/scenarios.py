@@ -3,7 +3,8 @@
     single     small messages, one call each way a message
     iterate    the same, read as a program iterates
     watch      the same by a consumer that may miss some (ours only)
-    batch      64-byte records, 1,024 a call, read as arrays
+    batch      64-byte records, 1,024 a call, read as arrays: each a message of its own
+    array      the same records, 1,024 in one message (what peers do with records anyway)
     roundtrip  a message there and back, one in flight
     frames     large payloads, copied in; the reader looks at both ends of each
     claim      large payloads, written in place (a number at both ends)
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from shmdriver.bench.channel import Buffer, Channel
+from shmdriver.bench.channel import Array, Buffer, Channel
 from shmdriver.bench.native import Outcome
 from shmdriver.bench.stream_channel import StreamChannel
 from shmdriver.demo.processes import Port, Worker, results
@@ -182,7 +183,17 @@ def _iterate_messages(_port: Port, how: Run, way: Channel) -> dict[str, float]:
 
 
 def _send_records(_port: Port, how: Run, way: Channel) -> dict[str, float]:
-    send, records = way.record_sender(RECORD), np.zeros(RECORDS, RECORD)
+    return _send_numbers(how, way, way.record_sender(RECORD), np.zeros(RECORDS, RECORD))
+
+
+def _send_arrays(_port: Port, how: Run, way: Channel) -> dict[str, float]:
+    records = np.zeros(RECORDS, RECORD)
+    return _send_numbers(how, way, way.array_sender(records), records)
+
+
+def _send_numbers(
+    how: Run, way: Channel, send: Callable[[Array], object], records: Array
+) -> dict[str, float]:
     number = records["number"]
     number[:] = np.arange(RECORDS)
     pace, count, goes_on = _Pace(how), 0, True
@@ -197,7 +208,14 @@ def _send_records(_port: Port, how: Run, way: Channel) -> dict[str, float]:
 
 
 def _receive_records(_port: Port, how: Run, way: Channel) -> dict[str, float]:
-    receive = way.record_receiver(RECORD)
+    return _receive_numbers(how, way, way.record_receiver(RECORD))
+
+
+def _receive_arrays(_port: Port, how: Run, way: Channel) -> dict[str, float]:
+    return _receive_numbers(how, way, way.array_receiver(RECORD))
+
+
+def _receive_numbers(how: Run, way: Channel, receive: Callable[[], Array]) -> dict[str, float]:
     records = receive()
     count, wrong, last = len(records), 0, False
     pace = _Pace(how)
@@ -340,6 +358,7 @@ SCENARIOS = {
         Scenario("single", _send_messages, _receive_messages),
         Scenario("iterate", _send_messages, _iterate_messages),
         Scenario("batch", _send_records, _receive_records),
+        Scenario("array", _send_arrays, _receive_arrays),
         Scenario("roundtrip", _ping, _pong, two_way=True),
         Scenario("watch", _send_messages, _watch_messages),
         Scenario("frames", _send_frames, _receive_frames),

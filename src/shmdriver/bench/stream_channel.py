@@ -17,6 +17,7 @@ Wait = Literal["adaptive", "spin", "sleep"]
 _SMALL_BYTES = 4096
 _SLOTS = 16384
 _LARGE_SLOTS = 8
+_ARRAY_SLOTS = 16
 _ATTACH_TIMEOUT_S = 20.0
 
 
@@ -41,14 +42,16 @@ class StreamChannel(Channel):
         self._client = Client(instance)
         self._delivery: Delivery = delivery
         self._wait: Wait = wait
+        self._asked_slots = slots
         self._slots = slots or (_LARGE_SLOTS if bytes_each >= _SMALL_BYTES else _SLOTS)
         self._open: Any = None
 
     def _producer(self, **options: Any) -> Any:
         if "dtype" not in options:
-            options["max_message"] = self.bytes_each
+            options.setdefault("max_message", self.bytes_each)
         gated = self.consumers if self._delivery == "reliable" else 0
-        self._open = self._client.producer(self.tag, slots=self._slots, min_consumers=gated, **options)
+        options.setdefault("slots", self._slots)
+        self._open = self._client.producer(self.tag, min_consumers=gated, **options)
         self._open.wait_for_consumers(self.consumers, timeout=_ATTACH_TIMEOUT_S)
         return self._open
 
@@ -80,6 +83,15 @@ class StreamChannel(Channel):
     def record_receiver(self, dtype: np.dtype[Any]) -> Callable[[], Array]:
         read: Callable[[], Array] = self.consumer(dtype=dtype).read_batch
         return read
+
+    def array_sender(self, records: Array) -> Callable[[Array], object]:
+        out = self._producer(max_message=records.nbytes, slots=self._asked_slots or _ARRAY_SLOTS)
+        publish: Callable[[Array], object] = out.publish_array
+        return publish
+
+    def array_receiver(self, dtype: np.dtype[Any]) -> Callable[[], Array]:  # noqa: ARG002 - it brings its own
+        read = self.consumer().read
+        return lambda: read().array
 
     def claim_sender(self) -> Callable[[int], object]:
         out, size = self._producer(), self.bytes_each
