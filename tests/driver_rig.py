@@ -236,9 +236,12 @@ class Rig:
         self.instance = instance
         self.clock = FakeClock()
         self.token: bytes | None = b"token of the rig, long enough"
-        self.overrides = {"profiles.default.slots": 64, "profiles.default.arena": 65536} | {
-            key.replace("__", "."): value for key, value in overrides.items()
+        base = {
+            "profiles.default.slots": 64,
+            "profiles.default.arena": 65536,
+            "policies.lease_check_interval_ms": 100,  # the grid that tests count in
         }
+        self.overrides = base | {key.replace("__", "."): value for key, value in overrides.items()}
         self.logged: list[str] = []
         self._seen: list[SimpleNamespace] = []
         self.driver: Driver

@@ -154,7 +154,7 @@ class Policies(Section):
     allow_dynamic_streams: bool = True
     announce_interval_ms: Millis = 1000
     lease_timeout_ms: Millis = 10_000
-    lease_check_interval_ms: Millis = 100
+    lease_check_interval_ms: Millis = 200  # deaths wake the driver by themselves (pidfd): this is for silence
     heartbeat_interval_ms: Millis = 500
     shutdown_timeout_ms: Millis = 5000
     drain_until_empty: bool = True
