@@ -748,7 +748,7 @@ uint64_t shmd_gate_left(const shmd_gates_t *gates, uint32_t gate);       /* acqu
 
 int shmd_connect(const char *instance, uint64_t timeout_ns, shmd_client **out);
 int shmd_connect_named(const char *instance, const char *name, int heartbeat, uint64_t timeout_ns, shmd_client **out);
-int shmd_disconnect(shmd_client *client);       /* goodbye, join the heartbeat thread, free; not waiting for the answer */
+int shmd_disconnect(shmd_client *client);       /* goodbye, join the heartbeat thread, free; not waiting for the answer. With handles open: when the last is closed */
 int shmd_keepalive(shmd_client *client);        /* for SHMD_HEARTBEAT_MANUAL */
 const shmd_authority_t *shmd_client_authority(const shmd_client *client);
 uint64_t shmd_client_id(const shmd_client *client);

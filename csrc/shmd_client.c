@@ -384,20 +384,27 @@ int shmd_connect(const char *instance, uint64_t timeout_ns, shmd_client **out)
     return shmd_connect_named(instance, NULL, SHMD_HEARTBEAT_THREAD, timeout_ns, out);
 }
 
+/* Handles that are still open go on: a Goodbye frees the lines of all leases, and an open consumer would then write into a
+ * gate that is somebody else's. It is said with the last of them. */
 int shmd_disconnect(shmd_client *client)
 {
-    if (client == NULL)
-        return SHMD_OK;
-    if (client->fork_generation == shmd_fork_generation()) {
-        shmd_heartbeat_stop(client);
-        shmd_notifier_stop(&client->notifier);
-        shmd_request_t request;
-        memset(&request, 0, sizeof request);
-        request.kind = SHMD_REQUEST_GOODBYE;
-        (void)tell(client, &request);
-    }
-    shmd_client_drop(client);
+    if (client != NULL)
+        shmd_client_drop(client);
     return SHMD_OK;
+}
+
+static void leave(shmd_client *client)
+{
+    char text[sizeof ((shmd_event_t *)0)->text];
+    (void)snprintf(text, sizeof text, "%s", shmd_last_error());
+    shmd_heartbeat_stop(client);
+    shmd_notifier_stop(&client->notifier);
+    shmd_request_t request;
+    memset(&request, 0, sizeof request);
+    request.kind = SHMD_REQUEST_GOODBYE;
+    if (client->client_id != 0)
+        (void)tell(client, &request);
+    (void)shmd_fail(SHMD_OK, "%s", text);
 }
 
 void shmd_client_hold(shmd_client *client) { (void)shmd_add32(&client->references, 1); }
@@ -406,6 +413,8 @@ void shmd_client_drop(shmd_client *client)
 {
     if (shmd_sub32(&client->references, 1) != 1)
         return;
+    if (client->fork_generation == shmd_fork_generation())
+        leave(client);
     (void)shmd_segment_unmap((void *)(uintptr_t)client->authority, client->authority_bytes);
     (void)shmd_segment_unmap(client->control, client->control_bytes);
     shmd_heartbeat_free(client);

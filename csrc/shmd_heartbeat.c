@@ -18,7 +18,8 @@ void shmd_heartbeat_free(shmd_client *client)
 {
     if (client->confirmed == NULL)
         return;
-    (void)pthread_mutex_destroy(&client->lines);
+    if (shmd_client_check_fork(client) == SHMD_OK) /* else it may have been held when it was copied */
+        (void)pthread_mutex_destroy(&client->lines);
     free(client->confirmed);
 }
 
@@ -29,9 +30,10 @@ static void confirm_again(shmd_client *client, uint32_t index)
     uint64_t lease_id = client->confirmed[index];
     const shmd_lease_record_t *record = shmd_authority_lease(client->authority, index);
     shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->client_max, client->lease_max, index);
-    if (lease_id == 0 || record->lease_id != lease_id || (shmd_load_acquire(&record->word) & 0xff) != SHMD_LEASE_ATTACHED)
+    if (lease_id == 0 || shmd_load_relaxed(&line->confirmed) == lease_id)
         return;
-    if (shmd_load_relaxed(&line->confirmed) != lease_id)
+    /* In this order (T2): a record that is somebody else's by now shows its new id with its new word. */
+    if ((shmd_load_acquire(&record->word) & 0xff) == SHMD_LEASE_ATTACHED && record->lease_id == lease_id)
         shmd_store_release(&line->confirmed, lease_id); /* L2 */
 }
 

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TIMEOUT_S = 60, MESSAGES = 200, LARGE = 3000 };
+enum { TIMEOUT_S = 60, MESSAGES = 200, FEW = 20, LARGE = 3000 };
 
 static const uint64_t timeout_ns = (uint64_t)TIMEOUT_S * 1000000000u;
 
@@ -20,13 +20,13 @@ static void must(int holds, const char *what)
     }
 }
 
-static void flow(shmd_producer *producer, shmd_consumer *consumer)
+static void flow(shmd_producer *producer, shmd_consumer *consumer, uint32_t messages)
 {
     unsigned char payload[LARGE];
     shmd_message message;
     void *room;
     memset(payload, 'x', sizeof payload);
-    for (uint32_t i = 0; i < MESSAGES; i++) {
+    for (uint32_t i = 0; i < messages; i++) {
         uint32_t length = i % 3 == 0 ? LARGE : i % 60;
         if (i % 5 == 0) {
             must(shmd_claim(producer, length, &room) == SHMD_OK, "claim");
@@ -48,7 +48,7 @@ static void live(const char *instance)
 {
     shmd_client *client;
     shmd_producer *producer, *second;
-    shmd_consumer *consumer, *lossy;
+    shmd_consumer *consumer, *lossy, *other;
     unsigned char copy[LARGE];
     shmd_message message;
     shmd_producer_options how = {.slots = 64, .max_message = LARGE, .arena_bytes = UINT64_MAX, .timeout_ns = timeout_ns, .flags = SHMD_ATTACH_CREATE};
@@ -62,7 +62,7 @@ static void live(const char *instance)
     must(shmd_producer_attach(client, "no name!", &how, &second) == SHMD_E_INVALID, "a bad name is refused");
     must(shmd_consumer_attach(client, "life", &reliable, &consumer) == SHMD_OK, "consumer");
     must(shmd_consumer_attach(client, "life", &ungated, &lossy) == SHMD_OK, "lossy consumer");
-    flow(producer, consumer);
+    flow(producer, consumer, MESSAGES);
     while (shmd_copy(lossy, copy, sizeof copy, &message) == 1)
         must(shmd_advance(lossy) == SHMD_OK, "advance");
     must(shmd_consumer_close(lossy) == SHMD_OK, "close");
@@ -71,8 +71,18 @@ static void live(const char *instance)
     must(shmd_producer_attach(client, "life", &how, &producer) == SHMD_OK, "the next producer");
     must(shmd_claim(producer, LARGE, &(void *){NULL}) == SHMD_OK, "claim");
     must(shmd_producer_abort(producer) == SHMD_OK, "abort with an open claim");
+    must(shmd_consumer_close(consumer) == SHMD_OK, "close");
+    must(shmd_producer_attach(client, "life", &how, &producer) == SHMD_OK, "one more producer");
+    must(shmd_consumer_attach(client, "life", &reliable, &consumer) == SHMD_OK, "one more consumer");
     must(shmd_disconnect(client) == SHMD_OK, "disconnect before the last handle is closed");
-    (void)shmd_consumer_close(consumer);
+    must(shmd_connect(instance, timeout_ns, &client) == SHMD_OK, "connect");
+    must(shmd_consumer_attach(client, "life", &reliable, &other) == SHMD_OK, "a consumer of another client, with a gate of its own");
+    flow(producer, consumer, FEW);
+    must(shmd_poll(other, &message) == 1 && message.seq == 0, "what is open keeps to its own gate");
+    must(shmd_producer_close(producer) == SHMD_OK, "close");
+    must(shmd_poll(consumer, &message) == SHMD_E_END, "the end");
+    must(shmd_consumer_close(consumer) == SHMD_OK && shmd_consumer_close(other) == SHMD_OK, "close");
+    must(shmd_disconnect(client) == SHMD_OK, "disconnect");
 }
 
 int main(int argc, char **argv)

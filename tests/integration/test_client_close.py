@@ -98,3 +98,30 @@ def test_one_consumer_named_twice_is_waited_for_once():
         reader = client.consumer("s")
         out.publish(b"x")
         assert shmdriver.wait([reader, reader], timeout=5.0) == [reader, reader]
+
+
+def test_a_client_may_be_closed_while_other_threads_attach():
+    failures: list[BaseException] = []
+
+    def attach(client: shmdriver.Client) -> None:
+        try:
+            while True:
+                client.consumer("s", attach_timeout=30.0).close()
+        except shmdriver.HandleClosed:
+            return
+        except BaseException as error:
+            failures.append(error)
+
+    with shmdriver.embedded() as main:
+        for number in range(60):
+            client = shmdriver.connect(main.instance)
+            threads = [threading.Thread(target=attach, args=(client,)) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for _ in range(number % 7):
+                assert client.driver_alive
+            client.close()
+            for thread in threads:
+                thread.join()
+        assert failures == []
+        until(lambda: not [lease for lease in main.leases() if lease.live])

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from shmdriver import errors, names
 from shmdriver._native import ffi, lib
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from shmdriver.observe import LeaseStatus, StreamStatus
 
 __all__ = ["Client", "connect", "embedded"]
+
+_Made = TypeVar("_Made", Producer, Consumer)
 
 _INSTANCE_VARIABLE = "SHMDRIVER_DRIVER_INSTANCE"
 _ARENA_DERIVED = 2**64 - 1
@@ -146,8 +148,7 @@ class Client:
             made = RecordProducer(handle, link, stream, kind)
         if self.reconnect:
             made._comeback = ProducerComeback(recipe)
-        self._handles.add(made)
-        return made
+        return self._keep(made)
 
     def consumer(
         self,
@@ -196,8 +197,7 @@ class Client:
                 options.start = lib.SHMD_START_OLDEST  # from now on: as little as possible is missed
             made._comeback = comeback = ConsumerComeback(recipe)
             comeback.note_base(made)
-        self._handles.add(made)
-        return made
+        return self._keep(made)
 
     def queue(self, name: str, maxsize: int = 0, *, max_bytes: int = 8 << 20) -> Queue:
         """A queue of Python objects with the face of ``multiprocessing.Queue``: many processes put, one gets.
@@ -237,7 +237,8 @@ class Client:
     @property
     def client_id(self) -> int:
         """This connection's id, never used twice by a driver instance."""
-        return int(lib.shmd_client_id(self._connected().handle))
+        with self._connected().used() as native:
+            return int(lib.shmd_client_id(native))
 
     @property
     def boot_id(self) -> int:
@@ -319,7 +320,8 @@ class Client:
             if self.reconnect and not waits and not link.driver_alive():
                 raise errors.DriverUnavailable(last_error(), instance=self.instance)
             recipe.options.timeout_ns = deadline.rest_ns()
-            code = recipe.call(link.handle, recipe.stream.encode(), recipe.options, out)
+            with link.used() as native:
+                code = recipe.call(native, recipe.stream.encode(), recipe.options, out)
             if code == 0:
                 return ffi.gc(out[0], recipe.free), link  # freed when no thread can have it any more
             if code == lib.SHMD_E_REVOKED and self.reconnect:
@@ -328,6 +330,14 @@ class Client:
                 wait_for_a_driver(deadline)
             elif code != lib.SHMD_E_INTERRUPTED:
                 raise self._attach_failure(code, recipe, link, timeout)
+
+    def _keep(self, made: _Made) -> _Made:
+        """Has ``made`` closed with this client. Raises HandleClosed if another thread has closed it."""
+        self._handles.add(made)
+        if self._closed:
+            made.close()
+            self._connected()
+        return made
 
     def _attach_failure(self, code: int, recipe: Recipe, link: Link, timeout: float) -> Exception:
         stream, schema = recipe.stream, recipe.schema

@@ -14,11 +14,13 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from shmdriver._native import ffi, lib
 from shmdriver.client._raise import raise_for
+from shmdriver.errors import HandleClosed
 
 __all__ = ["FOREVER_SLICE_NS", "Deadline", "Handle", "Link", "register", "wait_for_a_driver"]
 
@@ -69,6 +71,8 @@ class Link:
 
     __slots__ = (
         "__weakref__",
+        "_parting",
+        "_users",
         "authority",
         "boot_id",
         "generation",
@@ -92,6 +96,8 @@ class Link:
         With ``reconnect`` its requests wait, up to their own timeouts, for a driver that adopts.
         """
         self.handle: Any = None
+        self._users: set[object] = set()  # calls inside, each a token of its own
+        self._parting: list[Any] = []  # the handle, closed while somebody was inside
         # What ends the threads that look at the mapping, before it goes.
         self.listeners: list[Callable[[], None]] = []
         deadline = Deadline(timeout)
@@ -115,19 +121,51 @@ class Link:
 
     @property
     def usable(self) -> bool:
-        """Whether this process made it and it is open."""
-        return self.handle is not None and self.generation == lib.shmd_fork_generation()
+        """Whether this process made it. Handles that it leaves open work until they are closed, too."""
+        return self.generation == lib.shmd_fork_generation()
 
     def driver_alive(self) -> bool:
         """Whether the driver behind it lives, as far as it can be proved."""
-        return self.handle is not None and bool(lib.shmd_driver_alive(self.authority))
+        try:
+            with self.used():
+                return bool(lib.shmd_driver_alive(self.authority))
+        except HandleClosed:
+            return False
+
+    @contextmanager
+    def used(self) -> Iterator[Any]:
+        """The native handle, which stays until the block is left, whoever closes the link meanwhile.
+
+        Raises HandleClosed.
+        """
+        token = object()
+        self._users.add(token)
+        try:
+            handle = self.handle
+            if handle is None:
+                raise HandleClosed(f"instance {self.instance!r}: this client is closed; connect again")
+            yield handle
+        finally:
+            self._users.discard(token)
+            self._part()
 
     def close(self) -> None:
-        """Says goodbye and unmaps. Nothing in a child of the process that made it."""
+        """Says goodbye and unmaps, or has the last thread inside do it. Nothing in a child of its process."""
         handle, self.handle = self.handle, None
-        if handle is not None and self.generation == lib.shmd_fork_generation():
+        if handle is not None and self.usable:
             for stop in self.listeners:
                 stop()
+            self._parting.append(handle)
+            self._part()
+
+    def _part(self) -> None:
+        # The closer parks the handle, then looks at the users; a user leaves, then looks for the handle: at
+        # least one of them sees both, and only one takes it. No lock: a finaliser may close meanwhile.
+        if self._parting and not self._users and self.usable:
+            try:
+                handle = self._parting.pop()
+            except IndexError:
+                return
             lib.shmd_disconnect(handle)
 
     def __del__(self) -> None:
