@@ -5,7 +5,9 @@
 #ifndef SHMD_RIG_H
 #define SHMD_RIG_H
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -61,16 +63,51 @@ static inline void rig_unlink(void)
     }
 }
 
+/* Proved: it is a process of this PID namespace, and has ended (a zombie has not, nor one that /proc hides). */
+static inline int rig_owner_is_gone(const char *name)
+{
+    long pid;
+    unsigned long long started, namespace;
+    uint64_t found = 0;
+    if (sscanf(name, "shmd.ctest-%ld-%llu-%llu-", &pid, &started, &namespace) != 3 || namespace != shmd_pid_namespace())
+        return 0;
+    if (shmd_process_start_time(pid, &found) == SHMD_OK)
+        return found != started;
+    return kill((pid_t)pid, 0) != 0 && errno == ESRCH;
+}
+
+/* What tests that were killed have left. */
+static inline void rig_collect(void)
+{
+    DIR *folder = opendir("/dev/shm");
+    for (struct dirent *entry; folder != NULL && (entry = readdir(folder)) != NULL;)
+        if (rig_owner_is_gone(entry->d_name))
+            (void)unlinkat(dirfd(folder), entry->d_name, 0);
+    if (folder != NULL)
+        (void)closedir(folder);
+}
+
+/* "/shmd.ctest-" and whose it is: pid, start time, PID namespace; then a number and the kind. */
+static inline void rig_name(char *name, const char *kind)
+{
+    static unsigned serial;
+    uint64_t started = 0;
+    if (serial == 0)
+        rig_collect();
+    CHECK_EQ(shmd_process_start_time(0, &started), SHMD_OK);
+    (void)snprintf(name, SHMD_SEGMENT_NAME_BYTES, "/shmd.ctest-%ld-%llu-%llu-%u.%s", (long)getpid(), (unsigned long long)started,
+                   (unsigned long long)shmd_pid_namespace(), serial++, kind);
+}
+
 static inline int rig_segment(const char *kind, uint64_t bytes, char *name)
 {
     static int registered;
-    static unsigned serial;
     size_t i = 0;
     if (!registered++)
         (void)atexit(rig_unlink);
     while (rig_names[i][0] != 0)
         i++;
-    (void)snprintf(rig_names[i], sizeof rig_names[i], "/shmd.ctest-%ld-%u.%s", (long)getpid(), serial++, kind);
+    rig_name(rig_names[i], kind);
     memcpy(name, rig_names[i], SHMD_SEGMENT_NAME_BYTES);
     int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0 || posix_fallocate(fd, 0, (off_t)bytes) != 0)

@@ -1,6 +1,8 @@
 /* Segments: what may be mapped, what is refused before any field of it is used. */
 #include "rig.h"
 
+#include <sys/wait.h>
+
 #include <signal.h>
 
 static void test_every_header_field_is_compared(void)
@@ -108,14 +110,21 @@ static void test_a_mirrored_mapping_shows_the_same_bytes_twice(void)
     rig_stop(&rig);
 }
 
+static const char *shm_path(const char *name)
+{
+    static char path[SHMD_SEGMENT_NAME_BYTES + 16];
+    (void)snprintf(path, sizeof path, "/dev/shm%s", name);
+    return path;
+}
+
 static void interrupt(int signal) { (void)signal; }
 
 static void test_opening_never_creates_and_follows_no_link(void)
 {
-    char name[64], path[96];
+    char name[SHMD_SEGMENT_NAME_BYTES];
     uint64_t bytes;
-    (void)snprintf(name, sizeof name, "/shmd.ctest-%ld.none", (long)getpid());
-    (void)snprintf(path, sizeof path, "/dev/shm%s", name);
+    rig_name(name, "none");
+    const char *path = shm_path(name);
     CHECK_EQ(shmd_segment_open(name, 0, &bytes), SHMD_E_SYSTEM);
     CHECK_TEXT(name);
     CHECK(access(path, F_OK) != 0);
@@ -141,8 +150,35 @@ static void test_opening_never_creates_and_follows_no_link(void)
     CHECK_EQ(unlink(path), 0);
 }
 
+/* A child that is killed with a segment in hand, as a test that hangs is. */
+static void test_what_a_killed_test_left_is_collected_by_the_next_and_nothing_else(void)
+{
+    char kept[SHMD_SEGMENT_NAME_BYTES], left[SHMD_SEGMENT_NAME_BYTES];
+    int pipes[2], status;
+    CHECK(close(rig_segment("kept", 4096, kept)) == 0);
+    CHECK_EQ(pipe(pipes), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        (void)rig_segment("left", 4096, left);
+        (void)!write(pipes[1], left, sizeof left);
+        (void)raise(SIGKILL);
+    }
+    CHECK_EQ(read(pipes[0], left, sizeof left), (ssize_t)sizeof left);
+    CHECK_EQ(waitid(P_PID, (id_t)child, &(siginfo_t){0}, WEXITED | WNOWAIT), 0);
+    rig_collect();
+    CHECK_EQ(access(shm_path(left), F_OK), 0); /* a zombie's number is taken yet */
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    rig_collect();
+    CHECK(access(shm_path(left), F_OK) != 0 && access(shm_path(kept), F_OK) == 0);
+    CHECK(!rig_owner_is_gone("shmd.ctest-1-1-1-0.data") && !rig_owner_is_gone("shmd.ctest-none"));
+    (void)close(pipes[0]);
+    (void)close(pipes[1]);
+    rig_unlink();
+}
+
 int main(void)
 {
+    RUN(test_what_a_killed_test_left_is_collected_by_the_next_and_nothing_else);
     RUN(test_every_header_field_is_compared);
     RUN(test_a_segment_without_magic_was_never_completed);
     RUN(test_an_authority_whose_offsets_lie_is_refused);

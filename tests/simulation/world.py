@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,10 +16,10 @@ from shmdriver.driver.lifecycle import CODES, ShutdownMode, State
 from shmdriver.driver.memory import InlineMemory
 from tests.simulation.actors import Consumer, Process, Producer
 from tests.simulation.kernel import MS, Crash, Kernel, SlowMemory
+from tests.simulation.leftovers import SHM, own_instance
 from tests.simulation.model import Boot, demand
 from tests.simulation.tables import View
 
-SHM = Path("/dev/shm")
 TOKEN = b"the token of all simulations"
 STREAMS = (b"a", b"b", b"c")
 STEPS = 60
@@ -66,7 +65,7 @@ class World:
         self.rng = Random(seed)
         self.kernel = Kernel()
         self.clock = self.kernel.clock
-        self.instance = f"simulation-{os.getpid()}"
+        self.instance = own_instance(os.getpid())
         self.variant = self.rng.randrange(4)
         self.trace: list[str] = []
         self.driver: Driver | None = None
