@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +38,7 @@ _PYTHON_TRIP = tuple(
     Metric(f"{key}_us", label, "µs", lower=True)
     for key, label in (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9"))
 )
+_PRIORITY = 50
 _IDLE = Metric("cpu_share", "", "% of a core", 100, lower=True)
 
 
@@ -137,6 +140,9 @@ def latency(wanted: Wanted) -> Iterator[Case]:
             yield Case("latency", "python", f"round trip {end}", run, _PYTHON_TRIP, **of)  # type: ignore[arg-type]
         for rate in rates:
             yield from _paced(wanted, max(size, 16), rate)
+    if "native" in wanted.sides and not wanted.quick and not wanted.stalled:
+        for rate in rates:
+            yield from _paced_beside(wanted, max(sizes[0], 16), rate)
 
 
 def _paced(wanted: Wanted, size: int, rate: int) -> Iterator[Case]:
@@ -155,6 +161,48 @@ def _paced(wanted: Wanted, size: int, rate: int) -> Iterator[Case]:
             lambda instance: paced.run(wanted.how, slow, instance=instance, **options),
             _PACED, axis="rate", size=slow,
         )  # fmt: skip
+
+
+def _paced_beside(wanted: Wanted, size: int, rate: int) -> Iterator[Case]:
+    """With all that may stand beside a stream, as it comes and with a real-time priority; and the limit of both.
+
+    On a machine with as many cores as the two processes occupy, whoever else runs takes one of them away for
+    as long as the kernel's scheduler likes; a priority keeps them.
+    """
+    for priority, words in ((0, ""), (_PRIORITY, ", real-time priority")):
+        pace = {"rate": rate, "realtime": priority}
+        yield Case(
+            "latency",
+            "native",
+            f"nothing sent: how late two busy cores are at {rate:,}/s{words}",
+            _native("hiccup", wanted.native(**pace), samples=True),
+            _PACED,
+        )
+        arguments = replace(wanted, stalled=1).native(bytes=size, **pace)
+        yield Case(
+            "latency",
+            "native",
+            f"one way {size_text(size)} at {rate:,}/s, stat --watch and a stalled consumer beside{words}",
+            _watched(_native("paced", arguments, samples=True)),
+            _PACED,
+        )
+
+
+def _watched(run: Callable[[str], Outcome]) -> Callable[[str], Outcome]:
+    def measure(instance: str) -> Outcome:
+        words = ("stat", "--watch", "--interval", "0.1", "--instance", instance)
+        with subprocess.Popen(
+            (sys.executable, "-m", "shmdriver", *words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as tool:
+            assert tool.stdout is not None
+            try:
+                if not tool.stdout.read(1):  # it shows something: it is at work
+                    raise RuntimeError(f"shmdriver {' '.join(words)} ended at once")
+                return run(instance)
+            finally:
+                tool.kill()
+
+    return measure
 
 
 def throughput(wanted: Wanted) -> Iterator[Case]:

@@ -54,6 +54,8 @@ static inline uint64_t bench_choice(const char *value, const char *const *names,
     exit(2);
 }
 
+static uint64_t bench_realtime; /* priority of SCHED_FIFO for what is pinned; 0: as everybody else */
+
 static inline void bench_number(const char *name, const char *value, bench_arguments_t *a)
 {
     struct {
@@ -63,7 +65,7 @@ static inline void bench_number(const char *name, const char *value, bench_argum
                  {"consumers", &a->consumers, 0, BENCH_CONSUMERS_MAX}, {"stalled", &a->stalled, 0, BENCH_CONSUMERS_MAX},
                  {"messages", &a->messages, 1, 100000000}, {"streams", &a->streams, 1, BENCH_STREAMS_MAX}, {"rate", &a->rate, 0, 100000000}, {"warm_ms", &a->warm_ms, 0, 10000},
                  {"run_ms", &a->run_ms, 1, 30000}, {"first_core", &a->first_core, 0, CPU_SETSIZE - 1},
-                 {"second_core", &a->second_core, 0, CPU_SETSIZE - 1}};
+                 {"second_core", &a->second_core, 0, CPU_SETSIZE - 1}, {"realtime", &bench_realtime, 0, 99}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strcmp(name, known[i].name) != 0)
             continue;
@@ -117,6 +119,11 @@ static inline void bench_pin(uint64_t core)
     CPU_SET((size_t)core, &set);
     if (sched_setaffinity(0, sizeof set, &set) != 0) {
         perror("sched_setaffinity");
+        exit(2);
+    }
+    struct sched_param priority = {.sched_priority = (int)bench_realtime};
+    if (bench_realtime != 0 && sched_setscheduler(0, SCHED_FIFO, &priority) != 0) {
+        perror("real-time priority (needs root, CAP_SYS_NICE or `ulimit -r`)");
         exit(2);
     }
 }

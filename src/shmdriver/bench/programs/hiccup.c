@@ -1,0 +1,42 @@
+/* hiccup.c: what two busy cores are held up without any stream: bench_hiccup rate=100000 run_ms=400 ... (bench.h)
+ *
+ * The limit under the paced latencies. Two pinned processes watch the clock as a paced producer and a spinning consumer do;
+ * the first notes how late it is for each moment at which a message would be due. Nothing is sent. What it shows are timer
+ * interrupts, the hypervisor and whoever else gets the core (Tene's jHiccup measures the same of a Java process).
+ */
+#include "bench.h"
+
+static uint64_t watch(const bench_arguments_t *a, uint64_t *ns)
+{
+    uint64_t start_ns = bench_now_ns() + 1000000, from_ns = start_ns + a->warm_ms * 1000000, end_ns = from_ns + a->run_ms * 1000000, n = 0;
+    double interval_ns = 1e9 / (double)a->rate;
+    for (uint64_t i = 0;; i++) {
+        uint64_t due_ns = start_ns + (uint64_t)((double)i * interval_ns), now_ns = bench_now_ns();
+        if (due_ns >= end_ns)
+            return n;
+        for (; now_ns < due_ns; now_ns = bench_now_ns())
+            shmd_pause();
+        if (due_ns >= from_ns)
+            ns[n++] = now_ns - due_ns;
+    }
+}
+
+int main(int argc, char **argv)
+{
+    bench_arguments_t a = bench_parse(argc, argv);
+    if (a.rate == 0)
+        a.rate = 100000;
+    uint64_t *ns = bench_memory((a.rate * a.run_ms / 1000 + 2) * sizeof *ns);
+    pid_t child = fork();
+    bench_pin(child == 0 ? a.second_core : a.first_core);
+    (void)alarm(BENCH_ALARM_S);
+    uint64_t n = watch(&a, ns);
+    if (child == 0)
+        _exit(0);
+    bench_join(child);
+    bench_save(a.samples, ns, n);
+    printf("{");
+    bench_print_percentiles(ns, n);
+    printf("}\n");
+    return 0;
+}
