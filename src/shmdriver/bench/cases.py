@@ -164,7 +164,7 @@ def _paced(wanted: Wanted, size: int, rate: int) -> Iterator[Case]:
 
 
 def _paced_beside(wanted: Wanted, size: int, rate: int) -> Iterator[Case]:
-    """With all that may stand beside a stream, as it comes and with a real-time priority; and the limit of both.
+    """With all that may stand beside a stream, as it comes and with a real-time priority; and their limit.
 
     On a machine with as many cores as the two processes occupy, whoever else runs takes one of them away for
     as long as the kernel's scheduler likes; a priority keeps them.
