@@ -15,6 +15,7 @@ import pytest
 from shmdriver.client import Client, connect
 from shmdriver.observe import Instance, diagnose
 from shmdriver.observe.host import segments_of
+from tests.chaos.stage import wait_until
 
 SHMDRIVER = [sys.executable, "-m", "shmdriver"]
 PATIENCE_S = 60
@@ -28,7 +29,10 @@ class DriverProcess:
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen([*SHMDRIVER, "run", "-i", self.instance], stderr=subprocess.PIPE)
+        # On a busy machine a few commands take more than the 10 s after which a stopped client would expire.
+        patient = {**os.environ, "SHMDRIVER_POLICIES_LEASE_TIMEOUT_MS": "600000"}
+        command = [*SHMDRIVER, "run", "-i", self.instance]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, env=patient)
         assert self.process.stderr is not None
         for line in self.process.stderr:
             if b"serves" in line:
@@ -145,7 +149,8 @@ def test_why_names_a_stopped_consumer(driver: DriverProcess, client: Client) -> 
             stderr=subprocess.PIPE,
         )
         try:
-            assert producer.wait_for_consumers(1, timeout=20) == 1
+            # Wired is not enough: stopped before it has confirmed, its lease ends at its attach's deadline.
+            wait_until(lambda: [lease.state for lease in client.leases()] == ["active"] * 2, "both leases")
             sub.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, sub.pid, os.WSTOPPED)
             fill(producer)
