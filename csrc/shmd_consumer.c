@@ -130,14 +130,26 @@ static int revoked(shmd_consumer *c)
     return ended(c);
 }
 
-/* Everything below the seal was handed out: say so, then go on or end. */
-static int leave_epoch(shmd_consumer *c)
+/* Why this epoch has ended. A freed record keeps that, and its seal, until it is used again; an ungated reader that is later
+ * than that cannot know it, and a crash must not look like an end of file. What such a reader had not read yet is gone. */
+static uint32_t look_back(shmd_consumer *c, int is_counted)
 {
     const shmd_epoch_record_t *record = &shmd_authority_stream(c->client->authority, c->stream_index)->epochs[c->record];
     uint32_t reason = record->end_reason;
-    shmd_fence_acquire(); /* T2: the reason is loaded before the look at whose it is */
-    if (shmd_load_relaxed(&record->hot.state) >> 8 != c->epoch)
-        reason = SHMD_REASON_ABORTED; /* an ungated reader so late that the record serves another epoch */
+    uint64_t sealed_seq = shmd_load_relaxed(&record->hot.sealed_seq);
+    shmd_fence_acquire(); /* T2: both are loaded before the look at whose they are */
+    if (record->epoch != c->epoch || reason == SHMD_REASON_NONE)
+        return SHMD_REASON_ABORTED;
+    c->sealed_seq = sealed_seq;
+    if (!is_counted && c->delivery == SHMD_DELIVERY_LOSSY && c->position < sealed_seq)
+        note_lost(c, c->position, sealed_seq);
+    return reason;
+}
+
+/* Everything below the seal was handed out, or is counted: say so, then go on or end. */
+static int leave_epoch(shmd_consumer *c, int is_counted)
+{
+    uint32_t reason = look_back(c, is_counted);
     c->position = shmd_min(c->position, c->bound); /* a shard looks past the end for its next message */
     shmd_store_release(&c->gate->position, c->position);
     SHMD_FAILPOINT("left.gate");
@@ -147,6 +159,30 @@ static int leave_epoch(shmd_consumer *c)
     unmap(c);
     if ((c->flags & SHMD_ATTACH_FOLLOW) != 0)
         return 0;
+    (void)end(c, reason == SHMD_REASON_CLOSED ? SHMD_E_END : SHMD_E_PRODUCER_LOST, reason);
+    return ended(c);
+}
+
+/* Without `follow` an ungated reader has one epoch. That may be gone before it was ever mapped: then nothing comes any more. */
+static int missed_its_epoch(shmd_consumer *c)
+{
+    const shmd_stream_record_t *stream = shmd_authority_stream(c->client->authority, c->stream_index);
+    uint32_t first = shmd_authority_lease(c->client->authority, c->lease_index)->first_epoch;
+    if ((c->flags & SHMD_ATTACH_FOLLOW) != 0 || c->delivery == SHMD_DELIVERY_RELIABLE || first == 0 || first <= c->last_epoch ||
+        shmd_load_acquire(&stream->epoch_count) < first)
+        return 0;
+    c->record = 0;
+    for (uint32_t i = 0; i < SHMD_EPOCH_RECORDS; i++) {
+        uint64_t state = shmd_load_acquire(&stream->epochs[i].hot.state);
+        uint32_t low = (uint32_t)(state & 0xff);
+        if (state >> 8 == first && low != SHMD_EPOCH_RETIRED)
+            return 0; /* it was opened since the last look */
+        if (low == SHMD_EPOCH_FREE && stream->epochs[i].epoch == first)
+            c->record = i;
+    }
+    c->epoch = c->last_epoch = first;
+    uint32_t reason = look_back(c, 0);
+    c->epoch = 0;
     (void)end(c, reason == SHMD_REASON_CLOSED ? SHMD_E_END : SHMD_E_PRODUCER_LOST, reason);
     return ended(c);
 }
@@ -164,14 +200,14 @@ static int enter_epoch(shmd_consumer *c)
         uint64_t state = shmd_load_acquire(&shmd_stream_hot(c->client, c->stream_index, index)->state);
         uint32_t low = (uint32_t)(state & 0xff);
         if (state >> 8 != record.epoch || low == SHMD_EPOCH_RETIRED || low == SHMD_EPOCH_FREE)
-            return 0; /* retired while an ungated reader was about to map it */
+            return missed_its_epoch(c); /* retired while an ungated reader was about to map it */
         if (shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason))
             return rc;
         return revoked(c); /* its names went with the driver, before this consumer mapped it */
     }
     if (!shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason))
         return revoked(c);
-    return 0;
+    return missed_its_epoch(c);
 }
 
 /* The state is not what it was: 0 go on (or wait), 1 the epoch is drained, negative over. */
@@ -361,7 +397,7 @@ int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
             }
             note_lost(c, position, bound); /* sealed, below the seal, not committed: a head that lied. The epoch ends here. */
         }
-        rc = leave_epoch(c);
+        rc = leave_epoch(c, rc == 0);
         if (rc != 0)
             return rc;
     }

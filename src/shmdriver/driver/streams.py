@@ -132,8 +132,9 @@ class Stream:
     # -- epochs
 
     def free_slot(self) -> int | None:
-        """An epoch record that is not in use."""
-        return next((slot for slot in range(lib.SHMD_EPOCH_RECORDS) if slot not in self.epochs), None)
+        """The epoch record that has been free for longest: late readers look there how their epoch ended."""
+        free = (slot for slot in range(lib.SHMD_EPOCH_RECORDS) if slot not in self.epochs)
+        return min(free, key=lambda slot: int(self.record.epochs[slot].epoch), default=None)
 
     def fill_epoch(self, slot: int, job: Provision, memory: EpochMemory, *, lease_id: int, pid: int) -> Epoch:
         """A new epoch's record and gates with all present consumers wired at seq 0; not published."""
