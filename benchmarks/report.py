@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.native_peers import GROUP
 from benchmarks.peers import OURS
 from benchmarks.run import ROOT
 from shmdriver.bench import plots, tables
@@ -102,6 +103,20 @@ def peers_rows(report: Report, *, spread: bool) -> Rows:
     return rows
 
 
+def native_peers_rows(report: Report, *, spread: bool) -> Rows:
+    """Native: ours and the peers', where both were measured, and how many times better than the best."""
+    theirs = _by_what(report, GROUP)
+    rows: Rows = []
+    for figure in _native(report, ("latency", "throughput")):
+        row = {OURS: figure.series} | theirs.get(figure.what, {})
+        if len(row) > 1:
+            peers = list(row)[1:]
+            rows = rows or [("C to C", "unit", OURS, *peers, "x best peer")]
+            cells = [_cell(row[who], spread=spread) for who in row]
+            rows.append((figure.what, figure.series.unit, *cells, _over_best(row)))
+    return rows
+
+
 def _cell(series: Series | None, *, spread: bool) -> str:
     if series is None:
         return "-"
@@ -141,11 +156,14 @@ def write_peers(report: Report) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in report.machine["packages"].items())
     own = native_rows(_native(report, ("latency", "throughput", "fanout", "frames")))
     text = f"{_where(report)} {versions}.\n\n{tables.markdown(peers_rows(report, spread=True))}\n\n"
+    beside = native_peers_rows(report, spread=True)
+    text += tables.markdown(beside) + "\n\n" if beside else ""
     put(PAGE, "peers", text + tables.markdown(own) + _problems(report))
     short = [row for row in peers_rows(report, spread=False) if not row[0].endswith(", p99")]
     highlights: Rows = [("C to C", "", "x floor")]
     for figure in _native(report, ("latency", "throughput", "frames")):
-        if figure.what.endswith(("p50", "one by one", "of 64", "copied in", "claimed")):
+        is_plain = "beside" not in figure.what and "nothing sent" not in figure.what
+        if is_plain and figure.what.endswith(("p50", "one by one", "of 64", "copied in", "claimed")):
             ratio = figure.over_floor
             figures = f"{number(figure.series.median)} {figure.series.unit}"
             highlights.append((figure.what, figures, number(ratio.median) if ratio and ratio.good else ""))
@@ -154,7 +172,10 @@ def write_peers(report: Report) -> None:
         f"{number(report.floor['p50_ns'].median)} ns there and back), everything in one run, medians of "
         f"{report.rounds} rounds (`make bench`). [Performance](docs/PERFORMANCE.md) has all of it."
     )
-    put(README, "figures", f"{head}\n\n{tables.markdown(short)}\n\n{tables.markdown(highlights)}")
+    parts = [head, tables.markdown(short), tables.markdown(highlights)]
+    if len(beside) > 1:
+        parts.insert(2, tables.markdown(native_peers_rows(report, spread=False)))
+    put(README, "figures", "\n\n".join(parts))
 
 
 def write_all(report: Report) -> None:

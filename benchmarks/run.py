@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.native_peers import native_peer_cases
 from benchmarks.peers import OURS, available
 from shmdriver.bench import cases, machine, runner, tables
 from shmdriver.bench import scenarios as scenarios_
@@ -139,7 +140,12 @@ def main(arguments: list[str] | None = None) -> int:
     names = _chosen(parser, options.scenarios, set(PYTHON))
     kinds = {name: kind for name, kind in kinds.items() if name in chosen}
     how = Run(options.seconds, 0.1, machine.cores(options.cores))
-    made = [] if options.only == "python" else native_cases(how)
+    made: list[Case] = []
+    if options.only != "python":
+        made, absent = native_peer_cases(how)
+        made += native_cases(how)
+        missing |= absent
+        chosen |= set(absent)
     made += [] if options.only == "native" else python_cases(how, names, kinds)
     report = runner.measure(made, runner.Rounds(count=options.rounds, cores=how.cores, limit_s=options.limit))
     report.missing = {name: why for name, why in missing.items() if name in chosen}
