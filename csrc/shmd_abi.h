@@ -653,6 +653,16 @@ typedef struct shmd_batch {
     uint64_t mapping_serial;
 } shmd_batch_t;
 
+enum { SHMD_RUN_LENGTH_SHIFT = 16 };
+
+/* A reader's own: where shmd_guarded_next puts what it finds. */
+typedef struct shmd_run {
+    void *out;
+    uint64_t out_bytes;
+    uint64_t limit;                 /* messages, at most 65535 */
+    shmd_batch_t batch;
+} shmd_run_t;
+
 /* ---- exported functions: common -------------------------------------------------------- */
 
 uint64_t shmd_magic(uint32_t kind);
@@ -811,17 +821,22 @@ int shmd_guarded_publish(shmd_producer *producer, const uint8_t *data, uint32_t 
 int shmd_guarded_publish_flags(shmd_producer *producer, const uint8_t *head, uint32_t head_bytes, const void *data, uint64_t bytes, uint16_t type, uint16_t flags);
     /* head and data one after the other as one message */
 int64_t shmd_guarded_publish_records(shmd_producer *producer, const void *records, uint32_t record_bytes, uint64_t stride, uint64_t n, uint64_t timeout_ns);
-int shmd_guarded_claim(shmd_producer *producer, uint32_t length, void **data);
+int64_t shmd_guarded_claim(shmd_producer *producer, uint32_t length);
+    /* where in shmd_producer_memory it lies (in the arena when length is above inline_max), or a negative code */
 int shmd_guarded_commit(shmd_producer *producer, uint32_t length, uint16_t type, uint16_t flags);
 int shmd_guarded_abort(shmd_producer *producer);
 int shmd_guarded_wait_room(shmd_producer *producer, uint32_t length, uint64_t timeout_ns);
 int shmd_guarded_producer_close(shmd_producer *producer, int aborted);   /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
 void shmd_guarded_producer_free(shmd_producer *producer);                /* a closed one's tombstone; an open one stays */
 shmd_mapping *shmd_producer_mapping(shmd_producer *producer);
+void *shmd_producer_memory(const shmd_producer *producer, int in_arena, uint64_t *bytes); /* the slots, or the arena */
 int64_t shmd_guarded_fetch(shmd_consumer *consumer, uint64_t hold_seq, uint64_t limit, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch);
     /* first advances the gate to min(position, hold_seq); hold_seq UINT64_MAX: nothing is held. Then up to limit messages:
        a run of equal length is copied (and the gate passes it at once), a message in the arena of a gated consumer is left in place. count, 0 at the
        timeout (0 ns: never waits), SHMD_E_TOO_LARGE when out is too small for an ungated message (batch->length says) */
+int64_t shmd_guarded_next(shmd_consumer *consumer, int64_t hold_seq, uint64_t timeout_ns, shmd_run_t *run);
+    /* the same with fewer arguments; hold_seq -1: nothing is held. Copied messages' length << SHMD_RUN_LENGTH_SHIFT | count;
+       INT64_MAX: one in place */
 int64_t shmd_guarded_fetch_records(shmd_consumer *consumer, uint64_t hold_seq, uint64_t limit, uint32_t record_bytes, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch);
     /* a contiguous run of inline messages of record_bytes each: in place (gated; batch->data, stride) or packed into out */
 int shmd_guarded_release(shmd_consumer *consumer, uint64_t hold_seq);    /* advances the gate only */

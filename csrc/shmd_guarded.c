@@ -1,16 +1,16 @@
 /* shmd_guarded.c: the handles for callers that cannot promise one thread at a time nor that nobody forks: Python. Each
  * call takes the handle, works, and gives it back; a second thread inside is told so. Several steps go into one call,
- * because crossing the border costs more than a message. */
+ * because crossing the border costs more than a message. The consumer's are in shmd_guarded_consumer.c. */
 #include "shmd_internal.h"
 
 #include <sched.h>
 #include <stdlib.h>
 
-static void leave(uint32_t *busy) { shmd_store32_release(busy, 0); }
+/* ---- what guards a handle --------------------------------------------------------------- */
 
 /* A thread that waits inside sees `closing` and leaves; one that stays for half a second keeps the handle. 1: the caller
  * has it and must close it; 0: somebody stays inside; -1: somebody else has closed it. */
-static int take_over(uint32_t *busy, uint32_t *closing)
+int shmd_handle_take_over(uint32_t *busy, uint32_t *closing)
 {
     enum { PATIENCE_NS = 500000000 };
     uint64_t deadline_ns = shmd_deadline(PATIENCE_NS);
@@ -26,27 +26,27 @@ static int take_over(uint32_t *busy, uint32_t *closing)
     }
     if (shmd_load32_acquire(closing) != SHMD_HANDLE_CLOSED)
         return 1;
-    leave(busy);
+    shmd_handle_leave(busy);
     return -1;
 }
 
-/* ---- producer --------------------------------------------------------------------------- */
-
 /* A closed handle stays, as a tombstone, until its owner frees it: a thread that still has its address is told so. */
-static int no_handle(const char *what, const char *stream) { return shmd_fail(SHMD_E_CLOSED, "%s%s: this handle is closed", what, stream); }
+int shmd_handle_none(const char *what, const char *stream) { return shmd_fail(SHMD_E_CLOSED, "%s%s: this handle is closed", what, stream); }
+
+/* ---- producer --------------------------------------------------------------------------- */
 
 static int enter_producer(shmd_producer *p)
 {
     if (p == NULL)
-        return no_handle("producer", "");
+        return shmd_handle_none("producer", "");
     if (p->fork_generation != shmd_fork_generation())
         return shmd_fail(SHMD_E_FORKED, "stream %s: this producer was made before fork; attach a new one in the child", p->stream);
     if (shmd_exchange32(&p->busy, 1) != 0)
         return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread is inside this producer; give each thread its own", p->stream);
     if (shmd_load32_acquire(&p->closing) != SHMD_HANDLE_CLOSED)
         return SHMD_OK;
-    leave(&p->busy);
-    return no_handle("producer of stream ", p->stream);
+    shmd_handle_leave(&p->busy);
+    return shmd_handle_none("producer of stream ", p->stream);
 }
 
 int shmd_guarded_publish(shmd_producer *p, const uint8_t *data, uint32_t length, uint16_t type)
@@ -55,7 +55,7 @@ int shmd_guarded_publish(shmd_producer *p, const uint8_t *data, uint32_t length,
     if (rc != SHMD_OK)
         return rc;
     rc = shmd_publish_inline(p, data, length, type);
-    leave(&p->busy);
+    shmd_handle_leave(&p->busy);
     return rc;
 }
 
@@ -74,7 +74,7 @@ int shmd_guarded_publish_flags(shmd_producer *p, const uint8_t *head, uint32_t h
         shmd_copy_to_shared((unsigned char *)room + head_bytes, data, (size_t)bytes); /* tensor heads are multiples of 64 */
         rc = shmd_commit_flags(p, (uint32_t)(head_bytes + bytes), type, flags);
     }
-    leave(&p->busy);
+    shmd_handle_leave(&p->busy);
     return rc;
 }
 
@@ -84,17 +84,20 @@ int64_t shmd_guarded_publish_records(shmd_producer *p, const void *records, uint
     if (rc != SHMD_OK)
         return rc;
     int64_t done = shmd_publish_strided(p, records, record_bytes, stride, n, timeout_ns);
-    leave(&p->busy);
+    shmd_handle_leave(&p->busy);
     return done;
 }
 
-int shmd_guarded_claim(shmd_producer *p, uint32_t length, void **data)
+int64_t shmd_guarded_claim(shmd_producer *p, uint32_t length)
 {
-    int rc = enter_producer(p);
+    void *data = NULL;
+    int64_t rc = enter_producer(p);
     if (rc != SHMD_OK)
         return rc;
-    rc = p->claim_open ? shmd_producer_room(p, 0) : shmd_claim(p, length, data);
-    leave(&p->busy);
+    rc = p->claim_open ? shmd_producer_room(p, 0) : shmd_claim(p, length, &data);
+    if (rc == SHMD_OK)
+        rc = (unsigned char *)data - (p->claim_arena_bytes != 0 ? p->arena : p->slots);
+    shmd_handle_leave(&p->busy);
     return rc;
 }
 
@@ -104,7 +107,7 @@ int shmd_guarded_commit(shmd_producer *p, uint32_t length, uint16_t type, uint16
     if (rc != SHMD_OK)
         return rc;
     rc = shmd_commit_flags(p, length, type, flags);
-    leave(&p->busy);
+    shmd_handle_leave(&p->busy);
     return rc;
 }
 
@@ -114,7 +117,7 @@ int shmd_guarded_abort(shmd_producer *p)
     if (rc != SHMD_OK)
         return rc;
     rc = shmd_abort(p);
-    leave(&p->busy);
+    shmd_handle_leave(&p->busy);
     return rc;
 }
 
@@ -124,7 +127,7 @@ int shmd_guarded_wait_room(shmd_producer *p, uint32_t length, uint64_t timeout_n
     if (rc != SHMD_OK)
         return rc;
     rc = shmd_producer_wait_room(p, length, timeout_ns);
-    leave(&p->busy);
+    shmd_handle_leave(&p->busy);
     return rc;
 }
 
@@ -134,362 +137,25 @@ int shmd_guarded_producer_close(shmd_producer *p, int aborted)
         return SHMD_OK;
     if (p->fork_generation != shmd_fork_generation())
         return enter_producer(p);
-    int taken = take_over(&p->busy, &p->closing);
+    int taken = shmd_handle_take_over(&p->busy, &p->closing);
     if (taken <= 0)
         return taken < 0 ? SHMD_OK : shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this producer; it was not closed", p->stream);
     int rc = shmd_producer_end(p, aborted);
     shmd_store32_release(&p->closing, SHMD_HANDLE_CLOSED);
-    leave(&p->busy);
+    shmd_handle_leave(&p->busy);
     return rc;
 }
 
 shmd_mapping *shmd_producer_mapping(shmd_producer *p) { return p->mapping; }
 
+void *shmd_producer_memory(const shmd_producer *p, int in_arena, uint64_t *bytes)
+{
+    *bytes = 2 * (in_arena ? p->arena_bytes : (p->mask + 1) * p->slot_bytes); /* both are mapped twice in a row */
+    return in_arena ? p->arena : p->slots;
+}
+
 void shmd_guarded_producer_free(shmd_producer *p)
 {
     if (p != NULL && shmd_load32_acquire(&p->closing) == SHMD_HANDLE_CLOSED)
         free(p);
-}
-
-/* ---- consumer --------------------------------------------------------------------------- */
-
-static int enter_consumer(shmd_consumer *c)
-{
-    if (c == NULL)
-        return no_handle("consumer", "");
-    if (c->fork_generation != shmd_fork_generation())
-        return shmd_fail(SHMD_E_FORKED, "stream %s: this consumer was made before fork; attach a new one in the child", c->stream);
-    if (shmd_exchange32(&c->busy, 1) != 0)
-        return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread is inside this consumer; give each thread its own", c->stream);
-    if (shmd_load32_acquire(&c->closing) != SHMD_HANDLE_CLOSED)
-        return SHMD_OK;
-    leave(&c->busy);
-    return no_handle("consumer of stream ", c->stream);
-}
-
-/* Moves the gate to min(position, hold_seq), never back. */
-static void release_to(shmd_consumer *c, uint64_t hold_seq)
-{
-    uint64_t to = shmd_min(c->position - shmd_min(c->slack, c->position), hold_seq);
-    c->hold_seq = hold_seq;
-    if (c->gate == NULL || c->gated_from == UINT64_MAX || to <= c->gate_published)
-        return;
-    uint64_t before = c->gate_published;
-    SHMD_FAILPOINT("gate.due");
-    shmd_store_release(&c->gate->position, to); /* C2 */
-    SHMD_FAILPOINT("gate.stored");
-    c->gate_published = to;
-    if (((before ^ to) & c->fence_mask) != 0)
-        shmd_fence_seq_cst(); /* C3 */
-    if ((shmd_load32_relaxed(&c->data->room_waiting) & 0xff) == c->gate_index + 1)
-        shmd_consumer_wake_producer(c);
-}
-
-static void took(shmd_consumer *c, uint64_t n)
-{
-    if (__builtin_expect(c->stamped, 0))
-        shmd_consumer_note_run(c, n);
-    c->polled = 0;
-    c->position += n * c->stride;
-    c->consumed += n;
-    shmd_store_relaxed(&c->gate->consumed, c->consumed);
-    shmd_store_release(&c->gate->cursor, c->position); /* C2: a producer that keeps what is unread looks at it, too */
-    if (c->delivery == SHMD_DELIVERY_RELIABLE)
-        shmd_store_release(&c->gate->delivered, c->position);
-}
-
-/* Nothing to read and the producer waits at the very place where this consumer's own views hold the gate. */
-static int is_self_blocked(const shmd_consumer *c, uint64_t hold_seq)
-{
-    return hold_seq != UINT64_MAX && c->gate != NULL && shmd_load32_acquire(&c->data->blocked_gate) == c->gate_index + 1 &&
-           shmd_load_relaxed(&c->data->blocked_position) == c->gate_published && hold_seq <= c->gate_published;
-}
-
-/* Waits for a message: 1, 0 at the timeout, negative. */
-static int await(shmd_consumer *c, uint64_t hold_seq, uint64_t timeout_ns, shmd_message *first)
-{
-    uint64_t deadline_ns = timeout_ns == 0 ? 0 : shmd_deadline(timeout_ns);
-    for (;;) {
-        int rc = shmd_poll_inline(c, first);
-        if (rc != 0 || timeout_ns == 0)
-            return rc;
-        if (is_self_blocked(c, hold_seq)) {
-            rc = shmd_poll_inline(c, first); /* B1: all that the blocked producer had committed is seen by now */
-            if (rc != 0)
-                return rc;
-            return shmd_fail(SHMD_E_VIEWS_HELD, "stream %s: this consumer's own views hold seq %llu on and fill the ring of %llu slots or its arena; drop or copy some of them",
-                             c->stream, (unsigned long long)hold_seq, (unsigned long long)(c->mask + 1));
-        }
-        uint64_t now = shmd_now_ns();
-        if (shmd_load32_relaxed(&c->closing))
-            return shmd_fail(SHMD_E_CLOSED, "stream %s: consumer was closed by another thread", c->stream);
-        if (now >= deadline_ns)
-            return 0;
-        rc = shmd_wait(c, deadline_ns - now);
-        if (rc < 0)
-            return rc;
-    }
-}
-
-static unsigned char *pack(unsigned char *out, const shmd_message *m)
-{
-    memcpy(out, &m->seq, 8);
-    memcpy(out + 8, &m->timestamp_ns, 8);
-    memcpy(out + 16, &m->type, 2);
-    memcpy(out + 18, &m->flags, 2);
-    shmd_copy_from_shared(out + 20, m->data, m->length);
-    return out + 20 + m->length;
-}
-
-static void describe(const shmd_consumer *c, const shmd_message *m, shmd_batch_t *batch)
-{
-    batch->seq = m->seq;
-    batch->timestamp_ns = m->timestamp_ns;
-    batch->data = m->data;
-    batch->length = m->length;
-    batch->stride = 0;
-    batch->type = m->type;
-    batch->flags = m->flags;
-    batch->copied = 0;
-    batch->count = 1;
-    batch->mapping_serial = c->mapping_serial;
-}
-
-/* Packs the run that begins at the position, all of it protected by this reader's gate. */
-static int64_t pack_gated(shmd_consumer *c, const shmd_message *first, uint64_t most, unsigned char *out)
-{
-    shmd_message m = *first;
-    uint64_t n = 0;
-    do {
-        out = pack(out, &m);
-        n++;
-        const shmd_slot_t *slot = shmd_consumer_slot(c, m.seq += c->stride);
-        if (n >= most || shmd_load_acquire(&slot->commit) != ((m.seq << 1) | 1)) /* P2 */
-            break;
-        m.timestamp_ns = shmd_load_relaxed(&slot->timestamp_ns);
-        m.type = shmd_load16_relaxed(&slot->type);
-        m.data = (const unsigned char *)slot + SHMD_SLOT_HEADER_BYTES;
-        if (shmd_load32_relaxed(&slot->length) != first->length || shmd_load16_relaxed(&slot->flags) != first->flags)
-            break;
-    } while (1);
-    if (!shmd_consumer_unchanged(c)) { /* C1: after all copies, before any of them is handed out */
-        c->polled = 0;
-        int rc = shmd_consumer_look(c);
-        return rc < 0 ? rc : 0;
-    }
-    took(c, n);
-    return (int64_t)n;
-}
-
-static int64_t pack_copied(shmd_consumer *c, const shmd_message *first, uint64_t most, unsigned char *out)
-{
-    shmd_message m = *first;
-    uint64_t serial = c->mapping_serial; /* a poll may cross into the next epoch: that is another run */
-    uint64_t n = 0;
-    do {
-        out = pack(out, &m); /* from this reader's scratch: verified */
-        n++;
-        took(c, 1);
-    } while (n < most && !shmd_consumer_is_protected(c) && c->delivery != SHMD_DELIVERY_LATEST && shmd_poll_inline(c, &m) == 1 &&
-             c->mapping_serial == serial && m.length == first->length && m.flags == first->flags);
-    c->polled = 0;
-    return (int64_t)n;
-}
-
-/* Fetches the run that begins with the polled message `m`. */
-static int64_t fetch_run(shmd_consumer *c, const shmd_message *m, uint64_t limit, unsigned char *out, uint64_t out_bytes, shmd_batch_t *batch)
-{
-    int in_place = shmd_consumer_is_protected(c);
-    uint64_t each = 20 + (uint64_t)m->length;
-    describe(c, m, batch);
-    if (in_place && (m->flags & SHMD_FLAG_ARENA) != 0) {
-        took(c, 1);
-        return 1;
-    }
-    if (each > out_bytes)
-        return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: message %llu has %u bytes, the buffer %llu", c->stream, (unsigned long long)m->seq, m->length,
-                         (unsigned long long)out_bytes);
-    uint64_t most = shmd_min(shmd_min(limit, out_bytes / each), shmd_shard_count(c, c->bound));
-    int64_t n = in_place ? pack_gated(c, m, most, out) : pack_copied(c, m, most, out);
-    batch->copied = 1;
-    batch->count = n > 0 ? (uint64_t)n : 0;
-    return n;
-}
-
-/* Enters to fetch, with a wait of its own or not. */
-static int enter_to_fetch(shmd_consumer *c, uint64_t timeout_ns)
-{
-    int rc = enter_consumer(c);
-    if (rc == SHMD_OK && __builtin_expect(c->watch != NULL, 0) && timeout_ns != 0)
-        shmd_watch_pause(c);
-    return rc;
-}
-
-int64_t shmd_guarded_fetch(shmd_consumer *c, uint64_t hold_seq, uint64_t limit, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch)
-{
-    shmd_message first;
-    int64_t rc = enter_to_fetch(c, timeout_ns);
-    if (rc != SHMD_OK)
-        return rc;
-    release_to(c, hold_seq);
-    rc = await(c, hold_seq, timeout_ns, &first);
-    if (rc == 1)
-        rc = limit == 0 ? 0 : fetch_run(c, &first, limit, out, out_bytes, batch);
-    if (rc > 0 && batch->copied)
-        release_to(c, hold_seq); /* copies hold nothing: the producer has that room at once */
-    if (rc == SHMD_E_TOO_LARGE)
-        batch->length = first.length;
-    if (__builtin_expect(c->watch != NULL, 0)) {
-        if (rc > 1)
-            shmd_watch_signal(c); /* the caller has a run left: shmd_guarded_settle follows */
-        else if (limit == 0)
-            shmd_watch_resume(c); /* a look: the caller may have a run left from before */
-        else
-            (void)shmd_consumer_settle(c);
-    }
-    leave(&c->busy);
-    return rc;
-}
-
-static int64_t fetch_records(shmd_consumer *c, uint64_t limit, uint32_t record_bytes, unsigned char *out, uint64_t out_bytes, shmd_batch_t *batch)
-{
-    int in_place = shmd_consumer_is_protected(c);
-    uint64_t most = in_place ? shmd_min(limit, c->mask / c->stride + 1) : shmd_min(limit, record_bytes == 0 ? 1 : out_bytes / record_bytes);
-    uint64_t n = 0;
-    if (batch->length != record_bytes || (batch->flags & (SHMD_FLAG_ARENA | SHMD_FLAG_TENSOR)) != 0)
-        return shmd_fail(SHMD_E_CORRUPT, "stream %s: message %llu has %u bytes (flags %u), a record has %u", c->stream, (unsigned long long)batch->seq,
-                         batch->length, batch->flags, record_bytes);
-    if (!in_place && out_bytes < record_bytes)
-        return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: a record has %u bytes, the buffer %llu", c->stream, record_bytes, (unsigned long long)out_bytes);
-    batch->stride = in_place ? c->slot_bytes * (uint32_t)c->stride : record_bytes;
-    if (in_place) {
-        most = shmd_min(most, shmd_shard_count(c, c->bound));
-        for (n = 1; n < most; n++) {
-            uint64_t seq = c->position + n * c->stride;
-            const shmd_slot_t *slot = shmd_consumer_slot(c, seq);
-            if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1) || shmd_load32_relaxed(&slot->length) != record_bytes ||
-                shmd_load16_relaxed(&slot->flags) != 0) /* P2 */
-                break;
-        }
-        if (!shmd_consumer_unchanged(c)) { /* C1 */
-            c->polled = 0;
-            return shmd_consumer_look(c) < 0 ? -(int64_t)c->ended : 0;
-        }
-        took(c, n);
-    } else {
-        shmd_message m;
-        batch->copied = 1;
-        batch->data = out;
-        m.data = c->scratch;
-        do {
-            shmd_copy_from_shared(out + n * record_bytes, c->scratch, record_bytes);
-            n++;
-            took(c, 1);
-        } while (n < most && shmd_consumer_is_protected(c) == 0 && shmd_poll_inline(c, &m) == 1 && m.length == record_bytes && m.seq == batch->seq + n * c->stride &&
-                 c->mapping_serial == batch->mapping_serial);
-        c->polled = 0;
-    }
-    batch->count = n;
-    return (int64_t)n;
-}
-
-int64_t shmd_guarded_fetch_records(shmd_consumer *c, uint64_t hold_seq, uint64_t limit, uint32_t record_bytes, uint64_t timeout_ns, void *out,
-                                   uint64_t out_bytes, shmd_batch_t *batch)
-{
-    shmd_message first;
-    int64_t rc = enter_to_fetch(c, timeout_ns);
-    if (rc != SHMD_OK)
-        return rc;
-    release_to(c, hold_seq);
-    rc = await(c, hold_seq, timeout_ns, &first);
-    if (rc == 1) {
-        describe(c, &first, batch);
-        rc = limit == 0 ? 0 : fetch_records(c, limit, record_bytes, out, out_bytes, batch);
-    }
-    if (__builtin_expect(c->watch != NULL, 0))
-        (void)shmd_consumer_settle(c);
-    leave(&c->busy);
-    return rc;
-}
-
-int shmd_guarded_release(shmd_consumer *c, uint64_t hold_seq)
-{
-    int rc = enter_consumer(c);
-    if (rc != SHMD_OK)
-        return rc;
-    release_to(c, hold_seq);
-    shmd_watch_released(c);
-    leave(&c->busy);
-    return SHMD_OK;
-}
-
-int shmd_guarded_wait(shmd_consumer *c, uint64_t timeout_ns)
-{
-    int rc = enter_to_fetch(c, timeout_ns);
-    if (rc != SHMD_OK)
-        return rc;
-    rc = shmd_wait(c, timeout_ns);
-    shmd_watch_resume(c);
-    leave(&c->busy);
-    return rc;
-}
-
-int shmd_guarded_watch(shmd_consumer *c, int fd, int is_readable)
-{
-    int rc = enter_consumer(c);
-    if (rc != SHMD_OK)
-        return rc;
-    rc = shmd_consumer_watch(c, fd);
-    if (rc == SHMD_OK && is_readable)
-        shmd_watch_signal(c);
-    leave(&c->busy);
-    return rc;
-}
-
-int shmd_guarded_settle(shmd_consumer *c)
-{
-    int rc = enter_consumer(c);
-    if (rc != SHMD_OK)
-        return rc;
-    rc = shmd_consumer_settle(c);
-    leave(&c->busy);
-    return rc;
-}
-
-int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
-{
-    size_t entered = 0;
-    int rc = SHMD_OK;
-    while (entered < n && rc == SHMD_OK) {
-        rc = enter_to_fetch(consumers[entered], timeout_ns); /* one that is named twice is busy by then: SHMD_E_CONCURRENT */
-        entered += rc == SHMD_OK;
-    }
-    if (rc == SHMD_OK)
-        rc = shmd_wait_many(consumers, n, timeout_ns);
-    while (entered > 0) {
-        shmd_watch_resume(consumers[--entered]);
-        leave(&consumers[entered]->busy);
-    }
-    return rc;
-}
-
-int shmd_guarded_consumer_close(shmd_consumer *c)
-{
-    if (c == NULL || shmd_load32_acquire(&c->closing) == SHMD_HANDLE_CLOSED)
-        return SHMD_OK;
-    if (c->fork_generation != shmd_fork_generation())
-        return enter_consumer(c);
-    int taken = take_over(&c->busy, &c->closing);
-    if (taken <= 0)
-        return taken < 0 ? SHMD_OK : shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this consumer; it was not closed", c->stream);
-    int rc = shmd_consumer_end(c);
-    shmd_store32_release(&c->closing, SHMD_HANDLE_CLOSED);
-    leave(&c->busy);
-    return rc;
-}
-
-void shmd_guarded_consumer_free(shmd_consumer *c)
-{
-    if (c != NULL && shmd_load32_acquire(&c->closing) == SHMD_HANDLE_CLOSED)
-        free(c);
 }

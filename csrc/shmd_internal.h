@@ -177,6 +177,11 @@ int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *reco
 /* What `closing` of a handle says. */
 enum { SHMD_HANDLE_OPEN = 0, SHMD_HANDLE_CLOSING = 1, SHMD_HANDLE_CLOSED = 2 };
 
+/* The guard of a handle's `busy` word. take_over: 1 the caller has it and closes it, 0 somebody stays inside, -1 it is closed. */
+static inline void shmd_handle_leave(uint32_t *busy) { shmd_store32_release(busy, 0); }
+int shmd_handle_take_over(uint32_t *busy, uint32_t *closing);
+int shmd_handle_none(const char *what, const char *stream); /* SHMD_E_CLOSED, with its text */
+
 /* A producer's parts, for its files and the guarded calls. */
 int shmd_producer_check_length(const shmd_producer *producer, uint64_t length);
 int shmd_commit_flags(shmd_producer *producer, uint32_t length, uint16_t type, uint16_t flags);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -154,3 +155,42 @@ def test_closing_with_an_open_claim_aborts_it(client):
         out.close()
         claim.abort()
         assert list(into) == []
+
+
+def test_a_claim_that_is_over_stays_over_when_another_is_open(client):
+    out, consumer = client.producer("s", max_message=4096, slots=8), client.consumer("s")
+    first = out.claim(8)
+    first.view[:] = b"the 1st."
+    first.commit()
+    with out.claim(8) as second:
+        with pytest.raises(shmdriver.errors.ClaimError, match="is over"):
+            first.commit()
+        with pytest.raises(ValueError, match="released"):
+            first.view[0] = 0
+        second.view[:] = b"the 2nd."
+    assert [bytes(consumer.read()) for _ in range(2)] == [b"the 1st.", b"the 2nd."]
+    out.close()
+
+
+def test_claims_of_all_lengths_take_turns_in_slots_and_arena(client):
+    """Several times around both, so that some lie across the end of the arena."""
+    out, consumer = client.producer("s", max_message=3000, slots=4), client.consumer("s")
+    for number in range(64):
+        length = (40, 3000, 8, 1700, 0, 2900)[number % 6]
+        payload = bytes([number]) * length
+        with out.claim(length) as claim:
+            assert len(claim.view) == length
+            claim.view[:] = payload
+        assert bytes(consumer.read()) == payload
+    out.close()
+
+
+def test_messages_that_come_during_a_wait_are_all_read_in_order(client):
+    """The first is handed out alone: its successors come with the next call."""
+    out, consumer = client.producer("s", max_message=64, slots=256), client.consumer("s")
+    with ThreadPoolExecutor(1) as threads:
+        read = threads.submit(lambda: [bytes(consumer.read(timeout=20)) for _ in range(200)])
+        for number in range(200):
+            out.publish(number.to_bytes(8, "little"))
+        assert [int.from_bytes(each, "little") for each in read.result()] == list(range(200))
+    out.close()

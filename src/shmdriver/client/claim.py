@@ -29,31 +29,34 @@ class Claim:
     __slots__ = ("_flags", "_producer", "_type", "view")
 
     view: memoryview
+    _producer: Producer | None
+    _type: int
+    _flags: int
 
-    def __init__(self, producer: Producer, view: memoryview, kind: int = 0, flags: int = 0) -> None:
-        self._producer: Producer | None = producer
-        self._type = kind
-        self._flags = flags
-        self.view = view
+    # No __init__: Producer.claim fills one in, once a message, for a fraction of what a call costs.
 
     def commit(self, length: int | None = None) -> None:
         """Publishes the message; with ``length``, only that many first bytes of it."""
         producer = self._producer
-        view = self.view
         if producer is None:
             raise self._over()
-        claimed = len(view)
-        size = claimed if length is None else length
-        if not 0 <= size <= claimed:
-            raise ValueError(f"commit of {size} bytes of a claim of {claimed}")
+        view = self.view
+        size = len(view)
+        if length is not None:
+            if not 0 <= length <= size:
+                raise ValueError(f"commit of {length} bytes of a claim of {size}")
+            size = length
         self._producer = None
         try:
             code = _commit(producer._handle, size, self._type, self._flags)
         except TypeError:
+            _let_go(view)
             producer._check_open()
             raise
-        finally:
-            _let_go(view)
+        try:  # _let_go, without the call
+            view.release()
+        except BufferError:
+            pass
         if code != 0:
             raise producer._failure(code, size)
 
@@ -81,12 +84,27 @@ class Claim:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._producer is None:
+        producer = self._producer
+        if producer is None:
             return
-        if kind is None:
-            self.commit()
-        else:
+        if kind is not None:
             self.abort()
+            return
+        view = self.view  # commit, without the call
+        size = len(view)
+        self._producer = None
+        try:
+            code = _commit(producer._handle, size, self._type, self._flags)
+        except TypeError:
+            _let_go(view)
+            producer._check_open()
+            raise
+        try:
+            view.release()
+        except BufferError:
+            pass
+        if code != 0:
+            raise producer._failure(code, size)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}, {'open' if self.open else 'over'}>"

@@ -33,8 +33,13 @@ if TYPE_CHECKING:
 __all__ = ["Consumer"]
 
 _fetch = lib.shmd_guarded_fetch
+_next = lib.shmd_guarded_next
+_LENGTH_SHIFT = int(lib.SHMD_RUN_LENGTH_SHIFT)
+_COUNT_MASK = (1 << _LENGTH_SHIFT) - 1
 _RUN_MAX = 256  # messages fetched ahead, into private memory
-_BATCH = struct.Struct("<QQQQIIHHIQ")  # shmd_batch_t: one unpack costs less than its attributes
+_PLACED = struct.Struct("<8xQQ8xI4xHH4xQ")  # of shmd_batch_t: one unpack costs less than its attributes
+_IN_PLACE = 2**63 - 1
+_NONE_HELD = -1
 _HEAD = struct.Struct("<QQHH")
 _BUFFER_BYTES = 65536 + _HEAD.size
 _PRIVATE_FROM_BYTES = 4096  # larger copies are handed out as they are, not copied again
@@ -54,8 +59,8 @@ class Consumer(EventLoopReading):
     """
 
     __slots__ = (
-        "__weakref__", "_batch", "_batch_view", "_buffer", "_buffer_bytes", "_buffer_view",
-        "_comeback", "_dtype", "_handle", "_limit", "_link", "_mapping",
+        "__weakref__", "_area", "_batch", "_batch_view", "_buffer", "_buffer_bytes", "_buffer_view",
+        "_comeback", "_dtype", "_handle", "_link", "_mapping",
         "_packed", "_patience", "_reader", "_rows", "_run", "_spare", "delivery", "shard", "stream",
     )  # fmt: skip
 
@@ -80,8 +85,9 @@ class Consumer(EventLoopReading):
         self._dtype = dtype
         self._comeback: ConsumerComeback | None = None  # of a client with reconnect=True
         self._reader: RecordReader | None = None
-        self._limit = 1 if delivery == "latest" else _RUN_MAX
-        self._batch = ffi.new("shmd_batch_t *")
+        self._area = ffi.new("shmd_run_t *")  # what the C core finds, and where it puts it
+        self._area.limit = 1 if delivery == "latest" else _RUN_MAX
+        self._batch = ffi.addressof(self._area, "batch")
         self._batch_view = memoryview(ffi.buffer(self._batch))
         self._packed: dict[int, struct.Struct] = {}
         self._mapping: Mapping | None = None
@@ -291,42 +297,61 @@ class Consumer(EventLoopReading):
     def _fetch(self, timeout_ns: int) -> Message | None:
         """The first message of a new run, the rest of which is in _rows; None when none came in time."""
         mapping = self._mapping
-        batch = self._batch
-        hold_seq = NOTHING_HELD
+        hold_seq = _NONE_HELD
         if mapping is not None:
             live = mapping.live
             while live:  # Mapping.hold_seq, without the call
-                if live[0][1]() is not None:
-                    hold_seq = live[0][0]
+                seq, reference = live[0]
+                if reference() is not None:
+                    hold_seq = seq
                     break
                 live.popleft()
         try:
-            count = _fetch(
-                self._handle, hold_seq, self._limit, timeout_ns, self._buffer, self._buffer_bytes, batch
-            )
+            found = _next(self._handle, hold_seq, timeout_ns, self._area)
         except TypeError:
             self._check_open()
             raise
-        if count <= 0:
-            if count in (0, _INTERRUPTED):
-                return None
-            if count == _TOO_LARGE:
-                self._use_buffer(2 * (int(batch.length) + _HEAD.size))
-                return self._fetch(timeout_ns)
-            self._recover(count, timeout_ns)
-            return None
-        if not batch.copied:
-            return self._in_place(batch)
-        if mapping is not None and mapping.serial != batch.mapping_serial:
+        if mapping is not None and found == _IN_PLACE:  # _in_place, without the call
+            seq, timestamp_ns, length, kind, flags, serial = _PLACED.unpack_from(self._batch_view)
+            if mapping.serial == serial:
+                exporter = _new_exporter(self._batch.data, length)
+                mapping.live.append((seq, _reference(exporter)))
+                return PlacedMessage((seq, timestamp_ns, kind, flags, exporter, mapping))
+        packed = self._packed.get(found >> _LENGTH_SHIFT) if found > 0 else None
+        if packed is None:
+            return self._unusual(found, timeout_ns)
+        if mapping is not None and mapping.serial != self._batch.mapping_serial:
             self._drop_mapping()  # another epoch: views of the one before hold nothing in this one
-        length = batch.length
-        if length >= _PRIVATE_FROM_BYTES and count == 1:
-            return self._private(length)
-        packed = self._packed.get(length) or self._pack(length)
+        count = found & _COUNT_MASK
         if count == 1:
             return Message(packed.unpack_from(self._buffer_view))
         self._run = run = packed.iter_unpack(self._buffer_view[: count * packed.size])
         self._rows = rows = map(Message, run) if self._fd < 0 else settling(run, self._handle)
+        return next(rows)
+
+    def _unusual(self, found: int, timeout_ns: int) -> Message | None:
+        """_fetch found nothing, an error, a message in place, a large copy, or a new length."""
+        batch = self._batch
+        if found <= 0:
+            if found in (0, _INTERRUPTED):
+                return None
+            if found == _TOO_LARGE:
+                self._use_buffer(2 * (int(batch.length) + _HEAD.size))
+                return self._fetch(timeout_ns)
+            self._recover(found, timeout_ns)
+            return None
+        if not batch.copied:
+            return self._in_place(batch)
+        mapping = self._mapping
+        if mapping is not None and mapping.serial != batch.mapping_serial:
+            self._drop_mapping()
+        length = batch.length
+        count = found & _COUNT_MASK
+        if length >= _PRIVATE_FROM_BYTES and count == 1:
+            return self._private(length)
+        packed = self._pack(length)
+        self._run = run = packed.iter_unpack(self._buffer_view[: count * packed.size])
+        self._rows = rows = map(Message, run) if self._fd < 0 or count == 1 else settling(run, self._handle)
         return next(rows)
 
     def _idle(self) -> None:
@@ -372,17 +397,17 @@ class Consumer(EventLoopReading):
     def _pack(self, length: int) -> struct.Struct:
         if len(self._packed) >= _PACKED_MAX:
             self._packed.clear()
-        packed = self._packed[length] = struct.Struct(f"<QQHH{length}s")
+        packed = struct.Struct(f"<QQHH{length}s")
+        if length < _PRIVATE_FROM_BYTES:  # of larger ones, a single one goes another way
+            self._packed[length] = packed
         return packed
 
     def _in_place(self, batch: Any) -> Message:
-        _, seq, timestamp_ns, _, length, _, kind, flags, _, serial = _BATCH.unpack_from(self._batch_view)
-        mapping = self._mapping
-        if mapping is None or mapping.serial != serial:
-            mapping = self._current_mapping(serial)
-        exporter = _new_exporter(batch.data, length)
-        mapping.live.append((seq, _reference(exporter)))  # Mapping.place, without the call
-        return PlacedMessage((seq, timestamp_ns, kind, flags, exporter, mapping))
+        seq, timestamp_ns, length, kind, flags, serial = _PLACED.unpack_from(self._batch_view)
+        mapping = self._current_mapping(serial)
+        return PlacedMessage(
+            (seq, timestamp_ns, kind, flags, mapping.place(seq, batch.data, length), mapping)
+        )
 
     def _private(self, length: int) -> Message:
         """The large copy in the buffer as a message; the buffer goes with it, and another takes its place."""
@@ -395,6 +420,8 @@ class Consumer(EventLoopReading):
     def _use_buffer(self, size: int, buffer: Any = None) -> None:
         self._buffer = _new_buffer("uint8_t[]", size) if buffer is None else buffer
         self._buffer_bytes = size
+        self._area.out = self._buffer
+        self._area.out_bytes = size
         self._buffer_view = memoryview(ffi.buffer(self._buffer, size))
 
     def _current_mapping(self, serial: int) -> Mapping:

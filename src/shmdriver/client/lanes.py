@@ -178,7 +178,7 @@ class _Lane:
 
     def __init__(self, client: Client, queue: str, number: int) -> None:
         self.consumer: Consumer = client.consumer(lane_name(queue, number), start="oldest", follow=True)
-        self.consumer._limit = 1  # a getter that is killed takes one object with it, not a run of them
+        self.consumer._area.limit = 1  # a getter that is killed takes one object with it, not a run of them
         lib.shmd_consumer_resume(self.consumer._handle)
         self.parts: bytearray | None = None
         self.done = 0

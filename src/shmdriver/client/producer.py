@@ -4,6 +4,8 @@ publish() is one C call that copies the payload in and returns; everything else 
 an error) leaves that line by the slow path below it.
 """
 
+# ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
+
 from __future__ import annotations
 
 import warnings
@@ -38,9 +40,6 @@ WAIT_AGAIN = (_BACK_PRESSURED, int(lib.SHMD_E_TIMEOUT), int(lib.SHMD_E_INTERRUPT
 _NO_CONSUMER_YET = 65
 _UNKNOWN = 2**64 - 1
 _TOO_LARGE = int(lib.SHMD_E_TOO_LARGE)
-_PLACED_MAX = 64
-_buffer = ffi.buffer
-_reference = weakref.ref
 
 
 class Producer:
@@ -50,7 +49,16 @@ class Producer:
     exception, a dropped object and an exiting interpreter end it as aborted.
     """
 
-    __slots__ = ("__weakref__", "_claim_out", "_comeback", "_handle", "_link", "_placed", "stream")
+    __slots__ = (
+        "__weakref__",
+        "_comeback",
+        "_handle",
+        "_inline_max",
+        "_link",
+        "_memory",
+        "_placed",
+        "stream",
+    )
 
     stream: str
 
@@ -59,8 +67,10 @@ class Producer:
         self._link: Link = link
         self._comeback: ProducerComeback | None = None  # of a client with reconnect=True
         self.stream = stream
-        self._claim_out = ffi.new("void **")
-        self._placed: list[weakref.ref[Any]] = []  # claims, among them those that something refers to
+        # The slots and the arena, of which claims are slices; and what tells whether one of those is alive.
+        self._memory: list[memoryview | None] = [None, None]
+        self._placed: list[weakref.ref[Any]] = []
+        self._inline_max = 0
         register(self)
 
     def publish(
@@ -98,7 +108,22 @@ class Producer:
 
         A context manager: commits on exit, aborts on an exception. One open claim a producer (ClaimError).
         """
-        return Claim(self, self._claim(length, timeout), type)
+        try:
+            offset = _claim(self._handle, length)
+        except (TypeError, OverflowError):
+            self._check_open()
+            if length < 0:
+                raise ValueError(f"claim of {length} bytes: expected 0 or more") from None
+            offset = _TOO_LARGE
+        if offset < 0:
+            offset = self._claim_slow(offset, length, timeout)
+        memory = self._memory[length > self._inline_max] or self._look_at_memory(length)
+        claim = Claim()
+        claim.view = memory[offset : offset + length]
+        claim._producer = self
+        claim._type = type
+        claim._flags = 0
+        return claim
 
     def publish_array(
         self,
@@ -158,7 +183,8 @@ class Producer:
             raise ValueError(f"shape {extents}: extents are at least 0")
         head = tensor.head_of(extents, kind, order == "F", bytes(meta))
         length = len(head) + kind.itemsize * int(np.prod(extents, dtype=object))
-        claim = Claim(self, self._claim(length, timeout), type, tensor.FLAG)
+        claim = self.claim(length, type=type, timeout=timeout)
+        claim._flags = tensor.FLAG
         claim.view[: len(head)] = head
         return ArrayClaim(claim, tensor.view_of(claim.view[len(head) :], extents, kind, order))
 
@@ -265,30 +291,23 @@ class Producer:
                 return
             deadline = self._make_room(code, length, timeout, deadline)
 
-    def _claim(self, length: int, timeout: float | None) -> memoryview:
-        """A place for ``length`` bytes; remembers it for as long as anything refers to it."""
-        out = self._claim_out
-        try:
-            code = _claim(self._handle, length, out)
-        except (TypeError, OverflowError):
-            self._check_open()
-            if length < 0:
-                raise ValueError(f"claim of {length} bytes: expected 0 or more") from None
-            code = _TOO_LARGE
-        if code != 0:
-            self._claim_slow(code, length, timeout)
-        exporter = _buffer(out[0], length)
-        placed = self._placed
-        if len(placed) >= _PLACED_MAX:
-            self._placed = placed = [reference for reference in placed if reference() is not None]
-        placed.append(_reference(exporter))
-        return memoryview(exporter)
-
-    def _claim_slow(self, code: int, length: int, timeout: float | None) -> None:
+    def _claim_slow(self, code: int, length: int, timeout: float | None) -> int:
         deadline: Deadline | None = None
-        while code != 0:
+        while code < 0:
             deadline = self._make_room(code, length, timeout, deadline)
-            code = _claim(self._handle, length, self._claim_out)
+            code = int(_claim(self._handle, length))
+        return code
+
+    def _look_at_memory(self, length: int) -> memoryview:
+        """Where claims of ``length`` bytes lie. Their views, however derived, keep the exporter alive."""
+        self._inline_max = int(self._info().inline_max)
+        in_arena = length > self._inline_max
+        extent = ffi.new("uint64_t *")
+        start = lib.shmd_producer_memory(self._handle, in_arena, extent)
+        exporter = ffi.buffer(start, extent[0])
+        self._placed.append(weakref.ref(exporter))
+        self._memory[in_arena] = memory = memoryview(exporter)
+        return memory
 
     def _make_room(
         self, code: int, length: int, timeout: float | None, deadline: Deadline | None
@@ -397,7 +416,9 @@ class Producer:
     def _let_go(self, *, aborted: bool) -> None:
         """Ends the native handle; memory that a claim's view still refers to stays mapped."""
         handle = self._handle
-        placed = [reference for reference in self._placed if reference() is not None]
+        self._memory = [None, None]
+        self._placed = placed = [reference for reference in self._placed if reference() is not None]
+        self._inline_max = 0
         mapping = lib.shmd_producer_mapping(handle) if placed else None
         if mapping is not None:
             lib.shmd_mapping_hold(mapping)  # an array of a claim is alive: its memory stays

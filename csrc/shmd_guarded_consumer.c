@@ -1,0 +1,355 @@
+/* shmd_guarded_consumer.c: a consumer's guarded calls (shmd_guarded.c says what that means): runs copied into one buffer, large
+ * messages and records in place, and the gate that follows what the caller still refers to. */
+#include "shmd_internal.h"
+
+#include <stdlib.h>
+
+static int enter_consumer(shmd_consumer *c)
+{
+    if (c == NULL)
+        return shmd_handle_none("consumer", "");
+    if (c->fork_generation != shmd_fork_generation())
+        return shmd_fail(SHMD_E_FORKED, "stream %s: this consumer was made before fork; attach a new one in the child", c->stream);
+    if (shmd_exchange32(&c->busy, 1) != 0)
+        return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread is inside this consumer; give each thread its own", c->stream);
+    if (shmd_load32_acquire(&c->closing) != SHMD_HANDLE_CLOSED)
+        return SHMD_OK;
+    shmd_handle_leave(&c->busy);
+    return shmd_handle_none("consumer of stream ", c->stream);
+}
+
+/* Moves the gate to min(position, hold_seq), never back. */
+static void release_to(shmd_consumer *c, uint64_t hold_seq)
+{
+    uint64_t to = shmd_min(c->position - shmd_min(c->slack, c->position), hold_seq);
+    c->hold_seq = hold_seq;
+    if (c->gate == NULL || c->gated_from == UINT64_MAX || to <= c->gate_published)
+        return;
+    uint64_t before = c->gate_published;
+    SHMD_FAILPOINT("gate.due");
+    shmd_store_release(&c->gate->position, to); /* C2 */
+    SHMD_FAILPOINT("gate.stored");
+    c->gate_published = to;
+    if (((before ^ to) & c->fence_mask) != 0)
+        shmd_fence_seq_cst(); /* C3 */
+    if ((shmd_load32_relaxed(&c->data->room_waiting) & 0xff) == c->gate_index + 1)
+        shmd_consumer_wake_producer(c);
+}
+
+static void took(shmd_consumer *c, uint64_t n)
+{
+    if (__builtin_expect(c->stamped, 0))
+        shmd_consumer_note_run(c, n);
+    c->polled = 0;
+    c->position += n * c->stride;
+    c->consumed += n;
+    shmd_store_relaxed(&c->gate->consumed, c->consumed);
+    shmd_store_release(&c->gate->cursor, c->position); /* C2: a producer that keeps what is unread looks at it, too */
+    if (c->delivery == SHMD_DELIVERY_RELIABLE)
+        shmd_store_release(&c->gate->delivered, c->position);
+}
+
+/* Nothing to read and the producer waits at the very place where this consumer's own views hold the gate. */
+static int is_self_blocked(const shmd_consumer *c, uint64_t hold_seq)
+{
+    return hold_seq != UINT64_MAX && c->gate != NULL && shmd_load32_acquire(&c->data->blocked_gate) == c->gate_index + 1 &&
+           shmd_load_relaxed(&c->data->blocked_position) == c->gate_published && hold_seq <= c->gate_published;
+}
+
+/* Waits for a message: 1, 2 when it has just come, 0 at the timeout, negative. */
+static int await(shmd_consumer *c, uint64_t hold_seq, uint64_t timeout_ns, shmd_message *first)
+{
+    int rc = shmd_poll_inline(c, first);
+    if (rc != 0 || timeout_ns == 0)
+        return rc;
+    uint64_t deadline_ns = shmd_deadline(timeout_ns);
+    for (;;) {
+        if (is_self_blocked(c, hold_seq)) {
+            rc = shmd_poll_inline(c, first); /* B1: all that the blocked producer had committed is seen by now */
+            if (rc != 0)
+                return rc;
+            return shmd_fail(SHMD_E_VIEWS_HELD, "stream %s: this consumer's own views hold seq %llu on and fill the ring of %llu slots or its arena; drop or copy some of them",
+                             c->stream, (unsigned long long)hold_seq, (unsigned long long)(c->mask + 1));
+        }
+        uint64_t now = shmd_now_ns();
+        if (shmd_load32_relaxed(&c->closing))
+            return shmd_fail(SHMD_E_CLOSED, "stream %s: consumer was closed by another thread", c->stream);
+        if (now >= deadline_ns)
+            return 0;
+        rc = shmd_wait(c, deadline_ns - now);
+        rc = rc < 0 ? rc : shmd_poll_inline(c, first);
+        if (rc != 0)
+            return rc == 1 ? 2 : rc;
+    }
+}
+
+static unsigned char *pack(unsigned char *out, const shmd_message *m)
+{
+    memcpy(out, &m->seq, 8);
+    memcpy(out + 8, &m->timestamp_ns, 8);
+    memcpy(out + 16, &m->type, 2);
+    memcpy(out + 18, &m->flags, 2);
+    shmd_copy_from_shared(out + 20, m->data, m->length);
+    return out + 20 + m->length;
+}
+
+static void describe(const shmd_consumer *c, const shmd_message *m, shmd_batch_t *batch)
+{
+    batch->seq = m->seq;
+    batch->timestamp_ns = m->timestamp_ns;
+    batch->data = m->data;
+    batch->length = m->length;
+    batch->stride = 0;
+    batch->type = m->type;
+    batch->flags = m->flags;
+    batch->copied = 0;
+    batch->count = 1;
+    batch->mapping_serial = c->mapping_serial;
+}
+
+/* Packs the run that begins at the position, all of it protected by this reader's gate. */
+static int64_t pack_gated(shmd_consumer *c, const shmd_message *first, uint64_t most, unsigned char *out)
+{
+    shmd_message m = *first;
+    uint64_t n = 0;
+    do {
+        out = pack(out, &m);
+        n++;
+        const shmd_slot_t *slot = shmd_consumer_slot(c, m.seq += c->stride);
+        if (n >= most || shmd_load_acquire(&slot->commit) != ((m.seq << 1) | 1)) /* P2 */
+            break;
+        m.timestamp_ns = shmd_load_relaxed(&slot->timestamp_ns);
+        m.type = shmd_load16_relaxed(&slot->type);
+        m.data = (const unsigned char *)slot + SHMD_SLOT_HEADER_BYTES;
+        if (shmd_load32_relaxed(&slot->length) != first->length || shmd_load16_relaxed(&slot->flags) != first->flags)
+            break;
+    } while (1);
+    if (!shmd_consumer_unchanged(c)) { /* C1: after all copies, before any of them is handed out */
+        c->polled = 0;
+        int rc = shmd_consumer_look(c);
+        return rc < 0 ? rc : 0;
+    }
+    took(c, n);
+    return (int64_t)n;
+}
+
+static int64_t pack_copied(shmd_consumer *c, const shmd_message *first, uint64_t most, unsigned char *out)
+{
+    shmd_message m = *first;
+    uint64_t serial = c->mapping_serial; /* a poll may cross into the next epoch: that is another run */
+    uint64_t n = 0;
+    do {
+        out = pack(out, &m); /* from this reader's scratch: verified */
+        n++;
+        took(c, 1);
+    } while (n < most && !shmd_consumer_is_protected(c) && c->delivery != SHMD_DELIVERY_LATEST && shmd_poll_inline(c, &m) == 1 &&
+             c->mapping_serial == serial && m.length == first->length && m.flags == first->flags);
+    c->polled = 0;
+    return (int64_t)n;
+}
+
+/* Fetches the run that begins with the polled message `m`. */
+static int64_t fetch_run(shmd_consumer *c, const shmd_message *m, uint64_t limit, unsigned char *out, uint64_t out_bytes, shmd_batch_t *batch)
+{
+    int in_place = shmd_consumer_is_protected(c);
+    uint64_t each = 20 + (uint64_t)m->length;
+    describe(c, m, batch);
+    if (in_place && (m->flags & SHMD_FLAG_ARENA) != 0) {
+        took(c, 1);
+        return 1;
+    }
+    if (each > out_bytes)
+        return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: message %llu has %u bytes, the buffer %llu", c->stream, (unsigned long long)m->seq, m->length,
+                         (unsigned long long)out_bytes);
+    uint64_t most = shmd_min(shmd_min(limit, out_bytes / each), shmd_shard_count(c, c->bound));
+    int64_t n = in_place ? pack_gated(c, m, most, out) : pack_copied(c, m, most, out);
+    batch->copied = 1;
+    batch->count = n > 0 ? (uint64_t)n : 0;
+    return n;
+}
+
+/* Enters to fetch, with a wait of its own or not. */
+static int enter_to_fetch(shmd_consumer *c, uint64_t timeout_ns)
+{
+    int rc = enter_consumer(c);
+    if (rc == SHMD_OK && __builtin_expect(c->watch != NULL, 0) && timeout_ns != 0)
+        shmd_watch_pause(c);
+    return rc;
+}
+
+int64_t shmd_guarded_fetch(shmd_consumer *c, uint64_t hold_seq, uint64_t limit, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch)
+{
+    shmd_message first;
+    int64_t rc = enter_to_fetch(c, timeout_ns);
+    if (rc != SHMD_OK)
+        return rc;
+    release_to(c, hold_seq);
+    rc = await(c, hold_seq, timeout_ns, &first);
+    if (rc > 0) /* one that has just come: its successor's slot is left alone, whose line the producer is about to write */
+        rc = limit == 0 ? 0 : fetch_run(c, &first, rc == 1 ? limit : 1, out, out_bytes, batch);
+    if (rc > 0 && batch->copied)
+        release_to(c, hold_seq); /* copies hold nothing: the producer has that room at once */
+    if (rc == SHMD_E_TOO_LARGE)
+        batch->length = first.length;
+    if (__builtin_expect(c->watch != NULL, 0)) {
+        if (rc > 1)
+            shmd_watch_signal(c); /* the caller has a run left: shmd_guarded_settle follows */
+        else if (limit == 0)
+            shmd_watch_resume(c); /* a look: the caller may have a run left from before */
+        else
+            (void)shmd_consumer_settle(c);
+    }
+    shmd_handle_leave(&c->busy);
+    return rc;
+}
+
+int64_t shmd_guarded_next(shmd_consumer *c, int64_t hold_seq, uint64_t timeout_ns, shmd_run_t *run)
+{
+    int64_t rc = shmd_guarded_fetch(c, (uint64_t)hold_seq, run->limit, timeout_ns, run->out, run->out_bytes, &run->batch);
+    if (rc <= 0)
+        return rc;
+    return run->batch.copied ? (int64_t)((uint64_t)run->batch.length << SHMD_RUN_LENGTH_SHIFT | (uint64_t)rc) : INT64_MAX;
+}
+
+static int64_t fetch_records(shmd_consumer *c, uint64_t limit, uint32_t record_bytes, unsigned char *out, uint64_t out_bytes, shmd_batch_t *batch)
+{
+    int in_place = shmd_consumer_is_protected(c);
+    uint64_t most = in_place ? shmd_min(limit, c->mask / c->stride + 1) : shmd_min(limit, record_bytes == 0 ? 1 : out_bytes / record_bytes);
+    uint64_t n = 0;
+    if (batch->length != record_bytes || (batch->flags & (SHMD_FLAG_ARENA | SHMD_FLAG_TENSOR)) != 0)
+        return shmd_fail(SHMD_E_CORRUPT, "stream %s: message %llu has %u bytes (flags %u), a record has %u", c->stream, (unsigned long long)batch->seq,
+                         batch->length, batch->flags, record_bytes);
+    if (!in_place && out_bytes < record_bytes)
+        return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: a record has %u bytes, the buffer %llu", c->stream, record_bytes, (unsigned long long)out_bytes);
+    batch->stride = in_place ? c->slot_bytes * (uint32_t)c->stride : record_bytes;
+    if (in_place) {
+        most = shmd_min(most, shmd_shard_count(c, c->bound));
+        for (n = 1; n < most; n++) {
+            uint64_t seq = c->position + n * c->stride;
+            const shmd_slot_t *slot = shmd_consumer_slot(c, seq);
+            if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1) || shmd_load32_relaxed(&slot->length) != record_bytes ||
+                shmd_load16_relaxed(&slot->flags) != 0) /* P2 */
+                break;
+        }
+        if (!shmd_consumer_unchanged(c)) { /* C1 */
+            c->polled = 0;
+            return shmd_consumer_look(c) < 0 ? -(int64_t)c->ended : 0;
+        }
+        took(c, n);
+    } else {
+        shmd_message m;
+        batch->copied = 1;
+        batch->data = out;
+        m.data = c->scratch;
+        do {
+            shmd_copy_from_shared(out + n * record_bytes, c->scratch, record_bytes);
+            n++;
+            took(c, 1);
+        } while (n < most && shmd_consumer_is_protected(c) == 0 && shmd_poll_inline(c, &m) == 1 && m.length == record_bytes && m.seq == batch->seq + n * c->stride &&
+                 c->mapping_serial == batch->mapping_serial);
+        c->polled = 0;
+    }
+    batch->count = n;
+    return (int64_t)n;
+}
+
+int64_t shmd_guarded_fetch_records(shmd_consumer *c, uint64_t hold_seq, uint64_t limit, uint32_t record_bytes, uint64_t timeout_ns, void *out,
+                                   uint64_t out_bytes, shmd_batch_t *batch)
+{
+    shmd_message first;
+    int64_t rc = enter_to_fetch(c, timeout_ns);
+    if (rc != SHMD_OK)
+        return rc;
+    release_to(c, hold_seq);
+    rc = await(c, hold_seq, timeout_ns, &first);
+    if (rc > 0) {
+        describe(c, &first, batch);
+        rc = limit == 0 ? 0 : fetch_records(c, limit, record_bytes, out, out_bytes, batch);
+    }
+    if (__builtin_expect(c->watch != NULL, 0))
+        (void)shmd_consumer_settle(c);
+    shmd_handle_leave(&c->busy);
+    return rc;
+}
+
+int shmd_guarded_release(shmd_consumer *c, uint64_t hold_seq)
+{
+    int rc = enter_consumer(c);
+    if (rc != SHMD_OK)
+        return rc;
+    release_to(c, hold_seq);
+    shmd_watch_released(c);
+    shmd_handle_leave(&c->busy);
+    return SHMD_OK;
+}
+
+int shmd_guarded_wait(shmd_consumer *c, uint64_t timeout_ns)
+{
+    int rc = enter_to_fetch(c, timeout_ns);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = shmd_wait(c, timeout_ns);
+    shmd_watch_resume(c);
+    shmd_handle_leave(&c->busy);
+    return rc;
+}
+
+int shmd_guarded_watch(shmd_consumer *c, int fd, int is_readable)
+{
+    int rc = enter_consumer(c);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = shmd_consumer_watch(c, fd);
+    if (rc == SHMD_OK && is_readable)
+        shmd_watch_signal(c);
+    shmd_handle_leave(&c->busy);
+    return rc;
+}
+
+int shmd_guarded_settle(shmd_consumer *c)
+{
+    int rc = enter_consumer(c);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = shmd_consumer_settle(c);
+    shmd_handle_leave(&c->busy);
+    return rc;
+}
+
+int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
+{
+    size_t entered = 0;
+    int rc = SHMD_OK;
+    while (entered < n && rc == SHMD_OK) {
+        rc = enter_to_fetch(consumers[entered], timeout_ns); /* one that is named twice is busy by then: SHMD_E_CONCURRENT */
+        entered += rc == SHMD_OK;
+    }
+    if (rc == SHMD_OK)
+        rc = shmd_wait_many(consumers, n, timeout_ns);
+    while (entered > 0) {
+        shmd_watch_resume(consumers[--entered]);
+        shmd_handle_leave(&consumers[entered]->busy);
+    }
+    return rc;
+}
+
+int shmd_guarded_consumer_close(shmd_consumer *c)
+{
+    if (c == NULL || shmd_load32_acquire(&c->closing) == SHMD_HANDLE_CLOSED)
+        return SHMD_OK;
+    if (c->fork_generation != shmd_fork_generation())
+        return enter_consumer(c);
+    int taken = shmd_handle_take_over(&c->busy, &c->closing);
+    if (taken <= 0)
+        return taken < 0 ? SHMD_OK : shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this consumer; it was not closed", c->stream);
+    int rc = shmd_consumer_end(c);
+    shmd_store32_release(&c->closing, SHMD_HANDLE_CLOSED);
+    shmd_handle_leave(&c->busy);
+    return rc;
+}
+
+void shmd_guarded_consumer_free(shmd_consumer *c)
+{
+    if (c != NULL && shmd_load32_acquire(&c->closing) == SHMD_HANDLE_CLOSED)
+        free(c);
+}
