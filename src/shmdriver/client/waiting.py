@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
 from shmdriver.client._raise import raise_for
@@ -80,7 +81,16 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
         ready = [consumer for consumer in consumers if _has_something(consumer)]
         if slice_ns == 0:
             break
+        if not ready:
+            for consumer in there:
+                _leave_a_dead_driver(consumer)
     return ready
+
+
+def _leave_a_dead_driver(consumer: Consumer) -> None:
+    comeback = consumer._comeback
+    if comeback is not None and comeback.is_orphan(consumer._link):
+        comeback.come_back(consumer, errors.Reason.SUPERSEDED, 0)
 
 
 def _has_something(consumer: Consumer) -> bool:
