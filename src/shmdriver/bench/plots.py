@@ -6,6 +6,7 @@ matplotlib is an extra. Small pictures with few colours, so that a repository ca
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from shmdriver.errors import ShmDriverError
 __all__ = ["draw"]
 
 _WIDTH_INCHES, _HEIGHT_INCHES, _DPI = 7.0, 4.2, 90
+_LEGEND_INSIDE, _LEGEND_INCHES = 8, 3.2  # more lines than that go beside the picture
 _NINES = (0, 1, 2, 3, 4, 5, 6)
 _GROUPS = {"throughput": "bytes", "frames": "bytes", "fanout": "consumers", "growth": ""}
 
@@ -68,10 +70,14 @@ def _save(path: Path, report: Report, paint: Callable[[Any], None]) -> Path:
     paint(axes)
     axes.grid(visible=True, which="major", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False)
+    if len(axes.get_legend_handles_labels()[0]) > _LEGEND_INSIDE:
+        axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        sheet.set_size_inches(_WIDTH_INCHES + _LEGEND_INCHES, _HEIGHT_INCHES)
+    else:
+        axes.legend(fontsize=7, frameon=False)
     axes.set_title(line(report.machine), fontsize=5.5, color="0.5", loc="left")
-    axes.yaxis.set_major_formatter(lambda value, _: _short(value))
-    axes.yaxis.set_minor_formatter(lambda value, _: _short(value) if _is_shown(axes, value) else "")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:,g}" if _is_shown(axes, value) else "")
     axes.tick_params(which="both", labelsize=8)
     sheet.savefig(path, metadata={"Software": None})
     return path
@@ -79,10 +85,20 @@ def _save(path: Path, report: Report, paint: Callable[[Any], None]) -> Path:
 
 def _percentiles(histograms: dict[str, Histogram]) -> Callable[[Any], None]:
     def paint(axes: Any) -> None:
+        styles: dict[str, int] = {}
         for name, histogram in histograms.items():
+            side = name.partition(" ")[0]
+            color = styles[side] = styles.get(side, -1) + 1
             curve = histogram.curve()
             nines = [-math.log10(max(1 - percentile / 100, 1e-12)) for percentile, _ in curve]
-            axes.plot(nines, [ns / 1e3 for _, ns in curve], linewidth=1.2, label=name)
+            axes.plot(
+                nines,
+                [ns / 1e3 for _, ns in curve],
+                linewidth=1.2,
+                color=f"C{color % 10}",
+                linestyle="-" if side == "native" else "--",
+                label=textwrap.fill(name, 46),
+            )
         axes.set_yscale("log")
         top = max(math.ceil(math.log10(max(each.count, 10))) for each in histograms.values())
         labels = ["0 %"] + [f"{100 * (1 - 10.0**-nine):.{max(nine - 2, 0)}f} %" for nine in _NINES[1:]]
