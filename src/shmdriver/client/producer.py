@@ -145,11 +145,7 @@ class Producer:
                 place[...] = array
             return
         head = tensor.head_of(array.shape, array.dtype, fortran, meta)
-        elements = (
-            ffi.from_buffer((array.T if fortran else array).reshape(-1).view(np.uint8))
-            if array.size
-            else ffi.NULL
-        )
+        elements = ffi.from_buffer(array.T if fortran else array) if array.size else ffi.NULL
         deadline: Deadline | None = None
         self._check_open()
         while True:
