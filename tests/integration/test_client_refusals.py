@@ -116,10 +116,31 @@ def test_an_argument_out_of_its_range(client, role, argument, value, text):
         getattr(client, role)("s", **{argument: value})
 
 
-@pytest.mark.parametrize("kind", [-1, 65536])
-def test_a_type_out_of_its_range(client, kind):
-    with client.producer("s") as out, pytest.raises(OverflowError):
-        out.publish(b"x", kind)
+@pytest.mark.parametrize(
+    ("kind", "error", "text"),
+    [
+        (-1, ValueError, "type=-1: expected 0 to 65535"),
+        (65536, ValueError, "type=65536: expected 0 to 65535"),
+        ("x", TypeError, "type='x': expected an int from 0 to 65535"),
+    ],
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda out, kind: out.publish(b"x", kind),
+        lambda out, kind: out.publish(bytearray(b"x"), kind),
+        lambda out, kind: out.try_publish(b"x", kind),
+        lambda out, kind: out.claim(1, type=kind),
+        lambda out, kind: out.publish_array(np.zeros(3), type=kind),
+        lambda out, kind: out.claim_array(3, type=kind),
+    ],
+)
+def test_a_type_out_of_its_range(client, call, kind, error, text):
+    with client.producer("s") as out, client.consumer("s") as consumer:
+        with pytest.raises(error, match=text):
+            call(out, kind)
+        out.publish(b"next")
+        assert consumer.read(timeout=60).seq == 0, "nothing was claimed or published before"
 
 
 def test_wrong_role_has_no_such_method(client):

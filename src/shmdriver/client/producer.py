@@ -8,6 +8,7 @@ an error) leaves that line by the slow path below it.
 
 from __future__ import annotations
 
+import operator
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ _claim = lib.shmd_guarded_claim
 _BACK_PRESSURED = int(lib.SHMD_BACK_PRESSURED)
 WAIT_AGAIN = (_BACK_PRESSURED, int(lib.SHMD_E_TIMEOUT), int(lib.SHMD_E_INTERRUPTED))
 _NO_CONSUMER_YET = 65
+_TYPE_MAX = 0xFFFF
 _UNKNOWN = 2**64 - 1
 _TOO_LARGE = int(lib.SHMD_E_TOO_LARGE)
 
@@ -87,14 +89,17 @@ class Producer:
         try:
             if data.__class__ is bytes and _publish(self._handle, data, len(data), type) == 0:
                 return
-        except TypeError:
+        except (TypeError, OverflowError):
             self._check_open()
+            _check_type(type)
             raise
         self._publish_slow(data, type, timeout)
 
     def try_publish(self, data: Publishable, type: int = 0) -> int:  # noqa: A002
         """Publishes when there is room now. How many messages went in: 0 or 1."""
         self._check_open()
+        if type:
+            _check_type(type)
         payload, length = readable(data)
         code = _publish(self._handle, payload, length, type)
         if code == 0:
@@ -108,6 +113,8 @@ class Producer:
 
         A context manager: commits on exit, aborts on an exception. One open claim a producer (ClaimError).
         """
+        if type:
+            _check_type(type)
         try:
             offset = _claim(self._handle, length)
         except (TypeError, OverflowError):
@@ -138,6 +145,8 @@ class Producer:
 
         from shmdriver.client import tensor
 
+        if type:
+            _check_type(type)
         array = np.asanyarray(array)
         fortran = array.flags.f_contiguous and not array.flags.c_contiguous
         if not (array.flags.c_contiguous or fortran):
@@ -279,6 +288,8 @@ class Producer:
 
     def _publish_slow(self, data: Publishable, kind: int, timeout: float | None) -> None:
         self._check_open()
+        if kind:
+            _check_type(kind)
         payload, length = readable(data)
         deadline: Deadline | None = None
         while True:
@@ -430,6 +441,16 @@ class Producer:
 
     def _forked(self) -> None:
         pass  # the C core's guard refuses every call in the child
+
+
+def _check_type(type: Any) -> None:  # noqa: A002
+    """Raises TypeError or ValueError unless it is a message's type, an int of 16 bits."""
+    try:
+        number = operator.index(type)
+    except TypeError:
+        raise TypeError(f"type={type!r}: expected an int from 0 to 65535") from None
+    if not 0 <= number <= _TYPE_MAX:
+        raise ValueError(f"type={number}: expected 0 to 65535")
 
 
 def readable(data: Any) -> tuple[Any, int]:
