@@ -25,6 +25,8 @@ except ImportError as error:
 
 WORKERS = 2
 SAMPLES = 64
+BATCH = 8
+SLOTS = 2 * WORKERS * BATCH  # each worker holds the batch that it collects, and the next one is on its way
 
 
 class StreamDataset(IterableDataset):  # type: ignore[misc, type-arg, unused-ignore]
@@ -44,7 +46,8 @@ class StreamDataset(IterableDataset):  # type: ignore[misc, type-arg, unused-ign
 
 
 def feed(client: shmdriver.Client) -> None:
-    with client.producer("samples", slots=8, max_message=3 * 64 * 64 * 4, min_consumers=WORKERS) as out:
+    size = 3 * 64 * 64 * 4
+    with client.producer("samples", slots=SLOTS, max_message=size, min_consumers=WORKERS) as out:
         for number in range(SAMPLES):
             with out.claim_array((3, 64, 64), "f4") as sample:
                 sample[...] = number  # rendered, decoded or read in place
@@ -52,10 +55,11 @@ def feed(client: shmdriver.Client) -> None:
 
 def main() -> None:
     with shmdriver.embedded() as client:
+        loader = DataLoader(StreamDataset(client, "samples"), batch_size=BATCH, num_workers=WORKERS)
+        batches = iter(loader)  # forks the workers: before there is a thread whose locks they would inherit
         feeder = threading.Thread(target=feed, args=(client,))
         feeder.start()
-        loader = DataLoader(StreamDataset(client, "samples"), batch_size=8, num_workers=WORKERS)
-        numbers = sorted(int(sample[0, 0, 0]) for batch in loader for sample in batch)
+        numbers = sorted(int(sample[0, 0, 0]) for batch in batches for sample in batch)
         feeder.join()
         assert numbers == list(range(SAMPLES))
         print(f"{len(numbers)} samples, {WORKERS} workers")
