@@ -40,12 +40,15 @@ class Claim:
         producer = self._producer
         if producer is None:
             raise self._over()
-        view = self.view
-        size = len(view)
+        size = len(self.view)
         if length is not None:
             if not 0 <= length <= size:
                 raise ValueError(f"commit of {length} bytes of a claim of {size}")
             size = length
+        self._publish(producer, size)
+
+    def _publish(self, producer: Producer, size: int) -> None:
+        view = self.view
         self._producer = None
         try:
             code = _commit(producer._handle, size, self._type, self._flags)
@@ -87,24 +90,10 @@ class Claim:
         producer = self._producer
         if producer is None:
             return
-        if kind is not None:
+        if kind is None:
+            self._publish(producer, len(self.view))
+        else:
             self.abort()
-            return
-        view = self.view  # commit, without the call
-        size = len(view)
-        self._producer = None
-        try:
-            code = _commit(producer._handle, size, self._type, self._flags)
-        except TypeError:
-            _let_go(view)
-            producer._check_open()
-            raise
-        try:
-            view.release()
-        except BufferError:
-            pass
-        if code != 0:
-            raise producer._failure(code, size)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}, {'open' if self.open else 'over'}>"

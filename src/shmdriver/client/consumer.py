@@ -357,6 +357,10 @@ class Consumer(EventLoopReading):
     def _idle(self) -> None:
         """After every slice of a wait in which nothing came."""
         self._patience.look(self)
+        self._leave_a_dead_driver()
+
+    def _leave_a_dead_driver(self) -> None:
+        """Goes over to the driver that found nothing of this handle's one, if there is such a driver."""
         comeback = self._comeback
         if comeback is not None and comeback.is_orphan(self._link):
             comeback.come_back(self, errors.Reason.SUPERSEDED, 0)

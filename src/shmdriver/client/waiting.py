@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
 from shmdriver.client._raise import raise_for
@@ -83,14 +82,8 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
             break
         if not ready:
             for consumer in there:
-                _leave_a_dead_driver(consumer)
+                consumer._leave_a_dead_driver()
     return ready
-
-
-def _leave_a_dead_driver(consumer: Consumer) -> None:
-    comeback = consumer._comeback
-    if comeback is not None and comeback.is_orphan(consumer._link):
-        comeback.come_back(consumer, errors.Reason.SUPERSEDED, 0)
 
 
 def _has_something(consumer: Consumer) -> bool:
