@@ -8,45 +8,56 @@
 
 /* ---- what guards a handle --------------------------------------------------------------- */
 
-/* A thread that waits inside sees `closing` and leaves; one that stays for half a second keeps the handle. 1: the caller
- * has it and must close it; 0: somebody stays inside; -1: somebody else has closed it. */
-int shmd_handle_take_over(uint32_t *busy, uint32_t *closing)
+/* A closed handle stays, as a tombstone, until its owner frees it: a thread that still has its address is told so. */
+int shmd_guard_refuse(const shmd_guard_t *guard, int code)
+{
+    if (code == SHMD_E_FORKED)
+        return shmd_fail(code, "stream %s: this %s was made before fork; attach a new one in the child", guard->stream, guard->what);
+    if (code == SHMD_E_CONCURRENT)
+        return shmd_fail(code, "stream %s: another thread is inside this %s; give each thread its own", guard->stream, guard->what);
+    return shmd_fail(code, "%s of stream %s: this handle is closed", guard->what, guard->stream);
+}
+
+int shmd_guard_none(const char *what) { return shmd_fail(SHMD_E_CLOSED, "%s: this handle is closed", what); }
+
+/* A thread that waits inside sees `closing` and leaves; one that stays for half a second keeps the handle. */
+int shmd_guard_take_over(const shmd_guard_t *guard)
 {
     enum { PATIENCE_NS = 500000000 };
     uint64_t deadline_ns = shmd_deadline(PATIENCE_NS);
-    (void)shmd_cas32(closing, SHMD_HANDLE_OPEN, SHMD_HANDLE_CLOSING);
-    while (shmd_exchange32(busy, 1) != 0) {
-        if (shmd_load32_acquire(closing) == SHMD_HANDLE_CLOSED)
-            return -1;
-        if (shmd_now_ns() > deadline_ns) {
-            (void)shmd_cas32(closing, SHMD_HANDLE_CLOSING, SHMD_HANDLE_OPEN);
+    if (shmd_load32_acquire(guard->closing) == SHMD_HANDLE_CLOSED)
+        return 0;
+    if (guard->fork_generation != shmd_fork_generation())
+        return shmd_guard_refuse(guard, SHMD_E_FORKED);
+    (void)shmd_cas32(guard->closing, SHMD_HANDLE_OPEN, SHMD_HANDLE_CLOSING);
+    while (shmd_exchange32(guard->busy, 1) != 0) {
+        if (shmd_load32_acquire(guard->closing) == SHMD_HANDLE_CLOSED)
             return 0;
+        if (shmd_now_ns() > deadline_ns) {
+            (void)shmd_cas32(guard->closing, SHMD_HANDLE_CLOSING, SHMD_HANDLE_OPEN);
+            return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this %s; it was not closed", guard->stream, guard->what);
         }
         (void)sched_yield();
     }
-    if (shmd_load32_acquire(closing) != SHMD_HANDLE_CLOSED)
+    if (shmd_load32_acquire(guard->closing) != SHMD_HANDLE_CLOSED)
         return 1;
-    shmd_handle_leave(busy);
-    return -1;
+    shmd_handle_leave(guard->busy);
+    return 0;
 }
 
-/* A closed handle stays, as a tombstone, until its owner frees it: a thread that still has its address is told so. */
-int shmd_handle_none(const char *what, const char *stream) { return shmd_fail(SHMD_E_CLOSED, "%s%s: this handle is closed", what, stream); }
-
 /* ---- producer --------------------------------------------------------------------------- */
+
+static shmd_guard_t guard_of(shmd_producer *p)
+{
+    return (shmd_guard_t){.busy = &p->busy, .closing = &p->closing, .fork_generation = p->fork_generation, .what = "producer", .stream = p->stream};
+}
 
 static int enter_producer(shmd_producer *p)
 {
     if (p == NULL)
-        return shmd_handle_none("producer", "");
-    if (p->fork_generation != shmd_fork_generation())
-        return shmd_fail(SHMD_E_FORKED, "stream %s: this producer was made before fork; attach a new one in the child", p->stream);
-    if (shmd_exchange32(&p->busy, 1) != 0)
-        return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread is inside this producer; give each thread its own", p->stream);
-    if (shmd_load32_acquire(&p->closing) != SHMD_HANDLE_CLOSED)
-        return SHMD_OK;
-    shmd_handle_leave(&p->busy);
-    return shmd_handle_none("producer of stream ", p->stream);
+        return shmd_guard_none("producer");
+    shmd_guard_t guard = guard_of(p);
+    return shmd_guard_enter(&guard);
 }
 
 int shmd_guarded_publish(shmd_producer *p, const uint8_t *data, uint32_t length, uint16_t type)
@@ -133,16 +144,14 @@ int shmd_guarded_wait_room(shmd_producer *p, uint32_t length, uint64_t timeout_n
 
 int shmd_guarded_producer_close(shmd_producer *p, int aborted)
 {
-    if (p == NULL || shmd_load32_acquire(&p->closing) == SHMD_HANDLE_CLOSED)
+    if (p == NULL)
         return SHMD_OK;
-    if (p->fork_generation != shmd_fork_generation())
-        return enter_producer(p);
-    int taken = shmd_handle_take_over(&p->busy, &p->closing);
-    if (taken <= 0)
-        return taken < 0 ? SHMD_OK : shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this producer; it was not closed", p->stream);
-    int rc = shmd_producer_end(p, aborted);
-    shmd_store32_release(&p->closing, SHMD_HANDLE_CLOSED);
-    shmd_handle_leave(&p->busy);
+    shmd_guard_t guard = guard_of(p);
+    int rc = shmd_guard_take_over(&guard);
+    if (rc != 1)
+        return rc;
+    rc = shmd_producer_end(p, aborted);
+    shmd_guard_closed(&guard);
     return rc;
 }
 

@@ -4,18 +4,17 @@
 
 #include <stdlib.h>
 
+static shmd_guard_t guard_of(shmd_consumer *c)
+{
+    return (shmd_guard_t){.busy = &c->busy, .closing = &c->closing, .fork_generation = c->fork_generation, .what = "consumer", .stream = c->stream};
+}
+
 static int enter_consumer(shmd_consumer *c)
 {
     if (c == NULL)
-        return shmd_handle_none("consumer", "");
-    if (c->fork_generation != shmd_fork_generation())
-        return shmd_fail(SHMD_E_FORKED, "stream %s: this consumer was made before fork; attach a new one in the child", c->stream);
-    if (shmd_exchange32(&c->busy, 1) != 0)
-        return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread is inside this consumer; give each thread its own", c->stream);
-    if (shmd_load32_acquire(&c->closing) != SHMD_HANDLE_CLOSED)
-        return SHMD_OK;
-    shmd_handle_leave(&c->busy);
-    return shmd_handle_none("consumer of stream ", c->stream);
+        return shmd_guard_none("consumer");
+    shmd_guard_t guard = guard_of(c);
+    return shmd_guard_enter(&guard);
 }
 
 /* Moves the gate to min(position, hold_seq), never back. */
@@ -335,16 +334,14 @@ int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout
 
 int shmd_guarded_consumer_close(shmd_consumer *c)
 {
-    if (c == NULL || shmd_load32_acquire(&c->closing) == SHMD_HANDLE_CLOSED)
+    if (c == NULL)
         return SHMD_OK;
-    if (c->fork_generation != shmd_fork_generation())
-        return enter_consumer(c);
-    int taken = shmd_handle_take_over(&c->busy, &c->closing);
-    if (taken <= 0)
-        return taken < 0 ? SHMD_OK : shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this consumer; it was not closed", c->stream);
-    int rc = shmd_consumer_end(c);
-    shmd_store32_release(&c->closing, SHMD_HANDLE_CLOSED);
-    shmd_handle_leave(&c->busy);
+    shmd_guard_t guard = guard_of(c);
+    int rc = shmd_guard_take_over(&guard);
+    if (rc != 1)
+        return rc;
+    rc = shmd_consumer_end(c);
+    shmd_guard_closed(&guard);
     return rc;
 }
 

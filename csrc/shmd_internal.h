@@ -177,10 +177,40 @@ int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *reco
 /* What `closing` of a handle says. */
 enum { SHMD_HANDLE_OPEN = 0, SHMD_HANDLE_CLOSING = 1, SHMD_HANDLE_CLOSED = 2 };
 
-/* The guard of a handle's `busy` word. take_over: 1 the caller has it and closes it, 0 somebody stays inside, -1 it is closed. */
+/* What guards a handle: its words and its name. */
+typedef struct shmd_guard {
+    uint32_t *busy;
+    uint32_t *closing;
+    uint32_t fork_generation;
+    const char *what;   /* "producer" or "consumer" */
+    const char *stream;
+} shmd_guard_t;
+
 static inline void shmd_handle_leave(uint32_t *busy) { shmd_store32_release(busy, 0); }
-int shmd_handle_take_over(uint32_t *busy, uint32_t *closing);
-int shmd_handle_none(const char *what, const char *stream); /* SHMD_E_CLOSED, with its text */
+
+int shmd_guard_refuse(const shmd_guard_t *guard, int code); /* code, with its text */
+int shmd_guard_none(const char *what);                      /* SHMD_E_CLOSED: there never was a handle */
+/* 1: the caller has the handle, ends it and calls shmd_guard_closed; 0: it is closed already; SHMD_E_FORKED, SHMD_E_CONCURRENT. */
+int shmd_guard_take_over(const shmd_guard_t *guard);
+
+/* Takes a handle for one call: SHMD_OK, SHMD_E_FORKED, SHMD_E_CONCURRENT, SHMD_E_CLOSED. */
+static inline int shmd_guard_enter(const shmd_guard_t *guard)
+{
+    if (guard->fork_generation != shmd_fork_generation())
+        return shmd_guard_refuse(guard, SHMD_E_FORKED);
+    if (shmd_exchange32(guard->busy, 1) != 0)
+        return shmd_guard_refuse(guard, SHMD_E_CONCURRENT);
+    if (shmd_load32_acquire(guard->closing) != SHMD_HANDLE_CLOSED)
+        return SHMD_OK;
+    shmd_handle_leave(guard->busy);
+    return shmd_guard_refuse(guard, SHMD_E_CLOSED);
+}
+
+static inline void shmd_guard_closed(const shmd_guard_t *guard)
+{
+    shmd_store32_release(guard->closing, SHMD_HANDLE_CLOSED);
+    shmd_handle_leave(guard->busy);
+}
 
 /* A producer's parts, for its files and the guarded calls. */
 int shmd_producer_check_length(const shmd_producer *producer, uint64_t length);
