@@ -105,10 +105,8 @@ int main(int argc, char **argv)
     common->end = UINT64_MAX;
     for (int i = 0; i < 2; i++)
         peer_make(shared[i]);
-    pid_t child = fork();
+    pid_t child = bench_fork(&a);
     int is_child = child == 0;
-    bench_pin(is_child ? a.second_core : a.first_core);
-    (void)alarm(BENCH_ALARM_S);
     void *there = peer_open(shared[0], 0, !is_child), *back = peer_open(shared[1], 1, is_child);
     if (is_child) {
         __atomic_store_n(&common->ready, 1, __ATOMIC_RELEASE);
@@ -118,8 +116,7 @@ int main(int argc, char **argv)
             consume(there, common, every);
         _exit(0);
     }
-    while (__atomic_load_n(&common->ready, __ATOMIC_ACQUIRE) == 0)
-        (void)sched_yield();
+    bench_await(&common->ready, child);
     if (is_trip) {
         uint64_t *trips = bench_memory(TRIPS_MAX * sizeof *trips), n = ping(there, back, common, &a, trips);
         bench_save(a.samples, trips, n);

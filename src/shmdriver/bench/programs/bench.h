@@ -182,6 +182,30 @@ static inline void bench_join(pid_t child)
         exit(2);
 }
 
+/* Forks; each end is pinned to its core and cannot run for ever. 0 in the child, which consumes, its pid in the parent. */
+static inline pid_t bench_fork(const bench_arguments_t *a)
+{
+    pid_t child = fork();
+    if (child < 0) {
+        perror("fork");
+        exit(2);
+    }
+    bench_pin(child == 0 ? a->second_core : a->first_core);
+    (void)alarm(BENCH_ALARM_S);
+    return child;
+}
+
+/* Waits until the child says that it is ready; ends this process when the child has ended instead. */
+static inline void bench_await(const uint64_t *ready, pid_t child)
+{
+    int status;
+    while (__atomic_load_n(ready, __ATOMIC_ACQUIRE) == 0) {
+        if (waitpid(child, &status, WNOHANG) == child)
+            exit(2);
+        (void)sched_yield();
+    }
+}
+
 /* Zeroed memory that a child shares. */
 static inline void *bench_shared(size_t bytes)
 {

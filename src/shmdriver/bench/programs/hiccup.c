@@ -27,9 +27,7 @@ int main(int argc, char **argv)
     if (a.rate == 0)
         a.rate = 100000;
     uint64_t *ns = bench_memory((a.rate * a.run_ms / 1000 + 2) * sizeof *ns);
-    pid_t child = fork();
-    bench_pin(child == 0 ? a.second_core : a.first_core);
-    (void)alarm(BENCH_ALARM_S);
+    pid_t child = bench_fork(&a);
     uint64_t n = watch(&a, ns);
     if (child == 0)
         _exit(0);

@@ -113,21 +113,12 @@ int main(int argc, char **argv)
     outcome_t *out = bench_shared(sizeof *out);
     printf("{");
     (void)fflush(stdout);
-    pid_t child = fork();
+    pid_t child = bench_fork(&a);
     if (child == 0) {
-        bench_pin(a.second_core);
-        (void)alarm(BENCH_ALARM_S);
         run_consumer(&a, out);
         _exit(0);
     }
-    bench_pin(a.first_core);
-    (void)alarm(BENCH_ALARM_S);
-    int status;
-    while (__atomic_load_n(&out->ready, __ATOMIC_ACQUIRE) == 0) {
-        if (child < 0 || waitpid(child, &status, WNOHANG) == child)
-            return 2;
-        (void)sched_yield();
-    }
+    bench_await(&out->ready, child);
     run_producer(&a, out, child);
     printf(", \"cpu_share\": %.6f, \"missed\": %llu, \"wrong\": %llu}\n",
            (double)out->cpu_ns / (double)(out->wall_ns != 0 ? out->wall_ns : 1), (unsigned long long)out->missed,

@@ -66,14 +66,11 @@ int main(int argc, char **argv)
     together_t *both = bench_shared(sizeof *both);
     uint64_t *ns = bench_memory(TRIPS_MAX * sizeof *ns), n = 0, wrong = 0;
     unsigned char *payload = bench_memory(a.bytes);
-    pid_t child = fork();
-    (void)alarm(BENCH_ALARM_S);
+    pid_t child = bench_fork(&a);
     if (child == 0) {
-        bench_pin(a.second_core);
         echo(&a, both);
         _exit(0);
     }
-    bench_pin(a.first_core);
     ends_t e = attach(&a, "back", "there", both);
     uint64_t warm_ns = bench_now_ns() + a.warm_ms * 1000000, end_ns = warm_ns + a.run_ms * 1000000, start_ns = 0;
     for (uint64_t i = 0; start_ns < end_ns && n < TRIPS_MAX; i++) {

@@ -85,14 +85,11 @@ int main(int argc, char **argv)
     }
     s.slots = bench_shared(slots * s.slot_bytes);
     *s.end = UINT64_MAX;
-    pid_t child = fork();
-    (void)alarm(BENCH_ALARM_S);
+    pid_t child = bench_fork(&a);
     if (child == 0) {
-        bench_pin(a.second_core);
         consume(&s, &a);
         _exit(0);
     }
-    bench_pin(a.first_core);
     produce(&s, &a, &sent, &ns);
     bench_join(child);
     printf("{\"messages_s\": %.0f, \"wrong\": %llu}\n", (double)sent * 1e9 / (double)ns, (unsigned long long)*s.wrong);

@@ -276,21 +276,12 @@ int main(int argc, char **argv)
         return 2;
     }
     outcome_t *out = bench_shared(sizeof *out);
-    pid_t child = fork();
+    pid_t child = bench_fork(&a);
     if (child == 0) {
-        bench_pin(a.second_core);
-        (void)alarm(BENCH_ALARM_S);
         run_consumers(&a, out);
         _exit(0);
     }
-    bench_pin(a.first_core);
-    (void)alarm(BENCH_ALARM_S);
-    int status;
-    while (__atomic_load_n(&out->ready, __ATOMIC_ACQUIRE) == 0) {
-        if (child < 0 || waitpid(child, &status, WNOHANG) == child)
-            return 2;
-        (void)sched_yield();
-    }
+    bench_await(&out->ready, child);
     run_producer(&a, out, child);
     double received = (double)out->received, ns = (double)out->ns;
     printf("\"messages_s\": %.1f, \"deliveries_s\": %.1f, \"gb_s\": %.4f, \"missed\": %llu, \"wrong\": %llu}\n",
