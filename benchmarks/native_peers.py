@@ -14,9 +14,9 @@ from pathlib import Path
 
 import shmdriver
 from shmdriver.bench import native
-from shmdriver.bench.case import Case, Metric
+from shmdriver.bench.case import Case
+from shmdriver.bench.cases import MESSAGES, NATIVE_TRIP, Wanted
 from shmdriver.bench.native import Outcome
-from shmdriver.bench.scenarios import Run
 
 __all__ = ["GROUP", "native_peer_cases"]
 
@@ -25,12 +25,6 @@ SOURCES = Path(__file__).resolve().parent / "peers" / "native"
 BUILD = SOURCES.parents[2] / "build" / "bench" / "native-peers"
 PACKAGE = Path(shmdriver.__file__).resolve().parent
 SIZES = (40, 64, 256)
-BATCH = 64
-_RATE = (Metric("messages_s", "", "M/s", 1e-6),)
-_TRIP = tuple(
-    Metric(f"{key}_ns", label, "ns", lower=True)
-    for key, label in (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9"))
-)
 # name: (source, compiler, libraries, how to get it)
 PEERS = {
     "boost spsc": ("boost_spsc.cpp", "c++ -std=c++17", "", "Debian: libboost-dev and g++"),
@@ -39,7 +33,7 @@ PEERS = {
 }
 
 
-def native_peer_cases(how: Run) -> tuple[list[Case], dict[str, str]]:
+def native_peer_cases(wanted: Wanted) -> tuple[list[Case], dict[str, str]]:
     """One by one, in batches and there and back; and why a peer is missing, by name."""
     made: list[Case] = []
     missing: dict[str, str] = {}
@@ -50,25 +44,16 @@ def native_peer_cases(how: Run) -> tuple[list[Case], dict[str, str]]:
             missing[who] = f"{error} ({place})"
             continue
         for size, program in programs.items():
-            made.append(_case(f"{size} B one by one", _RATE, program, how, who, mode="single"))
-            made.append(_case(f"{size} B in batches of {BATCH}", _RATE, program, how, who, mode="batch"))
-        made.append(_case("round trip 64 B", _TRIP, programs[64], how, who, mode="roundtrip"))
+            one, many = f"{size} B one by one", f"{size} B in batches of {wanted.batch}"
+            made.append(Case(GROUP, "native", one, _run(program, wanted, "single"), (MESSAGES,), who))
+            made.append(Case(GROUP, "native", many, _run(program, wanted, "batch"), (MESSAGES,), who))
+        trip = _run(programs[64], wanted, "roundtrip")
+        made.append(Case(GROUP, "native", "round trip 64 B", trip, NATIVE_TRIP, who))
     return made, missing
 
 
-def _case(what: str, metrics: tuple[Metric, ...], program: Path, how: Run, who: str, mode: str) -> Case:
-    arguments = {
-        "mode": mode,
-        "batch": BATCH,
-        "run_ms": max(1, round(how.seconds * 500)),
-        "warm_ms": 50,
-        "first_core": how.cores[0],
-        "second_core": how.cores[1],
-    }
-    return Case(GROUP, "native", what, _run(program, arguments), metrics, who)
-
-
-def _run(program: Path, arguments: dict[str, object]) -> Callable[[str], Outcome]:
+def _run(program: Path, wanted: Wanted, mode: str) -> Callable[[str], Outcome]:
+    arguments = wanted.native(mode=mode, batch=wanted.batch)
     return lambda _instance: native.run(str(program), arguments)
 
 

@@ -94,26 +94,23 @@ def _by_what(report: Report, group: str) -> dict[str, dict[str, Series]]:
 
 def peers_rows(report: Report, *, spread: bool) -> Rows:
     """Python: ours, every peer, and how many times better than the best of them."""
-    table = _by_what(report, "python")
-    peers = [who for who in dict.fromkeys(who for row in table.values() for who in row) if who != OURS]
-    rows: Rows = [("Python to Python", "unit", OURS, *peers, "x best peer")]
-    for what, row in table.items():
-        cells = [_cell(row.get(who), spread=spread) for who in (OURS, *peers)]
-        rows.append((what, next(iter(row.values())).unit, *cells, _over_best(row)))
-    return rows
+    return _beside("Python to Python", _by_what(report, "python"), spread=spread)
 
 
 def native_peers_rows(report: Report, *, spread: bool) -> Rows:
-    """Native: ours and the peers', where both were measured, and how many times better than the best."""
+    """The same of native ones, of what both ours and a peer were measured in."""
     theirs = _by_what(report, GROUP)
-    rows: Rows = []
-    for figure in _native(report, ("latency", "throughput")):
-        row = {OURS: figure.series} | theirs.get(figure.what, {})
-        if len(row) > 1:
-            peers = list(row)[1:]
-            rows = rows or [("C to C", "unit", OURS, *peers, "x best peer")]
-            cells = [_cell(row[who], spread=spread) for who in row]
-            rows.append((figure.what, figure.series.unit, *cells, _over_best(row)))
+    ours = [figure for figure in _native(report, ("latency", "throughput")) if figure.what in theirs]
+    table = {figure.what: {OURS: figure.series} | theirs[figure.what] for figure in ours}
+    return _beside("C to C", table, spread=spread)
+
+
+def _beside(title: str, table: dict[str, dict[str, Series]], *, spread: bool) -> Rows:
+    peers = [who for who in dict.fromkeys(who for row in table.values() for who in row) if who != OURS]
+    rows: Rows = [(title, "unit", OURS, *peers, "x best peer")]
+    for what, row in table.items():
+        cells = [_cell(row.get(who), spread=spread) for who in (OURS, *peers)]
+        rows.append((what, next(iter(row.values())).unit, *cells, _over_best(row)))
     return rows
 
 
@@ -157,13 +154,13 @@ def write_peers(report: Report) -> None:
     own = native_rows(_native(report, ("latency", "throughput", "fanout", "frames")))
     text = f"{_where(report)} {versions}.\n\n{tables.markdown(peers_rows(report, spread=True))}\n\n"
     beside = native_peers_rows(report, spread=True)
-    text += tables.markdown(beside) + "\n\n" if beside else ""
+    if len(beside) > 1:
+        text += tables.markdown(beside) + "\n\n"
     put(PAGE, "peers", text + tables.markdown(own) + _problems(report))
     short = [row for row in peers_rows(report, spread=False) if not row[0].endswith(", p99")]
     highlights: Rows = [("C to C", "", "x floor")]
     for figure in _native(report, ("latency", "throughput", "frames")):
-        is_plain = "beside" not in figure.what and "nothing sent" not in figure.what
-        if is_plain and figure.what.endswith(("p50", "one by one", "of 64", "copied in", "claimed")):
+        if figure.axis and figure.what.endswith(("p50", "one by one", "of 64", "copied in", "claimed")):
             ratio = figure.over_floor
             figures = f"{number(figure.series.median)} {figure.series.unit}"
             highlights.append((figure.what, figures, number(ratio.median) if ratio and ratio.good else ""))

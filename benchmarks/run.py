@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from shmdriver.bench.scenarios import SCENARIOS, Run
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "bench" / "results.json"
 MIB = 1 << 20
-_RATE = (Metric("messages_s", "", "M/s", 1e-6),)
+_RATE = (cases.MESSAGES,)
 _TRIPS = tuple(
     Metric(key, label, "µs", lower=True)
     for key, label in (("p50_us", "p50"), ("p99_us", "p99"), ("p999_us", "p99.9"))
@@ -46,15 +47,14 @@ PYTHON: dict[str, tuple[str, int, tuple[Metric, ...], int]] = {
 }
 
 
-def native_cases(how: Run) -> list[Case]:
-    """Ours, between looks at the floor."""
+def native_cases(how: Run) -> tuple[list[Case], dict[str, str]]:
+    """The peers' and ours, between looks at the floor; and why a peer is missing, by name."""
     own = cases.Wanted(sides=("native",), seconds=how.seconds / 2, warm_s=0.05, cores=how.cores)
-    made = cases.make(("latency", "throughput"), own)
-    return made + cases.make(("fanout",), cases.Wanted(
-        sides=("native",), consumers=(2,), seconds=how.seconds / 2, warm_s=0.05, cores=how.cores,
-    )) + cases.make(("frames",), cases.Wanted(
-        sides=("native",), bytes_each=(MIB,), seconds=how.seconds / 2, warm_s=0.05, cores=how.cores,
-    ))  # fmt: skip
+    made, missing = native_peer_cases(own)
+    made += cases.make(("latency", "throughput"), own)
+    made += cases.make(("fanout",), replace(own, consumers=(2,)))
+    made += cases.make(("frames",), replace(own, bytes_each=(MIB,)))
+    return made, missing
 
 
 def python_cases(how: Run, names: set[str], kinds: dict[str, type[Channel]]) -> list[Case]:
@@ -142,8 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     how = Run(options.seconds, 0.1, machine.cores(options.cores))
     made: list[Case] = []
     if options.only != "python":
-        made, absent = native_peer_cases(how)
-        made += native_cases(how)
+        made, absent = native_cases(how)
         missing |= absent
         chosen |= set(absent)
     made += [] if options.only == "native" else python_cases(how, names, kinds)

@@ -22,11 +22,11 @@ _INLINE_BYTES = 4096
 _WAKE_RATE = 200
 _CHUNK, _CHUNK_WATCHED = 500, 20
 
-_MESSAGES = Metric("messages_s", "", "M/s", 1e-6)
+MESSAGES = Metric("messages_s", "", "M/s", 1e-6)
 _PRODUCED = Metric("produced_s", "producer", "M/s", 1e-6)
 _PRODUCED_NS = Metric("produced_ns", "", "ns/message", lower=True)
 _BANDWIDTH = Metric("gb_s", "", "GB/s", floor="memcpy_gb_s")
-_NATIVE_TRIP = tuple(
+NATIVE_TRIP = tuple(
     Metric(f"{key}_ns", label, "ns", lower=True, floor=floor)
     for key, label, floor in (("p50", "p50", "p50_ns"), ("p99", "p99", "p99_ns"), ("p999", "p99.9", ""))
 )
@@ -134,7 +134,7 @@ def latency(wanted: Wanted) -> Iterator[Case]:
         of, end = {"axis": "bytes", "size": float(size)}, f"{size_text(size)}{trip.suffix}"
         if "native" in wanted.sides and flat_out:
             run = _native("roundtrip", trip.native(bytes=size), samples=True)
-            yield Case("latency", "native", f"round trip {end}", run, _NATIVE_TRIP, **of)  # type: ignore[arg-type]
+            yield Case("latency", "native", f"round trip {end}", run, NATIVE_TRIP, **of)  # type: ignore[arg-type]
         if "python" in wanted.sides and flat_out:
             run = _python("roundtrip", trip.how, **trip.channel(bytes_each=max(size, 8)))
             yield Case("latency", "python", f"round trip {end}", run, _PYTHON_TRIP, **of)  # type: ignore[arg-type]
@@ -207,7 +207,7 @@ def _watched(run: Callable[[str], Outcome]) -> Callable[[str], Outcome]:
 
 def throughput(wanted: Wanted) -> Iterator[Case]:
     """One way, one by one and in batches."""
-    metrics = (_MESSAGES,) if wanted.delivery == "reliable" else (_MESSAGES, _PRODUCED)
+    metrics = (MESSAGES,) if wanted.delivery == "reliable" else (MESSAGES, _PRODUCED)
     for size in _each(wanted, (40, 64, 256, 1024), (40, 64)):
         of: dict[str, Any] = {"axis": "bytes", "size": size}
         end = f"{size_text(size)}"
@@ -234,14 +234,14 @@ def throughput(wanted: Wanted) -> Iterator[Case]:
         for name, words in (("batch", "a call"), ("array", "in one message")):
             run = _python(name, wanted.how, **wanted.channel(bytes_each=size))
             what = f"{size} B records, {scenarios.RECORDS} {words}{wanted.suffix}"
-            yield Case("throughput", "python", what, run, (_MESSAGES,), axis="bytes", size=size)
+            yield Case("throughput", "python", what, run, (MESSAGES,), axis="bytes", size=size)
 
 
 def _limits(wanted: Wanted, size: int) -> Iterator[Case]:
     """The same slots without leases, states, sleepers and statistics: how fast it could be."""
     for mode, words in (("single", "one by one"), ("batch", f"in batches of {wanted.batch}")):
         run = _native("sketch", wanted.native(bytes=size, mode=mode, batch=wanted.batch))
-        yield Case("throughput", "native", f"{size_text(size)} {words}, bare ring", run, (_MESSAGES,))
+        yield Case("throughput", "native", f"{size_text(size)} {words}, bare ring", run, (MESSAGES,))
 
 
 def fanout(wanted: Wanted) -> Iterator[Case]:

@@ -42,16 +42,15 @@ class StreamChannel(Channel):
         self._client = Client(instance)
         self._delivery: Delivery = delivery
         self._wait: Wait = wait
-        self._asked_slots = slots
-        self._slots = slots or (_LARGE_SLOTS if bytes_each >= _SMALL_BYTES else _SLOTS)
+        self._slots = slots
         self._open: Any = None
 
-    def _producer(self, **options: Any) -> Any:
+    def _producer(self, default_slots: int = 0, **options: Any) -> Any:
         if "dtype" not in options:
             options.setdefault("max_message", self.bytes_each)
         gated = self.consumers if self._delivery == "reliable" else 0
-        options.setdefault("slots", self._slots)
-        self._open = self._client.producer(self.tag, min_consumers=gated, **options)
+        slots = self._slots or default_slots or (_LARGE_SLOTS if self.bytes_each >= _SMALL_BYTES else _SLOTS)
+        self._open = self._client.producer(self.tag, slots=slots, min_consumers=gated, **options)
         self._open.wait_for_consumers(self.consumers, timeout=_ATTACH_TIMEOUT_S)
         return self._open
 
@@ -85,7 +84,7 @@ class StreamChannel(Channel):
         return read
 
     def array_sender(self, records: Array) -> Callable[[Array], object]:
-        out = self._producer(max_message=records.nbytes, slots=self._asked_slots or _ARRAY_SLOTS)
+        out = self._producer(_ARRAY_SLOTS, max_message=records.nbytes)
         publish: Callable[[Array], object] = out.publish_array
         return publish
 
