@@ -1,5 +1,8 @@
 """The cffi module `shmdriver._native`: its cdef is csrc/shmd_abi.h without the preprocessor lines.
 
+The objects of csrc/python go into the same file, as the module `shmdriver._hotpath`: one copy of the core
+for both.
+
 Our own sources are compiled by native.mk with every warning an error; what cffi generates is
 compiled without those flags and linked with the resulting archive.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI
@@ -17,6 +21,7 @@ CSRC = ROOT / "csrc"
 HEADER = CSRC / "shmd_abi.h"
 RELEASE = ROOT / "build" / "release"
 ARCHIVE = RELEASE / "libshmdriver.a"
+HOTPATH = CSRC / "python"
 
 _CPLUSPLUS_BLOCK = re.compile(r"^#ifdef __cplusplus$.*?^#endif$\n?", re.MULTILINE | re.DOTALL)
 _PREPROCESSOR_LINE = re.compile(r"^[ \t]*#(?:.*\\\n)*.*$\n?", re.MULTILINE)
@@ -38,11 +43,17 @@ def build_library(profile: str = "release") -> None:
             "-f",
             str(ROOT / "native.mk"),
             f"PROFILE={profile}",
+            f"PYTHON_INCLUDE={sysconfig.get_path('include')}",
             "lib",
         ],
         cwd=ROOT,
         check=True,
     )
+
+
+def hotpath_objects(folder: str) -> list[str]:
+    """The object files of `shmdriver._hotpath` in a profile's folder."""
+    return [f"{folder}/python/{source.stem}.o" for source in sorted(HOTPATH.glob("*.c"))]
 
 
 def build_failpoints() -> Path:
@@ -51,7 +62,8 @@ def build_failpoints() -> Path:
     build_library("failpoints")
     made = folder / "shmdriver" / "_native.abi3.so"
     archive = folder / "libshmdriver.a"
-    sources = (archive, HEADER, Path(__file__))
+    hotpath = hotpath_objects(str(folder))
+    sources = (archive, HEADER, Path(__file__), *map(Path, hotpath))
     if made.exists() and made.stat().st_mtime > max(source.stat().st_mtime for source in sources):
         return made
     builder = FFI()
@@ -61,7 +73,7 @@ def build_failpoints() -> Path:
         "shmdriver._native",
         '#include "shmd_abi.h"\n#include "shmd_failpoint.h"\n',
         include_dirs=[str(CSRC)],
-        extra_objects=[str(archive)],
+        extra_objects=[*hotpath, str(archive)],
         extra_compile_args=["-std=c11", "-D_GNU_SOURCE=", "-DSHMD_FAILPOINTS=1", "-O2", "-pthread"],
         extra_link_args=["-pthread"],
         libraries=["rt"],
@@ -72,17 +84,18 @@ def build_failpoints() -> Path:
 
 def make_builder() -> FFI:
     """Describe the module to cffi, for setuptools' `cffi_modules`."""
+    hotpath = hotpath_objects("build/release")
     builder = FFI()
     builder.cdef(cdef_text(HEADER.read_text(encoding="utf-8")))
     builder.set_source(
         "shmdriver._native",
         '#include "shmd_abi.h"\n',
         include_dirs=["csrc"],
-        extra_objects=["build/release/libshmdriver.a"],
+        extra_objects=[*hotpath, "build/release/libshmdriver.a"],
         extra_compile_args=["-std=c11", "-D_GNU_SOURCE=", "-O3", "-fvisibility=hidden", "-pthread"],
         extra_link_args=["-pthread", "-Wl,--exclude-libs,ALL"],
         libraries=["rt"],
-        depends=["csrc/shmd_abi.h", "build/release/libshmdriver.a", "build_ffi.py"],
+        depends=["csrc/shmd_abi.h", "build/release/libshmdriver.a", "build_ffi.py", *hotpath],
     )
     return builder
 

@@ -33,13 +33,21 @@ OBJECTS := $(patsubst $(CSRC)/%.c,$(OUT)/obj/%.o,$(SOURCES))
 ARCHIVE := $(OUT)/libshmdriver.a
 SHARED := $(OUT)/libshmdriver.so
 
+# The objects of shmdriver._hotpath, when PYTHON_INCLUDE says where Python.h is; they go into cffi's module. Python keeps
+# functions as `void *` in its tables of slots, which ISO C (-Wpedantic) does not have.
+PYTHON_OBJECTS := $(if $(PYTHON_INCLUDE),$(patsubst $(CSRC)/python/%.c,$(OUT)/python/%.o,$(sort $(wildcard $(CSRC)/python/*.c))))
+
 .DELETE_ON_ERROR:
 .PHONY: lib
-lib: $(ARCHIVE) $(if $(filter release,$(PROFILE)),$(SHARED))
+lib: $(ARCHIVE) $(if $(filter release,$(PROFILE)),$(SHARED)) $(PYTHON_OBJECTS)
 
 $(OUT)/obj/%.o: $(CSRC)/%.c $(ROOT)native.mk
 	@mkdir -p $(@D)
 	$(CC) $(SHMD_CFLAGS) -MMD -MP -c $< -o $@
+
+$(OUT)/python/%.o: $(CSRC)/python/%.c $(ROOT)native.mk
+	@mkdir -p $(@D)
+	$(CC) $(SHMD_CFLAGS) -Wno-pedantic -fvisibility=hidden -isystem $(PYTHON_INCLUDE) -MMD -MP -c $< -o $@
 
 # The list of objects, so that a removed source leaves the archive too.
 $(OUT)/objects.txt: FORCE
@@ -57,4 +65,4 @@ $(SHARED): $(OBJECTS) $(OUT)/objects.txt $(ROOT)csrc/shmdriver.map
 		$(SHMD_LDFLAGS) -o $@.new $(OBJECTS) $(SHMD_LIBS)
 	@mv -f $@.new $@
 
--include $(OBJECTS:.o=.d)
+-include $(OBJECTS:.o=.d) $(PYTHON_OBJECTS:.o=.d)

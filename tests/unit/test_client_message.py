@@ -1,6 +1,9 @@
-"""Message: a tuple with names, always true, with the length and bytes of its payload."""
+"""Message: always true, with the length and bytes of its payload, a buffer of its own."""
 
 from __future__ import annotations
+
+import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from shmdriver.client.message import Message
 
 
 def make(payload=b"hello", seq=3, kind=7, flags=0):
-    return Message((seq, 12345, kind, flags, payload))
+    return Message(seq, 12345, kind, flags, payload)
 
 
 def test_fields():
@@ -37,6 +40,30 @@ def test_equal_when_all_fields_are():
     assert hash(make()) == hash(make())
     assert make() != make(b"other")
     assert make() != make(seq=4)
+
+
+def test_it_is_a_read_only_buffer():
+    view = memoryview(make())
+    assert (view.readonly, view.format, view.nbytes) == (True, "B", 5)
+    assert np.frombuffer(make(), np.uint8).tolist() == list(b"hello")
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        np.frombuffer(make(), np.uint8).flags.writeable = True
+
+
+def test_what_was_made_of_it_keeps_it():
+    view = make(b"x" * 1000).data
+    assert bytes(view[-3:]) == b"xxx"
+
+
+def test_it_can_be_pickled_and_copied():
+    assert pickle.loads(pickle.dumps(make())) == make()
+    assert copy.copy(make()) == make()
+
+
+@pytest.mark.parametrize("fields", [(1, 2, 70000, 0, b""), (-1, 0, 0, 0, b""), (1, 2, 3, 4, "text"), (1, 2)])
+def test_it_is_made_of_five_fields_in_range(fields):
+    with pytest.raises((TypeError, OverflowError)):
+        Message(*fields)
 
 
 def test_bytes_have_no_array():

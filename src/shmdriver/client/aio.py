@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any, cast, overload
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, cast, overload
 
 from shmdriver._native import lib
-from shmdriver.client.message import Message
+from shmdriver.client.hotpath import ConsumerCore
 from shmdriver.client.waiting import check_limit
 from shmdriver.errors import ConcurrentUseError, EndOfStream
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from shmdriver.client.batches import Batch
     from shmdriver.client.consumer import Consumer
+    from shmdriver.client.message import Message
 
-__all__ = ["EventLoopReading", "settling", "try_later"]
+__all__ = ["EventLoopReading", "try_later"]
 
 _AT_ONCE_NS = 1  # no wait, but a consumer whose own views fill the ring is told so
 _LOOK_AFTER_S = 5.0  # a first producer that does not come is warned about
@@ -34,14 +35,10 @@ _ORPHAN_LOOK_AFTER_S = 1.0  # with reconnect=True: whether another driver serves
 _TRY_AGAIN_S = 0.02
 
 
-class EventLoopReading:
+class EventLoopReading(ConsumerCore):
     """What a Consumer is to event loops."""
 
     __slots__ = ("_fd", "_is_ahead", "_is_awaited")
-
-    if TYPE_CHECKING:
-        _handle: Any
-        _rows: Iterator[Message]
 
     def __init__(self) -> None:
         self._fd = -1  # an eventfd, once fileno() was asked for
@@ -67,7 +64,8 @@ class EventLoopReading:
 
     async def aread(self, timeout: float | None = None) -> Message | None:
         """:meth:`read` for asyncio. A task that is cancelled in it has taken no message."""
-        for message in self._rows:
+        message = self._take()
+        if message is not None:
             return message
         return await _read(cast("Consumer", self), timeout)
 
@@ -97,6 +95,7 @@ class EventLoopReading:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self._settles = 0
 
 
 def _open_fd(consumer: Consumer) -> int:
@@ -107,17 +106,8 @@ def _open_fd(consumer: Consumer) -> int:
     if code < 0:
         os.close(fd)
         raise consumer._failure(code)
-    if consumer.buffered:
-        consumer._rows = settling(consumer._run, consumer._handle)
+    consumer._settles = 1  # before the last message of a run is handed out, the fd is told
     return fd
-
-
-def settling(run: Any, handle: Any) -> Iterator[Message]:
-    """The messages of a run; before the last one is handed out, the fd is told that the run is used up."""
-    for row in run:
-        if not run.__length_hint__():
-            lib.shmd_guarded_settle(handle)  # a handle that is closed by now says so at the next fetch
-        yield Message(row)
 
 
 def try_later(consumer: Consumer) -> None:
@@ -152,7 +142,8 @@ class AsyncMessages:
         return self
 
     async def __anext__(self) -> Message:
-        for message in self._consumer._rows:
+        message = self._consumer._take()
+        if message is not None:
             return message
         try:
             fetched = await _read(self._consumer, None)

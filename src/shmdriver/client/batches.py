@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -107,7 +106,9 @@ class RecordReader:
         if dtype is None:
             self._raise_bytes()
         consumer = self._consumer
-        payloads = [row[4] for row in islice(consumer._rows, limit)]
+        count = consumer.buffered if limit is None else min(limit, consumer.buffered)
+        messages = [consumer._take() for _ in range(count)]
+        payloads = [bytes(message) for message in messages if message is not None]
         odd = next((len(payload) for payload in payloads if len(payload) != dtype.itemsize), None)
         if odd is not None:
             raise SchemaMismatch(
@@ -117,11 +118,9 @@ class RecordReader:
         return np.frombuffer(b"".join(payloads), dtype)
 
     def _placed(self, batch: Any, count: int, dtype: np.dtype[Any]) -> Batch:
-        mapping = self._consumer._current_mapping(batch.mapping_serial)
         stride = int(batch.stride)
-        exporter = mapping.place(int(batch.seq), batch.data, (count - 1) * stride + dtype.itemsize)
-        # By way of frombuffer: it keeps the read-only memoryview, so that the array cannot be made writable.
-        place = np.frombuffer(memoryview(exporter).toreadonly(), np.uint8)
+        # By way of frombuffer: it keeps the read-only view, so that the array cannot be made writable.
+        place = np.frombuffer(self._consumer._place((count - 1) * stride + dtype.itemsize).data, np.uint8)
         return np.ndarray((count,), dtype, place, strides=(stride,))
 
     def _learn_ring(self, size: int, timeout_ns: int) -> bool:

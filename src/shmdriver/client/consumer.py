@@ -1,27 +1,25 @@
 """Consumer: one reader of a stream.
 
-Small messages are fetched in runs: one C call copies up to a few hundred messages of equal length
-into a private buffer, from which ``struct`` makes them one by one; read() and iteration take from the
-same run. A reliable consumer's arena messages and record batches are views in place (views.py). The
-gate follows with the next call into C, so that the last run counts as read when it is used up.
+Small messages are fetched in runs, from which read() and iteration take (csrc/python/shmd_py_consumer.c).
+A reliable consumer's arena messages and record batches are views in place (views.py). The gate follows
+with the next fetch, so that the last run counts as read when it is used up.
 """
 
 from __future__ import annotations
 
-import struct
-import weakref
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client._raise import failure_of, raise_for
-from shmdriver.client.aio import EventLoopReading, settling
-from shmdriver.client.link import FOREVER_SLICE_NS, Deadline, Link, register
-from shmdriver.client.message import LostRange, Message, PlacedMessage, PrivateMessage
-from shmdriver.client.views import NOTHING_HELD, Mapping, SpareBuffers
+from shmdriver.client.aio import EventLoopReading
+from shmdriver.client.claim import Claim
+from shmdriver.client.hotpath import ConsumerCore, setup
+from shmdriver.client.link import Deadline, Link, register
+from shmdriver.client.message import LostRange, Message
+from shmdriver.client.views import Mapping
 from shmdriver.client.waiting import Patience, check_limit
 
 if TYPE_CHECKING:
@@ -33,23 +31,14 @@ if TYPE_CHECKING:
 __all__ = ["Consumer"]
 
 _fetch = lib.shmd_guarded_fetch
-_next = lib.shmd_guarded_next
-_LENGTH_SHIFT = int(lib.SHMD_RUN_LENGTH_SHIFT)
-_COUNT_MASK = (1 << _LENGTH_SHIFT) - 1
-_RUN_MAX = 256  # messages fetched ahead, into private memory
-_PLACED = struct.Struct("<8xQQ8xI4xHH4xQ")  # of shmd_batch_t: one unpack costs less than its attributes
-_IN_PLACE = 2**63 - 1
-_NONE_HELD = -1
-_HEAD = struct.Struct("<QQHH")
-_BUFFER_BYTES = 65536 + _HEAD.size
-_PRIVATE_FROM_BYTES = 4096  # larger copies are handed out as they are, not copied again
-_PACKED_MAX = 256  # lengths whose Struct is kept
-_INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
-_TOO_LARGE = int(lib.SHMD_E_TOO_LARGE)
 _ENDS = (int(lib.SHMD_E_END), int(lib.SHMD_E_PRODUCER_LOST))
-_new_exporter = ffi.buffer
-_reference = weakref.ref
-_new_buffer: Any = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+def _address_of(handle: Any) -> int:
+    return int(ffi.cast("uintptr_t", handle))
+
+
+setup(Message, Claim, errors.EndOfStream, _address_of)
 
 
 class Consumer(EventLoopReading):
@@ -59,9 +48,8 @@ class Consumer(EventLoopReading):
     """
 
     __slots__ = (
-        "__weakref__", "_area", "_batch", "_batch_view", "_buffer", "_buffer_bytes", "_buffer_view",
-        "_comeback", "_dtype", "_handle", "_link", "_mapping",
-        "_packed", "_patience", "_reader", "_rows", "_run", "_spare", "delivery", "shard", "stream",
+        "__weakref__", "_batch", "_comeback", "_dtype", "_link", "_patience", "_reader", "delivery", "shard",
+        "stream",
     )  # fmt: skip
 
     stream: str
@@ -85,49 +73,16 @@ class Consumer(EventLoopReading):
         self._dtype = dtype
         self._comeback: ConsumerComeback | None = None  # of a client with reconnect=True
         self._reader: RecordReader | None = None
-        self._area = ffi.new("shmd_run_t *")  # what the C core finds, and where it puts it
-        self._area.limit = 1 if delivery == "latest" else _RUN_MAX
-        self._batch = ffi.addressof(self._area, "batch")
-        self._batch_view = memoryview(ffi.buffer(self._batch))
-        self._packed: dict[int, struct.Struct] = {}
-        self._mapping: Mapping | None = None
-        self._spare = SpareBuffers()
+        self._batch = ffi.cast("shmd_batch_t *", self._batch_address)  # what the core finds
+        if delivery == "latest":
+            self._run_limit = 1
         self._patience = Patience()
         super().__init__()
-        self._run: Any = iter(())  # the unpack iterator behind _rows: it knows how many are left
-        self._rows: Iterator[Message] = iter(())
-        self._use_buffer(_BUFFER_BYTES)
         register(self)
 
     # ---- messages
 
-    @overload
-    def read(self, timeout: None = None) -> Message: ...
-
-    @overload
-    def read(self, timeout: float) -> Message | None: ...
-
-    def read(self, timeout: float | None = None) -> Message | None:
-        """The next message; None when none came within ``timeout`` seconds (None: for ever, 0: no waiting).
-
-        Raises EndOfStream at the clean end, ProducerLost at an aborted one, LeaseRevoked, ViewsHeld.
-        """
-        for message in self._rows:
-            return message
-        if timeout is None:
-            first = self._fetch(FOREVER_SLICE_NS)
-            if first is not None:
-                return first
-        return self._wait_and_fetch(timeout)
-
-    def __iter__(self) -> Iterator[Message]:
-        return chain.from_iterable(iter(self._next_run, None))
-
-    @property
-    def buffered(self) -> int:
-        """How many messages were fetched and not handed out yet."""
-        left = getattr(self._run, "__length_hint__", None)
-        return int(left()) if left else 0
+    read = ConsumerCore.read
 
     # ---- records
 
@@ -215,7 +170,7 @@ class Consumer(EventLoopReading):
     @property
     def held(self) -> int:
         """How many views of it are alive and hold their places."""
-        return self._mapping.held() if self._mapping else 0
+        return self._mapping.held if self._mapping else 0
 
     @property
     def closed(self) -> bool:
@@ -244,10 +199,8 @@ class Consumer(EventLoopReading):
         if code == lib.SHMD_E_CONCURRENT:
             self._handle = handle
             raise_for(code, stream=self.stream)
-        self._run = self._rows = iter(())
-        if self._mapping is not None:
-            self._mapping.expose()
-            self._drop_mapping()
+        self._drop_run()
+        self._expose()
 
     def __enter__(self) -> Self:
         return self
@@ -273,18 +226,6 @@ class Consumer(EventLoopReading):
 
     # ---- inside
 
-    def _next_run(self) -> Iterable[Message] | None:
-        """The next messages for iteration: the rest of the present run, or a new one; None at the end."""
-        for message in self._rows:
-            return chain((message,), self._rows)
-        try:
-            fetched = self._fetch(FOREVER_SLICE_NS)
-            if fetched is None:
-                fetched = self._wait_and_fetch(None)
-        except errors.EndOfStream:
-            return None
-        return chain((fetched,), self._rows) if fetched is not None else None
-
     def _wait_and_fetch(self, timeout: float | None) -> Message | None:
         deadline = Deadline(timeout)
         while True:
@@ -293,66 +234,6 @@ class Consumer(EventLoopReading):
             if message is not None or slice_ns == 0:
                 return message
             self._idle()
-
-    def _fetch(self, timeout_ns: int) -> Message | None:
-        """The first message of a new run, the rest of which is in _rows; None when none came in time."""
-        mapping = self._mapping
-        hold_seq = _NONE_HELD
-        if mapping is not None:
-            live = mapping.live
-            while live:  # Mapping.hold_seq, without the call
-                seq, reference = live[0]
-                if reference() is not None:
-                    hold_seq = seq
-                    break
-                live.popleft()
-        try:
-            found = _next(self._handle, hold_seq, timeout_ns, self._area)
-        except TypeError:
-            self._check_open()
-            raise
-        if mapping is not None and found == _IN_PLACE:  # _in_place, without the call
-            seq, timestamp_ns, length, kind, flags, serial = _PLACED.unpack_from(self._batch_view)
-            if mapping.serial == serial:
-                exporter = _new_exporter(self._batch.data, length)
-                mapping.live.append((seq, _reference(exporter)))
-                return PlacedMessage((seq, timestamp_ns, kind, flags, exporter, mapping))
-        packed = self._packed.get(found >> _LENGTH_SHIFT) if found > 0 else None
-        if packed is None:
-            return self._unusual(found, timeout_ns)
-        if mapping is not None and mapping.serial != self._batch.mapping_serial:
-            self._drop_mapping()  # another epoch: views of the one before hold nothing in this one
-        count = found & _COUNT_MASK
-        if count == 1:
-            return Message(packed.unpack_from(self._buffer_view))
-        self._run = run = packed.iter_unpack(self._buffer_view[: count * packed.size])
-        self._rows = rows = map(Message, run) if self._fd < 0 else settling(run, self._handle)
-        return next(rows)
-
-    def _unusual(self, found: int, timeout_ns: int) -> Message | None:
-        """_fetch found nothing, an error, a message in place, a large copy, or a new length."""
-        batch = self._batch
-        if found <= 0:
-            if found in (0, _INTERRUPTED):
-                return None
-            if found == _TOO_LARGE:
-                self._use_buffer(2 * (int(batch.length) + _HEAD.size))
-                return self._fetch(timeout_ns)
-            self._recover(found, timeout_ns)
-            return None
-        if not batch.copied:
-            return self._in_place(batch)
-        mapping = self._mapping
-        if mapping is not None and mapping.serial != batch.mapping_serial:
-            self._drop_mapping()
-        length = batch.length
-        count = found & _COUNT_MASK
-        if length >= _PRIVATE_FROM_BYTES and count == 1:
-            return self._private(length)
-        packed = self._pack(length)
-        self._run = run = packed.iter_unpack(self._buffer_view[: count * packed.size])
-        self._rows = rows = map(Message, run) if self._fd < 0 or count == 1 else settling(run, self._handle)
-        return next(rows)
 
     def _idle(self) -> None:
         """After every slice of a wait in which nothing came."""
@@ -386,9 +267,7 @@ class Consumer(EventLoopReading):
 
     def _leave(self) -> None:
         """Detaches, and stays as a handle without a lease; what was handed out is protected no more."""
-        if self._mapping is not None:
-            self._mapping.expose()
-            self._drop_mapping()
+        self._expose()
         lib.shmd_guarded_consumer_close(self._handle)
 
     def _own_lost_ranges(self) -> list[LostRange]:
@@ -398,51 +277,14 @@ class Consumer(EventLoopReading):
         count = int(lib.shmd_consumer_lost_ranges(self._handle, out, limit))
         return [LostRange(int(gap.epoch), int(gap.first), int(gap.last)) for gap in out[0:count]]
 
-    def _pack(self, length: int) -> struct.Struct:
-        if len(self._packed) >= _PACKED_MAX:
-            self._packed.clear()
-        packed = struct.Struct(f"<QQHH{length}s")
-        if length < _PRIVATE_FROM_BYTES:  # of larger ones, a single one goes another way
-            self._packed[length] = packed
-        return packed
-
-    def _in_place(self, batch: Any) -> Message:
-        seq, timestamp_ns, length, kind, flags, serial = _PLACED.unpack_from(self._batch_view)
-        mapping = self._current_mapping(serial)
-        return PlacedMessage(
-            (seq, timestamp_ns, kind, flags, mapping.place(seq, batch.data, length), mapping)
-        )
-
-    def _private(self, length: int) -> Message:
-        """The large copy in the buffer as a message; the buffer goes with it, and another takes its place."""
-        whole = ffi.buffer(self._buffer, self._buffer_bytes)
-        seq, timestamp_ns, kind, flags = _HEAD.unpack_from(whole)
-        payload = memoryview(whole)[_HEAD.size : _HEAD.size + length].toreadonly()
-        self._use_buffer(self._buffer_bytes, self._spare.exchange(self._buffer, whole))
-        return PrivateMessage((seq, timestamp_ns, kind, flags, payload))
-
-    def _use_buffer(self, size: int, buffer: Any = None) -> None:
-        self._buffer = _new_buffer("uint8_t[]", size) if buffer is None else buffer
-        self._buffer_bytes = size
-        self._area.out = self._buffer
-        self._area.out_bytes = size
-        self._buffer_view = memoryview(ffi.buffer(self._buffer, size))
-
-    def _current_mapping(self, serial: int) -> Mapping:
-        mapping = self._mapping
-        if mapping is None or mapping.serial != serial:
-            self._drop_mapping()
-            self._mapping = mapping = Mapping(self, serial)
-        return mapping
-
-    def _drop_mapping(self) -> None:
+    def _map(self, serial: int) -> None:
         """On to another epoch. The one before is sealed: nobody writes there, so its views stay protected."""
+        self._mapping = Mapping.of(self, serial)
+
+    def _expose(self) -> None:
         mapping, self._mapping = self._mapping, None
         if mapping is not None:
-            mapping.let_go()
-
-    def _hold_seq(self) -> int:
-        return NOTHING_HELD if self._mapping is None else self._mapping.hold_seq()
+            mapping.expose()
 
     def _record_reader(self) -> RecordReader:
         if self._reader is None:
@@ -486,5 +328,5 @@ class Consumer(EventLoopReading):
             self.close()
 
     def _forked(self) -> None:
-        self._run = self._rows = iter(())  # the parent hands them out; the next fetch is refused
+        self._drop_run()  # the parent hands them out; the next fetch is refused
         self._close_fd()  # this process's copy: the parent's selectors keep theirs

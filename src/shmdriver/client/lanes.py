@@ -20,7 +20,6 @@ from shmdriver._native import ffi, lib
 from shmdriver.client import directory, pickling
 from shmdriver.client._raise import raise_for
 from shmdriver.client.link import Deadline
-from shmdriver.client.message import PlacedMessage
 
 if TYPE_CHECKING:
     from shmdriver.client.client import Client
@@ -178,7 +177,7 @@ class _Lane:
 
     def __init__(self, client: Client, queue: str, number: int) -> None:
         self.consumer: Consumer = client.consumer(lane_name(queue, number), start="oldest", follow=True)
-        self.consumer._area.limit = 1  # a getter that is killed takes one object with it, not a run of them
+        self.consumer._run_limit = 1  # a getter that is killed takes one object with it, not a run of them
         lib.shmd_consumer_resume(self.consumer._handle)
         self.parts: bytearray | None = None
         self.done = 0
@@ -191,9 +190,9 @@ class _Lane:
             message = consumer._fetch(0)
             if message is None:
                 return NOTHING
-            is_placed = message.__class__ is PlacedMessage
+            is_placed = message._mapping is not None
             try:
-                found = self._object_of(message.type, message[4])
+                found = self._object_of(message.type, message.data)
             finally:
                 if is_placed:
                     del message

@@ -1,7 +1,7 @@
 """Producer: the one writer of a stream.
 
-publish() is one C call that copies the payload in and returns; everything else (no room, no bytes,
-an error) leaves that line by the slow path below it.
+publish(), try_publish() and claim() are C (csrc/python/shmd_py_producer.c); what does not succeed there at
+once (no room, no buffer, an error) comes to the slow paths here.
 """
 
 # ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import operator
 import warnings
-import weakref
 from collections.abc import Sequence
+from functools import cache
+from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
@@ -19,9 +20,9 @@ from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
 from shmdriver.client._raise import failure_of, raise_for
-from shmdriver.client.claim import ArrayClaim, Claim
+from shmdriver.client.claim import ArrayClaim
+from shmdriver.client.hotpath import ProducerCore
 from shmdriver.client.link import Deadline, Link, register
-from shmdriver.client.views import keep_mapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,10 +42,9 @@ WAIT_AGAIN = (_BACK_PRESSURED, int(lib.SHMD_E_TIMEOUT), int(lib.SHMD_E_INTERRUPT
 _NO_CONSUMER_YET = 65
 _TYPE_MAX = 0xFFFF
 _UNKNOWN = 2**64 - 1
-_TOO_LARGE = int(lib.SHMD_E_TOO_LARGE)
 
 
-class Producer:
+class Producer(ProducerCore):
     """The producer of one stream, made by :meth:`Client.producer`. It belongs to one thread at a time.
 
     Only :meth:`close`, or a ``with`` block left without an exception, ends the stream cleanly; an
@@ -54,11 +54,7 @@ class Producer:
     __slots__ = (
         "__weakref__",
         "_comeback",
-        "_handle",
-        "_inline_max",
         "_link",
-        "_memory",
-        "_placed",
         "stream",
     )
 
@@ -69,68 +65,11 @@ class Producer:
         self._link: Link = link
         self._comeback: ProducerComeback | None = None  # of a client with reconnect=True
         self.stream = stream
-        # The slots and the arena, of which claims are slices; and what tells whether one of those is alive.
-        self._memory: list[memoryview | None] = [None, None]
-        self._placed: list[weakref.ref[Any]] = []
-        self._inline_max = 0
         register(self)
 
-    def publish(
-        self,
-        data: Publishable,
-        type: int = 0,  # noqa: A002
-        timeout: float | None = None,
-    ) -> None:
-        """Publishes one message of ``data``'s bytes.
-
-        Waits up to ``timeout`` seconds for room (None: for ever, 0: not at all). ``type`` (0 to 65535) is
-        the user's. Raises BackPressured, MessageTooLarge, LeaseRevoked.
-        """
-        try:
-            if data.__class__ is bytes and _publish(self._handle, data, len(data), type) == 0:
-                return
-        except (TypeError, OverflowError):
-            self._check_open()
-            _check_type(type)
-            raise
-        self._publish_slow(data, type, timeout)
-
-    def try_publish(self, data: Publishable, type: int = 0) -> int:  # noqa: A002
-        """Publishes when there is room now. How many messages went in: 0 or 1."""
-        self._check_open()
-        if type:
-            _check_type(type)
-        payload, length = readable(data)
-        code = _publish(self._handle, payload, length, type)
-        if code == 0:
-            return 1
-        if code != _BACK_PRESSURED:
-            self._recover(code, length, 0)
-        return 0
-
-    def claim(self, length: int, *, type: int = 0, timeout: float | None = None) -> Claim:  # noqa: A002
-        """A place for ``length`` bytes in shared memory, to be written by way of its ``view`` and committed.
-
-        A context manager: commits on exit, aborts on an exception. One open claim a producer (ClaimError).
-        """
-        if type:
-            _check_type(type)
-        try:
-            offset = _claim(self._handle, length)
-        except (TypeError, OverflowError):
-            self._check_open()
-            if length < 0:
-                raise ValueError(f"claim of {length} bytes: expected 0 or more") from None
-            offset = _TOO_LARGE
-        if offset < 0:
-            offset = self._claim_slow(offset, length, timeout)
-        memory = self._memory[length > self._inline_max] or self._look_at_memory(length)
-        claim = Claim()
-        claim.view = memory[offset : offset + length]
-        claim._producer = self
-        claim._type = type
-        claim._flags = 0
-        return claim
+    publish = ProducerCore.publish
+    try_publish = ProducerCore.try_publish
+    claim = ProducerCore.claim
 
     def publish_array(
         self,
@@ -143,8 +82,7 @@ class Producer:
         """Publishes an array; its shape and dtype travel with it, and up to 256 bytes of ``meta``."""
         import numpy as np
 
-        from shmdriver.client import tensor
-
+        tensor = _tensor()
         if type:
             _check_type(type)
         array = np.asanyarray(array)
@@ -180,18 +118,17 @@ class Producer:
         """
         import numpy as np
 
-        from shmdriver.client import tensor
-
+        tensor = _tensor()
         kind = np.dtype(dtype)
-        extents = (shape,) if isinstance(shape, int) else tuple(int(extent) for extent in shape)
-        if any(extent < 0 for extent in extents):
+        extents = (shape,) if isinstance(shape, int) else tuple(map(int, shape))
+        if extents and min(extents) < 0:
             raise ValueError(f"shape {extents}: extents are at least 0")
         head = tensor.head_of(extents, kind, order == "F", bytes(meta))
-        length = len(head) + kind.itemsize * int(np.prod(extents, dtype=object))
-        claim = self.claim(length, type=type, timeout=timeout)
+        start = len(head)
+        claim = self.claim(start + kind.itemsize * prod(extents), type=type, timeout=timeout)
         claim._flags = tensor.FLAG
-        claim.view[: len(head)] = head
-        return ArrayClaim(claim, tensor.view_of(claim.view[len(head) :], extents, kind, order))
+        claim.view[:start] = head
+        return ArrayClaim(claim, tensor.view_of(claim.view, extents, kind, order, start))
 
     def wait_for_consumers(self, n: int = 1, timeout: float | None = None) -> int:
         """Waits until ``n`` consumers of any delivery are attached. How many are: fewer at the timeout."""
@@ -298,23 +235,33 @@ class Producer:
                 return
             deadline = self._make_room(code, length, timeout, deadline)
 
+    def _try_publish_slow(self, data: Publishable, kind: int) -> int:
+        self._check_open()
+        if kind:
+            _check_type(kind)
+        payload, length = readable(data)
+        code = _publish(self._handle, payload, length, kind)
+        if code == 0:
+            return 1
+        if code != _BACK_PRESSURED:
+            self._recover(code, length, 0)
+        return 0
+
+    def _check_claim(self, length: Any, kind: Any) -> int:
+        self._check_open()
+        if kind is not None:
+            _check_type(kind)
+        found = operator.index(length)
+        if found < 0:
+            raise ValueError(f"claim of {found} bytes: expected 0 or more")
+        return found
+
     def _claim_slow(self, code: int, length: int, timeout: float | None) -> int:
         deadline: Deadline | None = None
         while code < 0:
             deadline = self._make_room(code, length, timeout, deadline)
             code = int(_claim(self._handle, length))
         return code
-
-    def _look_at_memory(self, length: int) -> memoryview:
-        """Where claims of ``length`` bytes lie. Their views, however derived, keep the exporter alive."""
-        self._inline_max = int(self._info().inline_max)
-        in_arena = length > self._inline_max
-        extent = ffi.new("uint64_t *")
-        start = lib.shmd_producer_memory(self._handle, in_arena, extent)
-        exporter = ffi.buffer(start, extent[0])
-        self._placed.append(weakref.ref(exporter))
-        self._memory[in_arena] = memory = memoryview(exporter)
-        return memory
 
     def _make_room(
         self, code: int, length: int, timeout: float | None, deadline: Deadline | None
@@ -422,16 +369,8 @@ class Producer:
 
     def _let_go(self, *, aborted: bool) -> None:
         """Ends the native handle; memory that a claim's view still refers to stays mapped."""
-        handle = self._handle
-        self._memory = [None, None]
-        self._placed = placed = [reference for reference in self._placed if reference() is not None]
-        self._inline_max = 0
-        mapping = lib.shmd_producer_mapping(handle) if placed else None
-        if mapping is not None:
-            lib.shmd_mapping_hold(mapping)  # an array of a claim is alive: its memory stays
-        code = lib.shmd_guarded_producer_close(handle, aborted)
-        if mapping is not None:
-            keep_mapped(mapping, placed)
+        self._let_go_of_memory()
+        code = lib.shmd_guarded_producer_close(self._handle, aborted)
         if code == lib.SHMD_E_CONCURRENT:
             raise_for(code, stream=self.stream)
 
@@ -453,12 +392,17 @@ def _check_type(type: Any) -> None:  # noqa: A002
         raise ValueError(f"type={number}: expected 0 to 65535")
 
 
+@cache
+def _tensor() -> Any:
+    from shmdriver.client import tensor  # numpy: only who sends arrays pays for it
+
+    return tensor
+
+
 def readable(data: Any) -> tuple[Any, int]:
     """What C can read of ``data``, and its length. TypeError when it is no buffer."""
     if isinstance(data, bytes):
         return data, len(data)
-    if isinstance(data, tuple):  # a Message: forwarded without a copy
-        data = getattr(data, "data", data)
     try:
         view = memoryview(data)
     except TypeError:

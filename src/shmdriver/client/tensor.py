@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -62,24 +62,25 @@ def decode(data: memoryview) -> tuple[np.ndarray[Any, np.dtype[Any]], bytes]:
                 f"array message with {len(data) - head_bytes} bytes of elements: "
                 f"shape {shape} of {dtype} has {count * dtype.itemsize}"
             )
-        return view_of(data[head_bytes:], shape, dtype, order), meta
+        return view_of(data, shape, dtype, order, head_bytes), meta
     except (ValueError, TypeError, SyntaxError, OverflowError) as error:  # a dtype or a shape that is none
         raise ShmDriverError(f"array message whose head makes no array: {error}") from error
 
 
 def view_of(
-    data: memoryview, shape: tuple[int, ...], dtype: np.dtype[Any], order: str
+    data: memoryview, shape: tuple[int, ...], dtype: np.dtype[Any], order: str, start: int = 0
 ) -> np.ndarray[Any, np.dtype[Any]]:
-    """An array over ``data``, as writable as that is.
+    """An array over ``data`` from its byte ``start`` on, as writable as that is.
 
     By way of frombuffer, which keeps the memoryview itself: an array made directly would keep what is
     behind it, and let ``flags.writeable = True`` undo the protection.
     """
-    if not len(data):
-        empty = np.empty(shape, dtype, order="F" if order == "F" else "C")
+    layout: Literal["C", "F"] = "F" if order == "F" else "C"
+    if len(data) == start:
+        empty = np.empty(shape, dtype, layout)
         empty.flags.writeable = not data.readonly
         return empty
-    return np.ndarray(shape, dtype, np.frombuffer(data, np.uint8), order="F" if order == "F" else "C")
+    return np.ndarray(shape, dtype, np.frombuffer(data, np.uint8), start, None, layout)
 
 
 @lru_cache(maxsize=64)

@@ -55,7 +55,7 @@ class Patience:
             hint = f"; did you mean {near!r}?" if near else ""
             warnings.warn(
                 f"stream {consumer.stream!r}: no producer for {_WARN_AFTER_NS // 10**9} s{hint}",
-                stacklevel=5,
+                stacklevel=4,
             )
 
 

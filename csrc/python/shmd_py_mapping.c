@@ -1,0 +1,164 @@
+/* shmd_py_mapping.c: which places in mapped memory live Python objects refer to, and the memory itself, which stays until
+ * the last of them is gone. A reliable consumer's gate never passes the oldest such place. */
+#include "shmd_python.h"
+
+#include <stdlib.h>
+
+enum { FIRST_HOLDS = 64 };
+
+/* ---- holds -------------------------------------------------------------------------------- */
+
+static int grow(shmd_py_mapping *m)
+{
+    uint64_t capacity = m->holds == NULL ? FIRST_HOLDS : 2 * (m->mask + 1);
+    shmd_py_hold *holds = malloc(capacity * sizeof *holds);
+    if (holds == NULL) {
+        (void)PyErr_NoMemory();
+        return -1;
+    }
+    for (uint64_t number = m->first; number != m->end; number++)
+        holds[number & (capacity - 1)] = m->holds[number & m->mask];
+    free(m->holds);
+    m->holds = holds;
+    m->mask = capacity - 1;
+    return 0;
+}
+
+static void pop_dead(shmd_py_mapping *m)
+{
+    while (m->first != m->end && !m->holds[m->first & m->mask].is_held)
+        m->first++;
+}
+
+int shmd_py_mapping_add(shmd_py_mapping *m, uint64_t seq, uint64_t *number)
+{
+    if (m->holds == NULL || m->end - m->first > m->mask) {
+        pop_dead(m);
+        if ((m->holds == NULL || m->end - m->first > m->mask) && grow(m) < 0)
+            return -1;
+    }
+    m->holds[m->end & m->mask] = (shmd_py_hold){.seq = seq, .is_held = 1};
+    m->held++;
+    *number = m->end++;
+    return 0;
+}
+
+void shmd_py_mapping_drop(shmd_py_mapping *m, uint64_t number)
+{
+    m->holds[number & m->mask].is_held = 0;
+    m->held--;
+}
+
+uint64_t shmd_py_mapping_hold_seq(shmd_py_mapping *m)
+{
+    pop_dead(m);
+    return m->first == m->end ? UINT64_MAX : m->holds[m->first & m->mask].seq;
+}
+
+/* ---- the type ----------------------------------------------------------------------------- */
+
+static PyObject *make(PyTypeObject *type, shmd_mapping *native, uint64_t serial)
+{
+    shmd_py_mapping *m = (shmd_py_mapping *)(void *)PyType_GenericAlloc(type, 0);
+    if (m == NULL)
+        return NULL;
+    shmd_mapping_hold(native);
+    m->native = native;
+    m->serial = serial;
+    return (PyObject *)m;
+}
+
+PyObject *shmd_py_mapping_new(shmd_mapping *native) { return make(shmd_py.mapping, native, 0); }
+
+/* MappingCore(address of the native mapping, serial) */
+static PyObject *mapping_make(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    PyObject *address;
+    unsigned long long serial;
+    (void)keywords;
+    if (!PyArg_ParseTuple(args, "O!K:MappingCore", &PyLong_Type, &address, &serial))
+        return NULL;
+    void *native = PyLong_AsVoidPtr(address);
+    if (native == NULL)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "a mapping at address 0");
+    return make(type, native, serial);
+}
+
+static void mapping_dealloc(PyObject *self)
+{
+    shmd_py_mapping *m = (shmd_py_mapping *)self;
+    if (m->native != NULL)
+        shmd_mapping_free(m->native);
+    free(m->holds);
+    shmd_py_free(self);
+}
+
+static PyMemberDef mapping_members[] = {
+    {"serial", T_ULONGLONG, offsetof(shmd_py_mapping, serial), READONLY, "Which of its consumer's mappings it is."},
+    {"held", T_ULONGLONG, offsetof(shmd_py_mapping, held), READONLY, "How many places are referred to."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot mapping_slots[] = {
+    {Py_tp_doc, "One epoch's memory, and which places in it live objects refer to."},
+    {Py_tp_new, mapping_make},
+    {Py_tp_dealloc, mapping_dealloc},
+    {Py_tp_members, mapping_members},
+    {0, NULL},
+};
+
+PyType_Spec shmd_py_mapping_spec = {
+    .name = "shmdriver._hotpath.MappingCore",
+    .basicsize = (int)sizeof(shmd_py_mapping),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .slots = mapping_slots,
+};
+
+/* ---- regions: all the slots or all the arena of a producer -------------------------------- */
+
+typedef struct region {
+    PyObject_HEAD
+    PyObject *mapping;
+    void *start;
+    Py_ssize_t bytes;
+} region;
+
+static int region_buffer(PyObject *self, Py_buffer *view, int flags)
+{
+    region *r = (region *)self;
+    return PyBuffer_FillInfo(view, self, r->start, r->bytes, 0, flags);
+}
+
+static void region_dealloc(PyObject *self)
+{
+    Py_XDECREF(((region *)self)->mapping);
+    shmd_py_free(self);
+}
+
+PyObject *shmd_py_region_view(PyObject *mapping, void *start, uint64_t bytes)
+{
+    region *r = (region *)(void *)PyType_GenericAlloc(shmd_py.region, 0);
+    if (r == NULL)
+        return NULL;
+    Py_INCREF(mapping);
+    r->mapping = mapping;
+    r->start = start;
+    r->bytes = (Py_ssize_t)bytes;
+    PyObject *view = PyMemoryView_FromObject((PyObject *)r);
+    Py_DECREF((PyObject *)r);
+    return view;
+}
+
+static PyType_Slot region_slots[] = {
+    {Py_tp_doc, "Memory of a producer, which stays mapped while this lives."},
+    {Py_tp_dealloc, region_dealloc},
+    {Py_bf_getbuffer, region_buffer},
+    {0, NULL},
+};
+
+PyType_Spec shmd_py_region_spec = {
+    .name = "shmdriver._hotpath.Region",
+    .basicsize = (int)sizeof(region),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = region_slots,
+};

@@ -1,0 +1,127 @@
+/* shmd_py_module.c: the module shmdriver._hotpath. It lives in the file of cffi's module, so that both call the same core. */
+#include "shmd_python.h"
+
+shmd_py_hooks shmd_py;
+
+int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value)
+{
+    void *native = NULL;
+    if (value == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "a handle cannot be deleted; set it to None");
+        return -1;
+    }
+    if (value != Py_None) {
+        PyObject *address = PyObject_CallFunctionObjArgs(shmd_py.address_of, value, NULL);
+        native = address == NULL ? NULL : PyLong_AsVoidPtr(address);
+        Py_XDECREF(address);
+        if (PyErr_Occurred())
+            return -1;
+    }
+    PyObject *before = handle->cdata;
+    Py_INCREF(value);
+    handle->cdata = value;
+    handle->native = native;
+    Py_XDECREF(before); /* last: it may free the handle, and run code */
+    return 0;
+}
+
+static int take_keyword(const char *function, const char *const *names, PyObject *name, PyObject *value, PyObject **out)
+{
+    for (Py_ssize_t i = 0; names[i] != NULL; i++) {
+        if (PyUnicode_CompareWithASCIIString(name, names[i]) != 0)
+            continue;
+        if (out[i] != NULL) {
+            PyErr_Format(PyExc_TypeError, "%s() got multiple values for argument '%s'", function, names[i]);
+            return -1;
+        }
+        out[i] = value;
+        return 0;
+    }
+    PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", function, name);
+    return -1;
+}
+
+int shmd_py_arguments(const char *function, const char *const *names, Py_ssize_t positional, Py_ssize_t required, PyObject *const *args, Py_ssize_t n,
+                      PyObject *keywords, PyObject **out)
+{
+    Py_ssize_t named = keywords == NULL ? 0 : PyTuple_Size(keywords);
+    if (n > positional) {
+        PyErr_Format(PyExc_TypeError, "%s() takes at most %zd positional arguments (%zd given)", function, positional, n);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; names[i] != NULL; i++)
+        out[i] = i < n ? args[i] : NULL;
+    for (Py_ssize_t i = 0; i < named; i++)
+        if (take_keyword(function, names, PyTuple_GetItem(keywords, i), args[n + i], out) < 0)
+            return -1;
+    for (Py_ssize_t i = 0; i < required; i++) {
+        if (out[i] == NULL) {
+            PyErr_Format(PyExc_TypeError, "%s() missing required argument '%s'", function, names[i]);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* setup(message, claim, end_of_stream, address_of): the classes to make, what ends an iteration, a cffi pointer's address. */
+static PyObject *setup(PyObject *module, PyObject *args)
+{
+    PyObject *message, *claim, *end_of_stream, *address_of;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "O!O!OO:setup", &PyType_Type, &message, &PyType_Type, &claim, &end_of_stream, &address_of))
+        return NULL;
+    Py_INCREF(message);
+    Py_INCREF(claim);
+    Py_INCREF(end_of_stream);
+    Py_INCREF(address_of);
+    shmd_py.message = (PyTypeObject *)(void *)message;
+    shmd_py.claim = (PyTypeObject *)(void *)claim;
+    shmd_py.end_of_stream = end_of_stream;
+    shmd_py.address_of = address_of;
+    Py_RETURN_NONE;
+}
+
+static PyObject *add_type(PyObject *module, const char *name, PyType_Spec *spec)
+{
+    PyObject *type = PyType_FromSpec(spec);
+    if (type != NULL && PyModule_AddObjectRef(module, name, type) < 0)
+        Py_CLEAR(type);
+    return type; /* one reference stays for good */
+}
+
+static PyMethodDef functions[] = {
+    {"setup", setup, METH_VARARGS, "Tells the classes to make and the functions to call."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "shmdriver._hotpath",
+    .m_doc = "What a program touches once a message; shmdriver.client makes classes of it.",
+    .m_size = -1,
+    .m_methods = functions,
+};
+
+PyMODINIT_FUNC PyInit__hotpath(void);
+
+PyMODINIT_FUNC PyInit__hotpath(void)
+{
+    PyObject *module = PyModule_Create(&definition);
+    if (module == NULL)
+        return NULL;
+    shmd_py.release = PyUnicode_InternFromString("release");
+    shmd_py.mapping = (PyTypeObject *)(void *)add_type(module, "MappingCore", &shmd_py_mapping_spec);
+    shmd_py.region = (PyTypeObject *)(void *)add_type(module, "Region", &shmd_py_region_spec);
+    PyObject *cores[] = {
+        add_type(module, "MessageCore", &shmd_py_message_spec),
+        add_type(module, "ConsumerCore", &shmd_py_consumer_spec),
+        add_type(module, "ProducerCore", &shmd_py_producer_spec),
+        add_type(module, "ClaimCore", &shmd_py_claim_spec),
+    };
+    int is_complete = shmd_py.release != NULL && shmd_py.mapping != NULL && shmd_py.region != NULL;
+    for (size_t i = 0; i < sizeof cores / sizeof *cores; i++)
+        is_complete = is_complete && cores[i] != NULL;
+    if (!is_complete)
+        Py_CLEAR(module);
+    return module;
+}

@@ -1,0 +1,234 @@
+/* shmd_py_producer.c: publishing, and claiming a place to write in. What does not succeed at once goes to Python. */
+#include "shmd_python.h"
+
+/* The parts of ClaimCore that a producer fills in (shmd_py_claim.c). */
+PyObject *shmd_py_claim_new(shmd_py_producer *producer, PyObject *view, Py_ssize_t length, uint16_t type);
+
+/* The message type in `value` (NULL: 0); -1: none, and no exception is set. */
+static int type_of(PyObject *value)
+{
+    if (value == NULL)
+        return 0;
+    long type = PyLong_Check(value) ? PyLong_AsLong(value) : -1;
+    if (type >= 0 && type <= UINT16_MAX)
+        return (int)type;
+    PyErr_Clear();
+    return -1;
+}
+
+static int publish_bytes(shmd_py_producer *p, const void *data, Py_ssize_t length, uint16_t type)
+{
+    int code;
+    if (length < SHMD_PY_UNLOCKED_BYTES)
+        return shmd_guarded_publish(p->handle.native, data, (uint32_t)length, type);
+    if (length > UINT32_MAX)
+        return SHMD_E_TOO_LARGE;
+    shmd_producer *native = p->handle.native;
+    PyObject *keep = p->handle.cdata; /* another thread may close this producer meanwhile */
+    Py_INCREF(keep);
+    Py_BEGIN_ALLOW_THREADS
+    code = shmd_guarded_publish(native, data, (uint32_t)length, type);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(keep);
+    return code;
+}
+
+/* 0, SHMD_BACK_PRESSURED, or another code when Python has to look at it: at what is no buffer, too. */
+static int publish(shmd_py_producer *p, PyObject *data, int type)
+{
+    Py_buffer view;
+    if (type < 0)
+        return SHMD_E_INVALID;
+    if (PyBytes_CheckExact(data))
+        return publish_bytes(p, PyBytes_AsString(data), PyBytes_Size(data), (uint16_t)type);
+    if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0) {
+        PyErr_Clear();
+        return SHMD_E_INVALID;
+    }
+    int code = publish_bytes(p, view.buf, view.len, (uint16_t)type);
+    PyBuffer_Release(&view);
+    return code;
+}
+
+static PyObject *producer_publish(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *keywords)
+{
+    static const char *const names[] = {"data", "type", "timeout", NULL};
+    PyObject *given[3] = {n == 1 ? args[0] : NULL};
+    if ((n != 1 || keywords != NULL) && shmd_py_arguments("publish", names, 3, 1, args, n, keywords, given) < 0)
+        return NULL;
+    if (publish((shmd_py_producer *)self, given[0], type_of(given[1])) != 0) {
+        PyObject *type = given[1] == NULL ? PyLong_FromLong(0) : given[1];
+        if (type == NULL)
+            return NULL;
+        PyObject *done = PyObject_CallMethod(self, "_publish_slow", "OOO", given[0], type, given[2] == NULL ? Py_None : given[2]);
+        if (given[1] == NULL)
+            Py_DECREF(type);
+        return done;
+    }
+    return shmd_py_none();
+}
+
+static PyObject *producer_try_publish(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *keywords)
+{
+    static const char *const names[] = {"data", "type", NULL};
+    PyObject *given[2];
+    if (shmd_py_arguments("try_publish", names, 2, 1, args, n, keywords, given) < 0)
+        return NULL;
+    int code = publish((shmd_py_producer *)self, given[0], type_of(given[1]));
+    if (code == 0 || code == SHMD_BACK_PRESSURED)
+        return PyLong_FromLong(code == 0);
+    return given[1] == NULL ? PyObject_CallMethod(self, "_try_publish_slow", "Oi", given[0], 0)
+                            : PyObject_CallMethod(self, "_try_publish_slow", "OO", given[0], given[1]);
+}
+
+/* ---- claims ------------------------------------------------------------------------------- */
+
+/* A view of the slots, or of the arena. Slices of it, however derived, keep the memory mapped. */
+static PyObject *memory_of(shmd_py_producer *p, Py_ssize_t length)
+{
+    shmd_producer *native = p->handle.native;
+    if (p->inline_max < 0) {
+        shmd_producer_info_t info;
+        shmd_producer_info(native, &info);
+        p->inline_max = info.inline_max;
+    }
+    int in_arena = length > p->inline_max;
+    if (p->memory[in_arena] == NULL) {
+        uint64_t bytes;
+        if (p->mapping == NULL && (p->mapping = shmd_py_mapping_new(shmd_producer_mapping(native))) == NULL)
+            return NULL;
+        void *start = shmd_producer_memory(native, in_arena, &bytes);
+        p->memory[in_arena] = shmd_py_region_view(p->mapping, start, bytes);
+    }
+    return p->memory[in_arena];
+}
+
+static int64_t claim_slowly(PyObject *self, int64_t code, long long length, PyObject *timeout)
+{
+    PyObject *offset = PyObject_CallMethod(self, "_claim_slow", "LLO", (long long)code, length, timeout == NULL ? Py_None : timeout);
+    long long found = offset == NULL ? -1 : PyLong_AsLongLong(offset);
+    Py_XDECREF(offset);
+    return found;
+}
+
+/* The bytes to claim, from what was passed; -1: that is none, or the type is none, and an exception says so. */
+static long long length_of_claim(PyObject *self, PyObject *length, PyObject *type)
+{
+    long long found = PyLong_Check(length) && type_of(type) >= 0 ? PyLong_AsLongLong(length) : -1;
+    if (found >= 0)
+        return found;
+    PyErr_Clear();
+    PyObject *checked = PyObject_CallMethod(self, "_check_claim", "OO", length, type == NULL ? Py_None : type);
+    if (checked == NULL)
+        return -1;
+    found = PyLong_AsLongLong(checked);
+    Py_DECREF(checked);
+    if (found >= 0)
+        return found;
+    PyErr_Clear();
+    return LLONG_MAX; /* does not even fit a C number */
+}
+
+static PyObject *producer_claim(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *keywords)
+{
+    static const char *const names[] = {"length", "type", "timeout", NULL};
+    shmd_py_producer *p = (shmd_py_producer *)self;
+    PyObject *given[3] = {n == 1 ? args[0] : NULL};
+    if ((n != 1 || keywords != NULL) && shmd_py_arguments("claim", names, 1, 1, args, n, keywords, given) < 0)
+        return NULL;
+    long long length = length_of_claim(self, given[0], given[1]);
+    if (length < 0)
+        return NULL;
+    int64_t offset = length > UINT32_MAX ? SHMD_E_TOO_LARGE : shmd_guarded_claim(p->handle.native, (uint32_t)length);
+    if (offset < 0)
+        offset = claim_slowly(self, offset, length, given[2]);
+    PyObject *memory = offset < 0 ? NULL : memory_of(p, (Py_ssize_t)length);
+    PyObject *view = memory == NULL ? NULL : PySequence_GetSlice(memory, (Py_ssize_t)offset, (Py_ssize_t)(offset + length));
+    return view == NULL ? NULL : shmd_py_claim_new(p, view, (Py_ssize_t)length, (uint16_t)type_of(given[1]));
+}
+
+/* ---- attributes --------------------------------------------------------------------------- */
+
+static PyObject *producer_let_go(PyObject *self, PyObject *nothing)
+{
+    shmd_py_producer *p = (shmd_py_producer *)self;
+    (void)nothing;
+    Py_CLEAR(p->memory[0]);
+    Py_CLEAR(p->memory[1]);
+    Py_CLEAR(p->mapping);
+    p->inline_max = -1;
+    return shmd_py_none();
+}
+
+static PyObject *get_handle(PyObject *self, void *nothing)
+{
+    PyObject *cdata = ((shmd_py_producer *)self)->handle.cdata;
+    (void)nothing;
+    Py_INCREF(cdata);
+    return cdata;
+}
+
+static int set_handle(PyObject *self, PyObject *value, void *nothing)
+{
+    (void)nothing;
+    Py_XDECREF(producer_let_go(self, NULL)); /* claims from now on lie elsewhere */
+    return shmd_py_handle_set(&((shmd_py_producer *)self)->handle, value);
+}
+
+static PyGetSetDef producer_getters[] = {
+    {"_handle", get_handle, set_handle, "The cffi pointer that owns the native handle, or None.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMethodDef producer_methods[] = {
+    {"publish", (PyCFunction)(void (*)(void))producer_publish, METH_FASTCALL | METH_KEYWORDS,
+     "publish($self, data, type=0, timeout=None)\n--\n\n"
+     "Publishes one message of ``data``'s bytes.\n\n"
+     "Waits up to ``timeout`` seconds for room (None: for ever, 0: not at all). ``type`` (0 to 65535) is\n"
+     "the user's. Raises BackPressured, MessageTooLarge, LeaseRevoked."},
+    {"try_publish", (PyCFunction)(void (*)(void))producer_try_publish, METH_FASTCALL | METH_KEYWORDS,
+     "try_publish($self, data, type=0)\n--\n\n"
+     "Publishes when there is room now. How many messages went in: 0 or 1."},
+    {"claim", (PyCFunction)(void (*)(void))producer_claim, METH_FASTCALL | METH_KEYWORDS,
+     "claim($self, length, *, type=0, timeout=None)\n--\n\n"
+     "A place for ``length`` bytes in shared memory, to be written by way of its ``view`` and committed.\n\n"
+     "A context manager: commits on exit, aborts on an exception. One open claim a producer (ClaimError)."},
+    {"_let_go_of_memory", producer_let_go, METH_NOARGS, "Claims that are over keep their memory; this producer does not."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyObject *producer_make(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    (void)args;
+    (void)keywords;
+    shmd_py_producer *p = (shmd_py_producer *)(void *)PyType_GenericAlloc(type, 0);
+    if (p == NULL)
+        return NULL;
+    p->handle.cdata = shmd_py_none();
+    p->inline_max = -1;
+    return (PyObject *)p;
+}
+
+static void producer_dealloc(PyObject *self)
+{
+    shmd_py_producer *p = (shmd_py_producer *)self;
+    Py_XDECREF(producer_let_go(self, NULL));
+    Py_XDECREF(p->handle.cdata);
+    shmd_py_free(self);
+}
+
+static PyType_Slot producer_slots[] = {
+    {Py_tp_doc, "What publishes: a native handle, and views of the memory that claims lie in."},
+    {Py_tp_new, producer_make},
+    {Py_tp_dealloc, producer_dealloc},
+    {Py_tp_methods, producer_methods},
+    {Py_tp_getset, producer_getters},
+    {0, NULL},
+};
+
+PyType_Spec shmd_py_producer_spec = {
+    .name = "shmdriver._hotpath.ProducerCore",
+    .basicsize = (int)sizeof(shmd_py_producer),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .slots = producer_slots,
+};

@@ -1,0 +1,122 @@
+/* shmd_python.h: the Python objects that a program touches once a message, in C because a call by way of cffi costs more
+ * than a message. What happens now and then (attaching, waiting, failing) is Python: the classes in src/shmdriver/client
+ * derive from these and are called back by name. Everything here is called with the GIL held. */
+#ifndef SHMD_PYTHON_H
+#define SHMD_PYTHON_H
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <structmember.h>
+
+#include "shmd_abi.h"
+
+#include <limits.h>
+
+/* Above this many bytes a copy lets other threads run meanwhile. */
+enum { SHMD_PY_UNLOCKED_BYTES = 32768 };
+
+/* The end of every tp_dealloc. */
+static inline void shmd_py_free(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF((PyObject *)type);
+}
+
+static inline PyObject *shmd_py_none(void)
+{
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
+/* ---- memory that stays mapped while Python refers to it (shmd_py_mapping.c) -------------- */
+
+typedef struct shmd_py_hold {
+    uint64_t seq;
+    uint64_t is_held;
+} shmd_py_hold;
+
+/* One hold of a native mapping, and which places in it are referred to: an entry each, oldest first. */
+typedef struct shmd_py_mapping {
+    PyObject_HEAD
+    shmd_mapping *native;
+    uint64_t serial;
+    shmd_py_hold *holds; /* a ring of mask + 1 entries, numbered from first to end - 1 */
+    uint64_t mask;
+    uint64_t first;
+    uint64_t end;
+    uint64_t held;
+} shmd_py_mapping;
+
+int shmd_py_mapping_add(shmd_py_mapping *mapping, uint64_t seq, uint64_t *number); /* -1: no memory, an exception is set */
+void shmd_py_mapping_drop(shmd_py_mapping *mapping, uint64_t number);
+uint64_t shmd_py_mapping_hold_seq(shmd_py_mapping *mapping); /* the oldest seq that is referred to; UINT64_MAX: none */
+PyObject *shmd_py_region_view(PyObject *mapping, void *start, uint64_t bytes); /* a writable memoryview */
+PyObject *shmd_py_mapping_new(shmd_mapping *native); /* one more hold of it */
+
+/* ---- messages (shmd_py_message.c) --------------------------------------------------------- */
+
+/* The payload is in the object itself, or elsewhere while `owner` lives: in a private buffer, or in shared memory, where
+ * the message is a place that its mapping's holds know. It exports its payload as a read-only buffer. */
+typedef struct shmd_py_message {
+    PyObject_VAR_HEAD
+    uint64_t seq;
+    uint64_t timestamp_ns;
+    uint64_t hold; /* its number in the owner's holds, when placed */
+    PyObject *owner;
+    const unsigned char *data;
+    Py_ssize_t length;
+    uint16_t type;
+    uint16_t flags;
+    uint8_t is_placed;
+    unsigned char payload[];
+} shmd_py_message;
+
+enum { SHMD_PY_HEAD_BYTES = 20 }; /* of a packed record: shmd_batch_t says what it holds */
+
+PyObject *shmd_py_message_packed(const unsigned char *record, Py_ssize_t length);                   /* copies it */
+PyObject *shmd_py_message_private(const unsigned char *record, Py_ssize_t length, PyObject *owner); /* keeps a reference to owner */
+PyObject *shmd_py_message_placed(const shmd_batch_t *batch, Py_ssize_t length, shmd_py_mapping *mapping);
+
+/* ---- handles ------------------------------------------------------------------------------ */
+
+/* `_handle`: the cffi pointer that owns the native handle, or None, and its address. */
+typedef struct shmd_py_handle {
+    PyObject *cdata;
+    void *native;
+} shmd_py_handle;
+
+int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value);
+
+typedef struct shmd_py_producer {
+    PyObject_HEAD
+    shmd_py_handle handle;
+    PyObject *mapping;
+    PyObject *memory[2]; /* memoryviews of the slots and of the arena, of which claims are slices */
+    int64_t inline_max;  /* the longest message that lies in its slot; -1: not known yet */
+} shmd_py_producer;
+
+/* ---- the module (shmd_py_module.c) -------------------------------------------------------- */
+
+extern PyType_Spec shmd_py_mapping_spec, shmd_py_region_spec, shmd_py_message_spec, shmd_py_consumer_spec, shmd_py_producer_spec, shmd_py_claim_spec;
+
+/* Python's classes and functions, as _hotpath.setup() was told, and names that are looked up often. */
+typedef struct shmd_py_hooks {
+    PyTypeObject *mapping;  /* of regions: the plain one */
+    PyTypeObject *region;
+    PyTypeObject *message;
+    PyTypeObject *claim;
+    PyObject *end_of_stream;
+    PyObject *address_of;
+    PyObject *release;
+} shmd_py_hooks;
+
+extern shmd_py_hooks shmd_py;
+
+/* The values of the parameters `names` (ends with NULL), borrowed, NULL where none was passed. `positional`: how many can be
+ * passed by position; the first `required` must be there. */
+int shmd_py_arguments(const char *function, const char *const *names, Py_ssize_t positional, Py_ssize_t required, PyObject *const *args, Py_ssize_t n,
+                      PyObject *keywords, PyObject **out);
+
+#endif
