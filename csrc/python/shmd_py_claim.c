@@ -31,7 +31,7 @@ PyObject *shmd_py_claim_new(shmd_py_producer *producer, PyObject *view, Py_ssize
 /* Nobody writes there by way of the view any more. An array that still looks at it keeps its exporter, and the memory. */
 static int end_view(claim *c)
 {
-    PyObject *done = PyObject_CallMethodObjArgs(c->view, shmd_py.release, NULL);
+    PyObject *done = shmd_py_call(c->view, SHMD_PY_RELEASE, NULL);
     Py_XDECREF(done);
     if (done == NULL && !PyErr_ExceptionMatches(PyExc_BufferError))
         return -1;
@@ -41,7 +41,7 @@ static int end_view(claim *c)
 
 static PyObject *fail(shmd_py_producer *producer, int code, Py_ssize_t length)
 {
-    PyObject *error = PyObject_CallMethod((PyObject *)producer, "_failure", "in", code, length);
+    PyObject *error = shmd_py_call((PyObject *)producer, SHMD_PY_FAILURE, "(in)", code, length);
     if (error != NULL)
         PyErr_SetObject((PyObject *)Py_TYPE(error), error);
     Py_XDECREF(error);
@@ -54,7 +54,7 @@ static shmd_py_producer *finish(claim *c)
     shmd_py_producer *producer = c->producer;
     c->producer = NULL;
     if (producer == NULL)
-        Py_XDECREF(PyObject_CallMethod((PyObject *)c, "_over", NULL)); /* raises */
+        Py_XDECREF(shmd_py_call((PyObject *)c, SHMD_PY_OVER, NULL)); /* raises */
     return producer;
 }
 

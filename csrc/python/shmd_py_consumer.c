@@ -79,7 +79,7 @@ static int keep_mapping_of(consumer *c, uint64_t serial)
     shmd_py_mapping *mapping = (shmd_py_mapping *)c->mapping;
     if (mapping != NULL && mapping->serial == serial)
         return 0;
-    PyObject *made = PyObject_CallMethod((PyObject *)c, "_map", "K", (unsigned long long)serial);
+    PyObject *made = shmd_py_call((PyObject *)c, SHMD_PY_MAP, "(K)", (unsigned long long)serial);
     Py_XDECREF(made);
     if (made == NULL)
         return -1;
@@ -145,7 +145,7 @@ static int64_t call_core(consumer *c, uint64_t timeout_ns)
 
 static PyObject *recover(consumer *c, int64_t code, uint64_t timeout_ns)
 {
-    return PyObject_CallMethod((PyObject *)c, "_recover", "LK", (long long)code, (unsigned long long)timeout_ns);
+    return shmd_py_call((PyObject *)c, SHMD_PY_RECOVER, "(LK)", (long long)code, (unsigned long long)timeout_ns);
 }
 
 /* A message, None when none came in time or the consumer was attached anew, NULL with an exception. */
@@ -192,7 +192,7 @@ static PyObject *consumer_read(PyObject *self, PyObject *const *args, Py_ssize_t
     if (message != Py_None || is_zero(timeout))
         return message;
     Py_DECREF(message);
-    return PyObject_CallMethod(self, "_wait_and_fetch", "O", timeout == NULL ? Py_None : timeout);
+    return shmd_py_call(self, SHMD_PY_WAIT_AND_FETCH, "(O)", timeout == NULL ? Py_None : timeout);
 }
 
 static PyObject *consumer_next(PyObject *self)
@@ -203,7 +203,7 @@ static PyObject *consumer_next(PyObject *self)
     PyObject *message = fetch(c, FOREVER_SLICE_NS);
     if (message == Py_None) {
         Py_DECREF(message);
-        message = PyObject_CallMethod(self, "_wait_and_fetch", "O", Py_None);
+        message = shmd_py_call(self, SHMD_PY_WAIT_AND_FETCH, "(O)", Py_None);
     }
     if (message == NULL && PyErr_ExceptionMatches(shmd_py.end_of_stream))
         PyErr_Clear();

@@ -3,6 +3,43 @@
 
 shmd_py_hooks shmd_py;
 
+static PyObject *names[SHMD_PY_NAMES]; /* interned: the cache of method lookups goes by the name's address */
+static const char *const spelled[SHMD_PY_NAMES] = {
+    [SHMD_PY_CLAIM_SLOW] = "_claim_slow",
+    [SHMD_PY_FAILURE] = "_failure",
+    [SHMD_PY_MAP] = "_map",
+    [SHMD_PY_OVER] = "_over",
+    [SHMD_PY_PUBLISH_SLOW] = "_publish_slow",
+    [SHMD_PY_RECOVER] = "_recover",
+    [SHMD_PY_REFUSE_CLAIM] = "_refuse_claim",
+    [SHMD_PY_RELEASE] = "release",
+    [SHMD_PY_TRY_PUBLISH_SLOW] = "_try_publish_slow",
+    [SHMD_PY_WAIT_AND_FETCH] = "_wait_and_fetch",
+};
+
+PyObject *shmd_py_call(PyObject *self, shmd_py_name name, const char *format, ...)
+{
+    va_list values;
+    if (format == NULL)
+        return PyObject_CallMethodObjArgs(self, names[name], NULL);
+    va_start(values, format);
+    PyObject *arguments = Py_VaBuildValue(format, values);
+    va_end(values);
+    PyObject *method = arguments == NULL ? NULL : PyObject_GetAttr(self, names[name]);
+    PyObject *result = method == NULL ? NULL : PyObject_CallObject(method, arguments);
+    Py_XDECREF(method);
+    Py_XDECREF(arguments);
+    return result;
+}
+
+static int intern_names(void)
+{
+    for (int i = 0; i < SHMD_PY_NAMES; i++)
+        if ((names[i] = PyUnicode_InternFromString(spelled[i])) == NULL)
+            return -1;
+    return 0;
+}
+
 int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value)
 {
     void *native = NULL;
@@ -109,7 +146,6 @@ PyMODINIT_FUNC PyInit__hotpath(void)
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL)
         return NULL;
-    shmd_py.release = PyUnicode_InternFromString("release");
     shmd_py.mapping = (PyTypeObject *)(void *)add_type(module, "MappingCore", &shmd_py_mapping_spec);
     shmd_py.region = (PyTypeObject *)(void *)add_type(module, "Region", &shmd_py_region_spec);
     PyObject *cores[] = {
@@ -118,7 +154,7 @@ PyMODINIT_FUNC PyInit__hotpath(void)
         add_type(module, "ProducerCore", &shmd_py_producer_spec),
         add_type(module, "ClaimCore", &shmd_py_claim_spec),
     };
-    int is_complete = shmd_py.release != NULL && shmd_py.mapping != NULL && shmd_py.region != NULL;
+    int is_complete = intern_names() == 0 && shmd_py.mapping != NULL && shmd_py.region != NULL;
     for (size_t i = 0; i < sizeof cores / sizeof *cores; i++)
         is_complete = is_complete && cores[i] != NULL;
     if (!is_complete)

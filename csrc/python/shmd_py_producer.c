@@ -4,12 +4,10 @@
 /* The parts of ClaimCore that a producer fills in (shmd_py_claim.c). */
 PyObject *shmd_py_claim_new(shmd_py_producer *producer, PyObject *view, Py_ssize_t length, uint16_t type);
 
-/* The message type in `value` (NULL: 0); -1: none, and no exception is set. */
+/* The message type in `value` (NULL: 0); -1: it is none, and no exception is set. */
 static int type_of(PyObject *value)
 {
-    if (value == NULL)
-        return 0;
-    long type = PyLong_Check(value) ? PyLong_AsLong(value) : -1;
+    Py_ssize_t type = value == NULL ? 0 : PyNumber_AsSsize_t(value, NULL);
     if (type >= 0 && type <= UINT16_MAX)
         return (int)type;
     PyErr_Clear();
@@ -56,16 +54,11 @@ static PyObject *producer_publish(PyObject *self, PyObject *const *args, Py_ssiz
     PyObject *given[3] = {n == 1 ? args[0] : NULL};
     if ((n != 1 || keywords != NULL) && shmd_py_arguments("publish", names, 3, 1, args, n, keywords, given) < 0)
         return NULL;
-    if (publish((shmd_py_producer *)self, given[0], type_of(given[1])) != 0) {
-        PyObject *type = given[1] == NULL ? PyLong_FromLong(0) : given[1];
-        if (type == NULL)
-            return NULL;
-        PyObject *done = PyObject_CallMethod(self, "_publish_slow", "OOO", given[0], type, given[2] == NULL ? Py_None : given[2]);
-        if (given[1] == NULL)
-            Py_DECREF(type);
-        return done;
-    }
-    return shmd_py_none();
+    if (publish((shmd_py_producer *)self, given[0], type_of(given[1])) == 0)
+        return shmd_py_none();
+    PyObject *timeout = given[2] == NULL ? Py_None : given[2];
+    return given[1] == NULL ? shmd_py_call(self, SHMD_PY_PUBLISH_SLOW, "(OiO)", given[0], 0, timeout)
+                            : shmd_py_call(self, SHMD_PY_PUBLISH_SLOW, "(OOO)", given[0], given[1], timeout);
 }
 
 static PyObject *producer_try_publish(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *keywords)
@@ -77,8 +70,8 @@ static PyObject *producer_try_publish(PyObject *self, PyObject *const *args, Py_
     int code = publish((shmd_py_producer *)self, given[0], type_of(given[1]));
     if (code == 0 || code == SHMD_BACK_PRESSURED)
         return PyLong_FromLong(code == 0);
-    return given[1] == NULL ? PyObject_CallMethod(self, "_try_publish_slow", "Oi", given[0], 0)
-                            : PyObject_CallMethod(self, "_try_publish_slow", "OO", given[0], given[1]);
+    return given[1] == NULL ? shmd_py_call(self, SHMD_PY_TRY_PUBLISH_SLOW, "(Oi)", given[0], 0)
+                            : shmd_py_call(self, SHMD_PY_TRY_PUBLISH_SLOW, "(OO)", given[0], given[1]);
 }
 
 /* ---- claims ------------------------------------------------------------------------------- */
@@ -103,30 +96,23 @@ static PyObject *memory_of(shmd_py_producer *p, Py_ssize_t length)
     return p->memory[in_arena];
 }
 
-static int64_t claim_slowly(PyObject *self, int64_t code, long long length, PyObject *timeout)
+static int64_t claim_slowly(PyObject *self, int64_t code, Py_ssize_t length, PyObject *timeout)
 {
-    PyObject *offset = PyObject_CallMethod(self, "_claim_slow", "LLO", (long long)code, length, timeout == NULL ? Py_None : timeout);
+    PyObject *offset = shmd_py_call(self, SHMD_PY_CLAIM_SLOW, "(LnO)", (long long)code, length, timeout == NULL ? Py_None : timeout);
     long long found = offset == NULL ? -1 : PyLong_AsLongLong(offset);
     Py_XDECREF(offset);
     return found;
 }
 
-/* The bytes to claim, from what was passed; -1: that is none, or the type is none, and an exception says so. */
-static long long length_of_claim(PyObject *self, PyObject *length, PyObject *type)
+/* The bytes to claim (what fits no C number is cut); -1: that is none, or the type is none, and an exception says so. */
+static Py_ssize_t length_of_claim(PyObject *self, PyObject *length, PyObject *type)
 {
-    long long found = PyLong_Check(length) && type_of(type) >= 0 ? PyLong_AsLongLong(length) : -1;
-    if (found >= 0)
-        return found;
-    PyErr_Clear();
-    PyObject *checked = PyObject_CallMethod(self, "_check_claim", "OO", length, type == NULL ? Py_None : type);
-    if (checked == NULL)
-        return -1;
-    found = PyLong_AsLongLong(checked);
-    Py_DECREF(checked);
-    if (found >= 0)
-        return found;
-    PyErr_Clear();
-    return LLONG_MAX; /* does not even fit a C number */
+    Py_ssize_t found = type_of(type) < 0 ? -1 : PyNumber_AsSsize_t(length, NULL);
+    if (found < 0) {
+        PyErr_Clear();
+        Py_XDECREF(shmd_py_call(self, SHMD_PY_REFUSE_CLAIM, "(OO)", length, type == NULL ? Py_None : type));
+    }
+    return found;
 }
 
 static PyObject *producer_claim(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *keywords)
@@ -136,15 +122,15 @@ static PyObject *producer_claim(PyObject *self, PyObject *const *args, Py_ssize_
     PyObject *given[3] = {n == 1 ? args[0] : NULL};
     if ((n != 1 || keywords != NULL) && shmd_py_arguments("claim", names, 1, 1, args, n, keywords, given) < 0)
         return NULL;
-    long long length = length_of_claim(self, given[0], given[1]);
+    Py_ssize_t length = length_of_claim(self, given[0], given[1]);
     if (length < 0)
         return NULL;
     int64_t offset = length > UINT32_MAX ? SHMD_E_TOO_LARGE : shmd_guarded_claim(p->handle.native, (uint32_t)length);
     if (offset < 0)
         offset = claim_slowly(self, offset, length, given[2]);
-    PyObject *memory = offset < 0 ? NULL : memory_of(p, (Py_ssize_t)length);
-    PyObject *view = memory == NULL ? NULL : PySequence_GetSlice(memory, (Py_ssize_t)offset, (Py_ssize_t)(offset + length));
-    return view == NULL ? NULL : shmd_py_claim_new(p, view, (Py_ssize_t)length, (uint16_t)type_of(given[1]));
+    PyObject *memory = offset < 0 ? NULL : memory_of(p, length);
+    PyObject *view = memory == NULL ? NULL : PySequence_GetSlice(memory, (Py_ssize_t)offset, (Py_ssize_t)offset + length);
+    return view == NULL ? NULL : shmd_py_claim_new(p, view, length, (uint16_t)type_of(given[1]));
 }
 
 /* ---- attributes --------------------------------------------------------------------------- */

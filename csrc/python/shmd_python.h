@@ -101,16 +101,33 @@ typedef struct shmd_py_producer {
 
 extern PyType_Spec shmd_py_mapping_spec, shmd_py_region_spec, shmd_py_message_spec, shmd_py_consumer_spec, shmd_py_producer_spec, shmd_py_claim_spec;
 
-/* Python's classes and functions, as _hotpath.setup() was told, and names that are looked up often. */
+/* The types made here, and Python's classes and functions as _hotpath.setup() was told. */
 typedef struct shmd_py_hooks {
-    PyTypeObject *mapping;  /* of regions: the plain one */
+    PyTypeObject *mapping;
     PyTypeObject *region;
     PyTypeObject *message;
     PyTypeObject *claim;
     PyObject *end_of_stream;
     PyObject *address_of;
-    PyObject *release;
 } shmd_py_hooks;
+
+/* What Python is called by. */
+typedef enum shmd_py_name {
+    SHMD_PY_CLAIM_SLOW,
+    SHMD_PY_FAILURE,
+    SHMD_PY_MAP,
+    SHMD_PY_OVER,
+    SHMD_PY_PUBLISH_SLOW,
+    SHMD_PY_RECOVER,
+    SHMD_PY_REFUSE_CLAIM,
+    SHMD_PY_RELEASE,
+    SHMD_PY_TRY_PUBLISH_SLOW,
+    SHMD_PY_WAIT_AND_FETCH,
+    SHMD_PY_NAMES
+} shmd_py_name;
+
+/* Calls that method of `self`; `format` (of Py_BuildValue) makes a tuple of arguments; NULL: there are none. A new reference, or NULL with an exception. */
+PyObject *shmd_py_call(PyObject *self, shmd_py_name name, const char *format, ...);
 
 extern shmd_py_hooks shmd_py;
 

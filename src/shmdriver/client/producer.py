@@ -247,14 +247,11 @@ class Producer(ProducerCore):
             self._recover(code, length, 0)
         return 0
 
-    def _check_claim(self, length: Any, kind: Any) -> int:
+    def _refuse_claim(self, length: Any, kind: Any) -> NoReturn:
         self._check_open()
         if kind is not None:
             _check_type(kind)
-        found = operator.index(length)
-        if found < 0:
-            raise ValueError(f"claim of {found} bytes: expected 0 or more")
-        return found
+        raise ValueError(f"claim of {operator.index(length)} bytes: expected 0 or more")
 
     def _claim_slow(self, code: int, length: int, timeout: float | None) -> int:
         deadline: Deadline | None = None

@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,7 +89,7 @@ class StreamChannel(Channel):
         return lambda: bytes(read())
 
     def payloads(self) -> Iterator[bytes]:
-        return map(itemgetter(4), self.consumer())
+        return map(bytes, self.consumer())
 
     def record_sender(self, dtype: np.dtype[Any]) -> Callable[[Array], object]:
         publish: Callable[[Array], object] = self.producer(dtype=dtype).publish
