@@ -134,7 +134,7 @@ def test_a_large_copy_lets_other_threads_run(client):
     reader = client.consumer("m", delivery="lossy")
     out = client.producer("m", slots=8, max_message=1 << 20)
     stop = threading.Event()
-    turns = []
+    turns: list[None] = []
 
     def count() -> None:
         while not stop.is_set():
@@ -167,6 +167,7 @@ def everything(out, reader, lossy):
     place = out.claim(BIG, type=7)
     array = np.frombuffer(place.view, np.uint8)
     place.commit(5)
+    assert len(array) == BIG
     with pytest.raises(shmdriver.ClaimError):
         place.commit()
     out.claim(10).abort()
