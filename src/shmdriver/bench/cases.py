@@ -300,6 +300,9 @@ def attach(wanted: Wanted) -> Iterator[Case]:
 def idle(wanted: Wanted) -> Iterator[Case]:
     """What a waiting consumer costs, and how fast it wakes."""
     waits: tuple[Wait, ...] = (wanted.wait,) if wanted.wait else ("adaptive", "sleep")
+    if "native" in wanted.sides:
+        bare = _native("wake", wanted.native(rate=_WAKE_RATE), samples=True)
+        yield Case("idle", "native", f"the kernel alone wakes from a futex, {_WAKE_RATE}/s", bare, _PACED[:2])
     for wait in waits:
         own = replace(wanted, wait=wait, seconds=max(wanted.seconds, 0.5))
         idle_what, wake_what = f"idle consumer, wait={wait}", f"wake-up, wait={wait}"
