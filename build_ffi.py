@@ -58,8 +58,19 @@ def hotpath_objects(folder: str) -> list[str]:
 
 def build_failpoints() -> Path:
     """The module with failpoints compiled in, for tests that kill; nothing when it is up to date."""
-    folder = ROOT / "build" / "failpoints"
-    build_library("failpoints")
+    return _build_variant(
+        "failpoints", ["-DSHMD_FAILPOINTS=1", "-O2"], "void shmd_failpoint(const char *name);"
+    )
+
+
+def build_sanitized() -> Path:
+    """The module under ASAN and UBSAN; the interpreter has to be started with libasan preloaded."""
+    return _build_variant("asan", ["-DSHMD_TEST=1", "-O1", "-g", "-fsanitize=address,undefined"])
+
+
+def _build_variant(profile: str, flags: list[str], also_declared: str = "") -> Path:
+    folder = ROOT / "build" / profile
+    build_library(profile)
     made = folder / "shmdriver" / "_native.abi3.so"
     archive = folder / "libshmdriver.a"
     hotpath = hotpath_objects(str(folder))
@@ -68,14 +79,14 @@ def build_failpoints() -> Path:
         return made
     builder = FFI()
     builder.cdef(cdef_text(HEADER.read_text(encoding="utf-8")))
-    builder.cdef("void shmd_failpoint(const char *name);")
+    builder.cdef(also_declared)
     builder.set_source(
         "shmdriver._native",
         '#include "shmd_abi.h"\n#include "shmd_failpoint.h"\n',
         include_dirs=[str(CSRC)],
         extra_objects=[*hotpath, str(archive)],
-        extra_compile_args=["-std=c11", "-D_GNU_SOURCE=", "-DSHMD_FAILPOINTS=1", "-O2", "-pthread"],
-        extra_link_args=["-pthread"],
+        extra_compile_args=["-std=c11", "-D_GNU_SOURCE=", "-pthread", *flags],
+        extra_link_args=["-pthread", *(flag for flag in flags if flag.startswith("-fsanitize"))],
         libraries=["rt"],
         py_limited_api=True,
     )

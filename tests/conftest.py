@@ -17,6 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.zygote import NATIVE_VARIABLE, use_native
+
+if NATIVE_VARIABLE in os.environ:  # another build of the core, for all tests of this run
+    use_native(os.environ[NATIVE_VARIABLE])
+
 pytest_plugins = ["tests.fault_plugin"]
 SHM = Path("/dev/shm")
 PREFIX = f"test-{os.getpid()}-{secrets.token_hex(3)}"
