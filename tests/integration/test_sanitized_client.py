@@ -1,4 +1,4 @@
-"""The Python client's tests once more, its C under ASAN and UBSAN, with every object in a block of its own."""
+"""The Python client's tests once more: its C under ASAN and UBSAN, each object in a block of its own."""
 
 from __future__ import annotations
 
