@@ -242,6 +242,35 @@ static PyObject *consumer_place(PyObject *self, PyObject *bytes)
     return PyErr_Occurred() ? NULL : placed((consumer *)self, n);
 }
 
+/* _fetch_records(limit, record_bytes, timeout_ns, address, bytes): how many records were found, or a negative code. */
+static PyObject *consumer_fetch_records(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+    consumer *c = (consumer *)self;
+    uint64_t given[5];
+    if (n != 5)
+        return PyErr_Format(PyExc_TypeError, "_fetch_records() takes 5 arguments (%zd given)", n);
+    for (int i = 0; i < 5; i++)
+        given[i] = PyLong_AsUnsignedLongLong(args[i]);
+    if (PyErr_Occurred())
+        return NULL;
+    uint64_t hold_seq = c->mapping == NULL ? UINT64_MAX : shmd_py_mapping_hold_seq((shmd_py_mapping *)c->mapping), limit = given[0], timeout_ns = given[2];
+    uint32_t record_bytes = (uint32_t)given[1];
+    void *out = (void *)(uintptr_t)given[3];
+    int64_t found = 0;
+    if (timeout_ns == 0 || !c->settles)
+        found = shmd_guarded_fetch_records(c->handle.native, hold_seq, limit, record_bytes, 0, out, given[4], &c->run.batch);
+    if (found == 0 && timeout_ns != 0) {
+        shmd_consumer *native = c->handle.native;
+        PyObject *keep = c->handle.cdata;
+        Py_INCREF(keep);
+        Py_BEGIN_ALLOW_THREADS
+        found = shmd_guarded_fetch_records(native, hold_seq, limit, record_bytes, timeout_ns, out, given[4], &c->run.batch);
+        Py_END_ALLOW_THREADS
+        Py_DECREF(keep);
+    }
+    return PyLong_FromLongLong(found);
+}
+
 /* ---- attributes --------------------------------------------------------------------------- */
 
 static PyObject *get_handle(PyObject *self, void *nothing)
@@ -299,6 +328,9 @@ static PyGetSetDef consumer_getters[] = {
 static PyMemberDef consumer_members[] = {
     {"buffered", T_ULONGLONG, offsetof(consumer, left), READONLY, "How many messages were fetched and not handed out yet."},
     {"_run_limit", T_ULONGLONG, offsetof(consumer, run.limit), 0, "How many messages are fetched at once, at most 65535."},
+    {"_found_serial", T_ULONGLONG, offsetof(consumer, run.batch.mapping_serial), READONLY, "Which mapping the records lie in that were found."},
+    {"_found_stride", T_UINT, offsetof(consumer, run.batch.stride), READONLY, "Bytes from one of them to the next."},
+    {"_found_copies", T_UINT, offsetof(consumer, run.batch.copied), READONLY, "Whether they were copied out."},
     {"_settles", T_INT, offsetof(consumer, settles), 0, "Whether the core is told that a run is used up."},
     {NULL, 0, 0, 0, NULL},
 };
@@ -310,6 +342,7 @@ static PyMethodDef consumer_methods[] = {
      "Raises EndOfStream at the clean end, ProducerLost at an aborted one, LeaseRevoked, ViewsHeld."},
     {"_fetch", consumer_fetch, METH_O, "The next message, None when none came within that many ns."},
     {"_take", consumer_take, METH_NOARGS, "The next message that was fetched already, or None."},
+    {"_fetch_records", (PyCFunction)(void (*)(void))consumer_fetch_records, METH_FASTCALL, "How many records were found, or a negative code."},
     {"_drop_run", consumer_drop_run, METH_NOARGS, "Forgets what was fetched and not handed out."},
     {"_hold_seq", consumer_hold_seq, METH_NOARGS, "The oldest seq that something refers to; 2**64 - 1: none."},
     {"_place", consumer_place, METH_O, "That many bytes from the place that the core has just found, as a message."},

@@ -74,6 +74,37 @@ static PyObject *producer_try_publish(PyObject *self, PyObject *const *args, Py_
                             : shmd_py_call(self, SHMD_PY_TRY_PUBLISH_SLOW, "(OO)", given[0], given[1]);
 }
 
+/* _publish_records(records, timeout_ns): how many of a one-dimensional array's elements went in, or a negative code. */
+static PyObject *producer_publish_records(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+    shmd_py_producer *p = (shmd_py_producer *)self;
+    Py_buffer view;
+    unsigned long long timeout_ns = n == 2 ? PyLong_AsUnsignedLongLong(args[1]) : 0;
+    if (n != 2 || PyErr_Occurred())
+        return n == 2 ? NULL : PyErr_Format(PyExc_TypeError, "_publish_records() takes 2 arguments (%zd given)", n);
+    if (PyObject_GetBuffer(args[0], &view, PyBUF_STRIDED_RO) < 0)
+        return NULL;
+    if (view.ndim != 1 || view.itemsize > UINT32_MAX) {
+        PyBuffer_Release(&view);
+        return PyErr_Format(PyExc_ValueError, "records in %d dimensions: expected 1", view.ndim);
+    }
+    uint64_t count = (uint64_t)view.shape[0], stride = (uint64_t)(count > 1 ? view.strides[0] : view.itemsize);
+    shmd_producer *native = p->handle.native;
+    int64_t done;
+    if (timeout_ns == 0 && view.len < SHMD_PY_UNLOCKED_BYTES) {
+        done = shmd_guarded_publish_records(native, view.buf, (uint32_t)view.itemsize, stride, count, 0);
+    } else {
+        PyObject *keep = p->handle.cdata;
+        Py_INCREF(keep);
+        Py_BEGIN_ALLOW_THREADS
+        done = shmd_guarded_publish_records(native, view.buf, (uint32_t)view.itemsize, stride, count, timeout_ns);
+        Py_END_ALLOW_THREADS
+        Py_DECREF(keep);
+    }
+    PyBuffer_Release(&view);
+    return PyLong_FromLongLong(done);
+}
+
 /* ---- claims ------------------------------------------------------------------------------- */
 
 /* A view of the slots, or of the arena. Slices of it, however derived, keep the memory mapped. */
@@ -179,6 +210,7 @@ static PyMethodDef producer_methods[] = {
      "claim($self, length, *, type=0, timeout=None)\n--\n\n"
      "A place for ``length`` bytes in shared memory, to be written by way of its ``view`` and committed.\n\n"
      "A context manager: commits on exit, aborts on an exception. One open claim a producer (ClaimError)."},
+    {"_publish_records", (PyCFunction)(void (*)(void))producer_publish_records, METH_FASTCALL, "How many of an array's elements went in, or a negative code."},
     {"_let_go_of_memory", producer_let_go, METH_NOARGS, "Claims that are over keep their memory; this producer does not."},
     {NULL, NULL, 0, NULL},
 };

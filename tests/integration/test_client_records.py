@@ -187,3 +187,17 @@ def test_a_lossy_batch_consumer_counts_its_gaps(client):
         assert got == sorted(set(got))
         assert got[-1] == 9_999
         assert len(got) + into.lost == 10_000
+
+
+@pytest.mark.parametrize(
+    "dtype", ["<M8[ns]", [("when", "<M8[us]"), ("px", "<f8")], "<c16", "S7", "<m8[s]", "?"]
+)
+@pytest.mark.parametrize("step", [1, 3])
+def test_records_of_dtypes_that_have_no_buffer_format_travel_too(client, dtype, step):
+    kind = np.dtype(dtype)
+    sent = np.frombuffer(bytes(index % 2 for index in range(kind.itemsize * 12)), kind)[::step]
+    reader = client.consumer("odd", dtype=kind)
+    client.producer("odd", dtype=kind).publish(sent)
+    got = reader.read_batch(timeout=5)
+    assert got.dtype == kind
+    assert got.tobytes() == sent.tobytes()

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from shmdriver._native import ffi, lib
+from shmdriver._native import lib
 from shmdriver.client import directory
 from shmdriver.client.records import as_dtype, dtype_of
-from shmdriver.client.views import NOTHING_HELD
 from shmdriver.errors import EndOfStream, SchemaMismatch
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ __all__ = ["Batch", "Batches", "RecordReader"]
 
 Batch = np.ndarray[Any, np.dtype[Any]]
 
-_fetch_records = lib.shmd_guarded_fetch_records
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 _COPIED_MAX = 65536  # records that a batch copies at most
 
@@ -51,12 +49,13 @@ class Batches:
 class RecordReader:
     """Fetches batches for one consumer, at most half the ring each: the producer has the other half."""
 
-    __slots__ = ("_consumer", "_copies", "_half", "_serial", "dtype")
+    __slots__ = ("_address", "_consumer", "_copied_bytes", "_copies", "_half", "_serial", "dtype")
 
     def __init__(self, consumer: Consumer, dtype: np.dtype[Any] | None) -> None:
         self._consumer = consumer
         self.dtype = dtype
         self._copies: Batch | None = None
+        self._address = self._copied_bytes = 0  # of the copies
         self._half = 0  # of the mapped ring; 0: not known yet
         self._serial = 0
 
@@ -80,23 +79,19 @@ class RecordReader:
         most = self._half if limit is None or limit > self._half else limit
         copies = self._copies_for(most, dtype)
         consumer = self._consumer
-        batch = consumer._batch
-        address = ffi.cast("void *", copies.ctypes.data)
-        code = _fetch_records(
-            consumer._handle, consumer._hold_seq(), most, size, timeout_ns, address, copies.nbytes, batch
-        )
-        count = self._count(code, timeout_ns)
+        code = consumer._fetch_records(most, size, timeout_ns, self._address, self._copied_bytes)
+        count = code if code > 0 else self._count(code, timeout_ns)
         if count == 0:
             return None
-        changed = batch.mapping_serial != self._serial
+        changed = consumer._found_serial != self._serial
         if changed:
             self._half = 0
             self._learn_ring(size, 0)
-        if batch.copied:
+        if consumer._found_copies:
             self._copies = None
             copies.flags.writeable = False
             return copies[:count]
-        placed = self._placed(batch, count, dtype)
+        placed = self._placed(count, dtype)
         # A run of the ring before may be more than half of this one: kept in place, it would hold all of it.
         return placed.copy() if changed and count > self._half else placed
 
@@ -117,8 +112,8 @@ class RecordReader:
             )
         return np.frombuffer(b"".join(payloads), dtype)
 
-    def _placed(self, batch: Any, count: int, dtype: np.dtype[Any]) -> Batch:
-        stride = int(batch.stride)
+    def _placed(self, count: int, dtype: np.dtype[Any]) -> Batch:
+        stride = self._consumer._found_stride
         # By way of frombuffer: it keeps the read-only view, so that the array cannot be made writable.
         place = np.frombuffer(self._consumer._place((count - 1) * stride + dtype.itemsize).data, np.uint8)
         return np.ndarray((count,), dtype, place, strides=(stride,))
@@ -128,10 +123,7 @@ class RecordReader:
         consumer = self._consumer
         slots = int(consumer._info().slots)
         if not slots:
-            code = _fetch_records(
-                consumer._handle, NOTHING_HELD, 0, size, timeout_ns, ffi.NULL, 0, consumer._batch
-            )
-            self._count(code, timeout_ns)
+            self._count(consumer._fetch_records(0, size, timeout_ns, 0, 0), timeout_ns)
             slots = int(consumer._info().slots)
         self._half = max(slots // 2 // consumer.shard[1], 1) if slots else 0
         self._serial = int(consumer._info().mapping_serial)
@@ -142,6 +134,7 @@ class RecordReader:
         copies = self._copies
         if copies is None or len(copies) < min(most, _COPIED_MAX):
             copies = self._copies = np.empty(min(most, _COPIED_MAX), dtype)
+            self._address, self._copied_bytes = copies.ctypes.data, copies.nbytes
         return copies
 
     def _await_dtype(self, timeout_ns: int) -> np.dtype[Any] | None:

@@ -101,10 +101,13 @@ class Consumer(EventLoopReading):
         memory holds its place in the ring while anything refers to it), else copied. Raises as :meth:`read`.
         """
         check_limit(limit)
-        reader = self._record_reader()
+        reader = self._reader or self._record_reader()
         if self.buffered:
             return reader.from_rows(limit)
         self._check_open()
+        batch = reader.fetch(limit, 0)
+        if batch is not None or timeout == 0:
+            return batch
         deadline = Deadline(timeout)
         while True:
             slice_ns = deadline.slice_ns()

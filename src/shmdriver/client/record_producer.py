@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmdriver._native import ffi, lib
 from shmdriver.client.link import Deadline, Link
 from shmdriver.client.producer import WAIT_AGAIN, Producer
 from shmdriver.client.records import difference
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from shmdriver.client.producer import Publishable
 
 __all__ = ["RecordProducer"]
-
-_publish_records = lib.shmd_guarded_publish_records
 
 
 class RecordProducer(Producer):
@@ -59,17 +56,14 @@ class RecordProducer(Producer):
 
     def _put(self, records: np.ndarray[Any, Any], timeout_ns: int) -> int:
         n = len(records)
-        self._check_open()
         if n == 0:
+            self._check_open()
             return 0
-        size = self.dtype.itemsize
-        stride = records.strides[0] if n > 1 else size
-        address = ffi.cast("void *", records.ctypes.data)
-        done = int(_publish_records(self._handle, address, size, stride, n, timeout_ns))
+        done = self._publish_records(records, timeout_ns)
         if done >= 0:
             return done
         if done not in WAIT_AGAIN:
-            self._recover(done, size, timeout_ns)
+            self._recover(done, self.dtype.itemsize, timeout_ns)
         return 0
 
     def _records(self, data: Any) -> np.ndarray[Any, Any]:
