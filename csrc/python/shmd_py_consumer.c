@@ -129,7 +129,8 @@ static int64_t call_core(consumer *c, uint64_t timeout_ns)
     shmd_consumer *native = c->handle.native;
     int64_t hold_seq = c->mapping == NULL ? -1 : (int64_t)shmd_py_mapping_hold_seq((shmd_py_mapping *)c->mapping);
     int64_t found = 0;
-    if (timeout_ns == 0 || !c->settles) { /* with an fd to look after, each call that finds nothing costs more */
+    int copies_much = c->run.batch.copied && c->run.batch.length >= SHMD_PY_UNLOCKED_BYTES; /* the last one was large */
+    if (!copies_much && (timeout_ns == 0 || !c->settles)) { /* with an fd to look after, each call that finds nothing costs more */
         found = shmd_guarded_next(native, hold_seq, 0, &c->run);
         if (found != 0 || timeout_ns == 0)
             return found;
