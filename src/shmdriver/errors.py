@@ -10,6 +10,7 @@
     ├── BackPressured       (TimeoutError)     no room in time: .stream .published .consumer .pid .lag
     ├── EndOfStream         (EOFError)         the producer closed, and everything was delivered
     ├── LeaseRevoked                           this handle's permission has ended: .reason .sealed_seq
+    │   └── ObjectsLost                        ... with objects in a queue that nobody had got: .lost
     ├── ViewsHeld                              the consumer's own views fill the ring
     ├── MessageTooLarge     (ValueError)       .length .limit
     ├── LayoutMismatch                         a segment is not what it should be: .found .expected
@@ -48,6 +49,7 @@ __all__ = [
     "LeaseRevoked",
     "LifecycleError",
     "MessageTooLarge",
+    "ObjectsLost",
     "ProducerLost",
     "Reason",
     "SchemaMismatch",
@@ -302,6 +304,18 @@ class LeaseRevoked(ShmDriverError):
         self.reason = reason
         self.lease_id = lease_id
         self.sealed_seq = sealed_seq
+
+
+class ObjectsLost(LeaseRevoked):
+    """Objects that had been put into a queue are gone, because leases of it had ended before they were got.
+
+    ``lost`` is how many (the parts of a very large one count each), None when that is not known. Raised
+    once for each such loss; with ``reconnect=True`` the queue goes on with the next call.
+    """
+
+    def __init__(self, text: str = "", *, lost: int | None = None, stream: str | None = None) -> None:
+        super().__init__(text, stream=stream)
+        self.lost = lost
 
 
 class ViewsHeld(ShmDriverError):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -174,3 +175,20 @@ def test_queue_goes_on_over_a_revocation_of_its_putter(instance: Instance, clien
         revoke(instance, lane.lease_id)
         puts.put("put after", timeout=PATIENCE_S)
         assert [gets.get(timeout=PATIENCE_S) for _ in range(2)] == ["put before", "put after"]
+
+
+def test_waiting_for_several_that_all_wait_for_a_driver_sleeps_between_its_tries(
+    instance: Instance, client: shmdriver.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers = [client.consumer(stream, follow=True) for stream in ("a", "b")]
+    instance.end()
+    tries: list[object] = []
+    attach = shmdriver.Client._attach
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        tries.append(arguments)
+        return attach(*arguments, **options)
+
+    monkeypatch.setattr(shmdriver.Client, "_attach", counted)
+    assert shmdriver.wait(readers, timeout=0.5) == []
+    assert 0 < len(tries) < 100  # each of the two at most once in 20 ms

@@ -12,7 +12,9 @@ batches.py           record batches in place
 message.py           Message
 views.py             which places in shared memory live Python objects still refer to
 queue.py             Queue: the face of multiprocessing.Queue
-lanes.py             its two ends: one stream a putting process
+lanes.py             its putting end: one stream a putting process
+outlet.py            its getting end
+holding.py           who holds a queue until somebody gets
 pickling.py          objects as messages
 dropin.py            shmdriver.Queue(): without a client
 waiting.py           wait, for several consumers

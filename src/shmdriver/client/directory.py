@@ -16,6 +16,7 @@ __all__ = [
     "StreamSlot",
     "blocker_of",
     "epoch_count",
+    "first_wired_epoch",
     "nearest_stream",
     "producer_pid",
     "reliable_consumers",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _COPY_TRIES = 100
+_READABLE = (lib.SHMD_EPOCH_OPEN, lib.SHMD_EPOCH_SEALING, lib.SHMD_EPOCH_SEALED)
 
 
 class Blocker(NamedTuple):
@@ -129,6 +131,19 @@ def epoch_count(authority: Any, stream_index: int) -> int:
     """The number of a stream's newest epoch."""
     record = lib.shmd_authority_stream(authority, stream_index)
     return int(lib.shmd_word_load(ffi.addressof(record, "epoch_count")))
+
+
+def first_wired_epoch(authority: Any, stream_index: int, gate: int) -> int:
+    """The oldest epoch that the consumer at ``gate`` may read; the next one to come when that is none yet."""
+    after = epoch_count(authority, stream_index) + 1
+    record = lib.shmd_authority_stream(authority, stream_index)
+    wired = []
+    for slot in range(int(lib.SHMD_EPOCH_RECORDS)):
+        hot = ffi.addressof(record.epochs[slot], "hot")
+        state = int(lib.shmd_word_load(ffi.addressof(hot, "state")))
+        if state & 0xFF in _READABLE and lib.shmd_word_load(ffi.addressof(hot, "wired_mask")) >> gate & 1:
+            wired.append(state >> 8)
+    return min(wired, default=after)
 
 
 def sealed_epochs(authority: Any, stream_index: int) -> dict[int, int]:

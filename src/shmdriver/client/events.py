@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.client.link import FOREVER_SLICE_NS, Link
+from shmdriver.errors import HandleClosed
 
 __all__ = ["DriverEvent", "listen"]
 
@@ -42,12 +44,17 @@ class DriverEvent:
     missed: int
 
 
-def listen(link: Link, callback: Callable[[DriverEvent], object]) -> Callable[[], None]:
-    """Calls ``callback`` for every event from now on, from a daemon thread. Returns what ends it."""
+def listen(
+    link: Link, callback: Callable[[DriverEvent], object], idle: Callable[[], object] | None = None
+) -> Callable[[], None]:
+    """Calls ``callback`` for every event from now on, from a daemon thread. Returns what ends it.
+
+    ``idle`` is called about 20 times a second. Raises HandleClosed.
+    """
     stopping = threading.Event()
-    cursor = ffi.new("uint64_t *", lib.shmd_word_load(ffi.addressof(link.authority, "event_head")))
+    cursor = ffi.new("uint64_t *", link.event_head())
     thread = threading.Thread(
-        target=_run, args=(link, callback, cursor, stopping), name="shmdriver-events", daemon=True
+        target=_run, args=(link, callback, idle, cursor, stopping), name="shmdriver-events", daemon=True
     )
     thread.start()
 
@@ -57,22 +64,45 @@ def listen(link: Link, callback: Callable[[DriverEvent], object]) -> Callable[[]
             thread.join()
 
     link.listeners.append(stop)
+    if link.handle is None:
+        stop()  # closed meanwhile, by a thread that may not have seen this listener
     return stop
 
 
 def _run(
-    link: Link, callback: Callable[[DriverEvent], object], cursor: object, stopping: threading.Event
+    link: Link,
+    callback: Callable[[DriverEvent], object],
+    idle: Callable[[], object] | None,
+    cursor: object,
+    stopping: threading.Event,
+) -> None:
+    try:
+        with link.mapped() as authority:
+            _tell(authority, callback, idle, cursor, stopping)
+    except HandleClosed:
+        if not stopping.is_set() and link.handle is not None:
+            raise
+
+
+def _tell(
+    authority: Any,
+    callback: Callable[[DriverEvent], object],
+    idle: Callable[[], object] | None,
+    cursor: object,
+    stopping: threading.Event,
 ) -> None:
     event = ffi.new("shmd_event_t *")
     lost = ffi.new("uint64_t *")
-    word = ffi.addressof(link.authority, "event_word")
+    word = ffi.addressof(authority, "event_word")
     seen_lost = 0
     while not stopping.is_set():
         seen = lib.shmd_futex_load(word)
-        while not stopping.is_set() and lib.shmd_event_poll(link.authority, cursor, event, lost) > 0:
+        while not stopping.is_set() and lib.shmd_event_poll(authority, cursor, event, lost) > 0:
             missed = int(lost[0]) - seen_lost
             seen_lost = int(lost[0])
             callback(_copy(event, missed))
+        if idle is not None and not stopping.is_set():
+            idle()
         lib.shmd_futex_wait(word, seen, FOREVER_SLICE_NS)
 
 

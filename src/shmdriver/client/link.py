@@ -98,7 +98,7 @@ class Link:
         self.handle: Any = None
         self._users: set[object] = set()  # calls inside, each a token of its own
         self._parting: list[Any] = []  # the handle, closed while somebody was inside
-        # What ends the threads that look at the mapping, before it goes.
+        # What ends the threads that stay inside until they are told, before the mapping goes.
         self.listeners: list[Callable[[], None]] = []
         deadline = Deadline(timeout)
         mode = lib.SHMD_HEARTBEAT_THREAD | (lib.SHMD_WAIT_FOR_DRIVER if reconnect else 0)
@@ -116,7 +116,7 @@ class Link:
         self.handle = out[0]
         self.generation = int(lib.shmd_fork_generation())
         self.boot_id = int(lib.shmd_client_boot_id(self.handle))
-        self.authority: Any = lib.shmd_client_authority(self.handle)
+        self.authority: Any = lib.shmd_client_authority(self.handle)  # mapped for as long as mapped() says
         register(self)
 
     @property
@@ -127,8 +127,8 @@ class Link:
     def driver_alive(self) -> bool:
         """Whether the driver behind it lives, as far as it can be proved."""
         try:
-            with self.used():
-                return bool(lib.shmd_driver_alive(self.authority))
+            with self.mapped() as authority:
+                return bool(lib.shmd_driver_alive(authority))
         except HandleClosed:
             return False
 
@@ -143,11 +143,32 @@ class Link:
         try:
             handle = self.handle
             if handle is None:
-                raise HandleClosed(f"instance {self.instance!r}: this client is closed; connect again")
+                raise self._is_closed()
             yield handle
         finally:
             self._users.discard(token)
             self._part()
+
+    @contextmanager
+    def mapped(self) -> Iterator[Any]:
+        """The authority segment, which stays mapped until the block is left. Raises HandleClosed."""
+        with self.used():
+            yield self.authority
+
+    def event_head(self) -> int:
+        """How many events the driver has told: something has changed when that has. Raises HandleClosed."""
+        token = object()
+        self._users.add(token)  # used(), without the generator
+        try:
+            if self.handle is None:
+                raise self._is_closed()
+            return int(lib.shmd_word_load(ffi.addressof(self.authority, "event_head")))
+        finally:
+            self._users.discard(token)
+            self._part()
+
+    def _is_closed(self) -> HandleClosed:
+        return HandleClosed(f"instance {self.instance!r}: this client is closed; connect again")
 
     def close(self) -> None:
         """Says goodbye and unmaps, or has the last thread inside do it. Nothing in a child of its process."""

@@ -14,23 +14,25 @@ from __future__ import annotations
 import os
 import queue as standard
 import threading
+import time
 import weakref
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shmdriver import errors, names
 from shmdriver.client import directory
-from shmdriver.client.lanes import NOTHING, Inlet, Outlet, lane_name, stream_name
+from shmdriver.client.holding import Holder
+from shmdriver.client.lanes import Inlet, lane_name, loss, stream_name
 from shmdriver.client.link import Deadline, register
+from shmdriver.client.outlet import NOTHING, Outlet
 from shmdriver.client.pickling import size_of
 
 if TYPE_CHECKING:
     from shmdriver.client.client import Client
-    from shmdriver.client.producer import Producer
 
 __all__ = ["Queue"]
 
+_now_s = time.monotonic
 MAX_BYTES = 8 << 20
 MAX_BYTES_LEAST = 1 << 16
 TURN_NS = 20_000_000
@@ -68,10 +70,9 @@ class Queue:
         self._get_lock = threading.Lock()
         self._inlet: Inlet | None = None
         self._outlet: Outlet | None = None  # the lanes that it reads, or holds
-        self._getter: Producer | None = None
-        self._holder: Producer | None = None
-        self._stop_listening: Callable[[], None] | None = None
+        self._holder: Holder | None = None
         self._overflow: deque[Encoded] = deque()
+        self._failure: Exception | None = None  # of the feeder
         self._feeder: threading.Thread | None = None
         self._joins_feeder = True
         self._closed = False
@@ -82,7 +83,8 @@ class Queue:
         """Puts an object. Raises queue.Full when it is bounded and there is no room in ``timeout`` seconds.
 
         ``maxsize`` bounds what each process has put and nobody has got. Without it, what the lane has no room
-        for waits in this process's memory. Raises ValueError when closed, and what pickling raises.
+        for waits in this process's memory. Raises ValueError when closed, and what pickling raises;
+        LeaseRevoked, DriverUnavailable; with ``reconnect=True`` it goes on by itself, but for ObjectsLost.
         """
         lock = self._put_lock
         deadline = (
@@ -98,9 +100,11 @@ class Queue:
                     self._client, self.name, self._maxsize, self._max_bytes, self._patience(deadline)
                 )
             head, buffers = inlet.encode(obj)
+            if self._failure is not None:
+                raise self._failed()
             if self._overflow:
                 self._store(head, buffers)
-            elif buffers or not inlet.put_small(head):
+            elif buffers or _now_s() >= inlet.look_at or not inlet.put_small(head):
                 self._put_slow(inlet, head, buffers, deadline or Deadline(timeout if block else 0))
         finally:
             lock.release()
@@ -108,7 +112,8 @@ class Queue:
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """The next object: in order of each putter. Raises queue.Empty when none came in ``timeout`` seconds.
 
-        Raises AttachRejected in a second process that gets while the first one lives, ValueError when closed.
+        Raises AttachRejected in a second process that gets while the first one lives, ValueError when closed;
+        ObjectsLost, LeaseRevoked, ProducerLost, DriverUnavailable: see docs/guide/sharing.md.
         """
         lock = self._get_lock
         deadline = (
@@ -118,7 +123,7 @@ class Queue:
             if self._closed:
                 raise self._is_closed()
             outlet = self._outlet
-            if self._getter is None or outlet is None:
+            if outlet is None or outlet.getter is None:
                 outlet = self._begin_getting()
             found = outlet.take()
             if found is NOTHING:
@@ -163,11 +168,11 @@ class Queue:
                 self._inlet = None
                 inlet.close()
         with self._get_lock:
-            getter, self._getter = self._getter, None
-            if getter is not None:
-                getter.close()
-                if self._holder is None and self._outlet is not None:
-                    outlet, self._outlet = self._outlet, None
+            outlet = self._outlet
+            if outlet is not None and outlet.getter is not None:
+                outlet.stop_getting()
+                if self._holder is None:
+                    self._outlet = None
                     outlet.close()
 
     def join_thread(self) -> None:
@@ -185,9 +190,12 @@ class Queue:
     # ---- putting
 
     def _put_slow(self, inlet: Inlet, head: bytes, buffers: list[memoryview], deadline: Deadline) -> None:
-        if not self._maxsize and not inlet.has_room(size_of(head, buffers)):
-            self._store(head, buffers)  # now, not after a part of it has gone in
-            return
+        inlet.look()
+        if not self._maxsize:
+            inlet.leave_if_over()
+            if not inlet.has_room(size_of(head, buffers)):
+                self._store(head, buffers)  # now, not after a part of it has gone in
+                return
         try:
             inlet.put(head, buffers, self._patience(deadline))
         except errors.BackPressured:
@@ -224,10 +232,24 @@ class Queue:
                 inlet.put(head, buffers, Deadline(None))
             except errors.HandleClosed:
                 return  # this process goes, and nobody else is there to read it
-            except errors.ShmDriverError:
-                self._overflow.clear()  # the driver has ended this lane: nobody will ever read it
+            except errors.ObjectsLost as error:
+                self._failure = error  # the next put says so; the object goes by another lane
+                continue
+            except errors.ShmDriverError as error:
+                self._failure = error
                 raise
             self._overflow.popleft()
+
+    def _failed(self) -> Exception:
+        """What the feeder met, once; then what its lane says."""
+        error, self._failure = self._failure, None
+        assert error is not None
+        if not isinstance(error, errors.ObjectsLost):
+            lost = len(self._overflow)
+            self._overflow.clear()
+            if lost:
+                return loss(self.name, lost, f"they waited in this process's memory: {error}")
+        return error
 
     # ---- getting, and holding until somebody gets
 
@@ -241,82 +263,61 @@ class Queue:
             if found is not NOTHING:
                 return found
             if slice_ns == 0:
+                outlet.idle()
                 raise standard.Empty
             if self._closed:
                 raise self._is_closed()
 
     def _begin_getting(self) -> Outlet:
-        """Becomes the one getter. Attached to the lanes first: whoever sees the getter knows that it is."""
-        outlet = self._outlet
-        found = outlet is not None
+        """Becomes the one getter."""
+        outlet = self._outlet or Outlet(self._client, self.name)
         try:
-            outlet = outlet or Outlet(self._client, self.name)
-            self._getter = self._client.producer(stream_name(self.name, "get"), slots=2)
-        except errors.AttachRejected as error:
-            if outlet is not None and not found:
+            outlet.begin_getting()
+        except BaseException:
+            if outlet is not self._outlet:
                 outlet.close()
-            if error.reason == errors.Reason.PRODUCER_EXISTS:
-                raise self._second_getter(error) from None
             raise
         self._outlet = outlet
         return outlet
 
-    def _second_getter(self, error: errors.AttachRejected) -> errors.AttachRejected:
-        stream = stream_name(self.name, "get")
-        pid = directory.producer_pid(self._client._connected().authority, stream)
-        return errors.AttachRejected(
-            f"queue {self.name!r}: process {pid} gets from it, and a queue has one getter; to share work "
-            "among processes make it a stream and give each its part: client.consumer(stream, shard=(k, n))",
-            code=error.code,
-            reason=error.reason,
-            stream=stream,
-        )
-
     def _hold(self) -> None:
         """Holds what is put until somebody gets, if nobody holds it already."""
+        reference = weakref.ref(self)
+
+        def changed() -> None:
+            queue = reference()
+            if queue is not None:
+                queue._look_for_a_getter()
+
         try:
-            self._holder = self._client.producer(stream_name(self.name, "keep"), slots=2)
+            self._holder = Holder(self._client, self.name, changed)
         except errors.AttachRejected as error:
             if error.reason != errors.Reason.PRODUCER_EXISTS:
                 raise
             return
         self._look_for_a_getter()
-        reference = weakref.ref(self)
-        client = self._client
-        prefix = stream_name(self.name, "")
-
-        def heard(event: Any) -> None:
-            queue = reference()
-            if queue is not None and (event.stream.startswith(prefix) or event.missed):
-                try:
-                    queue._look_for_a_getter()
-                except errors.ShmDriverError:
-                    if not client.closed and client.driver_alive:
-                        raise
-
-        self._stop_listening = self._client.on_event(heard)
 
     def _look_for_a_getter(self) -> None:
         """Something about this queue's streams has changed: holds it, or lets it go to the getter."""
         if not self._get_lock.acquire(blocking=False):
             return  # this process gets, or looks already; its own turns discover lanes
         try:
-            if self._client.closed or self._holder is None or self._holder.closed:
+            if self._client.closed or self._holder is None or self._holder.is_over:
                 return
-            if self._getter is not None:
-                if self._outlet is not None:
-                    self._outlet.discover()
+            outlet = self._outlet
+            if outlet is not None and outlet.getter is not None:
+                outlet.discover()
                 return
-            authority = self._client._connected().authority
-            if directory.producer_pid(authority, stream_name(self.name, "get")):
-                outlet, self._outlet = self._outlet, None
-                if outlet is not None:
-                    outlet.drain_what_only_this_one_has(self._inlet_to_forward)
-                    outlet.close()
-            elif self._outlet is None:
-                self._outlet = Outlet(self._client, self.name)
-            else:
-                self._outlet.discover()
+            with self._client._connected().mapped() as authority:
+                getter = directory.producer_pid(authority, stream_name(self.name, "get"))
+            if outlet is None:
+                self._outlet = None if getter else Outlet(self._client, self.name)
+                return
+            outlet.look()
+            if not getter:
+                outlet.discover()
+            elif not outlet.hand_over(self._inlet_to_forward):
+                self._outlet = None
         finally:
             self._get_lock.release()
 
@@ -359,15 +360,13 @@ class Queue:
         return _elsewhere, (self._client, self.name, self._maxsize, self._max_bytes)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "getting" if self._getter else "open"
+        gets = self._outlet is not None and self._outlet.getter is not None
+        state = "closed" if self._closed else "getting" if gets else "open"
         return f"<Queue {self.name!r}, {state}>"
 
     def __del__(self) -> None:
         if not hasattr(self, "_holder"):
             return
-        stop, self._stop_listening = self._stop_listening, None
-        if stop is not None:
-            stop()
         self._abandon()
 
     def _end(self) -> None:
@@ -381,20 +380,24 @@ class Queue:
             feeder.join(TURN_NS / 1e9)
 
     def _has_others(self) -> bool:
-        authority = self._client._connected().authority
-        ends = [directory.producer_pid(authority, stream_name(self.name, part)) for part in ("get", "keep")]
+        with self._client._connected().mapped() as authority:
+            streams = [stream_name(self.name, part) for part in ("get", "keep")]
+            ends = [directory.producer_pid(authority, stream) for stream in streams]
         return any(pid not in (0, os.getpid()) for pid in ends)
 
     def _abandon(self) -> None:
         """The process goes, or nobody has this object any more: what it has put stays for the getter."""
+        holder, self._holder = self._holder, None
         link = self._client._link
         if self._client.closed or link is None or not link.usable:
             return
         self._flush()
-        for handle in (self._inlet, self._getter, self._outlet, self._holder):
+        if holder is not None:
+            holder.stop()
+        for handle in (self._inlet, self._outlet, holder):
             if handle is not None:
                 handle.close()
-        self._inlet = self._getter = self._outlet = self._holder = None
+        self._inlet = self._outlet = None
 
     def _forked(self) -> None:
         self._fresh()  # the parent's lanes are the parent's

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmdriver import errors
@@ -28,7 +29,16 @@ if TYPE_CHECKING:
     from shmdriver.client.link import Link
     from shmdriver.client.producer import Producer
 
-__all__ = ["ConsumerComeback", "ProducerComeback", "Reattachment", "Recipe"]
+__all__ = [
+    "ConsumerComeback",
+    "OrphanLook",
+    "ProducerComeback",
+    "Reattachment",
+    "Recipe",
+    "epoch_before",
+    "left_behind",
+    "removed_error",
+]
 
 KEPT = int(lib.SHMD_LOST_RANGES)
 TRY_AGAIN_NS = 20_000_000
@@ -60,6 +70,60 @@ class Reattachment(NamedTuple):
     epoch: int
     seq: int
     lost: int | None
+
+
+class OrphanLook:
+    """Finds out, for a handle that waits, that its segments went with a dead driver; looks once a second."""
+
+    __slots__ = ("_client", "_looked_ns")
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._looked_ns = time.monotonic_ns()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next look is one."""
+        return time.monotonic_ns() - self._looked_ns >= ORPHAN_LOOK_NS
+
+    def is_orphan(self, link: Link) -> bool:
+        """Whether nobody will ever adopt what ``link`` is mapped to.
+
+        With ``reconnect=True`` only when another driver serves; then the client is connected to that.
+        """
+        if not self.is_due:
+            return False
+        self._looked_ns = time.monotonic_ns()
+        if link.driver_alive():
+            return False
+        if not self._client.reconnect:
+            return _was_removed(link)
+        try:
+            return self._client._connected(ATTACH_S) is not link
+        except (errors.DriverUnavailable, errors.AttachTimeout, errors.AttachRejected, errors.LayoutMismatch):
+            return False
+
+
+def _was_removed(link: Link) -> bool:
+    """Whether the instance has other segments by now, or none."""
+    from shmdriver.observe import Instance
+
+    try:
+        with Instance(link.instance) as instance:
+            return instance.boot_id != link.boot_id
+    except errors.DriverUnavailable:
+        return True
+    except errors.ShmDriverError:
+        return False  # it is just being made
+
+
+def removed_error(link: Link, who: str) -> errors.DriverUnavailable:
+    """For whoever finds itself an orphan and does not reconnect."""
+    return errors.DriverUnavailable(
+        f"{who}: its driver has gone and its segments were removed, so that nobody new can come; connect "
+        "again, or with reconnect=True",
+        instance=link.instance,
+    )
 
 
 class Recipe:
@@ -103,13 +167,14 @@ class _Left(NamedTuple):
 class _Comeback:
     """Of one handle: how to attach it anew, and what became of the times before."""
 
-    __slots__ = ("_looked_ns", "history", "left", "recipe")
+    __slots__ = ("history", "is_orphan", "left", "prepare", "recipe")
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.left: _Left | None = None  # it has left, and is not attached
         self.history: deque[Reattachment] = deque(maxlen=KEPT)
-        self._looked_ns = 0
+        self.is_orphan = OrphanLook(recipe.client).is_orphan
+        self.prepare: Callable[[Any], object] | None = None  # what a new native handle is told first
 
     def covers(self, error: Exception) -> bool:
         """Whether attaching anew is the answer to ``error``."""
@@ -119,23 +184,13 @@ class _Comeback:
             return error.reason in DRIVER_ENDS
         return isinstance(error, errors.HandleClosed) and self.left is not None
 
-    def is_orphan(self, link: Link) -> bool:
-        """Whether its segments went with a dead driver, and another serves; looks once a second."""
-        now_ns = time.monotonic_ns()
-        if now_ns - self._looked_ns < ORPHAN_LOOK_NS:
-            return False
-        self._looked_ns = now_ns
-        if link.driver_alive():
-            return False
-        try:
-            return self.recipe.client._relink(link, ATTACH_S) is not link
-        except (errors.DriverUnavailable, errors.AttachTimeout, errors.AttachRejected, errors.LayoutMismatch):
-            return False
-
     def attach(self, wait_ns: int) -> tuple[Any, Link] | None:
         """One try; None: not yet, ``wait_ns`` at most were waited. Raises AttachRejected for good reasons."""
         try:
-            return self.recipe.client._attach(self.recipe, ATTACH_S, waits=False)
+            found = self.recipe.client._attach(self.recipe, ATTACH_S, waits=False)
+            if self.prepare is not None:
+                self.prepare(found[0])
+            return found
         except (errors.DriverUnavailable, errors.AttachTimeout, errors.LeaseRevoked):
             pass
         except errors.AttachRejected as error:
@@ -160,7 +215,7 @@ class ConsumerComeback(_Comeback):
 
     def note_base(self, consumer: Consumer) -> None:
         """After an attach: epochs up to this one are none of its business, if it never sees one."""
-        self._base_epoch = directory.epoch_count(consumer._link.authority, consumer._info().stream_index)
+        self._base_epoch = epoch_before(consumer)
 
     def come_back(self, consumer: Consumer, reason: int, wait_ns: int) -> None:
         """One try to attach ``consumer`` anew; afterwards it has another native handle, or waits still."""
@@ -191,11 +246,9 @@ class ConsumerComeback(_Comeback):
         info = consumer._info()
         epoch = int(info.epoch) or self._base_epoch
         end_seq = int(lib.shmd_consumer_end_seq(consumer._handle))
-        boot_id, authority, index = consumer._link.boot_id, consumer._link.authority, int(info.stream_index)
-        sealed = directory.sealed_epochs(authority, index)
-        later = range(epoch + 1, directory.epoch_count(authority, index) + 1)
-        unseen = {number: sealed.get(number) for number in later}
-        left = _Left(reason, boot_id, int(info.stream_id), epoch, int(info.position), end_seq, unseen)
+        unseen = _epochs_after(consumer, epoch)
+        boot_id, stream_id = consumer._link.boot_id, int(info.stream_id)
+        left = _Left(reason, boot_id, stream_id, epoch, int(info.position), end_seq, unseen)
         self.ranges.extend(consumer._own_lost_ranges())
         self.lost += int(info.lost)
         self.skipped += int(info.skipped)
@@ -207,10 +260,13 @@ class ConsumerComeback(_Comeback):
         epoch, seq = int(info.epoch), int(info.position)
         if is_same and epoch == left.epoch and epoch:
             return self._note(epoch, left.seq, seq)
-        lost = self._note(left.epoch, left.seq, left.end_seq) if left.epoch else 0
-        authority, index = consumer._link.authority, int(info.stream_index)
-        sealed = directory.sealed_epochs(authority, index)
-        until = epoch or directory.epoch_count(authority, index) + 1
+        index = int(info.stream_index)
+        with consumer._link.mapped() as authority:
+            sealed = directory.sealed_epochs(authority, index)
+            until = epoch or directory.first_wired_epoch(authority, index, int(info.gate_index))
+        # It may have gone on after this consumer had left, and been sealed since.
+        end_seq = sealed.get(left.epoch, left.end_seq) if is_same else left.end_seq
+        lost = self._note(left.epoch, left.seq, end_seq) if left.epoch else 0
         missed: list[tuple[int, int | None]] = [] if is_same else list(left.unseen.items())
         after = left.epoch if is_same else 0
         missed += [(number, sealed.get(number)) for number in range(after + 1, until)]
@@ -229,6 +285,33 @@ class ConsumerComeback(_Comeback):
             self.lost += len(own)
             self.ranges.append(LostRange(epoch, own[0], own[-1]))
         return len(own)
+
+
+def epoch_before(consumer: Consumer) -> int:
+    """The last epoch before those that a consumer, attached just now, is to have."""
+    info = consumer._info()
+    with consumer._link.mapped() as authority:
+        return directory.first_wired_epoch(authority, int(info.stream_index), int(info.gate_index)) - 1
+
+
+def left_behind(consumer: Consumer, base_epoch: int) -> int | None:
+    """How many messages a consumer whose lease has ended will not hand out any more; None: not known.
+
+    ``base_epoch``: its stream's newest one when it was attached.
+    """
+    info = consumer._info()
+    rest = max(0, int(lib.shmd_consumer_end_seq(consumer._handle)) - int(info.position))
+    unseen = _epochs_after(consumer, int(info.epoch) or base_epoch).values()
+    return None if None in unseen else rest + sum(count or 0 for count in unseen)
+
+
+def _epochs_after(consumer: Consumer, epoch: int) -> dict[int, int | None]:
+    """How many messages each later epoch of its stream has; None: not known."""
+    index = int(consumer._info().stream_index)
+    with consumer._link.mapped() as authority:
+        sealed = directory.sealed_epochs(authority, index)
+        later = range(epoch + 1, directory.epoch_count(authority, index) + 1)
+    return {number: sealed.get(number) for number in later}
 
 
 class ProducerComeback(_Comeback):

@@ -21,6 +21,7 @@ __all__ = ["Patience", "check_limit", "wait"]
 
 _WARN_AFTER_NS = 5_000_000_000
 TRY_AGAIN_NS = 20_000_000  # while one of them waits for a driver
+_nothing = ffi.new("uint32_t *")
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 
 
@@ -51,7 +52,8 @@ class Patience:
             self._since_ns = now_ns
         elif now_ns - self._since_ns >= _WARN_AFTER_NS:
             self._over = True
-            near = directory.nearest_stream(consumer._link.authority, consumer.stream)
+            with consumer._link.mapped() as authority:
+                near = directory.nearest_stream(authority, consumer.stream)
             hint = f"; did you mean {near!r}?" if near else ""
             warnings.warn(
                 f"stream {consumer.stream!r}: no producer for {_WARN_AFTER_NS // 10**9} s{hint}",
@@ -72,11 +74,7 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
     while not ready:
         slice_ns = deadline.slice_ns()
         there = [consumer for consumer in different if not consumer._is_away]
-        handles = ffi.new("shmd_consumer *[]", [consumer._handle for consumer in there])
-        slice_ns = slice_ns if len(there) == len(different) else min(slice_ns, TRY_AGAIN_NS)
-        code = lib.shmd_guarded_wait_many(handles, len(there), slice_ns)
-        if code < 0 and code != _INTERRUPTED:
-            raise_for(code, doing="waiting for several consumers")
+        _wait_for_any(there, slice_ns if len(there) == len(different) else min(slice_ns, TRY_AGAIN_NS))
         ready = [consumer for consumer in consumers if _has_something(consumer)]
         if slice_ns == 0:
             break
@@ -84,6 +82,21 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
             for consumer in there:
                 consumer._leave_a_dead_driver()
     return ready
+
+
+def _wait_for_any(consumers: Sequence[Consumer], slice_ns: int) -> None:
+    handles = []  # of its own: none is freed before the call is over, whoever closes a consumer meanwhile
+    for consumer in consumers:
+        handle = consumer._handle
+        if handle is None:
+            consumer._check_open()
+        handles.append(handle)
+    if not handles:  # all of them wait for a driver
+        lib.shmd_futex_wait(_nothing, 0, slice_ns)
+        return
+    code = lib.shmd_guarded_wait_many(ffi.new("shmd_consumer *[]", handles), len(handles), slice_ns)
+    if code < 0 and code != _INTERRUPTED:
+        raise_for(code, doing="waiting for several consumers")
 
 
 def _has_something(consumer: Consumer) -> bool:

@@ -1,0 +1,93 @@
+"""Who holds a queue until somebody gets: its lease, and the thread that notices what changes."""
+
+# ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from shmdriver import errors
+from shmdriver.client.events import DriverEvent, listen
+from shmdriver.client.lanes import stream_name
+from shmdriver.client.outlet import come_back, has_ended
+from shmdriver.client.reattach import OrphanLook
+
+if TYPE_CHECKING:
+    from shmdriver.client.client import Client
+    from shmdriver.client.link import Link
+    from shmdriver.client.producer import Producer
+
+__all__ = ["Holder"]
+
+
+class Holder:
+    """Of one queue. A thread of its own calls ``changed`` when its streams may have."""
+
+    __slots__ = ("_changed", "_client", "_link", "_look", "_prefix", "_stop", "lease")
+
+    def __init__(self, client: Client, queue: str, changed: Callable[[], object]) -> None:
+        """Raises AttachRejected (PRODUCER_EXISTS: another process holds it), DriverUnavailable."""
+        self._client = client
+        self._changed = changed
+        self._prefix = stream_name(queue, "")
+        self._look = OrphanLook(client)
+        self.lease: Producer = client.producer(stream_name(queue, "keep"), slots=2)
+        self._link: Link = self.lease._link
+        self._stop = listen(self._link, self._heard, self._idle)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it holds nothing any more."""
+        return self.lease.closed
+
+    def stop(self) -> None:
+        """Notices nothing any more."""
+        self._stop()
+
+    def close(self) -> None:
+        """Another process may hold the queue."""
+        self._stop()
+        self.lease.close()
+
+    def _heard(self, event: DriverEvent) -> None:
+        if event.stream.startswith(self._prefix) or event.missed:
+            self._turn()
+
+    def _idle(self) -> None:
+        """Now and then: a driver that was removed says nothing, and one that is waited for neither."""
+        if self._look.is_due or (self.lease._comeback is not None and self.lease._comeback.left is not None):
+            self._turn()
+
+    def _turn(self) -> None:
+        try:
+            if self._holds_on():
+                self._changed()
+        except errors.ShmDriverError:
+            if not self._client.closed and self._client.driver_alive:
+                raise
+
+    def _holds_on(self) -> bool:
+        """Whether its lease stands, perhaps anew, and perhaps with another driver."""
+        lease = self.lease
+        if lease.closed:
+            return False
+        is_orphan = self._look.is_orphan(self._link)
+        if not is_orphan and not has_ended(lease):
+            return True
+        if lease._comeback is None:
+            return False  # get() and put() of this process say why
+        try:
+            if not come_back(lease):
+                return False
+        except errors.AttachRejected as error:
+            if error.reason != errors.Reason.PRODUCER_EXISTS:
+                raise
+            self.close()
+            return False
+        if lease._link is not self._link:
+            stop = self._stop
+            self._link = lease._link
+            self._stop = listen(self._link, self._heard, self._idle)
+            stop()
+        return True
