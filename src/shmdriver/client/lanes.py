@@ -28,6 +28,7 @@ from shmdriver.client.reattach import ATTACH_S, OrphanLook, removed_error
 
 if TYPE_CHECKING:
     from shmdriver.client.client import Client
+    from shmdriver.client.message import Message
     from shmdriver.client.producer import Producer
 
 __all__ = ["Inlet", "lane_name", "lanes_of", "loss", "stream_name"]
@@ -41,11 +42,11 @@ PART_HEAD = struct.Struct("<QQ")
 LOST_COUNT = struct.Struct("<Q")
 NOT_KNOWN = 2**64 - 1
 SLOT_BYTES = 256
+INLINE_MAX = SLOT_BYTES - int(lib.SHMD_SLOT_HEADER_BYTES)  # a larger message lies in the arena
 SLOTS_UNBOUNDED = 1024
 SLOTS_BOUNDED_MAX = 65536
 WIRED_S = 1.0  # whoever holds the queue notices a new lane long before this
 LOOK_S = 1.0  # between two looks of one that waits for room
-_publish = lib.shmd_guarded_publish
 _TAKEN = (errors.Reason.PRODUCER_EXISTS, errors.Reason.UNDRAINED)
 _UNKNOWN_SEAL = 2**64 - 1
 _REVOKED = int(lib.SHMD_E_REVOKED)
@@ -110,13 +111,12 @@ class Inlet:
 
     def put_small(self, head: bytes) -> bool:
         """Puts a pickle without buffers, if it fits and there is room at once."""
-        length = len(head)
         try:
-            return length <= self.max_part and _publish(self.producer._handle, head, length, PLAIN) == 0
-        except TypeError:
+            return len(head) <= self.max_part and self.producer.try_publish(head) == 1
+        except errors.ShmDriverError:
             if self._client.closed:
-                self.producer._check_open()
-            return False  # it has left its lane, and has no other one yet
+                raise
+            return False  # its lane has ended: put() says so, or has another one
 
     def put(self, head: bytes, buffers: list[memoryview], deadline: Deadline) -> None:
         """Puts an object, by another lane when this one has ended and the client reconnects.
@@ -140,9 +140,10 @@ class Inlet:
         told = LOST_COUNT.pack(NOT_KNOWN if count is None else count)
         self._when_there_is_room(lambda wait_s: self.producer.publish(told, LOST, wait_s), Deadline(None))
 
-    def forward(self, kind: int, payload: Any) -> None:
+    def forward(self, message: Message) -> None:
         """Puts a message of another lane as it is."""
-        self._when_there_is_room(lambda wait_s: self.producer.publish(payload, kind, wait_s), Deadline(None))
+        kind = message.type
+        self._when_there_is_room(lambda wait_s: self.producer.publish(message, kind, wait_s), Deadline(None))
 
     def leave_if_over(self) -> None:
         """Notices the end of its lane. Raises LeaseRevoked, or ObjectsLost."""

@@ -23,6 +23,7 @@ from shmdriver.client._raise import raise_for
 from shmdriver.client.lanes import (
     BUFFERS,
     FIRST,
+    INLINE_MAX,
     LAST,
     LOST,
     LOST_COUNT,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from shmdriver.client.client import Client
     from shmdriver.client.consumer import Consumer
     from shmdriver.client.link import Link
+    from shmdriver.client.message import Message
     from shmdriver.client.producer import Producer
 
 __all__ = ["NOTHING", "Outlet", "come_back"]
@@ -49,64 +51,44 @@ NOTHING: Any = object()
 SPARE_LANES = 2
 BURST = 64  # objects from one lane before the others have their turn
 TRY_AGAIN_NS = 20_000_000  # while a lane waits for a driver
-_next = lib.shmd_guarded_next
 _loads = pickling.decode
-_LENGTH_SHIFT = int(lib.SHMD_RUN_LENGTH_SHIFT)
-_IN_PLACE = 2**63 - 1
-_NONE_HELD = -1
-_NOTHING_HELD = 2**64 - 1
-_HEAD_BYTES = 20  # of a message in the buffer: seq, timestamp, type, flags
-_TYPE_AT = 8  # in units of 16 bits
-_BUFFER_BYTES = 65536 + _HEAD_BYTES
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
-_TOO_LARGE = int(lib.SHMD_E_TOO_LARGE)
 _REVOKED = int(lib.SHMD_E_REVOKED)
 _CLOSED = int(lib.SHMD_E_CLOSED)
+_NO_ENDS = (errors.HandleClosed, errors.ConcurrentUseError, errors.ForkedHandleError)
 _nothing = ffi.new("uint32_t *")
 
 
-class _Place:
-    """Where the C core puts the next message of any lane."""
+class _News:
+    """What lanes have to tell their outlet."""
 
-    __slots__ = ("area", "buffer", "has_news", "payload", "types")
+    __slots__ = ("losses", "of_ends")
 
     def __init__(self) -> None:
-        self.has_news = False  # a lane has ended
-        self.area = ffi.new("shmd_run_t *")
-        self.area.limit = 1
-        self.use(_BUFFER_BYTES)
-
-    def use(self, size: int) -> None:
-        """Another buffer, of ``size`` bytes."""
-        size += size % 2
-        self.buffer = ffi.new("uint8_t[]", size)
-        self.area.out = self.buffer
-        self.area.out_bytes = size
-        whole = memoryview(ffi.buffer(self.buffer, size))
-        self.payload = whole[_HEAD_BYTES:]
-        self.types = whole.cast("B").cast("H")
+        self.losses: list[errors.ObjectsLost] = []
+        self.of_ends = False  # a lane has ended
 
 
 class _Lane:
     """One lane as it is read: its consumer, and the object of which some parts have come."""
 
-    __slots__ = ("_base_epoch", "_code", "_losses", "_place", "_queue", "_retry_ns", "consumer", "done",
-                 "encoding", "error", "parts")  # fmt: skip
+    __slots__ = ("_base_epoch", "_comeback", "_ended", "_news", "_queue", "_retry_ns", "consumer",
+                 "done", "encoding", "error", "fetch", "parts")  # fmt: skip
 
-    def __init__(
-        self, client: Client, queue: str, number: int, place: _Place, losses: list[errors.ObjectsLost]
-    ) -> None:
+    def __init__(self, client: Client, queue: str, number: int, news: _News) -> None:
         self.consumer: Consumer = client.consumer(lane_name(queue, number), start="oldest", follow=True)
+        self.consumer._run_limit = 1
+        self.fetch = self.consumer._fetch
         resume = lib.shmd_consumer_resume
         resume(self.consumer._handle)
-        comeback = self.consumer._comeback
-        if comeback is not None:
-            comeback.prepare = resume
+        # The outlet attaches it anew, after it has made sure that this process is the getter yet.
+        self._comeback, self.consumer._comeback = self.consumer._comeback, None
+        if self._comeback is not None:
+            self._comeback.prepare = resume
         self._base_epoch = epoch_before(self.consumer)
         self._queue = queue
-        self._place = place
-        self._losses = losses
-        self._code = 0  # what the last call said of its end
+        self._news = news
+        self._ended: Exception | None = None  # until it is mended
         self._retry_ns = 0
         self.error: Exception | None = None  # it has ended for good
         self.parts: bytearray | None = None
@@ -117,67 +99,54 @@ class _Lane:
 
     def take(self) -> Any:
         """The next object, or NOTHING."""
-        place = self._place
         while True:
             try:
-                found = _next(self.consumer._handle, _NONE_HELD, 0, place.area)
-            except TypeError:
-                self.consumer._check_open()
-                raise
-            if found <= 0:
-                if found == 0 or not self._goes_on(found):
-                    return NOTHING  # an end is the outlet's to look at
-            elif found == _IN_PLACE:
-                taken = self._take_in_place()
-                if taken is not NOTHING:
-                    return taken
-            elif (kind := place.types[_TYPE_AT]) == PLAIN:
-                self.parts = None  # of an object that its putter gave up, or died over
-                return _loads(place.payload)
-            else:
-                taken = self._object_of(kind, place.payload[: found >> _LENGTH_SHIFT])
-                if taken is not NOTHING:
-                    return taken
+                message = self.fetch(0)
+            except errors.ShmDriverError as error:
+                self.note_end(error)
+                return NOTHING
+            if message is None:
+                return NOTHING
+            try:
+                taken = self.object_of(message)
+            finally:
+                del message
+                self.consumer.release()  # its putter has that room at once
+            if taken is not NOTHING:
+                return taken
 
     def forward(self, inlet: Callable[[], Inlet]) -> bool:
         """Puts the next message by another lane, as it is. False: there was none."""
-        place = self._place
-        found = _next(self.consumer._handle, _NONE_HELD, 0, place.area)
-        if found <= 0:
-            return bool(found != 0 and self._goes_on(found))
-        batch = place.area.batch
-        if found == _IN_PLACE:
-            inlet().forward(int(batch.type), memoryview(ffi.buffer(batch.data, batch.length)))
-            lib.shmd_guarded_release(self.consumer._handle, _NOTHING_HELD)
-        else:
-            inlet().forward(place.types[_TYPE_AT], place.payload[: found >> _LENGTH_SHIFT])
+        try:
+            message = self.fetch(0)
+        except errors.ShmDriverError as error:
+            self.note_end(error)
+            return False
+        if message is None:
+            return False
+        inlet().forward(message)
+        del message
+        self.consumer.release()
         return True
 
     def is_ready(self) -> bool:
         """Whether it has a message, or has ended."""
         return self.error is None and bool(lib.shmd_guarded_wait(self.consumer._handle, 0))
 
-    def _take_in_place(self) -> Any:
-        batch = self._place.area.batch
-        try:
-            return self._object_of(int(batch.type), memoryview(ffi.buffer(batch.data, batch.length)))
-        finally:
-            # its putter has that room at once
-            lib.shmd_guarded_release(self.consumer._handle, _NOTHING_HELD)
-
-    def _object_of(self, kind: int, payload: memoryview) -> Any:
-        """The object that is complete with this message, or NOTHING."""
+    def object_of(self, message: Message) -> Any:
+        """The object that is complete with this message, or NOTHING. Its place is to be released then."""
+        kind = message.type
         if kind == PLAIN:
-            self.parts = None
-            return _loads(payload)
+            self.parts = None  # of an object that its putter gave up, or died over
+            return _loads(message)
         if kind == BUFFERS:
             self.parts = None
-            return pickling.decode_with_buffers(bytearray(payload))
+            return pickling.decode_with_buffers(bytearray(message))
         if kind == LOST:
-            (count,) = LOST_COUNT.unpack(payload)
+            (count,) = LOST_COUNT.unpack(message)
             self._tell(None if count == NOT_KNOWN else count, "leases of this queue had ended")
             return NOTHING
-        if not self._add(kind, payload):
+        if not self._add(kind, message.data):
             return NOTHING
         whole, self.parts = self.parts, None
         assert whole is not None
@@ -201,79 +170,79 @@ class _Lane:
     @property
     def is_away(self) -> bool:
         """It has left, and waits for a driver that admits it again."""
-        return self.consumer._is_away
+        return self._comeback is not None and self._comeback.left is not None
 
     @property
     def waits_for_driver(self) -> bool:
         """It has left, or is to leave once this process is known to be the getter yet."""
-        return self._code != 0 or self.is_away
+        return self._ended is not None or self.is_away
 
     def look(self) -> None:
         """Notices an end, without reading."""
         code = self.consumer._look()
         if code < 0:
-            self._goes_on(code)
+            self.note_end(self.consumer._failure(code))
 
     def mend(self) -> None:
         """Attaches anew after an end, where that is wanted (one try); else it has an error from now on."""
-        code, consumer = self._code, self.consumer
-        if code == 0 or self.error is not None:
+        ended, comeback = self._ended, self._comeback
+        if ended is None or self.error is not None:
             return
-        comeback = consumer._comeback
-        if comeback is None or not comeback.covers(consumer._failure(code)):
-            self._end(consumer._failure(code))
+        if comeback is None or not comeback.covers(ended):
+            self._end(ended)
             return
         now_ns = time.monotonic_ns()
         if self.is_away and now_ns < self._retry_ns:
             return
         self._retry_ns = now_ns + TRY_AGAIN_NS
-        consumer._recover(code, 0)
+        comeback.come_back(self.consumer, getattr(ended, "reason", 0), 0)
         if self.is_away:
             return
-        self._code = 0
+        self._ended = None
         self.parts = None
         again = comeback.history[-1]
         if again.lost != 0:
             self._tell(again.lost, errors.Reason.describe(again.reason))
 
-    def _goes_on(self, code: int) -> bool:
-        """After a call that found none: whether to call again at once. Notes an end."""
-        if code == _TOO_LARGE:
-            self._place.use(2 * (int(self._place.area.batch.length) + _HEAD_BYTES))
-            return True
-        if code != _INTERRUPTED and self.error is None:
-            self._code = code
-            self._place.has_news = True
-        return False
+    def stay(self) -> None:
+        """Reads on where it is, to the end, whatever comes."""
+        self._comeback = None
+
+    def note_end(self, error: Exception) -> None:
+        """What a fetch raised: an end is mended later, anything else is raised."""
+        if isinstance(error, _NO_ENDS) and not self.is_away:
+            raise error
+        if self.error is None:
+            self._ended = error
+            self._news.of_ends = True
 
     def _end(self, error: Exception) -> None:
         self.error = error
-        self._code = 0
+        self._ended = None
         lost = left_behind(self.consumer, self._base_epoch)
         if lost != 0:
             reason = getattr(error, "reason", 0)
             self._tell(lost, errors.Reason.describe(reason) if reason else str(error))
 
     def _tell(self, lost: int | None, why: str) -> None:
-        self._losses.append(loss(self._queue, lost, why))
+        self._news.losses.append(loss(self._queue, lost, why))
 
 
 class Outlet:
     """The getting end in one process, or what holds the lanes until somebody gets."""
 
-    __slots__ = ("_array", "_at", "_burst", "_client", "_events_seen", "_lanes", "_link", "_look", "_losses",
-                 "_old", "_place", "_queue", "getter")  # fmt: skip
+    __slots__ = ("_array", "_client", "_events_seen", "_lane", "_lanes", "_left", "_link", "_look", "_news",
+                 "_old", "_queue", "getter")  # fmt: skip
 
     def __init__(self, client: Client, queue: str) -> None:
         self._client = client
         self._queue = queue
-        self._place = _Place()
-        self._losses: list[errors.ObjectsLost] = []
+        self._news = _News()
         self._lanes: dict[int, _Lane] = {}
         self._array: list[_Lane] = []
         self._old: list[_Lane] = []  # of drivers whose segments were removed
-        self._at = 0
-        self._burst = 0
+        self._lane: _Lane  # whose turn it is
+        self._left = 0  # objects before it is another one's
         self._events_seen = -1
         self._link: Link = client._connected()
         self._look = OrphanLook(client)
@@ -317,18 +286,26 @@ class Outlet:
 
     def take(self) -> Any:
         """The next object of any lane, or NOTHING. Raises ObjectsLost, once for each loss."""
-        if self._losses:
-            raise self._losses.pop(0)
-        if self._old or not self._array:
-            return self._take_old_first()
-        if self._burst >= BURST:
-            self._turn((self._at + 1) % len(self._array))
-            self.discover()  # a new lane has its turn, too, while the others are never empty
-        found = self._array[self._at].take()
-        if found is NOTHING:
-            return self._take_elsewhere()
-        self._burst += 1
-        return found
+        if self._left:
+            self._left -= 1
+            lane = self._lane
+            try:
+                message = lane.fetch(0)
+            except errors.ShmDriverError as error:
+                lane.note_end(error)
+                message = None
+            if message is not None:
+                if message.type == PLAIN and len(message) <= INLINE_MAX:  # as object_of, without the call
+                    lane.parts = None
+                    return _loads(message)
+                try:
+                    taken = lane.object_of(message)
+                finally:
+                    del message
+                    lane.consumer.release()
+                if taken is not NOTHING:
+                    return taken
+        return self._take_of_any()
 
     def wait(self, slice_ns: int) -> None:
         """Sleeps until a lane has something, at most ``slice_ns``. Raises as idle()."""
@@ -355,16 +332,24 @@ class Outlet:
         """How many messages each lane has."""
         return [lane.consumer.lag for lane in [*self._old, *self._array]]
 
-    def _take_elsewhere(self) -> Any:
+    def _take_of_any(self) -> Any:
+        """As take(), when it is another lane's turn, or there is something else to look at."""
+        if self._news.losses:
+            raise self._news.losses.pop(0)
+        if not self._left:
+            self.discover()  # a new lane has its turn, too, while the others are never empty
+        if self._old or not self._array:
+            return self._take_old_first()
         lanes = self._array
         count = len(lanes)
-        for turn in range(1, count):
-            index = (self._at + turn) % count
-            found = lanes[index].take()
+        at = lanes.index(self._lane) + 1
+        for turn in range(count):
+            lane = lanes[(at + turn) % count]
+            found = lane.take()
             if found is not NOTHING:
-                self._turn(index)
+                self._turn(lane)
                 return found
-        return self._mend() if self._place.has_news else NOTHING
+        return self._mend() if self._news.of_ends else NOTHING
 
     def _take_old_first(self) -> Any:
         """A putter that has gone over put nothing by its old lane any more: that one first, for its order."""
@@ -376,11 +361,11 @@ class Outlet:
             if found is not NOTHING:
                 return found
         found = _any_of(self._old)
-        return self._mend() if found is NOTHING and self._place.has_news else found
+        return self._mend() if found is NOTHING and self._news.of_ends else found
 
-    def _turn(self, index: int) -> None:
-        self._at = index
-        self._burst = 0
+    def _turn(self, lane: _Lane) -> None:
+        self._lane = lane
+        self._left = BURST - 1
 
     # ---- ends
 
@@ -416,13 +401,13 @@ class Outlet:
         """Attaches lanes anew that have ended, or says so. NOTHING; raises ObjectsLost."""
         if not self._is_the_getter():
             return NOTHING
-        self._place.has_news = False
+        self._news.of_ends = False
         for lane in [*self._old, *self._array]:
             lane.mend()
-            self._place.has_news = self._place.has_news or lane.is_away
+            self._news.of_ends = self._news.of_ends or lane.is_away
         self._old = [lane for lane in self._old if lane.error is None]
-        if self._losses and self.getter is not None:
-            raise self._losses.pop(0)
+        if self._news.losses and self.getter is not None:
+            raise self._news.losses.pop(0)
         return NOTHING
 
     def _leave_lanes(self) -> None:
@@ -434,13 +419,13 @@ class Outlet:
             if lane.is_away or lane.consumer._link is not self._link:
                 stay[number] = lane
             elif lane.error is None and lane.consumer._info().slots:
-                lane.consumer._comeback = None
+                lane.stay()
                 self._old.append(lane)
             else:
                 lane.consumer.close()
         self._lanes = stay
         self._array = list(stay.values())
-        self._turn(0)
+        self._left = 0
 
     def _is_the_getter(self) -> bool:
         """Whether it may read: it holds lanes for others only, or its getter's lease stands, perhaps anew.
@@ -473,8 +458,10 @@ class Outlet:
         )
 
     def _attach(self, number: int) -> None:
-        self._lanes[number] = _Lane(self._client, self._queue, number, self._place, self._losses)
+        self._lanes[number] = _Lane(self._client, self._queue, number, self._news)
         self._array = list(self._lanes.values())
+        self._left = 0
+        self._lane = self._array[0]
 
     # ---- letting go
 
@@ -493,9 +480,9 @@ class Outlet:
         self._lanes.clear()
         self._array = []
         self._events_seen = -1
-        for told in self._losses:
+        for told in self._news.losses:
             inlet().note_lost(told.lost)
-        self._losses.clear()
+        self._news.losses.clear()
         return bool(self._old)
 
     def stop_getting(self) -> None:

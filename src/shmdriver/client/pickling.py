@@ -9,7 +9,6 @@ Both formats are private to one version of this package.
 
 from __future__ import annotations
 
-import io
 import pickle
 import struct
 from collections.abc import Iterator
@@ -26,33 +25,45 @@ _HEAD = struct.Struct("<QQ")
 decode = pickle.loads
 
 
+class _Out:
+    """What a pickler writes into: a small pickle is one piece, which is taken as it is."""
+
+    __slots__ = ("write", "written")
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.write = self.written.append
+
+
 class Encoder:
     """Pickles objects one by one as multiprocessing does (its reducers count), without a new pickler each."""
 
-    __slots__ = ("_buffers", "_out", "_pickler")
+    __slots__ = ("_buffers", "_clear_memo", "_dump", "_written")
 
     def __init__(self) -> None:
-        self._out = io.BytesIO()
+        out = _Out()
+        self._written = out.written
         self._buffers: list[pickle.PickleBuffer] = []
-        self._pickler: Any = ForkingPickler(self._out, PROTOCOL, True, self._beside)
+        pickler: Any = ForkingPickler(out, PROTOCOL, True, self._beside)
+        self._dump = pickler.dump
+        self._clear_memo = pickler.clear_memo
 
     def encode(self, obj: object) -> tuple[bytes, list[memoryview]]:
         """The pickle of ``obj``, or a head and the pickle; and the buffers that follow it.
 
         The buffers are the object's own memory: use them before it can change.
         """
-        out = self._out
-        out.seek(0)
-        out.truncate()
-        self._pickler.clear_memo()
+        written = self._written
+        self._clear_memo()
         try:
-            self._pickler.dump(obj)
+            self._dump(obj)
+            pickled = written[0] if len(written) == 1 else b"".join(written)
             if not self._buffers:
-                return out.getvalue(), []
+                return pickled, []
             buffers = [buffer.raw() for buffer in self._buffers]
         finally:
             self._buffers.clear()
-        pickled = out.getvalue()
+            written.clear()
         head = _HEAD.pack(len(buffers), len(pickled)) + struct.pack(
             f"<{len(buffers)}Q", *(len(buffer) for buffer in buffers)
         )

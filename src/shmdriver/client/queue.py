@@ -87,9 +87,7 @@ class Queue:
         LeaseRevoked, DriverUnavailable; with ``reconnect=True`` it goes on by itself, but for ObjectsLost.
         """
         lock = self._put_lock
-        deadline = (
-            None if lock.acquire(blocking=False) else self._acquire(lock, block, timeout, standard.Full)
-        )
+        deadline = None if lock.acquire(False) else self._acquire(lock, block, timeout, standard.Full)
         try:
             if self._closed:
                 raise self._is_closed()
@@ -116,9 +114,7 @@ class Queue:
         ObjectsLost, LeaseRevoked, ProducerLost, DriverUnavailable: see docs/guide/sharing.md.
         """
         lock = self._get_lock
-        deadline = (
-            None if lock.acquire(blocking=False) else self._acquire(lock, block, timeout, standard.Empty)
-        )
+        deadline = None if lock.acquire(False) else self._acquire(lock, block, timeout, standard.Empty)
         try:
             if self._closed:
                 raise self._is_closed()
