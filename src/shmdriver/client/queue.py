@@ -232,7 +232,8 @@ class Queue:
                 self._failure = error  # the next put says so; the object goes by another lane
                 continue
             except errors.ShmDriverError as error:
-                self._failure = error
+                with self._put_lock:
+                    self._failure, self._feeder = error, None
                 raise
             self._overflow.popleft()
 
