@@ -53,6 +53,11 @@ static inline int shmd_cas32(uint32_t *p, uint32_t expected, uint32_t desired)
 }
 static inline uint32_t shmd_exchange32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQUIRE); }
 
+/* Several narrow fields that share an aligned word, all at once. */
+typedef uint64_t __attribute__((may_alias)) shmd_fields_t;
+static inline uint64_t shmd_load_fields(const void *p) { return __atomic_load_n((const shmd_fields_t *)p, __ATOMIC_RELAXED); }
+static inline void shmd_store_fields(void *p, uint64_t v) { __atomic_store_n((shmd_fields_t *)p, v, __ATOMIC_RELAXED); }
+
 static inline uint16_t shmd_load16_relaxed(const uint16_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline void shmd_store16_relaxed(uint16_t *p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
 
@@ -92,7 +97,7 @@ static inline void shmd_prefetch_write(const void *p)
  * written or read whole. Large blocks go through the string instruction on x86-64, which is outside
  * the language's memory model and copies as memcpy does. What is larger still is written past the
  * caches: its reader, on another core, would have to fetch every line out of the writer's. */
-enum { SHMD_COPY_BLOCK_BYTES = 768, SHMD_COPY_STREAM_BYTES = 256 << 10 };
+enum { SHMD_COPY_FRESH_BYTES = 128, SHMD_COPY_BLOCK_BYTES = 768, SHMD_COPY_STREAM_BYTES = 256 << 10 };
 
 #if defined(__x86_64__) && !defined(SHMD_TSAN)
 static inline void shmd_copy_block(void *out, const void *in, size_t bytes)
@@ -117,25 +122,63 @@ static __attribute__((noinline, unused)) void shmd_copy_stream(void *shared, con
 }
 #endif
 
-/* As shmd_copy_block, for a few: one instruction stores two words at once. Failpoints want them one by one. */
+/* As shmd_copy_block, for a few: one instruction stores two words at once. What is left of a length goes with words before
+ * it, which are stored a second time: no loop over what is left. Failpoints want the words one by one. */
 #if defined(__x86_64__) && !defined(SHMD_TSAN) && !defined(SHMD_FAILPOINTS)
-typedef struct shmd_pair { uint64_t words[2]; } shmd_pair_t;
-static inline void shmd_store_pair(uint64_t *shared, const unsigned char *in)
+typedef struct shmd_pair { uint64_t words[2]; } __attribute__((packed, may_alias)) shmd_pair_t;
+
+static inline void shmd_store_pair(unsigned char *shared, const unsigned char *in)
 {
     __m128i pair = _mm_loadu_si128((const __m128i *)(const void *)in);
     __asm__ __volatile__("movups %1, %0" : "=m"(*(shmd_pair_t *)(void *)shared) : "x"(pair));
+}
+
+/* Loads the words one by one: a load of two waits until the store of one of them has left the core's store buffer, and that
+ * stands behind stores to lines that are still on their way. So for what the caller has only just written. */
+static inline void shmd_store_fresh_pair(unsigned char *shared, const unsigned char *in)
+{
+    const shmd_pair_t *from = (const shmd_pair_t *)(const void *)in;
+    __m128i pair;
+    __asm__ __volatile__("movq %2, %0\n\tmovhps %3, %0\n\tmovups %0, %1"
+                         : "=&x"(pair), "=m"(*(shmd_pair_t *)(void *)shared) : "m"(from->words[0]), "m"(from->words[1]));
+}
+
+/* 8 to 15 bytes. */
+static inline void shmd_store_words(unsigned char *shared, const unsigned char *in, size_t bytes)
+{
+    uint64_t first, last;
+    memcpy(&first, in, 8);
+    memcpy(&last, in + bytes - 8, 8);
+    __asm__ __volatile__("movq %2, %0\n\tmovq %3, %1"
+                         : "=m"(*(uint64_t *)(void *)shared), "=m"(*(shmd_pair_t *)(void *)(shared + bytes - 8)) : "r"(first), "r"(last));
 }
 #define SHMD_HAVE_PAIRS 1
 #endif
 
 /* Private to shared. Writes up to 7 bytes past the end (zeros) within the last word. */
-static inline void shmd_copy_to_shared(void *shared, const void *in, size_t bytes)
+static inline void shmd_copy_words(void *shared, const void *in, size_t bytes)
 {
     uint64_t *out = (uint64_t *)shared;
     const unsigned char *from = (const unsigned char *)in;
     uint64_t word;
+    for (; bytes >= 8; bytes -= 8, from += 8) {
+        SHMD_FAILPOINT("copy.word");
+        memcpy(&word, from, 8);
+        shmd_store_relaxed(out++, word);
+    }
+    if (bytes != 0) {
+        word = 0;
+        for (size_t i = 0; i < bytes; i++) /* a memcpy of an unknown length is a call */
+            word |= (uint64_t)from[i] << 8 * i;
+        shmd_store_relaxed(out, word);
+    }
+}
+
+/* As shmd_copy_words. */
+static inline void shmd_copy_to_shared(void *shared, const void *in, size_t bytes)
+{
 #ifdef SHMD_HAVE_COPY_BLOCK
-    if (bytes > (size_t)SHMD_COPY_BLOCK_BYTES) {
+    if (__builtin_expect(bytes > (size_t)SHMD_COPY_BLOCK_BYTES, 0)) {
         if (bytes < (size_t)SHMD_COPY_STREAM_BYTES)
             shmd_copy_block(shared, in, bytes);
         else
@@ -144,19 +187,42 @@ static inline void shmd_copy_to_shared(void *shared, const void *in, size_t byte
     }
 #endif
 #ifdef SHMD_HAVE_PAIRS
-    for (; bytes >= 16; bytes -= 16, from += 16, out += 2)
-        shmd_store_pair(out, from);
+    unsigned char *out = (unsigned char *)shared;
+    const unsigned char *from = (const unsigned char *)in;
+    if (__builtin_expect(bytes >= 16, 1)) {
+        size_t last = bytes - 16, i = 0;
+        for (; i + 16 < last; i += 32) {
+            shmd_store_pair(out + i, from + i);
+            shmd_store_pair(out + i + 16, from + i + 16);
+        }
+        if (i < last)
+            shmd_store_pair(out + i, from + i);
+        shmd_store_pair(out + last, from + last);
+        return;
+    }
+    if (bytes >= 8) {
+        shmd_store_words(out, from, bytes);
+        return;
+    }
 #endif
-    for (; bytes >= 8; bytes -= 8, from += 8) {
-        SHMD_FAILPOINT("copy.word");
-        memcpy(&word, from, 8);
-        shmd_store_relaxed(out++, word);
+    shmd_copy_words(shared, in, bytes);
+}
+
+/* As shmd_copy_to_shared, for a message that was probably written right before. */
+static inline void shmd_copy_fresh_to_shared(void *shared, const void *in, size_t bytes)
+{
+#ifdef SHMD_HAVE_PAIRS
+    if (__builtin_expect(bytes - 16 <= (size_t)(SHMD_COPY_FRESH_BYTES - 16), 1)) { /* 16 to SHMD_COPY_FRESH_BYTES */
+        unsigned char *out = (unsigned char *)shared;
+        const unsigned char *from = (const unsigned char *)in;
+        size_t last = bytes - 16;
+        for (size_t i = 0; i < last; i += 16)
+            shmd_store_fresh_pair(out + i, from + i);
+        shmd_store_fresh_pair(out + last, from + last);
+        return;
     }
-    if (bytes != 0) {
-        word = 0;
-        memcpy(&word, from, bytes);
-        shmd_store_relaxed(out, word);
-    }
+#endif
+    shmd_copy_to_shared(shared, in, bytes);
 }
 
 /* Shared to private. Reads up to 7 bytes past the end within the last word. */

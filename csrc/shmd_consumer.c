@@ -88,6 +88,8 @@ int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint
     c->gate_published = joined;
     c->gated_from = c->delivery == SHMD_DELIVERY_RELIABLE ? joined : UINT64_MAX;
     c->bound = UINT64_MAX;
+    c->head_seen = 0;
+    c->in_flow = 0;
     c->polled = 0;
     c->fenced_at = UINT64_MAX;
     c->hold_seq = UINT64_MAX; /* what is referred to lies in the epoch before */
@@ -302,6 +304,14 @@ static int poll_copy(shmd_consumer *c, void *out, uint64_t out_bytes, shmd_messa
     return 0;
 }
 
+/* A message that is not inline: SHMD_E_CORRUPT when what stands there cannot be one. */
+static int resolve(const shmd_consumer *c, shmd_message *m)
+{
+    if ((m->flags & SHMD_FLAG_ARENA) == 0)
+        return SHMD_E_CORRUPT;
+    return shmd_arena_resolve(c->arena, c->arena_bytes, m->data, m->length, &m->data);
+}
+
 /* One message in place, protected by this reader's gate. */
 static int poll_gated(shmd_consumer *c, shmd_message *out)
 {
@@ -310,17 +320,7 @@ static int poll_gated(shmd_consumer *c, shmd_message *out)
     uint64_t commit = shmd_load_acquire(&slot->commit); /* P2 */
     if (commit != ((seq << 1) | 1))
         return 0;
-    out->seq = seq;
-    out->length = shmd_load32_relaxed(&slot->length);
-    out->type = shmd_load16_relaxed(&slot->type);
-    out->flags = shmd_load16_relaxed(&slot->flags);
-    out->timestamp_ns = shmd_load_relaxed(&slot->timestamp_ns);
-    out->data = (const unsigned char *)slot + SHMD_SLOT_HEADER_BYTES;
-    int rc = SHMD_OK;
-    if ((out->flags & SHMD_FLAG_ARENA) != 0)
-        rc = shmd_arena_resolve(c->arena, c->arena_bytes, out->data, out->length, &out->data);
-    else if (out->length > c->inline_max)
-        rc = SHMD_E_CORRUPT;
+    int rc = shmd_slot_describe(slot, seq, c->inline_max, out) ? SHMD_OK : resolve(c, out);
     if (!shmd_consumer_unchanged(c)) /* C1 */
         return 0;
     if (rc != SHMD_OK) { /* a producer that writes nonsense: passed over, counted, never followed */
@@ -406,34 +406,57 @@ int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
 
 int shmd_poll(shmd_consumer *c, shmd_message *out) { return shmd_poll_inline(c, out); }
 
+/* A reader in step with a producer of batches leaves alone the lines that are being filled: for a moment it looks at the
+ * head, which is stored once a batch. Then it looks at the slots all the same: the head is no condition. Who reads one
+ * message at a time never gets here: after the last run of several, it is done a few times at most. */
+enum { FLOW_POLLS = 8 };
+static void follow_head(shmd_consumer *c)
+{
+    enum { LOOKS = 16 };
+    if (!c->in_flow || c->position < c->head_seen || c->bound != UINT64_MAX)
+        return;
+    c->in_flow--;
+    for (int i = 0; i < LOOKS && (c->head_seen = shmd_load_acquire(&c->data->head)) <= c->position; i++) /* P3 */
+        shmd_pause();
+}
+
+uint64_t shmd_consumer_batch(shmd_consumer *c, uint64_t limit)
+{
+    limit = shmd_min(limit, c->stride == 1 ? c->mask + 1 : c->mask / c->stride + 1);
+    if (c->bound != UINT64_MAX)
+        return shmd_min(limit, shmd_shard_count(c, c->bound));
+    if (c->head_seen <= c->position)
+        c->head_seen = shmd_load_acquire(&c->data->head); /* P3 */
+    return c->head_seen <= c->position ? limit : shmd_min(limit, shmd_shard_count(c, c->head_seen));
+}
+
+/* Fills in messages 1 to most - 1 behind the polled one, as far as they are there. How many there are, with it. */
+static uint64_t take_more(const shmd_consumer *c, shmd_message *out, uint64_t most)
+{
+    uint64_t mask = c->mask, stride = c->stride, seq = c->position + stride, step = c->slot_bytes * stride, inline_max = c->inline_max;
+    const unsigned char *place = (const unsigned char *)shmd_consumer_slot(c, seq);
+    uint64_t n = 1;
+    for (; n < most; n++, seq += stride, place += step) {
+        if ((seq & mask) < stride)
+            place = (const unsigned char *)shmd_consumer_slot(c, seq);
+        const shmd_slot_t *slot = (const shmd_slot_t *)(const void *)place;
+        if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1)) /* P2 */
+            break;
+        if (__builtin_expect(!shmd_slot_describe(slot, seq, inline_max, &out[n]), 0) && resolve(c, &out[n]) != SHMD_OK)
+            break;
+    }
+    return n;
+}
+
 int64_t shmd_poll_many(shmd_consumer *c, shmd_message *out, uint64_t limit)
 {
-    uint64_t n = 0;
     if (limit == 0)
         return 0;
+    follow_head(c);
     int rc = shmd_poll_inline(c, out);
     if (rc <= 0 || !shmd_consumer_is_protected(c))
         return rc;
-    uint64_t most = shmd_min(shmd_min(limit, shmd_shard_count(c, c->bound)), c->mask / c->stride + 1);
-    for (n = 1; n < most; n++) {
-        uint64_t seq = c->position + n * c->stride;
-        const shmd_slot_t *slot = shmd_consumer_slot(c, seq);
-        if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1)) /* P2 */
-            break;
-        shmd_message *m = &out[n];
-        m->seq = seq;
-        m->length = shmd_load32_relaxed(&slot->length);
-        m->type = shmd_load16_relaxed(&slot->type);
-        m->flags = shmd_load16_relaxed(&slot->flags);
-        m->timestamp_ns = shmd_load_relaxed(&slot->timestamp_ns);
-        m->data = (const unsigned char *)slot + SHMD_SLOT_HEADER_BYTES;
-        if ((m->flags & SHMD_FLAG_ARENA) != 0) {
-            if (shmd_arena_resolve(c->arena, c->arena_bytes, m->data, m->length, &m->data) != SHMD_OK)
-                break;
-        } else if (m->length > c->inline_max) {
-            break;
-        }
-    }
+    uint64_t n = take_more(c, out, shmd_consumer_batch(c, limit));
     if (!shmd_consumer_unchanged(c)) { /* C1, once a poll */
         c->polled = 0;
         return shmd_poll_slow(c, out);
@@ -441,6 +464,8 @@ int64_t shmd_poll_many(shmd_consumer *c, shmd_message *out, uint64_t limit)
     if (c->stamped)
         shmd_consumer_note_run(c, n);
     c->polled = n;
+    if (n > 1)
+        c->in_flow = FLOW_POLLS;
     return (int64_t)n;
 }
 

@@ -210,10 +210,28 @@ int64_t shmd_guarded_next(shmd_consumer *c, int64_t hold_seq, uint64_t timeout_n
     return run->batch.copied ? (int64_t)((uint64_t)run->batch.length << SHMD_RUN_LENGTH_SHIFT | (uint64_t)rc) : INT64_MAX;
 }
 
+/* How many records of record_bytes stand in a row from the position on, whose first was looked at: at most `most`. */
+static uint64_t count_records(const shmd_consumer *c, uint32_t record_bytes, uint64_t most)
+{
+    uint64_t seq = c->position, mask = c->mask, stride = c->stride, slot_bytes = c->slot_bytes;
+    const unsigned char *slots = c->slots;
+    uint64_t n = 1;
+    for (; n < most; n++) {
+        seq += stride;
+        const shmd_slot_t *slot = (const shmd_slot_t *)(const void *)(slots + (seq & mask) * slot_bytes);
+        if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1)) /* P2 */
+            break;
+        uint64_t fields = shmd_load_fields(&slot->length);
+        if ((uint32_t)fields != record_bytes || fields >> 48 != 0)
+            break;
+    }
+    return n;
+}
+
 static int64_t fetch_records(shmd_consumer *c, uint64_t limit, uint32_t record_bytes, unsigned char *out, uint64_t out_bytes, shmd_batch_t *batch)
 {
     int in_place = shmd_consumer_is_protected(c);
-    uint64_t most = in_place ? shmd_min(limit, c->mask / c->stride + 1) : shmd_min(limit, record_bytes == 0 ? 1 : out_bytes / record_bytes);
+    uint64_t most = shmd_min(limit, record_bytes == 0 ? 1 : out_bytes / record_bytes); /* copied ones */
     uint64_t n = 0;
     if (batch->length != record_bytes || (batch->flags & (SHMD_FLAG_ARENA | SHMD_FLAG_TENSOR)) != 0)
         return shmd_fail(SHMD_E_CORRUPT, "stream %s: message %llu has %u bytes (flags %u), a record has %u", c->stream, (unsigned long long)batch->seq,
@@ -222,14 +240,7 @@ static int64_t fetch_records(shmd_consumer *c, uint64_t limit, uint32_t record_b
         return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: a record has %u bytes, the buffer %llu", c->stream, record_bytes, (unsigned long long)out_bytes);
     batch->stride = in_place ? c->slot_bytes * (uint32_t)c->stride : record_bytes;
     if (in_place) {
-        most = shmd_min(most, shmd_shard_count(c, c->bound));
-        for (n = 1; n < most; n++) {
-            uint64_t seq = c->position + n * c->stride;
-            const shmd_slot_t *slot = shmd_consumer_slot(c, seq);
-            if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1) || shmd_load32_relaxed(&slot->length) != record_bytes ||
-                shmd_load16_relaxed(&slot->flags) != 0) /* P2 */
-                break;
-        }
+        n = count_records(c, record_bytes, shmd_consumer_batch(c, limit));
         if (!shmd_consumer_unchanged(c)) { /* C1 */
             c->polled = 0;
             return shmd_consumer_look(c) < 0 ? -(int64_t)c->ended : 0;

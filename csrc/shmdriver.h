@@ -96,6 +96,8 @@ struct shmd_consumer {
     shmd_gate_t *gate;
     const shmd_data_t *data;
     uint64_t polled;                    /* messages handed out by the last poll */
+    uint64_t head_seen;                 /* the head as batches last saw it: a hint how far to look, never what decides */
+    uint64_t in_flow;                   /* batches that will still wait for the head a moment, since one had several messages */
     uint64_t stride;                    /* from one message to the next: 1, or the number of shards */
     uint64_t slack;                     /* stride - 1: other shards' messages between the last read one and position */
     uint64_t gate_published;
@@ -166,13 +168,15 @@ static inline const shmd_slot_t *shmd_consumer_slot(const shmd_consumer *c, uint
 
 /* The lines of a slot are where they were last read: with the consumers. Asked for a few messages early, several are on
  * their way at once. Only below the limit: beyond it a consumer may be reading. Two lines; the hardware fetches what follows. */
-enum { SHMD_AHEAD_SLOTS = 4, SHMD_CACHE_LINE_BYTES = 64 };
+enum { SHMD_AHEAD_SLOTS = 4, SHMD_AHEAD_WIDE_SLOTS = 2, SHMD_CACHE_LINE_BYTES = 64 };
 static inline void shmd_producer_fetch_ahead(const shmd_producer *p, uint64_t seq)
 {
-    if (seq + SHMD_AHEAD_SLOTS < p->limit) {
-        const unsigned char *slot = (const unsigned char *)shmd_producer_slot(p, seq + SHMD_AHEAD_SLOTS);
+    int is_wide = p->slot_bytes > SHMD_CACHE_LINE_BYTES;
+    seq += is_wide ? SHMD_AHEAD_WIDE_SLOTS : SHMD_AHEAD_SLOTS;
+    if (seq < p->limit) {
+        const unsigned char *slot = (const unsigned char *)shmd_producer_slot(p, seq);
         shmd_prefetch_write(slot);
-        if (p->slot_bytes > SHMD_CACHE_LINE_BYTES)
+        if (is_wide)
             shmd_prefetch_write(slot + SHMD_CACHE_LINE_BYTES);
     }
 }
@@ -190,9 +194,7 @@ static inline void shmd_slot_open(shmd_slot_t *slot, uint64_t seq)
 static inline void shmd_slot_commit(shmd_slot_t *slot, uint64_t seq, uint32_t length, uint16_t type, uint16_t flags,
                                     uint64_t timestamp_ns)
 {
-    shmd_store32_relaxed(&slot->length, length);
-    shmd_store16_relaxed(&slot->type, type);
-    shmd_store16_relaxed(&slot->flags, flags);
+    shmd_store_fields(&slot->length, (uint64_t)length | (uint64_t)type << 32 | (uint64_t)flags << 48);
     shmd_store_relaxed(&slot->timestamp_ns, timestamp_ns);
     SHMD_FAILPOINT("slot.written");
     shmd_store_release(&slot->commit, (seq << 1) | 1); /* P2: pairs with every reader's acquire load of commit */
@@ -227,12 +229,25 @@ static inline int shmd_publish_inline(shmd_producer *p, const void *data, uint32
     shmd_slot_t *slot = shmd_producer_slot(p, seq);
     shmd_producer_fetch_ahead(p, seq);
     shmd_slot_open(slot, seq);
-    shmd_copy_to_shared(shmd_slot_payload(slot), data, length);
+    shmd_copy_fresh_to_shared(shmd_slot_payload(slot), data, length);
     shmd_slot_commit(slot, seq, length, type, 0, p->stamp ? shmd_now_ns() : 0);
     p->seq = seq + 1;
     p->bytes += length;
     shmd_producer_announce(p);
     return SHMD_OK;
+}
+
+/* What a slot says of its message: one load for length, type and flags, which lie in shmd_message as in the slot. 0 when the
+ * payload is not inline, or cannot be. */
+static inline int shmd_slot_describe(const shmd_slot_t *slot, uint64_t seq, uint64_t inline_max, shmd_message *out)
+{
+    const uint64_t length_and_arena = (uint64_t)SHMD_FLAG_ARENA << 48 | UINT32_MAX;
+    uint64_t fields = shmd_load_fields(&slot->length);
+    out->data = (const unsigned char *)slot + SHMD_SLOT_HEADER_BYTES;
+    out->seq = seq;
+    out->timestamp_ns = shmd_load_relaxed(&slot->timestamp_ns);
+    memcpy((unsigned char *)out + offsetof(shmd_message, length), &fields, sizeof fields);
+    return (fields & length_and_arena) <= inline_max;
 }
 
 /* 1 while this gated reader still holds its place and the epoch is as it last saw it. */
@@ -253,13 +268,7 @@ static inline int shmd_poll_inline(shmd_consumer *c, shmd_message *out)
     const shmd_slot_t *slot = shmd_consumer_slot(c, seq);
     if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1)) /* P2 */
         return shmd_poll_slow(c, out);
-    out->seq = seq;
-    out->length = shmd_load32_relaxed(&slot->length);
-    out->type = shmd_load16_relaxed(&slot->type);
-    out->flags = shmd_load16_relaxed(&slot->flags);
-    out->timestamp_ns = shmd_load_relaxed(&slot->timestamp_ns);
-    out->data = (const unsigned char *)slot + SHMD_SLOT_HEADER_BYTES;
-    if (__builtin_expect((out->flags & SHMD_FLAG_ARENA) != 0 || out->length > c->inline_max || !shmd_consumer_unchanged(c), 0))
+    if (__builtin_expect(!shmd_slot_describe(slot, seq, c->inline_max, out) || !shmd_consumer_unchanged(c), 0))
         return shmd_poll_slow(c, out);
     if (__builtin_expect(c->stamped, 0))
         shmd_consumer_note(c, out);

@@ -362,6 +362,61 @@ static void test_poll_many_hands_out_a_run_and_advance_frees_it(void)
     rig_stop(&rig);
 }
 
+static void test_batches_of_records_go_round_the_ring(void)
+{
+    rig_t rig;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, 0);
+    shmd_message many[64];
+    unsigned char records[50][40];
+    uint64_t next = 0;
+    for (int round = 0; round < 50; round++) {
+        uint32_t bytes = (uint32_t)round % 41;
+        for (uint64_t i = 0; i < 50; i++)
+            rig_fill(records[i], bytes, next + i);
+        CHECK_EQ(shmd_publish_strided(p, records, bytes, sizeof records[0], 50, 0), 50);
+        CHECK_EQ(shmd_poll_many(c, many, 64), 50);
+        for (uint64_t i = 0; i < 50; i++, next++) {
+            CHECK_EQ(many[i].seq, next);
+            CHECK_EQ(many[i].length, bytes);
+            CHECK_EQ(many[i].type, 0);
+            CHECK(rig_matches(many[i].data, bytes, next));
+        }
+        CHECK_EQ(shmd_advance(c), SHMD_OK);
+    }
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+/* The head says where a batch may well stop; commit words say what is there. */
+static void test_a_batch_stops_at_the_head_and_passes_one_that_does_not_move(void)
+{
+    rig_t rig;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, 0);
+    shmd_message many[64];
+    publish_many(p, 10, 24);
+    shmd_store_release(&rig.data->head, 4);
+    CHECK_EQ(shmd_poll_many(c, many, 64), 4);
+    CHECK_EQ(shmd_advance(c), SHMD_OK);
+    CHECK_EQ(shmd_poll_many(c, many, 64), 6); /* what a producer committed that died before it stored its head */
+    CHECK_EQ(many[5].seq, 9);
+    CHECK_EQ(shmd_advance(c), SHMD_OK);
+    publish_many(p, 2, 24);
+    shmd_store_release(&rig.data->head, (uint64_t)1 << 40); /* a liar's */
+    CHECK_EQ(shmd_poll_many(c, many, 64), 2);
+    CHECK_EQ(shmd_advance(c), SHMD_OK);
+    CHECK_EQ(shmd_poll_many(c, many, 64), 0);
+    publish_many(p, 3, 24);
+    CHECK_EQ(shmd_poll_many(c, many, 64), 3);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
 static void test_a_corrupt_slot_is_passed_over_and_counted(void)
 {
     rig_t rig;
@@ -411,6 +466,8 @@ int main(void)
     RUN(test_a_head_that_lied_ends_the_epoch_at_the_first_uncommitted_seq);
     RUN(test_a_following_consumer_goes_on_with_the_next_epoch);
     RUN(test_poll_many_hands_out_a_run_and_advance_frees_it);
+    RUN(test_batches_of_records_go_round_the_ring);
+    RUN(test_a_batch_stops_at_the_head_and_passes_one_that_does_not_move);
     RUN(test_a_corrupt_slot_is_passed_over_and_counted);
     return test_report();
 }

@@ -340,6 +340,34 @@ static void test_a_copy_of_any_size_is_exact_and_stays_within_its_place(void)
     free(back);
 }
 
+static void check_short_copies(void (*copy)(void *, const void *, size_t))
+{
+    enum { MOST = 300, ROOM = 1024, GUARD = 0xa5 };
+    unsigned char *shared = aligned_alloc(64, ROOM), *from = malloc(ROOM), *back = malloc(ROOM);
+    CHECK(shared != NULL && from != NULL && back != NULL);
+    rig_fill(from, ROOM, 11);
+    for (size_t bytes = 0; bytes <= MOST; bytes++) {
+        unsigned char *place = shared + SHMD_SLOT_HEADER_BYTES;
+        size_t end = (bytes + 7) / 8 * 8;
+        memset(shared, GUARD, ROOM);
+        copy(place, from + bytes % 16, bytes);
+        CHECK(memcmp(place, from + bytes % 16, bytes) == 0);
+        CHECK_EQ(place[-1], GUARD);
+        CHECK_EQ(place[end], GUARD);
+        shmd_copy_from_shared(back, place, bytes);
+        CHECK(memcmp(back, from + bytes % 16, bytes) == 0);
+    }
+    free(shared);
+    free(from);
+    free(back);
+}
+
+static void test_a_short_copy_of_every_length_is_exact(void)
+{
+    check_short_copies(shmd_copy_to_shared);
+    check_short_copies(shmd_copy_fresh_to_shared);
+}
+
 static void test_geometry_is_rounded_to_powers_of_two_and_whole_pages(void)
 {
     static const uint32_t wanted[][2] = {{0, 0}, {1, 1}, {2, 64}, {3, 65}, {100, 192}, {4096, 24}, {2, 4096}, {67108864, 64}};
@@ -377,6 +405,7 @@ int main(void)
     RUN(test_a_head_that_lies_ends_the_seal_within_one_ring);
     RUN(test_min_consumers_holds_the_first_message);
     RUN(test_a_copy_of_any_size_is_exact_and_stays_within_its_place);
+    RUN(test_a_short_copy_of_every_length_is_exact);
     RUN(test_geometry_is_rounded_to_powers_of_two_and_whole_pages);
     return test_report();
 }
