@@ -761,6 +761,8 @@ int shmd_connect_named(const char *instance, const char *name, int heartbeat, ui
 int shmd_disconnect(shmd_client *client);       /* goodbye, join the heartbeat thread, free; not waiting for the answer. With handles open: when the last is closed */
 int shmd_keepalive(shmd_client *client);        /* for SHMD_HEARTBEAT_MANUAL */
 const shmd_authority_t *shmd_client_authority(const shmd_client *client);
+void shmd_client_keep_authority(shmd_client *client);       /* the authority stays mapped, past the disconnect, until ... */
+void shmd_client_drop_authority(shmd_client *client);       /* ... this, after which neither is used any more */
 uint64_t shmd_client_id(const shmd_client *client);
 uint64_t shmd_client_boot_id(const shmd_client *client);
 int shmd_driver_alive(const shmd_authority_t *authority);   /* 1 alive, 0 provably gone, cleanly stopped or superseded; text says which */

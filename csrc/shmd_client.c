@@ -358,7 +358,7 @@ int shmd_connect_named(const char *instance, const char *name, int heartbeat, ui
     shmd_client *client = calloc(1, sizeof *client);
     if (client == NULL)
         return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a client");
-    client->references = 1;
+    client->references = client->readers = 1;
     client->heartbeat_mode = (uint32_t)heartbeat & SHMD_HEARTBEAT_MANUAL;
     client->waits_for_driver = ((uint32_t)heartbeat & SHMD_WAIT_FOR_DRIVER) != 0;
     client->fork_generation = shmd_fork_generation();
@@ -415,9 +415,19 @@ void shmd_client_drop(shmd_client *client)
         return;
     if (client->fork_generation == shmd_fork_generation())
         leave(client);
-    (void)shmd_segment_unmap((void *)(uintptr_t)client->authority, client->authority_bytes);
     (void)shmd_segment_unmap(client->control, client->control_bytes);
+    client->control = NULL;
     shmd_heartbeat_free(client);
+    shmd_client_drop_authority(client);
+}
+
+void shmd_client_keep_authority(shmd_client *client) { (void)shmd_add32(&client->readers, 1); }
+
+void shmd_client_drop_authority(shmd_client *client)
+{
+    if (shmd_sub32(&client->readers, 1) != 1)
+        return;
+    (void)shmd_segment_unmap((void *)(uintptr_t)client->authority, client->authority_bytes);
     free(client);
 }
 

@@ -501,7 +501,6 @@ void shmd_consumer_info(const shmd_consumer *c, shmd_consumer_info_t *out)
     out->lease_id = c->lease_id;
     out->position = c->position;
     out->gate = c->gate_published;
-    out->head = c->data == NULL ? 0 : shmd_load_acquire(&c->data->head);
     out->lost = c->lost;
     out->skipped = c->skipped;
     out->consumed = c->consumed;
@@ -518,8 +517,12 @@ void shmd_consumer_info(const shmd_consumer *c, shmd_consumer_info_t *out)
     out->gate_index = c->gate_index;
     out->end_reason = c->end_reason;
     out->delivery = c->delivery;
-    if (c->mapping != NULL)
+    uint32_t *lookers = (uint32_t *)(uintptr_t)&c->lookers;
+    if (shmd_look_begin(lookers, &c->closing) && c->mapping != NULL) {
+        out->head = shmd_load_acquire(&c->data->head); /* P3 */
         out->producer_pid = shmd_authority_stream(c->client->authority, c->stream_index)->epochs[c->record].producer_pid;
+    }
+    shmd_look_end(lookers);
 }
 
 shmd_mapping *shmd_consumer_mapping(shmd_consumer *c) { return c->mapping; }

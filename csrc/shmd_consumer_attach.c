@@ -134,10 +134,8 @@ void shmd_consumer_begin_at(shmd_consumer *c, uint32_t epoch, uint64_t seq)
         c->position = shmd_shard_next(c, seq);
 }
 
-uint64_t shmd_consumer_end_seq(const shmd_consumer *c)
+static uint64_t end_seq(const shmd_consumer *c)
 {
-    if (c->mapping == NULL)
-        return c->position; /* it has left its last epoch, drained */
     uint64_t state = shmd_load_acquire(&c->hot->state); /* X2 */
     if (state == ((uint64_t)c->epoch << 8 | SHMD_EPOCH_SEALED)) {
         uint64_t sealed = shmd_load_relaxed(&c->hot->sealed_seq);
@@ -148,6 +146,15 @@ uint64_t shmd_consumer_end_seq(const shmd_consumer *c)
     uint64_t seq = shmd_load_acquire(&c->data->head); /* P3 */
     for (uint64_t n = 0; n <= c->mask && shmd_load_acquire(&shmd_consumer_slot(c, seq)->commit) == ((seq << 1) | 1); n++) /* P2 */
         seq++;
+    return seq;
+}
+
+uint64_t shmd_consumer_end_seq(const shmd_consumer *c)
+{
+    uint32_t *lookers = (uint32_t *)(uintptr_t)&c->lookers;
+    int is_mapped = shmd_look_begin(lookers, &c->closing) && c->mapping != NULL;
+    uint64_t seq = is_mapped ? end_seq(c) : c->position; /* else it has left its last epoch, drained */
+    shmd_look_end(lookers);
     return seq;
 }
 

@@ -39,8 +39,12 @@ int shmd_guard_take_over(const shmd_guard_t *guard)
         }
         (void)sched_yield();
     }
-    if (shmd_load32_acquire(guard->closing) != SHMD_HANDLE_CLOSED)
+    if (shmd_load32_acquire(guard->closing) != SHMD_HANDLE_CLOSED) {
+        shmd_fence_seq_cst(); /* H1: `closing` before this, who looks after it; pairs with shmd_look_begin */
+        while (shmd_load32_acquire(guard->lookers) != 0) /* H1: pairs with shmd_look_end */
+            (void)sched_yield();
         return 1;
+    }
     shmd_handle_leave(guard->busy);
     return 0;
 }
@@ -49,7 +53,7 @@ int shmd_guard_take_over(const shmd_guard_t *guard)
 
 static shmd_guard_t guard_of(shmd_producer *p)
 {
-    return (shmd_guard_t){.busy = &p->busy, .closing = &p->closing, .fork_generation = p->fork_generation, .what = "producer", .stream = p->stream};
+    return (shmd_guard_t){.busy = &p->busy, .closing = &p->closing, .lookers = &p->lookers, .fork_generation = p->fork_generation, .what = "producer", .stream = p->stream};
 }
 
 static int enter_producer(shmd_producer *p)

@@ -6,7 +6,7 @@
 
 static shmd_guard_t guard_of(shmd_consumer *c)
 {
-    return (shmd_guard_t){.busy = &c->busy, .closing = &c->closing, .fork_generation = c->fork_generation, .what = "consumer", .stream = c->stream};
+    return (shmd_guard_t){.busy = &c->busy, .closing = &c->closing, .lookers = &c->lookers, .fork_generation = c->fork_generation, .what = "consumer", .stream = c->stream};
 }
 
 static int enter_consumer(shmd_consumer *c)

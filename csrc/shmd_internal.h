@@ -126,7 +126,8 @@ struct shmd_client {
     uint32_t thread_started;
     uint32_t stop_word;         /* private futex of the heartbeat thread */
     uint32_t fork_generation;
-    uint32_t references;        /* handles that still use the mappings */
+    uint32_t references;        /* the connection's own, and handles that still use the mappings */
+    uint32_t readers;           /* who reads the authority only, without the connection (shmd_client_keep_authority) */
     unsigned long thread;
     pthread_mutex_t lines;      /* confirmed, and the lease lines of the control segment that it names */
     uint64_t *confirmed;        /* lease id by lease index, 0: none */
@@ -181,6 +182,7 @@ enum { SHMD_HANDLE_OPEN = 0, SHMD_HANDLE_CLOSING = 1, SHMD_HANDLE_CLOSED = 2 };
 typedef struct shmd_guard {
     uint32_t *busy;
     uint32_t *closing;
+    const uint32_t *lookers;
     uint32_t fork_generation;
     const char *what;   /* "producer" or "consumer" */
     const char *stream;
@@ -205,6 +207,17 @@ static inline int shmd_guard_enter(const shmd_guard_t *guard)
     shmd_handle_leave(guard->busy);
     return shmd_guard_refuse(guard, SHMD_E_CLOSED);
 }
+
+/* Around a look at what a handle is mapped to, beside its owner and without its guard: whether it may look. Whoever closes the
+ * handle waits until nobody looks. */
+static inline int shmd_look_begin(uint32_t *lookers, const uint32_t *closing)
+{
+    (void)shmd_add32(lookers, 1);
+    shmd_fence_seq_cst(); /* H1: counted before this, `closing` after it; shmd_guard_take_over does it the other way round */
+    return shmd_load32_acquire(closing) == SHMD_HANDLE_OPEN;
+}
+
+static inline void shmd_look_end(uint32_t *lookers) { (void)shmd_sub32(lookers, 1); /* H1: after the look */ }
 
 static inline void shmd_guard_closed(const shmd_guard_t *guard)
 {

@@ -438,10 +438,12 @@ void shmd_producer_info(const shmd_producer *p, shmd_producer_info_t *out)
     out->stream_id = p->stream_id;
     out->stream_index = p->stream_index;
     out->lease_index = p->lease_index;
-    if (p->client != NULL) {
+    uint32_t *lookers = (uint32_t *)(uintptr_t)&p->lookers;
+    if (shmd_look_begin(lookers, &p->closing) && p->client != NULL) {
         out->consumers = (uint32_t)__builtin_popcountll(shmd_load_acquire(&p->hot->gate_mask));
         out->blocked_position = shmd_load_relaxed(&p->data->blocked_position);
     }
+    shmd_look_end(lookers);
     out->blocked_gate = p->blocked_gate;
     out->end_reason = p->end_reason;
     out->blocked_since_ns = p->blocked_since_ns;

@@ -79,6 +79,7 @@ struct shmd_producer {
     uint32_t epoch;
     uint32_t busy;                      /* guard of the guarded calls */
     uint32_t closing;
+    uint32_t lookers;                   /* in shmd_producer_info just now */
     uint32_t fork_generation;
     shmd_client *client;
     char stream[SHMD_NAME_BYTES];
@@ -138,6 +139,7 @@ struct shmd_consumer {
     uint32_t stream_id;
     uint32_t busy;
     uint32_t closing;
+    uint32_t lookers;
     uint32_t fork_generation;
     uint32_t woken;                     /* the producer's wait that was answered last */
     shmd_client *client;

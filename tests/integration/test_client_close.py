@@ -125,3 +125,41 @@ def test_a_client_may_be_closed_while_other_threads_attach():
                 thread.join()
         assert failures == []
         until(lambda: not [lease for lease in main.leases() if lease.live])
+
+
+LOOK_ON = """
+import sys, threading, shmdriver
+
+def look_on(act):
+    try:
+        while True:
+            act()
+    except (shmdriver.HandleClosed, shmdriver.EndOfStream, shmdriver.LeaseRevoked):
+        pass
+
+for _ in range(30):
+    client = shmdriver.connect(sys.argv[1])
+    out, reader = client.producer("s"), client.consumer("t")
+    client.on_event(lambda event: None)
+    looks = [
+        lambda: out.wait_for_consumers(2, timeout=0.05),
+        lambda: (out.consumers, out.blocked_total_ns),
+        lambda: (reader.lag, reader.lost_ranges, repr(reader)),
+        lambda: reader.read(timeout=0.001),
+    ]
+    threads = [threading.Thread(target=look_on, args=(look,)) for look in looks]
+    for thread in threads:
+        thread.start()
+    client.close()
+    for thread in threads:
+        thread.join()
+print("fine")
+"""
+
+
+def test_a_client_may_be_closed_while_other_threads_look_at_what_it_has(driver, instance_name):
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", LOOK_ON, instance_name],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr

@@ -5,11 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.client.link import FOREVER_SLICE_NS, Link
-from shmdriver.errors import HandleClosed
 
 __all__ = ["DriverEvent", "listen"]
 
@@ -49,7 +47,7 @@ def listen(
 ) -> Callable[[], None]:
     """Calls ``callback`` for every event from now on, from a daemon thread. Returns what ends it.
 
-    ``idle`` is called about 20 times a second. Raises HandleClosed.
+    ``idle`` is called about 20 times a second.
     """
     stopping = threading.Event()
     cursor = ffi.new("uint64_t *", link.event_head())
@@ -76,21 +74,7 @@ def _run(
     cursor: object,
     stopping: threading.Event,
 ) -> None:
-    try:
-        with link.mapped() as authority:
-            _tell(authority, callback, idle, cursor, stopping)
-    except HandleClosed:
-        if not stopping.is_set() and link.handle is not None:
-            raise
-
-
-def _tell(
-    authority: Any,
-    callback: Callable[[DriverEvent], object],
-    idle: Callable[[], object] | None,
-    cursor: object,
-    stopping: threading.Event,
-) -> None:
+    authority = link.authority
     event = ffi.new("shmd_event_t *")
     lost = ffi.new("uint64_t *")
     word = ffi.addressof(authority, "event_word")

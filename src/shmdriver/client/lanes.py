@@ -65,8 +65,7 @@ def lane_name(queue: str, number: int) -> str:
 def lanes_of(client: Client, queue: str) -> dict[int, directory.StreamSlot]:
     """The lanes that exist, by number."""
     prefix = stream_name(queue, "")
-    with client._connected().mapped() as authority:
-        found = directory.streams_with_prefix(authority, prefix)
+    found = directory.streams_with_prefix(client._connected().authority, prefix)
     return {int(slot.name[len(prefix) :]): slot for slot in found if slot.name[len(prefix) :].isdecimal()}
 
 

@@ -116,7 +116,8 @@ class Link:
         self.handle = out[0]
         self.generation = int(lib.shmd_fork_generation())
         self.boot_id = int(lib.shmd_client_boot_id(self.handle))
-        self.authority: Any = lib.shmd_client_authority(self.handle)  # mapped for as long as mapped() says
+        # Mapped as long as this object lives: whoever reads in it need not know whether it was closed.
+        self.authority: Any = _kept_authority(self.handle)
         register(self)
 
     @property
@@ -127,8 +128,8 @@ class Link:
     def driver_alive(self) -> bool:
         """Whether the driver behind it lives, as far as it can be proved."""
         try:
-            with self.mapped() as authority:
-                return bool(lib.shmd_driver_alive(authority))
+            with self.used():
+                return bool(lib.shmd_driver_alive(self.authority))
         except HandleClosed:
             return False
 
@@ -143,32 +144,15 @@ class Link:
         try:
             handle = self.handle
             if handle is None:
-                raise self._is_closed()
+                raise HandleClosed(f"instance {self.instance!r}: this client is closed; connect again")
             yield handle
         finally:
             self._users.discard(token)
             self._part()
 
-    @contextmanager
-    def mapped(self) -> Iterator[Any]:
-        """The authority segment, which stays mapped until the block is left. Raises HandleClosed."""
-        with self.used():
-            yield self.authority
-
     def event_head(self) -> int:
-        """How many events the driver has told: something has changed when that has. Raises HandleClosed."""
-        token = object()
-        self._users.add(token)  # used(), without the generator
-        try:
-            if self.handle is None:
-                raise self._is_closed()
-            return int(lib.shmd_word_load(ffi.addressof(self.authority, "event_head")))
-        finally:
-            self._users.discard(token)
-            self._part()
-
-    def _is_closed(self) -> HandleClosed:
-        return HandleClosed(f"instance {self.instance!r}: this client is closed; connect again")
+        """How many events the driver has told: something has changed when that has."""
+        return int(lib.shmd_word_load(ffi.addressof(self.authority, "event_head")))
 
     def close(self) -> None:
         """Says goodbye and unmaps, or has the last thread inside do it. Nothing in a child of its process."""
@@ -198,6 +182,11 @@ class Link:
 
     def _forked(self) -> None:
         self.handle = None  # the parent's; nothing of it is freed here
+
+
+def _kept_authority(client: Any) -> Any:
+    lib.shmd_client_keep_authority(client)
+    return ffi.gc(lib.shmd_client_authority(client), lambda _: lib.shmd_client_drop_authority(client))
 
 
 class _Registry:

@@ -447,8 +447,7 @@ class Outlet:
         if error.reason != errors.Reason.PRODUCER_EXISTS:
             return error
         stream = stream_name(self._queue, "get")
-        with self._client._connected().mapped() as authority:
-            pid = directory.producer_pid(authority, stream)
+        pid = directory.producer_pid(self._client._connected().authority, stream)
         return errors.AttachRejected(
             f"queue {self._queue!r}: process {pid} gets from it, and a queue has one getter; to share work "
             "among processes make it a stream and give each its part: client.consumer(stream, shard=(k, n))",
@@ -525,9 +524,9 @@ def _is_alone_on_a_sealed_epoch(consumer: Consumer) -> bool:
     info = consumer._info()
     index, epoch = int(info.stream_index), int(info.epoch)
     lib.shmd_consumer_resume(consumer._handle)
-    with consumer._link.mapped() as authority:
-        return (
-            int(info.slots) > 0
-            and epoch in directory.sealed_epochs(authority, index)
-            and directory.reliable_consumers(authority, index, epoch) == 1
-        )
+    authority = consumer._link.authority
+    return (
+        int(info.slots) > 0
+        and epoch in directory.sealed_epochs(authority, index)
+        and directory.reliable_consumers(authority, index, epoch) == 1
+    )

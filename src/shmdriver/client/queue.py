@@ -305,8 +305,8 @@ class Queue:
             if outlet is not None and outlet.getter is not None:
                 outlet.discover()
                 return
-            with self._client._connected().mapped() as authority:
-                getter = directory.producer_pid(authority, stream_name(self.name, "get"))
+            authority = self._client._connected().authority
+            getter = directory.producer_pid(authority, stream_name(self.name, "get"))
             if outlet is None:
                 self._outlet = None if getter else Outlet(self._client, self.name)
                 return
@@ -377,9 +377,8 @@ class Queue:
             feeder.join(TURN_NS / 1e9)
 
     def _has_others(self) -> bool:
-        with self._client._connected().mapped() as authority:
-            streams = [stream_name(self.name, part) for part in ("get", "keep")]
-            ends = [directory.producer_pid(authority, stream) for stream in streams]
+        authority = self._client._connected().authority
+        ends = [directory.producer_pid(authority, stream_name(self.name, part)) for part in ("get", "keep")]
         return any(pid not in (0, os.getpid()) for pid in ends)
 
     def _abandon(self) -> None:

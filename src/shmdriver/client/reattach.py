@@ -261,9 +261,9 @@ class ConsumerComeback(_Comeback):
         if is_same and epoch == left.epoch and epoch:
             return self._note(epoch, left.seq, seq)
         index = int(info.stream_index)
-        with consumer._link.mapped() as authority:
-            sealed = directory.sealed_epochs(authority, index)
-            until = epoch or directory.first_wired_epoch(authority, index, int(info.gate_index))
+        authority = consumer._link.authority
+        sealed = directory.sealed_epochs(authority, index)
+        until = epoch or directory.first_wired_epoch(authority, index, int(info.gate_index))
         # It may have gone on after this consumer had left, and been sealed since.
         end_seq = sealed.get(left.epoch, left.end_seq) if is_same else left.end_seq
         lost = self._note(left.epoch, left.seq, end_seq) if left.epoch else 0
@@ -290,8 +290,8 @@ class ConsumerComeback(_Comeback):
 def epoch_before(consumer: Consumer) -> int:
     """The last epoch before those that a consumer, attached just now, is to have."""
     info = consumer._info()
-    with consumer._link.mapped() as authority:
-        return directory.first_wired_epoch(authority, int(info.stream_index), int(info.gate_index)) - 1
+    index, gate = int(info.stream_index), int(info.gate_index)
+    return directory.first_wired_epoch(consumer._link.authority, index, gate) - 1
 
 
 def left_behind(consumer: Consumer, base_epoch: int) -> int | None:
@@ -308,9 +308,9 @@ def left_behind(consumer: Consumer, base_epoch: int) -> int | None:
 def _epochs_after(consumer: Consumer, epoch: int) -> dict[int, int | None]:
     """How many messages each later epoch of its stream has; None: not known."""
     index = int(consumer._info().stream_index)
-    with consumer._link.mapped() as authority:
-        sealed = directory.sealed_epochs(authority, index)
-        later = range(epoch + 1, directory.epoch_count(authority, index) + 1)
+    authority = consumer._link.authority
+    sealed = directory.sealed_epochs(authority, index)
+    later = range(epoch + 1, directory.epoch_count(authority, index) + 1)
     return {number: sealed.get(number) for number in later}
 
 

@@ -52,8 +52,7 @@ class Patience:
             self._since_ns = now_ns
         elif now_ns - self._since_ns >= _WARN_AFTER_NS:
             self._over = True
-            with consumer._link.mapped() as authority:
-                near = directory.nearest_stream(authority, consumer.stream)
+            near = directory.nearest_stream(consumer._link.authority, consumer.stream)
             hint = f"; did you mean {near!r}?" if near else ""
             warnings.warn(
                 f"stream {consumer.stream!r}: no producer for {_WARN_AFTER_NS // 10**9} s{hint}",
