@@ -23,6 +23,8 @@ if "t" in sys.abiflags:
         f"{sys.abiflags!r}): its guards of a handle are not tested without it; use the ordinary build"
     )
 
+from shmdriver.late import LATE_IMPORT
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -124,10 +126,12 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "Queue":  # multiprocessing.Queue is a function, too
-        from shmdriver.client.dropin import make_queue
+        with LATE_IMPORT:
+            from shmdriver.client.dropin import make_queue
 
         return make_queue
-    module = importlib.import_module("shmdriver.client" if name in _CLIENT_NAMES else "shmdriver.errors")
+    with LATE_IMPORT:
+        module = importlib.import_module("shmdriver.client" if name in _CLIENT_NAMES else "shmdriver.errors")
     value: object = getattr(module, name)
     globals()[name] = value
     return value

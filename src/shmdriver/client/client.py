@@ -19,6 +19,7 @@ from shmdriver.client.consumer import Consumer
 from shmdriver.client.link import Deadline, Link, wait_for_a_driver
 from shmdriver.client.producer import Producer
 from shmdriver.client.reattach import ConsumerComeback, ProducerComeback, Recipe
+from shmdriver.late import LATE_IMPORT
 
 if TYPE_CHECKING:
     from shmdriver.client.queue import Queue
@@ -143,7 +144,8 @@ class Client:
         if kind is None:
             made = Producer(handle, link, stream)
         else:
-            from shmdriver.client.record_producer import RecordProducer
+            with LATE_IMPORT:
+                from shmdriver.client.record_producer import RecordProducer
 
             made = RecordProducer(handle, link, stream, kind)
         if self.reconnect:
@@ -206,20 +208,23 @@ class Client:
         process has put and nobody has got. Whoever calls this first holds what is put until somebody gets.
         Raises AttachRejected, AttachTimeout, DriverUnavailable, ValueError (a bad name or size).
         """
-        from shmdriver.client.queue import Queue
+        with LATE_IMPORT:
+            from shmdriver.client.queue import Queue
 
         return Queue(self, name, maxsize, max_bytes, holds=True)
 
     def streams(self) -> tuple[StreamStatus, ...]:
         """The streams of this instance, their epochs, producers and consumers, as they are now."""
-        from shmdriver.observe import Instance
+        with LATE_IMPORT:
+            from shmdriver.observe import Instance
 
         with Instance(self.instance) as instance:
             return tuple(instance.streams())
 
     def leases(self) -> tuple[LeaseStatus, ...]:
         """Who may use which stream, as it is now."""
-        from shmdriver.observe import Instance
+        with LATE_IMPORT:
+            from shmdriver.observe import Instance
 
         with Instance(self.instance) as instance:
             return tuple(instance.leases())
@@ -230,7 +235,8 @@ class Client:
         They are those of the driver's present incarnation, also after it was adopted, but not of one that
         follows a shutdown or ``--fresh``. Returns the function that stops it.
         """
-        from shmdriver.client.events import listen
+        with LATE_IMPORT:
+            from shmdriver.client.events import listen
 
         return listen(self._connected(), callback)
 
@@ -359,7 +365,8 @@ class Client:
         if dtype is None:
             options.schema = ffi.NULL
             return None, None, None
-        from shmdriver.client.records import as_dtype, schema_of
+        with LATE_IMPORT:
+            from shmdriver.client.records import as_dtype, schema_of
 
         kind = as_dtype(dtype)
         schema = schema_of(kind)
@@ -429,7 +436,8 @@ def embedded(instance: str | None = None, *, config: Any = None) -> Iterator[Cli
     ``instance`` is a private name unless given; children reach the driver by the client. On exit the
     client closes, then the driver stops and leaves nothing in /dev/shm.
     """
-    from shmdriver.driver.embedded import EmbeddedDriver
+    with LATE_IMPORT:
+        from shmdriver.driver.embedded import EmbeddedDriver
 
     generation = lib.shmd_fork_generation()
     driver = EmbeddedDriver(instance, config)

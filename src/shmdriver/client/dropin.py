@@ -16,12 +16,21 @@ import threading
 from shmdriver.client.client import Client, connect
 from shmdriver.client.queue import MAX_BYTES, Queue
 from shmdriver.errors import DriverUnavailable
+from shmdriver.late import LATE_IMPORT
 
 __all__ = ["make_queue"]
 
 AFTER_CHILDREN = -50  # multiprocessing runs exit priorities below 0 after it has joined the children
 _lock = threading.Lock()
 _client: Client | None = None
+
+
+def _forked() -> None:
+    global _lock  # noqa: PLW0603 -- one a process: a thread that held it is not in the child
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def make_queue(maxsize: int = 0, *, max_bytes: int = MAX_BYTES) -> Queue:
@@ -42,7 +51,8 @@ def _shared_client() -> Client:
 
 
 def _embedded_client() -> Client:
-    from shmdriver.driver.embedded import EmbeddedDriver
+    with LATE_IMPORT:
+        from shmdriver.driver.embedded import EmbeddedDriver
 
     driver = EmbeddedDriver()
     driver.start()

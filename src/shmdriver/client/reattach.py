@@ -22,6 +22,7 @@ from shmdriver.client import directory
 from shmdriver.client.aio import try_later
 from shmdriver.client.message import LostRange
 from shmdriver.errors import Code, Reason
+from shmdriver.late import LATE_IMPORT
 
 if TYPE_CHECKING:
     from shmdriver.client.client import Client
@@ -106,7 +107,8 @@ class OrphanLook:
 
 def _was_removed(link: Link) -> bool:
     """Whether the instance has other segments by now, or none."""
-    from shmdriver.observe import Instance
+    with LATE_IMPORT:
+        from shmdriver.observe import Instance
 
     try:
         with Instance(link.instance) as instance:
