@@ -794,6 +794,8 @@ void shmd_producer_info(const shmd_producer *producer, shmd_producer_info_t *out
 
 int shmd_poll(shmd_consumer *consumer, shmd_message *out);
 int64_t shmd_poll_many(shmd_consumer *consumer, shmd_message *out, uint64_t limit);
+    /* as many as there are, at most limit; for a few calls after one that found several it gives its producer up to 32
+       pauses (well under 1 us) to get ahead, and then takes what is there */
 int shmd_advance(shmd_consumer *consumer);
 int shmd_wait(shmd_consumer *consumer, uint64_t timeout_ns);      /* 1 something to see, 0 timeout, SHMD_E_INTERRUPTED */
 int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns); /* how many have something to see */

@@ -406,18 +406,19 @@ int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
 
 int shmd_poll(shmd_consumer *c, shmd_message *out) { return shmd_poll_inline(c, out); }
 
-/* A reader in step with a producer of batches leaves alone the lines that are being filled: for a moment it looks at the
- * head, which is stored once a batch. Then it looks at the slots all the same: the head is no condition. Who reads one
- * message at a time never gets here: after the last run of several, it is done a few times at most. */
-enum { FLOW_POLLS = 8 };
-static void follow_head(shmd_consumer *c)
+/* A reader in step with its producer leaves alone the lines that are being filled: each that it takes too early is fetched
+ * back. So it gives the head, which says what is complete, a moment to get ahead, and then looks at the slots all the same:
+ * the head is no condition. Only in flow: after a batch of several, for a few batches. */
+enum { FLOW_BATCHES = 8, FLOW_LOOKS = 4, FLOW_PAUSES = 8, FLOW_MESSAGES = 32 };
+static void follow_head(shmd_consumer *c, uint64_t limit)
 {
-    enum { LOOKS = 16 };
-    if (!c->in_flow || c->position < c->head_seen || c->bound != UINT64_MAX)
+    if (c->in_flow == 0 || c->position < c->head_seen || c->bound != UINT64_MAX)
         return;
     c->in_flow--;
-    for (int i = 0; i < LOOKS && (c->head_seen = shmd_load_acquire(&c->data->head)) <= c->position; i++) /* P3 */
-        shmd_pause();
+    uint64_t enough = c->position + shmd_min(limit, FLOW_MESSAGES) * c->stride;
+    for (int i = 0; i < FLOW_LOOKS && (c->head_seen = shmd_load_acquire(&c->data->head)) < enough; i++) /* P3 */
+        for (int k = 0; k < FLOW_PAUSES; k++)
+            shmd_pause();
 }
 
 uint64_t shmd_consumer_batch(shmd_consumer *c, uint64_t limit)
@@ -452,7 +453,7 @@ int64_t shmd_poll_many(shmd_consumer *c, shmd_message *out, uint64_t limit)
 {
     if (limit == 0)
         return 0;
-    follow_head(c);
+    follow_head(c, limit);
     int rc = shmd_poll_inline(c, out);
     if (rc <= 0 || !shmd_consumer_is_protected(c))
         return rc;
@@ -465,7 +466,7 @@ int64_t shmd_poll_many(shmd_consumer *c, shmd_message *out, uint64_t limit)
         shmd_consumer_note_run(c, n);
     c->polled = n;
     if (n > 1)
-        c->in_flow = FLOW_POLLS;
+        c->in_flow = FLOW_BATCHES;
     return (int64_t)n;
 }
 

@@ -165,13 +165,18 @@ static inline void take(reading_t *r, uint64_t k, const shmd_message *m)
     r->received++;
 }
 
-/* As take, for n of the only reader: what it counts stays in registers meanwhile, as in the readers of peer.c. */
-static inline void take_run(reading_t *r, const shmd_message *m, uint64_t n)
+/* As take, for n of reader k: what it counts stays in registers meanwhile, as in the readers of peer.c. */
+static inline void take_run(reading_t *r, uint64_t k, const shmd_message *m, uint64_t n)
 {
-    uint64_t wrong = 0, missed = 0, expected = r->next[0], bytes = r->a->bytes, gaps = r->a->delivery != SHMD_DELIVERY_RELIABLE;
+    uint64_t wrong = 0, missed = 0, expected = r->next[k], bytes = r->a->bytes, gaps = r->a->delivery != SHMD_DELIVERY_RELIABLE;
     for (uint64_t i = 0; i < n; i++, m++) {
         uint64_t number;
         memcpy(&number, m->data, sizeof number);
+        if (r->both_ends) {
+            uint64_t tail;
+            memcpy(&tail, (const unsigned char *)m->data + bytes - sizeof tail, sizeof tail);
+            wrong += tail != number;
+        }
         wrong += gaps ? number < expected : number != expected;
         wrong += m->seq != number || m->length != bytes;
         missed += number - expected;
@@ -179,7 +184,7 @@ static inline void take_run(reading_t *r, const shmd_message *m, uint64_t n)
     }
     r->wrong += wrong;
     r->missed += missed;
-    r->next[0] = expected;
+    r->next[k] = expected;
     r->received += n;
 }
 
@@ -228,7 +233,7 @@ static void consume_batches(reading_t *r)
         int64_t count = shmd_poll_many(c, m, r->a->batch);
         if (count < 0)
             bench_fail("poll_many");
-        take_run(r, m, (uint64_t)count);
+        take_run(r, 0, m, (uint64_t)count);
         if (count == 0)
             bench_idle(c, r->a);
         else
@@ -238,18 +243,16 @@ static void consume_batches(reading_t *r)
 
 static void consume_in_turn(reading_t *r)
 {
+    static shmd_message m[BURST];
     while (!is_through(r)) {
         for (uint64_t k = 0; k < r->count; k++) {
-            shmd_message m;
-            for (int burst = 0; burst < BURST; burst++) {
-                int rc = shmd_poll(r->c[k], &m);
-                if (rc < 0 && rc != SHMD_E_END)
-                    bench_fail("poll");
-                if (rc != 1)
-                    break;
-                take(r, k, &m);
-                (void)shmd_advance(r->c[k]);
-            }
+            int64_t n = shmd_poll_many(r->c[k], m, BURST);
+            if (n < 0 && n != SHMD_E_END)
+                bench_fail("poll_many");
+            if (n <= 0)
+                continue;
+            take_run(r, k, m, (uint64_t)n);
+            (void)shmd_advance(r->c[k]);
         }
     }
 }
