@@ -21,6 +21,7 @@ from shmdriver.client.link import Deadline, Link, register
 from shmdriver.client.message import LostRange, Message
 from shmdriver.client.views import Mapping
 from shmdriver.client.waiting import Patience, check_limit
+from shmdriver.late import LATE_IMPORT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +120,8 @@ class Consumer(EventLoopReading):
     def batches(self, limit: int | None = None) -> Iterator[np.ndarray[Any, Any]]:
         """Arrays of records as they come, up to the clean end. What :meth:`read_batch` says of them holds."""
         check_limit(limit)
-        from shmdriver.client.batches import Batches
+        with LATE_IMPORT:
+            from shmdriver.client.batches import Batches
 
         return Batches(self, limit)
 
@@ -291,7 +293,8 @@ class Consumer(EventLoopReading):
 
     def _record_reader(self) -> RecordReader:
         if self._reader is None:
-            from shmdriver.client.batches import RecordReader  # numpy: only who reads records pays for it
+            with LATE_IMPORT:  # numpy: only who reads records pays for it
+                from shmdriver.client.batches import RecordReader
 
             self._reader = RecordReader(self, self._dtype)
         return self._reader

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmdriver._native import lib
 from shmdriver.client.hotpath import MessageCore
+from shmdriver.late import LATE_IMPORT
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["LostRange", "Message"]
+__all__ = ["LostRange", "Message", "tensor_module"]
 
 _TENSOR = int(lib.SHMD_FLAG_TENSOR)
 
@@ -45,7 +46,7 @@ class Message(MessageCore):
                 f"message {self.seq} carries bytes, no array: "
                 "read message.data, or publish with publish_array"
             )
-        array: np.ndarray[Any, np.dtype[Any]] = _tensor().decode(self.data)[0]
+        array: np.ndarray[Any, np.dtype[Any]] = tensor_module().decode(self.data)[0]
         return array
 
     @property
@@ -53,7 +54,7 @@ class Message(MessageCore):
         """The ``meta=`` that was published with the array; b"" when none, or when it was bytes."""
         if not self.flags & _TENSOR:
             return b""
-        meta: bytes = _tensor().decode(self.data)[1]
+        meta: bytes = tensor_module().decode(self.data)[1]
         return meta
 
     def valid(self) -> bool:
@@ -82,8 +83,10 @@ class Message(MessageCore):
 
 
 @cache
-def _tensor() -> Any:
-    from shmdriver.client import tensor  # numpy: only who reads arrays pays for it
+def tensor_module() -> Any:
+    """shmdriver.client.tensor, and numpy with it: only who sends or reads arrays pays for that."""
+    with LATE_IMPORT:
+        from shmdriver.client import tensor
 
     return tensor
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Sequence
-from functools import cache
 from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
@@ -23,6 +22,7 @@ from shmdriver.client._raise import failure_of, raise_for
 from shmdriver.client.claim import ArrayClaim
 from shmdriver.client.hotpath import ProducerCore
 from shmdriver.client.link import Deadline, Link, register
+from shmdriver.client.message import tensor_module
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,9 +80,9 @@ class Producer(ProducerCore):
         timeout: float | None = None,
     ) -> None:
         """Publishes an array; its shape and dtype travel with it, and up to 256 bytes of ``meta``."""
+        tensor = tensor_module()
         import numpy as np
 
-        tensor = _tensor()
         if type:
             _check_type(type)
         array = np.asanyarray(array)
@@ -116,9 +116,9 @@ class Producer(ProducerCore):
 
         The array's elements are what the place last held; commits on exit, aborts on an exception.
         """
+        tensor = tensor_module()
         import numpy as np
 
-        tensor = _tensor()
         kind = np.dtype(dtype)
         extents = (shape,) if isinstance(shape, int) else tuple(map(int, shape))
         if extents and min(extents) < 0:
@@ -387,13 +387,6 @@ def _check_type(type: Any) -> None:  # noqa: A002
         raise TypeError(f"type={type!r}: expected an int from 0 to 65535") from None
     if not 0 <= number <= _TYPE_MAX:
         raise ValueError(f"type={number}: expected 0 to 65535")
-
-
-@cache
-def _tensor() -> Any:
-    from shmdriver.client import tensor  # numpy: only who sends arrays pays for it
-
-    return tensor
 
 
 def readable(data: Any) -> tuple[Any, int]:
