@@ -22,6 +22,9 @@ class Claim(ClaimCore):
 
     __slots__ = ()
 
+    if not TYPE_CHECKING:  # named here, so that the reference has them
+        view = ClaimCore.view
+        open = ClaimCore.open
     commit = ClaimCore.commit
     abort = ClaimCore.abort
 

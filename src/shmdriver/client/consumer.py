@@ -84,6 +84,8 @@ class Consumer(EventLoopReading):
     # ---- messages
 
     read = ConsumerCore.read
+    if not TYPE_CHECKING:  # named here, so that the reference has it
+        buffered = ConsumerCore.buffered
 
     # ---- records
 

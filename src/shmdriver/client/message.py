@@ -38,6 +38,13 @@ class Message(MessageCore):
 
     __slots__ = ()
 
+    if not TYPE_CHECKING:  # named here, so that the reference has them
+        seq = MessageCore.seq
+        timestamp_ns = MessageCore.timestamp_ns
+        type = MessageCore.type
+        flags = MessageCore.flags
+        data = MessageCore.data
+
     @property
     def array(self) -> np.ndarray[Any, np.dtype[Any]]:
         """The array that was published, read-only, not copied. TypeError when it was bytes."""
@@ -74,7 +81,7 @@ class Message(MessageCore):
         return hash(_head(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (*_head(self), bytes(self))
+        return self.__class__, (*_head(self), bytes(self))
 
     def __repr__(self) -> str:
         head = bytes(self.data[:32])
