@@ -189,6 +189,27 @@ static int missed_its_epoch(shmd_consumer *c)
     return ended(c);
 }
 
+/* What a lossy follower never saw: epochs after `last` and before the one that it has just mapped. Their freed records tell how
+ * long they were, as for look_back; one whose record is used again cannot be counted. */
+static void note_unseen(shmd_consumer *c, uint32_t last)
+{
+    const shmd_stream_record_t *stream = shmd_authority_stream(c->client->authority, c->stream_index);
+    uint32_t here = c->epoch;
+    uint32_t first = last != 0 ? last + 1 : shmd_authority_lease(c->client->authority, c->lease_index)->first_epoch;
+    if (c->delivery != SHMD_DELIVERY_LOSSY || first == 0)
+        return;
+    first = (uint32_t)shmd_max(first, here - shmd_min(here, SHMD_EPOCH_RECORDS)); /* earlier ones have no record any more */
+    for (c->epoch = first; c->epoch < here; c->epoch++)
+        for (uint32_t i = 0; i < SHMD_EPOCH_RECORDS; i++) {
+            uint32_t reason = stream->epochs[i].end_reason;
+            uint64_t sealed_seq = shmd_load_relaxed(&stream->epochs[i].hot.sealed_seq);
+            shmd_fence_acquire(); /* T2: both are loaded before the look at whose they are */
+            if (stream->epochs[i].epoch == c->epoch && reason != SHMD_REASON_NONE)
+                note_lost(c, 0, sealed_seq);
+        }
+    c->epoch = here;
+}
+
 /* No epoch mapped. 1: one is now; 0: none yet; negative: over. */
 static int enter_epoch(shmd_consumer *c)
 {
@@ -196,9 +217,12 @@ static int enter_epoch(shmd_consumer *c)
     uint32_t index = 0;
     uint32_t reason;
     if (shmd_stream_next_epoch(c->client, c->stream_index, c->stream_id, c->last_epoch, c->gate_bit, &record, &index)) {
+        uint32_t last = c->last_epoch;
         int rc = shmd_consumer_wire(c, &record, index, 0, 0);
-        if (rc == SHMD_OK)
+        if (rc == SHMD_OK) {
+            note_unseen(c, last);
             return 1;
+        }
         uint64_t state = shmd_load_acquire(&shmd_stream_hot(c->client, c->stream_index, index)->state);
         uint32_t low = (uint32_t)(state & 0xff);
         if (state >> 8 != record.epoch || low == SHMD_EPOCH_RETIRED || low == SHMD_EPOCH_FREE)

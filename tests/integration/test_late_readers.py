@@ -82,3 +82,23 @@ def test_a_follower_counts_what_it_missed_and_goes_on(client: shmdriver.Client) 
             assert message is not None
             assert bytes(message) == b"next"
             assert (message.seq, reader.lost) == (0, 3)
+
+
+@pytest.mark.parametrize("looked", [True, False])
+@pytest.mark.parametrize("missed", [1, 2])  # a stream remembers the last four
+def test_a_follower_counts_the_epochs_that_came_and_went_before_it_looked(
+    client: shmdriver.Client, missed: int, looked: bool
+) -> None:
+    with client.consumer("s", delivery="lossy", follow=True) as reader:
+        if looked:
+            produce(client, look=reader)
+        for _ in range(missed):
+            produce(client)
+        with client.producer("s", slots=64) as out:
+            out.publish(b"next")
+            message = reader.read(timeout=PATIENCE_S)
+            assert message is not None
+            assert bytes(message) == b"next"
+            epochs = missed + looked
+            assert reader.lost == 3 * epochs
+            assert reader.lost_ranges == [(epoch, 0, 2) for epoch in range(1, epochs + 1)]
