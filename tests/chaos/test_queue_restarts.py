@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -320,3 +322,51 @@ def test_what_came_by_a_lane_that_was_never_looked_at_is_told(
         got.append(told)
         told = getter.get()
     assert len(got) + told["lost"] == 3
+
+
+PROGRAM = """
+import sys
+from multiprocessing import Process
+from shmdriver import ObjectsLost, Queue
+
+def work(numbers, answers):
+    while (number := numbers.get()) is not None:
+        answers.put(number)
+    answers.put(None)
+
+if __name__ == "__main__":
+    numbers, answers = Queue(), Queue()
+    worker = Process(target=work, args=(numbers, answers))
+    worker.start()
+    numbers.put(0)
+    print(answers.get(), worker.pid, flush=True)
+    sys.stdin.readline()
+    for number in [*range(1, 100), None]:
+        numbers.put(number)
+    print(*iter(answers.get, None))
+    worker.join()
+"""
+
+
+def test_program_with_the_drop_in_goes_on_after_a_stop_that_was_longer_than_a_lease(
+    make_stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stage = make_stage(SHORT)
+    monkeypatch.setenv("SHMDRIVER_DRIVER_INSTANCE", stage.instance)
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        first, worker = program.stdout.readline().split()
+        assert first == "0"
+        pids = {program.pid, int(worker)}
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: not any(lease.pid in pids for lease in stage.leases()), "their leases to expire")
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        said, _ = program.communicate("go on\n", timeout=PATIENCE_S)
+        assert said.split() == [str(number) for number in range(1, 100)]
+        assert program.returncode == 0

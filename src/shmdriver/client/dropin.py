@@ -44,9 +44,13 @@ def _shared_client() -> Client:
     with _lock:
         if _client is None:
             try:
-                _client = connect()
+                with connect() as there:  # at once, or there is none
+                    instance = there.instance
             except DriverUnavailable:
                 _client = _embedded_client()
+            else:
+                # As its model does, it goes on after a stop that was longer than a lease.
+                _client = connect(instance, reconnect=True)
         return _client
 
 
