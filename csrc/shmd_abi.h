@@ -813,6 +813,9 @@ uint64_t shmd_consumer_delivered(const shmd_consumer *consumer);
     /* how far any reliable Python consumer, alive or not, has got in the epoch that is mapped; 0: none */
 void shmd_consumer_resume(shmd_consumer *consumer);
     /* right after an attach: here and in every epoch that follows it begins at shmd_consumer_delivered */
+int shmd_guarded_drain(shmd_consumer *consumer);
+    /* for one that resumes, after SHMD_E_REVOKED: 1, it reads on to the seal of the epoch that is mapped, because nobody else can any
+       more and its producer, which keeps what is unread (shmd_producer_keep), has overwritten nothing of that; 0: not so */
 uint64_t shmd_consumer_end_seq(const shmd_consumer *consumer);
     /* of the epoch that it reads: its seal; not sealed or not known any more: what its ring shows committed */
 uint64_t shmd_consumer_lost_ranges(const shmd_consumer *consumer, shmd_lost_range_t *out, uint64_t limit);

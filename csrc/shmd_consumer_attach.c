@@ -128,6 +128,40 @@ void shmd_consumer_resume(shmd_consumer *c)
         c->position = shmd_shard_next(c, shmd_consumer_delivered(c));
 }
 
+/* Whether the epoch that is mapped has ended so that nobody can be wired to it any more, and nobody is; and where it ends. Only
+ * a clean end can still be joined, until it is retired. A freed record keeps both, until it is used again. */
+static int is_left_to_us(const shmd_consumer *c, const shmd_epoch_record_t *record, uint64_t *sealed_seq)
+{
+    uint64_t state = shmd_load_acquire(&record->hot.state); /* X2 */
+    uint32_t low = (uint32_t)(state & 0xff);
+    int is_sealed = state == ((uint64_t)c->epoch << 8 | SHMD_EPOCH_SEALED);
+    if (state >> 8 == c->epoch && !is_sealed && low != SHMD_EPOCH_RETIRED)
+        return 0;
+    if (is_sealed && shmd_load_acquire(&record->hot.gate_mask) != 0)
+        return 0;
+    uint32_t reason = record->end_reason;
+    *sealed_seq = shmd_load_relaxed(&record->hot.sealed_seq);
+    shmd_fence_acquire(); /* T2: both are loaded before the look at whose they are */
+    return record->epoch == c->epoch && reason != SHMD_REASON_NONE && !(is_sealed && reason == SHMD_REASON_CLOSED);
+}
+
+int shmd_consumer_drain(shmd_consumer *c)
+{
+    uint64_t sealed_seq;
+    if (c->mapping == NULL || !c->resumes || c->delivery != SHMD_DELIVERY_RELIABLE || c->ended != -SHMD_E_REVOKED || c->drained.state != 0 ||
+        !is_left_to_us(c, &shmd_authority_stream(c->client->authority, c->stream_index)->epochs[c->record], &sealed_seq))
+        return 0;
+    c->drained = (shmd_epoch_hot_t){.state = (uint64_t)c->epoch << 8 | SHMD_EPOCH_SEALED, .gate_mask = UINT64_MAX, .sleep_mask = UINT64_MAX,
+                                    .sealed_seq = sealed_seq, .wired_mask = UINT64_MAX};
+    c->hot = &c->drained; /* nobody writes there: the epoch is as sealed as it will ever be */
+    c->open_word = c->drained.state;
+    c->bound = c->sealed_seq = sealed_seq;
+    c->ended = c->end_reason = 0;
+    c->polled = 0;
+    shmd_consumer_resume(c);
+    return 1;
+}
+
 void shmd_consumer_begin_at(shmd_consumer *c, uint32_t epoch, uint64_t seq)
 {
     if (c->mapping != NULL && c->epoch == epoch && seq > c->position)

@@ -293,6 +293,16 @@ int shmd_guarded_release(shmd_consumer *c, uint64_t hold_seq)
     return SHMD_OK;
 }
 
+int shmd_guarded_drain(shmd_consumer *c)
+{
+    int rc = enter_consumer(c);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = shmd_consumer_drain(c);
+    shmd_handle_leave(&c->busy);
+    return rc;
+}
+
 int shmd_guarded_wait(shmd_consumer *c, uint64_t timeout_ns)
 {
     int rc = enter_to_fetch(c, timeout_ns);

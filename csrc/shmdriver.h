@@ -142,6 +142,7 @@ struct shmd_consumer {
     uint32_t lookers;
     uint32_t fork_generation;
     uint32_t woken;                     /* the producer's wait that was answered last */
+    shmd_epoch_hot_t drained;           /* what hot is of an epoch that it drains after its lease has ended */
     shmd_client *client;
     shmd_watch *watch;                  /* who makes its fd readable; NULL: it has none */
     shmd_lost_range_t lost_ranges[SHMD_LOST_RANGES];

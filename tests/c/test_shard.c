@@ -195,6 +195,88 @@ static void test_a_lossy_reader_of_a_kept_stream_is_no_reader_of_it(void)
     rig_stop(&rig);
 }
 
+/* A reader of a kept stream that had taken two of five messages when its lease and the producer's ended. */
+static shmd_consumer *left_in_the_middle(rig_t *rig, shmd_producer **p, uint32_t reason)
+{
+    shmd_batch_t batch;
+    unsigned char out[256];
+    rig_start(rig, 64, 64, 0, 0);
+    *p = rig_producer(rig);
+    shmd_consumer *c = rig_consumer(rig, 3, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, 0);
+    shmd_consumer_resume(c);
+    CHECK_EQ(shmd_producer_keep(*p, 64), SHMD_OK);
+    publish_many(*p, 5);
+    CHECK_EQ(shmd_guarded_fetch(c, UINT64_MAX, 2, 0, out, sizeof out, &batch), 2);
+    CHECK_EQ(shmd_guarded_drain(c), 0); /* its lease stands */
+    (void)rig_lease(rig, 4, SHMD_LEASE_EXPIRED);
+    shmd_epoch_leave(rig->hot, 3);
+    CHECK_EQ(shmd_guarded_fetch(c, UINT64_MAX, 2, 0, out, sizeof out, &batch), SHMD_E_REVOKED);
+    CHECK_EQ(shmd_guarded_drain(c), 0); /* the producer goes on: another reader may come */
+    rig->stream->epochs[0].end_reason = reason;
+    (void)shmd_epoch_seal(rig->hot, rig->data, rig->ring, &rig->geometry, reason == SHMD_REASON_CLOSED, 0);
+    return c;
+}
+
+static void test_what_nobody_else_can_read_any_more_is_drained_after_the_lease(void)
+{
+    rig_t rig;
+    shmd_producer *p;
+    shmd_batch_t batch;
+    unsigned char out[256];
+    shmd_consumer *c = left_in_the_middle(&rig, &p, SHMD_REASON_EXPIRED);
+    CHECK_EQ(shmd_guarded_drain(c), 1);
+    CHECK_EQ(shmd_guarded_fetch(c, UINT64_MAX, 64, 0, out, sizeof out, &batch), 3);
+    CHECK_EQ(batch.seq, 2);
+    CHECK_EQ(shmd_guarded_fetch(c, UINT64_MAX, 64, 0, out, sizeof out, &batch), SHMD_E_PRODUCER_LOST);
+    CHECK_EQ(c->lost, 0);
+    CHECK_EQ(shmd_guarded_drain(c), 0);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void test_what_another_reader_has_had_is_not_drained_again(void)
+{
+    rig_t rig;
+    shmd_producer *p;
+    shmd_batch_t batch;
+    unsigned char out[256];
+    shmd_consumer *c = left_in_the_middle(&rig, &p, SHMD_REASON_EXPIRED);
+    shmd_store_release(&shmd_gates_gate(rig.gates, 5)->delivered, 4);
+    CHECK_EQ(shmd_guarded_drain(c), 1);
+    CHECK_EQ(shmd_guarded_fetch(c, UINT64_MAX, 64, 0, out, sizeof out, &batch), 1);
+    CHECK_EQ(batch.seq, 4);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void test_what_others_read_or_can_join_is_not_drained(void)
+{
+    rig_t rig;
+    shmd_producer *p;
+    shmd_consumer *c = left_in_the_middle(&rig, &p, SHMD_REASON_EXPIRED);
+    shmd_store_seq_cst(&rig.hot->gate_mask, 1);
+    CHECK_EQ(shmd_guarded_drain(c), 0);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+    c = left_in_the_middle(&rig, &p, SHMD_REASON_CLOSED);
+    CHECK_EQ(shmd_guarded_drain(c), 0); /* a clean end: whoever comes now begins with the oldest message */
+    shmd_store_seq_cst(&rig.hot->state, SHMD_EPOCH_FREE);
+    CHECK_EQ(shmd_guarded_drain(c), 1); /* retired since */
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+    c = left_in_the_middle(&rig, &p, SHMD_REASON_EXPIRED);
+    rig.stream->epochs[0].epoch++; /* the record is another epoch's by now: nobody knows the seal */
+    shmd_store_seq_cst(&rig.hot->state, SHMD_EPOCH_FREE);
+    CHECK_EQ(shmd_guarded_drain(c), 0);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
 int main(void)
 {
     RUN(test_each_shard_gets_its_messages_and_its_gate_passes_the_others);
@@ -204,5 +286,8 @@ int main(void)
     RUN(test_a_shard_ends_though_the_seal_is_before_its_next_message);
     RUN(test_a_producer_that_keeps_overwrites_nothing_unread_also_without_a_consumer);
     RUN(test_a_lossy_reader_of_a_kept_stream_is_no_reader_of_it);
+    RUN(test_what_nobody_else_can_read_any_more_is_drained_after_the_lease);
+    RUN(test_what_another_reader_has_had_is_not_drained_again);
+    RUN(test_what_others_read_or_can_join_is_not_drained);
     return test_report();
 }

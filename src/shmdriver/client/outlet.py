@@ -55,6 +55,7 @@ _loads = pickling.decode
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 _REVOKED = int(lib.SHMD_E_REVOKED)
 _CLOSED = int(lib.SHMD_E_CLOSED)
+_NO_LATER = 2**32 - 1
 _NO_ENDS = (errors.HandleClosed, errors.ConcurrentUseError, errors.ForkedHandleError)
 _nothing = ffi.new("uint32_t *")
 
@@ -117,6 +118,7 @@ class _Lane:
 
     def forward(self, inlet: Callable[[], Inlet]) -> bool:
         """Puts the next message by another lane, as it is. False: there was none."""
+        lib.shmd_consumer_resume(self.consumer._handle)  # behind what a getter has had by now
         try:
             message = self.fetch(0)
         except errors.ShmDriverError as error:
@@ -207,6 +209,16 @@ class _Lane:
     def stay(self) -> None:
         """Reads on where it is, to the end, whatever comes."""
         self._comeback = None
+
+    def drains(self) -> bool:
+        """Whether its lease has ended, and it reads on in an epoch that nobody else can read any more."""
+        if self.error is not None or not isinstance(self._ended, errors.LeaseRevoked):
+            return False
+        if lib.shmd_guarded_drain(self.consumer._handle) != 1:
+            return False
+        self._ended = None
+        self._base_epoch = _NO_LATER  # those are others' to read
+        return True
 
     def note_end(self, error: Exception) -> None:
         """What a fetch raised: an end is mended later, anything else is raised."""
@@ -309,7 +321,7 @@ class Outlet:
 
     def wait(self, slice_ns: int) -> None:
         """Sleeps until a lane has something, at most ``slice_ns``. Raises as idle()."""
-        lanes = [*self._old, *self._array]
+        lanes = [lane for lane in [*self._old, *self._array] if lane.error is None]
         there = []  # none is freed meanwhile
         for lane in lanes:
             handle = lane.consumer._handle
@@ -317,15 +329,18 @@ class Outlet:
                 lane.consumer._check_open()
             if not lane.waits_for_driver:
                 there.append(handle)
-        if len(there) < len(lanes):
+        if len(lanes) < len(self._old) + len(self._array):
+            slice_ns = 0  # one has ended for good: what the others have comes first, then that is said
+        elif len(there) < len(lanes):
             slice_ns = min(slice_ns, TRY_AGAIN_NS)
         if not there:
             lib.shmd_futex_wait(_nothing, 0, slice_ns)
+            self.idle()
             return
         code = lib.shmd_guarded_wait_many(ffi.new("shmd_consumer *[]", there), len(there), slice_ns)
         if code < 0 and code != _INTERRUPTED:
             raise_for(code, stream=stream_name(self._queue, "*"))
-        if code == 0 or any(lane.error is not None for lane in lanes):
+        if code == 0:
             self.idle()
 
     def waiting(self) -> list[int]:
@@ -402,20 +417,39 @@ class Outlet:
         if not self._is_the_getter():
             return NOTHING
         self._news.of_ends = False
-        for lane in [*self._old, *self._array]:
+        for lane in self._old:
             lane.mend()
-            self._news.of_ends = self._news.of_ends or lane.is_away
+            if lane.error is not None:
+                lane.consumer.close()
         self._old = [lane for lane in self._old if lane.error is None]
+        for number, lane in list(self._lanes.items()):
+            if lane.drains():
+                self._set_aside(number)
+            else:
+                lane.mend()
+            self._news.of_ends = self._news.of_ends or lane.is_away
         if self._news.losses and self.getter is not None:
             raise self._news.losses.pop(0)
         return NOTHING
+
+    def _set_aside(self, number: int) -> None:
+        """To be read to its end before all others; with ``reconnect`` another consumer takes its place."""
+        if not self._client.reconnect:
+            return
+        lane = self._lanes.pop(number)
+        lane.stay()
+        self._old.append(lane)
+        self._array = list(self._lanes.values())
+        self._left = 0
+        self._events_seen = -1  # discover() attaches it anew
 
     def _leave_lanes(self) -> None:
         """Another driver serves: those that are mapped are read to their end, for as long as that takes."""
         stay: dict[int, _Lane] = {}
         for number, lane in self._lanes.items():
             lane.look()
-            lane.mend()
+            if not lane.drains():
+                lane.mend()
             if lane.is_away or lane.consumer._link is not self._link:
                 stay[number] = lane
             elif lane.error is None and lane.consumer._info().slots:
@@ -523,7 +557,6 @@ def _is_alone_on_a_sealed_epoch(consumer: Consumer) -> bool:
         return False
     info = consumer._info()
     index, epoch = int(info.stream_index), int(info.epoch)
-    lib.shmd_consumer_resume(consumer._handle)
     authority = consumer._link.authority
     return (
         int(info.slots) > 0

@@ -299,11 +299,11 @@ def epoch_before(consumer: Consumer) -> int:
 def left_behind(consumer: Consumer, base_epoch: int) -> int | None:
     """How many messages a consumer whose lease has ended will not hand out any more; None: not known.
 
-    ``base_epoch``: its stream's newest one when it was attached.
+    Epochs up to ``base_epoch``, but for the one that it reads, do not count.
     """
     info = consumer._info()
     rest = max(0, int(lib.shmd_consumer_end_seq(consumer._handle)) - int(info.position))
-    unseen = _epochs_after(consumer, int(info.epoch) or base_epoch).values()
+    unseen = _epochs_after(consumer, max(int(info.epoch), base_epoch)).values()
     return None if None in unseen else rest + sum(count or 0 for count in unseen)
 
 
