@@ -11,7 +11,7 @@ CTEST := $(MAKE) --no-print-directory -s -C tests/c
 PYTEST := $(PY) -m pytest
 OPERATIONS := $(PYTEST) -q -o addopts=--import-mode=importlib benchmarks --benchmark-only --benchmark-max-time=0.2 \
 	--benchmark-columns=median,iqr,rounds --benchmark-sort=name
-PEERS := 'faster-fifo>=1.4' 'iceoryx2>=0.10' 'tachyon-ipc>=0.5'
+PEERS := 'faster-fifo>=1.4' 'iceoryx2>=0.10' 'tachyon-ipc>=0.5' 'cmake>=3.30'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test build check lint format generate ctest asan tsan unit models fuzz arm64 bench bench-report simulate simulate-mutations stress soak reliability reliability-page ecosystem docs clean

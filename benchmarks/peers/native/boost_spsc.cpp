@@ -12,3 +12,4 @@ void peer_make(void *shared) { new (shared) queue_t; }
 void *peer_open(void *shared, int, int) { return shared; }
 uint64_t peer_push(void *queue, const peer_message_t *from, uint64_t n) { return static_cast<queue_t *>(queue)->push(from, n); }
 uint64_t peer_pop(void *queue, peer_message_t *to, uint64_t n) { return static_cast<queue_t *>(queue)->pop(to, n); }
+void peer_close(void *) {}

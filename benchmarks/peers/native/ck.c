@@ -36,3 +36,5 @@ uint64_t peer_pop(void *queue, peer_message_t *to, uint64_t n)
         done++;
     return done;
 }
+
+void peer_close(void *queue) { (void)queue; }

@@ -114,11 +114,14 @@ int main(int argc, char **argv)
             pong(there, back);
         else
             consume(there, common, every);
+        peer_close(there);
+        peer_close(back);
         _exit(0);
     }
     bench_await(&common->ready, child);
     if (is_trip) {
         uint64_t *trips = bench_memory(TRIPS_MAX * sizeof *trips), n = ping(there, back, common, &a, trips);
+        bench_join(child);
         bench_save(a.samples, trips, n);
         printf("{");
         bench_print_percentiles(trips, n);
@@ -129,5 +132,7 @@ int main(int argc, char **argv)
         printf("{\"messages_s\": %.0f, \"wrong\": %llu}\n", (double)sent * 1e9 / (double)ns, (unsigned long long)common->wrong);
     }
     (void)fflush(stdout);
+    peer_close(there);
+    peer_close(back);
     return common->wrong != 0;
 }

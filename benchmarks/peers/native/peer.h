@@ -25,6 +25,7 @@ void peer_make(void *shared);                   /* before the processes part */
 void *peer_open(void *shared, int which, int is_producer); /* in each of them; which: number of the queue */
 uint64_t peer_push(void *queue, const peer_message_t *from, uint64_t n); /* how many of n it took, without waiting */
 uint64_t peer_pop(void *queue, peer_message_t *to, uint64_t n);
+void peer_close(void *queue);                   /* in the consumer, which then ends, and after that in the producer */
 
 #ifdef __cplusplus
 }

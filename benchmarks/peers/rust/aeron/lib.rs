@@ -1,0 +1,1 @@
+//! Nothing: see Cargo.toml, and ../../native/aeron.c for the peer.
