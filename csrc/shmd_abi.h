@@ -663,6 +663,16 @@ typedef struct shmd_run {
     shmd_batch_t batch;
 } shmd_run_t;
 
+/* A producer's memory, in which claims lie, as shmd_guarded_memory finds it. */
+typedef struct shmd_memory {
+    shmd_mapping *mapping;          /* with one more hold: the caller's */
+    void *slots;
+    void *arena;
+    uint64_t slots_bytes;
+    uint64_t arena_bytes;
+    uint64_t inline_max;            /* the longest message that lies in its slot */
+} shmd_memory_t;
+
 /* ---- exported functions: common -------------------------------------------------------- */
 
 uint64_t shmd_magic(uint32_t kind);
@@ -829,14 +839,13 @@ int shmd_guarded_publish_flags(shmd_producer *producer, const uint8_t *head, uin
     /* head and data one after the other as one message */
 int64_t shmd_guarded_publish_records(shmd_producer *producer, const void *records, uint32_t record_bytes, uint64_t stride, uint64_t n, uint64_t timeout_ns);
 int64_t shmd_guarded_claim(shmd_producer *producer, uint32_t length);
-    /* where in shmd_producer_memory it lies (in the arena when length is above inline_max), or a negative code */
+    /* where in the slots it lies (in the arena when length is above inline_max), or a negative code */
 int shmd_guarded_commit(shmd_producer *producer, uint32_t length, uint16_t type, uint16_t flags);
 int shmd_guarded_abort(shmd_producer *producer);
 int shmd_guarded_wait_room(shmd_producer *producer, uint32_t length, uint64_t timeout_ns);
 int shmd_guarded_producer_close(shmd_producer *producer, int aborted);   /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
 void shmd_guarded_producer_free(shmd_producer *producer);                /* a closed one's tombstone; an open one stays */
-shmd_mapping *shmd_producer_mapping(shmd_producer *producer);
-void *shmd_producer_memory(const shmd_producer *producer, int in_arena, uint64_t *bytes); /* the slots, or the arena */
+int shmd_guarded_memory(shmd_producer *producer, shmd_memory_t *out);
 int64_t shmd_guarded_fetch(shmd_consumer *consumer, uint64_t hold_seq, uint64_t limit, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch);
     /* first advances the gate to min(position, hold_seq); hold_seq UINT64_MAX: nothing is held. Then up to limit messages:
        a run of equal length is copied (and the gate passes it at once), a message in the arena of a gated consumer is left in place. count, 0 at the
@@ -853,7 +862,8 @@ int shmd_guarded_watch(shmd_consumer *consumer, int fd, int is_readable); /* is_
 int shmd_guarded_settle(shmd_consumer *consumer); /* the run that shmd_guarded_fetch copied is used up; other fetches settle by themselves */
 int shmd_guarded_consumer_close(shmd_consumer *consumer);                /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
 void shmd_guarded_consumer_free(shmd_consumer *consumer);                /* a closed one's tombstone; an open one stays */
-shmd_mapping *shmd_consumer_mapping(shmd_consumer *consumer);            /* current one; NULL without an epoch */
+int shmd_guarded_consumer_mapping(shmd_consumer *consumer, shmd_mapping **out); /* the current one with one more hold, the caller's; NULL without an epoch */
+uint64_t shmd_consumer_copies(const shmd_consumer *consumer);            /* how many bytes of one message the next fetch may have to copy; UINT64_MAX: not known yet */
 void shmd_mapping_hold(shmd_mapping *mapping);                           /* one more owner */
 void shmd_mapping_free(shmd_mapping *mapping);                           /* one owner less; unmaps with the last */
 uint32_t shmd_fork_generation(void);                                     /* grows in every forked child */

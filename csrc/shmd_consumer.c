@@ -550,4 +550,3 @@ void shmd_consumer_info(const shmd_consumer *c, shmd_consumer_info_t *out)
     shmd_look_end(lookers);
 }
 
-shmd_mapping *shmd_consumer_mapping(shmd_consumer *c) { return c->mapping; }

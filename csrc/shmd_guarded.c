@@ -159,12 +159,20 @@ int shmd_guarded_producer_close(shmd_producer *p, int aborted)
     return rc;
 }
 
-shmd_mapping *shmd_producer_mapping(shmd_producer *p) { return p->mapping; }
-
-void *shmd_producer_memory(const shmd_producer *p, int in_arena, uint64_t *bytes)
+int shmd_guarded_memory(shmd_producer *p, shmd_memory_t *out)
 {
-    *bytes = 2 * (in_arena ? p->arena_bytes : (p->mask + 1) * p->slot_bytes); /* both are mapped twice in a row */
-    return in_arena ? p->arena : p->slots;
+    int rc = enter_producer(p);
+    if (rc != SHMD_OK)
+        return rc;
+    shmd_mapping_hold(p->mapping);
+    *out = (shmd_memory_t){.mapping = p->mapping,
+                           .slots = p->slots,
+                           .arena = p->arena,
+                           .slots_bytes = 2 * (p->mask + 1) * p->slot_bytes, /* both are mapped twice in a row */
+                           .arena_bytes = 2 * p->arena_bytes,
+                           .inline_max = p->inline_max};
+    shmd_handle_leave(&p->busy);
+    return SHMD_OK;
 }
 
 void shmd_guarded_producer_free(shmd_producer *p)

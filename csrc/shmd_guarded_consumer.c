@@ -353,6 +353,25 @@ int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout
     return rc;
 }
 
+int shmd_guarded_consumer_mapping(shmd_consumer *c, shmd_mapping **out)
+{
+    int rc = enter_consumer(c);
+    if (rc != SHMD_OK)
+        return rc;
+    if (c->mapping != NULL)
+        shmd_mapping_hold(c->mapping);
+    *out = c->mapping;
+    shmd_handle_leave(&c->busy);
+    return SHMD_OK;
+}
+
+uint64_t shmd_consumer_copies(const shmd_consumer *c)
+{
+    if (c->mapping == NULL)
+        return UINT64_MAX;
+    return shmd_consumer_is_protected(c) ? 0 : shmd_max(c->inline_max, c->arena_bytes / 2);
+}
+
 int shmd_guarded_consumer_close(shmd_consumer *c)
 {
     if (c == NULL)

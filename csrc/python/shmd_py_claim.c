@@ -39,9 +39,9 @@ static int end_view(claim *c)
     return 0;
 }
 
-static PyObject *fail(shmd_py_producer *producer, int code, Py_ssize_t length)
+PyObject *shmd_py_fail(PyObject *producer, int64_t code, Py_ssize_t length)
 {
-    PyObject *error = shmd_py_call((PyObject *)producer, SHMD_PY_FAILURE, "(in)", code, length);
+    PyObject *error = shmd_py_call(producer, SHMD_PY_FAILURE, "(Ln)", (long long)code, length);
     if (error != NULL)
         PyErr_SetObject((PyObject *)Py_TYPE(error), error);
     Py_XDECREF(error);
@@ -66,7 +66,7 @@ static PyObject *commit(claim *c, Py_ssize_t length)
         return NULL;
     int code = shmd_guarded_commit(producer->handle.native, (uint32_t)length, c->type, c->flags);
     if (end_view(c) == 0)
-        done = code == 0 ? shmd_py_none() : fail(producer, code, length);
+        done = code == 0 ? shmd_py_none() : shmd_py_fail((PyObject *)producer, code, length);
     Py_DECREF((PyObject *)producer);
     return done;
 }
@@ -80,7 +80,7 @@ static PyObject *abort_it(claim *c)
     if (end_view(c) == 0) {
         int is_closed = producer->handle.native == NULL; /* closing aborted it */
         int code = is_closed ? 0 : shmd_guarded_abort(producer->handle.native);
-        done = code == 0 || code == SHMD_E_REVOKED ? shmd_py_none() : fail(producer, code, 0);
+        done = code == 0 || code == SHMD_E_REVOKED ? shmd_py_none() : shmd_py_fail((PyObject *)producer, code, 0);
     }
     Py_DECREF((PyObject *)producer);
     return done;

@@ -8,6 +8,9 @@ enum {
     PRIVATE_FROM_BYTES = 4096,                /* larger copies are handed out as they are, not copied again */
     SPARE_BUFFERS = 4,
     FOREVER_SLICE_NS = 50000000,              /* between slices Python runs signal handlers */
+    MESSAGE = 1,
+    RECORDS = 2,
+    YIELD_TURNS = 32,                         /* after so many fetches in a row, from C perhaps, other threads have their turn */
 };
 
 typedef struct consumer {
@@ -21,7 +24,11 @@ typedef struct consumer {
     uint64_t left;
     Py_ssize_t length; /* of each message of the run */
     int settles;       /* an fd is watched: the core is told when a run is used up */
-    int is_fetching;
+    int is_fetching;   /* from the call into the core until what it found is held or handed out */
+    int pending;       /* MESSAGE or RECORDS: that was found in place, and could not be handed out yet */
+    shmd_batch_t pending_batch;
+    Py_ssize_t pending_bytes;
+    unsigned turns;    /* of fetching */
 } consumer;
 
 /* ---- buffers ------------------------------------------------------------------------------ */
@@ -38,27 +45,30 @@ static int use_buffer(consumer *c, PyObject *buffer)
     return 0;
 }
 
-/* The buffer goes out with a message; one of its size that has come back takes its place, or a new one. */
-static int exchange_buffer(consumer *c)
+/* A buffer that can take the place of the present one: one of its size that has come back, or a new one. */
+static PyObject *take_spare(consumer *c)
 {
-    PyObject *gone = c->buffer;
-    PyObject *found = NULL;
-    for (int i = 0; i < SPARE_BUFFERS && found == NULL; i++) {
-        if (c->spare[i] != NULL && Py_REFCNT(c->spare[i]) == 1 && PyByteArray_Size(c->spare[i]) == PyByteArray_Size(gone)) {
-            found = c->spare[i];
+    Py_ssize_t size = PyByteArray_Size(c->buffer);
+    for (int i = 0; i < SPARE_BUFFERS; i++) {
+        PyObject *spare = c->spare[i];
+        if (spare != NULL && Py_REFCNT(spare) == 1 && PyByteArray_Size(spare) == size) {
             c->spare[i] = NULL;
+            return spare;
         }
     }
-    if (found == NULL)
-        found = PyByteArray_FromStringAndSize(NULL, PyByteArray_Size(gone));
-    if (found == NULL)
-        return -1;
-    Py_XDECREF(c->spare[SPARE_BUFFERS - 1]);
+    return PyByteArray_FromStringAndSize(NULL, size);
+}
+
+/* The present one has gone out with a message; keeps an eye on it. */
+static void exchange_buffer(consumer *c, PyObject *spare)
+{
+    PyObject *oldest = c->spare[SPARE_BUFFERS - 1];
     for (int i = SPARE_BUFFERS - 1; i > 0; i--)
         c->spare[i] = c->spare[i - 1];
-    Py_INCREF(gone);
-    c->spare[0] = gone;
-    return use_buffer(c, found);
+    c->spare[0] = c->buffer;
+    c->buffer = NULL;
+    (void)use_buffer(c, spare);
+    Py_XDECREF(oldest);
 }
 
 /* ---- what was fetched --------------------------------------------------------------------- */
@@ -89,18 +99,42 @@ static int keep_mapping_of(consumer *c, uint64_t serial)
     return -1;
 }
 
-static PyObject *placed(consumer *c, Py_ssize_t bytes)
+/* What `batch` describes, in place, its first `bytes` bytes. */
+static PyObject *placed(consumer *c, const shmd_batch_t *batch, Py_ssize_t bytes)
 {
-    if (keep_mapping_of(c, c->run.batch.mapping_serial) < 0)
+    if (keep_mapping_of(c, batch->mapping_serial) < 0)
         return NULL;
-    return shmd_py_message_placed(&c->run.batch, bytes, (shmd_py_mapping *)c->mapping);
+    return shmd_py_message_placed(batch, bytes, (shmd_py_mapping *)c->mapping);
 }
 
+/* What is pending. It stays so when it cannot be handed out now, for the next fetch: the core has passed it. */
+static PyObject *hand_out(consumer *c)
+{
+    c->run.batch = c->pending_batch;
+    PyObject *message = placed(c, &c->pending_batch, c->pending_bytes);
+    if (message != NULL)
+        c->pending = 0;
+    return message;
+}
+
+static PyObject *found_in_place(consumer *c, int what, Py_ssize_t bytes)
+{
+    c->pending_batch = c->run.batch;
+    c->pending_bytes = bytes;
+    c->pending = what;
+    return hand_out(c);
+}
+
+/* Goes out with its buffer, for which another one must be there first. */
 static PyObject *private_copy(consumer *c, Py_ssize_t length)
 {
-    PyObject *message = shmd_py_message_private(c->run.out, length, c->buffer);
-    if (message != NULL && exchange_buffer(c) < 0)
-        Py_CLEAR(message);
+    PyObject *spare = take_spare(c);
+    PyObject *message = spare == NULL ? NULL : shmd_py_message_private(c->run.out, length, c->buffer);
+    if (message == NULL) {
+        Py_XDECREF(spare);
+        return NULL;
+    }
+    exchange_buffer(c, spare);
     return message;
 }
 
@@ -114,34 +148,66 @@ static PyObject *copied(consumer *c, uint64_t count, Py_ssize_t length)
     shmd_py_mapping *mapping = (shmd_py_mapping *)c->mapping;
     if (mapping != NULL && mapping->serial != c->run.batch.mapping_serial)
         Py_CLEAR(c->mapping); /* another epoch: views of the one before hold nothing in this one */
-    if (count == 1)
-        return length >= PRIVATE_FROM_BYTES ? private_copy(c, length) : shmd_py_message_packed(c->run.out, length);
+    if (count == 1) {
+        PyObject *message = length >= PRIVATE_FROM_BYTES ? private_copy(c, length) : shmd_py_message_packed(c->run.out, length);
+        if (message != NULL)
+            return message;
+    }
     c->at = c->run.out;
     c->left = count;
     c->length = length;
-    return next_of_run(c);
+    return count == 1 ? NULL : next_of_run(c); /* one that could not be made stays, for the next fetch */
 }
 
 /* ---- fetching ----------------------------------------------------------------------------- */
 
-static int64_t call_core(consumer *c, uint64_t timeout_ns)
+/* Up to where the gate may go: the oldest seq that is, or is about to be, referred to. Read and used without letting go of
+ * the GIL, or by who is fetching: nobody else adds holds. */
+static uint64_t hold_of(const consumer *c)
+{
+    if (c->is_fetching)
+        return 0; /* what was found may have no hold yet */
+    uint64_t held = c->mapping == NULL ? UINT64_MAX : shmd_py_mapping_hold_seq((shmd_py_mapping *)c->mapping);
+    return c->pending != 0 && c->pending_batch.seq < held ? c->pending_batch.seq : held;
+}
+
+/* Before a fetch: -1 when a signal's handler raised. Nothing has been taken from the core yet. */
+static int take_turn(consumer *c)
+{
+    if (++c->turns % YIELD_TURNS == 0) {
+        Py_BEGIN_ALLOW_THREADS
+        Py_END_ALLOW_THREADS
+    }
+    return PyErr_CheckSignals();
+}
+
+/* Whether a look may keep the GIL: it copies little, and there is no fd to look after, with which a look that finds nothing costs more. */
+static int may_look(const consumer *c, uint64_t timeout_ns, uint64_t copies)
+{
+    return c->handle.native == NULL || (copies < SHMD_PY_UNLOCKED_BYTES && (timeout_ns == 0 || !c->settles));
+}
+
+static int64_t call_core(consumer *c, uint64_t hold_seq, uint64_t timeout_ns)
 {
     shmd_consumer *native = c->handle.native;
-    int64_t hold_seq = c->mapping == NULL ? -1 : (int64_t)shmd_py_mapping_hold_seq((shmd_py_mapping *)c->mapping);
     int64_t found = 0;
-    int copies_much = c->run.batch.copied && c->run.batch.length >= SHMD_PY_UNLOCKED_BYTES; /* the last one was large */
-    if (!copies_much && (timeout_ns == 0 || !c->settles)) { /* with an fd to look after, each call that finds nothing costs more */
-        found = shmd_guarded_next(native, hold_seq, 0, &c->run);
+    if (may_look(c, timeout_ns, native == NULL ? 0 : shmd_consumer_copies(native))) {
+        found = shmd_guarded_next(native, (int64_t)hold_seq, 0, &c->run);
         if (found != 0 || timeout_ns == 0)
             return found;
     }
     PyObject *keep = c->handle.cdata; /* another thread may close this consumer meanwhile */
     Py_INCREF(keep);
     Py_BEGIN_ALLOW_THREADS
-    found = shmd_guarded_next(native, hold_seq, timeout_ns, &c->run);
+    found = shmd_guarded_next(native, (int64_t)hold_seq, timeout_ns, &c->run);
     Py_END_ALLOW_THREADS
     Py_DECREF(keep);
     return found;
+}
+
+static int grow_buffer(consumer *c)
+{
+    return use_buffer(c, PyByteArray_FromStringAndSize(NULL, 2 * ((Py_ssize_t)c->run.batch.length + SHMD_PY_HEAD_BYTES)));
 }
 
 static PyObject *recover(consumer *c, int64_t code, uint64_t timeout_ns)
@@ -153,17 +219,25 @@ static PyObject *recover(consumer *c, int64_t code, uint64_t timeout_ns)
 static PyObject *fetch(consumer *c, uint64_t timeout_ns)
 {
     int64_t found;
-    if (c->left != 0)
-        return next_of_run(c);
-    if (c->is_fetching) /* by another thread, which is about to look at what it found */
-        return recover(c, SHMD_E_CONCURRENT, timeout_ns);
-    c->is_fetching = 1;
-    do {
-        found = call_core(c, timeout_ns);
-    } while (found == SHMD_E_TOO_LARGE && use_buffer(c, PyByteArray_FromStringAndSize(NULL, 2 * ((Py_ssize_t)c->run.batch.length + SHMD_PY_HEAD_BYTES))) == 0);
     PyObject *message = NULL;
+    if (take_turn(c) < 0)
+        return NULL;
+    if (c->left != 0) /* a handler or another thread may have fetched meanwhile */
+        return next_of_run(c);
+    if (c->is_fetching) /* another thread, which is about to look at what it found */
+        return recover(c, SHMD_E_CONCURRENT, timeout_ns);
+    uint64_t hold_seq = hold_of(c);
+    c->is_fetching = 1;
+    if (c->pending == MESSAGE) {
+        message = hand_out(c);
+        c->is_fetching = 0;
+        return message;
+    }
+    do {
+        found = call_core(c, hold_seq, timeout_ns);
+    } while (found == SHMD_E_TOO_LARGE && grow_buffer(c) == 0);
     if (found == INT64_MAX)
-        message = placed(c, (Py_ssize_t)c->run.batch.length);
+        message = found_in_place(c, MESSAGE, (Py_ssize_t)c->run.batch.length);
     else if (found > 0)
         message = copied(c, (uint64_t)found & ((1u << SHMD_RUN_LENGTH_SHIFT) - 1), (Py_ssize_t)(found >> SHMD_RUN_LENGTH_SHIFT));
     c->is_fetching = 0;
@@ -176,7 +250,12 @@ static PyObject *fetch(consumer *c, uint64_t timeout_ns)
 
 static int is_zero(PyObject *timeout)
 {
-    return timeout != NULL && ((PyLong_Check(timeout) && PyObject_Not(timeout) == 1) || (PyFloat_Check(timeout) && PyFloat_AsDouble(timeout) <= 0));
+    int is_huge = 0;
+    if (timeout == NULL)
+        return 0;
+    if (PyLong_CheckExact(timeout))
+        return PyLong_AsLongAndOverflow(timeout, &is_huge) == 0 && !is_huge;
+    return PyFloat_CheckExact(timeout) && PyFloat_AsDouble(timeout) <= 0;
 }
 
 static PyObject *consumer_read(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *keywords)
@@ -226,24 +305,65 @@ static PyObject *consumer_take(PyObject *self, PyObject *nothing)
 static PyObject *consumer_drop_run(PyObject *self, PyObject *nothing)
 {
     (void)nothing;
-    ((consumer *)self)->left = 0;
+    consumer *c = (consumer *)self;
+    c->left = 0;
+    c->pending = 0;
+    c->is_fetching = 0; /* in a child, whose parent had a thread in a fetch */
     return shmd_py_none();
+}
+
+/* Takes notice of a new epoch or an end, without reading: a negative code when reading is over. */
+static PyObject *consumer_look(PyObject *self, PyObject *nothing)
+{
+    consumer *c = (consumer *)self;
+    shmd_batch_t batch;
+    (void)nothing;
+    return PyLong_FromLongLong(shmd_guarded_fetch(c->handle.native, hold_of(c), 0, 0, NULL, 0, &batch));
+}
+
+static PyObject *consumer_let_go(PyObject *self, PyObject *nothing)
+{
+    consumer *c = (consumer *)self;
+    (void)nothing;
+    return PyLong_FromLong(shmd_guarded_release(c->handle.native, hold_of(c)));
 }
 
 static PyObject *consumer_hold_seq(PyObject *self, PyObject *nothing)
 {
-    consumer *c = (consumer *)self;
     (void)nothing;
-    return PyLong_FromUnsignedLongLong(c->mapping == NULL ? UINT64_MAX : shmd_py_mapping_hold_seq((shmd_py_mapping *)c->mapping));
+    return PyLong_FromUnsignedLongLong(hold_of((consumer *)self));
 }
 
-static PyObject *consumer_place(PyObject *self, PyObject *bytes)
+typedef struct wanted_records {
+    uint64_t limit;
+    uint64_t record_bytes;
+    uint64_t timeout_ns;
+    uint64_t address; /* of private memory, for those that have to be copied */
+    uint64_t bytes;
+} wanted_records;
+
+static int64_t call_core_for_records(consumer *c, uint64_t hold_seq, const wanted_records *w)
 {
-    Py_ssize_t n = PyLong_AsSsize_t(bytes);
-    return PyErr_Occurred() ? NULL : placed((consumer *)self, n);
+    shmd_consumer *native = c->handle.native;
+    void *out = (void *)(uintptr_t)w->address;
+    uint64_t copies = native == NULL || shmd_consumer_copies(native) == 0 ? 0 : w->bytes;
+    int64_t found = 0;
+    if (may_look(c, w->timeout_ns, copies)) {
+        found = shmd_guarded_fetch_records(native, hold_seq, w->limit, (uint32_t)w->record_bytes, 0, out, w->bytes, &c->run.batch);
+        if (found != 0 || w->timeout_ns == 0)
+            return found;
+    }
+    PyObject *keep = c->handle.cdata;
+    Py_INCREF(keep);
+    Py_BEGIN_ALLOW_THREADS
+    found = shmd_guarded_fetch_records(native, hold_seq, w->limit, (uint32_t)w->record_bytes, w->timeout_ns, out, w->bytes, &c->run.batch);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(keep);
+    return found;
 }
 
-/* _fetch_records(limit, record_bytes, timeout_ns, address, bytes): how many records were found, or a negative code. */
+/* _fetch_records(limit, record_bytes, timeout_ns, address, bytes): all of them as one message where they are in place; else how many
+ * were copied, or a negative code. */
 static PyObject *consumer_fetch_records(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
     consumer *c = (consumer *)self;
@@ -252,24 +372,22 @@ static PyObject *consumer_fetch_records(PyObject *self, PyObject *const *args, P
         return PyErr_Format(PyExc_TypeError, "_fetch_records() takes 5 arguments (%zd given)", n);
     for (int i = 0; i < 5; i++)
         given[i] = PyLong_AsUnsignedLongLong(args[i]);
-    if (PyErr_Occurred())
+    if (PyErr_Occurred() || take_turn(c) < 0)
         return NULL;
-    uint64_t hold_seq = c->mapping == NULL ? UINT64_MAX : shmd_py_mapping_hold_seq((shmd_py_mapping *)c->mapping), limit = given[0], timeout_ns = given[2];
-    uint32_t record_bytes = (uint32_t)given[1];
-    void *out = (void *)(uintptr_t)given[3];
-    int64_t found = 0;
-    if (timeout_ns == 0 || !c->settles)
-        found = shmd_guarded_fetch_records(c->handle.native, hold_seq, limit, record_bytes, 0, out, given[4], &c->run.batch);
-    if (found == 0 && timeout_ns != 0) {
-        shmd_consumer *native = c->handle.native;
-        PyObject *keep = c->handle.cdata;
-        Py_INCREF(keep);
-        Py_BEGIN_ALLOW_THREADS
-        found = shmd_guarded_fetch_records(native, hold_seq, limit, record_bytes, timeout_ns, out, given[4], &c->run.batch);
-        Py_END_ALLOW_THREADS
-        Py_DECREF(keep);
-    }
-    return PyLong_FromLongLong(found);
+    if (c->is_fetching)
+        return PyLong_FromLong(SHMD_E_CONCURRENT);
+    wanted_records wanted = {given[0], given[1], given[2], given[3], given[4]};
+    uint64_t hold_seq = hold_of(c);
+    PyObject *result = NULL;
+    c->is_fetching = 1;
+    int64_t found = c->pending == RECORDS ? 1 : call_core_for_records(c, hold_seq, &wanted);
+    int is_in_place = c->pending == RECORDS || (found > 0 && !c->run.batch.copied);
+    if (c->pending == RECORDS)
+        result = hand_out(c);
+    else if (is_in_place)
+        result = found_in_place(c, RECORDS, (Py_ssize_t)((uint64_t)(found - 1) * c->run.batch.stride + wanted.record_bytes));
+    c->is_fetching = 0;
+    return is_in_place ? result : PyLong_FromLongLong(found);
 }
 
 /* ---- attributes --------------------------------------------------------------------------- */
@@ -285,7 +403,7 @@ static PyObject *get_handle(PyObject *self, void *nothing)
 static int set_handle(PyObject *self, PyObject *value, void *nothing)
 {
     (void)nothing;
-    return shmd_py_handle_set(&((consumer *)self)->handle, value);
+    return shmd_py_handle_set(&((consumer *)self)->handle, value, "struct shmd_consumer *");
 }
 
 static PyObject *get_mapping(PyObject *self, void *nothing)
@@ -313,25 +431,18 @@ static int set_mapping(PyObject *self, PyObject *value, void *nothing)
     return 0;
 }
 
-static PyObject *get_batch_address(PyObject *self, void *nothing)
-{
-    (void)nothing;
-    return PyLong_FromVoidPtr(&((consumer *)self)->run.batch);
-}
-
 static PyGetSetDef consumer_getters[] = {
     {"_handle", get_handle, set_handle, "The cffi pointer that owns the native handle, or None.", NULL},
     {"_mapping", get_mapping, set_mapping, "The MappingCore of the epoch that it reads, or None.", NULL},
-    {"_batch_address", get_batch_address, NULL, "Where the core says what it found (shmd_batch_t).", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMemberDef consumer_members[] = {
     {"buffered", T_ULONGLONG, offsetof(consumer, left), READONLY, "How many messages were fetched and not handed out yet."},
     {"_run_limit", T_ULONGLONG, offsetof(consumer, run.limit), 0, "How many messages are fetched at once, at most 65535."},
+    {"_found_count", T_ULONGLONG, offsetof(consumer, run.batch.count), READONLY, "How many records were found."},
     {"_found_serial", T_ULONGLONG, offsetof(consumer, run.batch.mapping_serial), READONLY, "Which mapping the records lie in that were found."},
     {"_found_stride", T_UINT, offsetof(consumer, run.batch.stride), READONLY, "Bytes from one of them to the next."},
-    {"_found_copies", T_UINT, offsetof(consumer, run.batch.copied), READONLY, "Whether they were copied out."},
     {"_settles", T_INT, offsetof(consumer, settles), 0, "Whether the core is told that a run is used up."},
     {NULL, 0, 0, 0, NULL},
 };
@@ -346,7 +457,8 @@ static PyMethodDef consumer_methods[] = {
     {"_fetch_records", (PyCFunction)(void (*)(void))consumer_fetch_records, METH_FASTCALL, "How many records were found, or a negative code."},
     {"_drop_run", consumer_drop_run, METH_NOARGS, "Forgets what was fetched and not handed out."},
     {"_hold_seq", consumer_hold_seq, METH_NOARGS, "The oldest seq that something refers to; 2**64 - 1: none."},
-    {"_place", consumer_place, METH_O, "That many bytes from the place that the core has just found, as a message."},
+    {"_look", consumer_look, METH_NOARGS, "Takes notice of a new epoch or an end: a negative code when reading is over."},
+    {"_let_go", consumer_let_go, METH_NOARGS, "Advances the gate past all that nothing refers to any more: 0, or a negative code."},
     {NULL, NULL, 0, NULL},
 };
 

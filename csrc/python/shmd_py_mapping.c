@@ -60,9 +60,10 @@ uint64_t shmd_py_mapping_hold_seq(shmd_py_mapping *m)
 static PyObject *make(PyTypeObject *type, shmd_mapping *native, uint64_t serial)
 {
     shmd_py_mapping *m = (shmd_py_mapping *)(void *)PyType_GenericAlloc(type, 0);
-    if (m == NULL)
+    if (m == NULL) {
+        shmd_mapping_free(native);
         return NULL;
-    shmd_mapping_hold(native);
+    }
     m->native = native;
     m->serial = serial;
     return (PyObject *)m;
@@ -70,7 +71,7 @@ static PyObject *make(PyTypeObject *type, shmd_mapping *native, uint64_t serial)
 
 PyObject *shmd_py_mapping_new(shmd_mapping *native) { return make(shmd_py.mapping, native, 0); }
 
-/* MappingCore(address of the native mapping, serial) */
+/* MappingCore(address of the native mapping, of which it takes over one hold; serial) */
 static PyObject *mapping_make(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PyObject *address;
@@ -87,8 +88,11 @@ static PyObject *mapping_make(PyTypeObject *type, PyObject *args, PyObject *keyw
 static void mapping_dealloc(PyObject *self)
 {
     shmd_py_mapping *m = (shmd_py_mapping *)self;
-    if (m->native != NULL)
+    if (m->native != NULL) {
+        Py_BEGIN_ALLOW_THREADS /* the last hold unmaps, which takes long for much memory */
         shmd_mapping_free(m->native);
+        Py_END_ALLOW_THREADS
+    }
     free(m->holds);
     shmd_py_free(self);
 }

@@ -40,7 +40,7 @@ static int intern_names(void)
     return 0;
 }
 
-int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value)
+int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value, const char *type)
 {
     void *native = NULL;
     if (value == NULL) {
@@ -48,7 +48,7 @@ int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value)
         return -1;
     }
     if (value != Py_None) {
-        PyObject *address = PyObject_CallFunctionObjArgs(shmd_py.address_of, value, NULL);
+        PyObject *address = PyObject_CallFunction(shmd_py.address_of, "Os", value, type);
         native = address == NULL ? NULL : PyLong_AsVoidPtr(address);
         Py_XDECREF(address);
         if (PyErr_Occurred())
@@ -103,8 +103,14 @@ int shmd_py_arguments(const char *function, const char *const *names, Py_ssize_t
 /* setup(message, claim, end_of_stream, address_of): the classes to make, what ends an iteration, a cffi pointer's address. */
 static PyObject *setup(PyObject *module, PyObject *args)
 {
+    static PyInterpreterState *owner; /* there is one set of hooks; a second interpreter gets a copy of the module without another init */
     PyObject *message, *claim, *end_of_stream, *address_of;
     (void)module;
+    if (owner != NULL && owner != PyInterpreterState_Get()) {
+        PyErr_SetString(PyExc_ImportError, "shmdriver is in use by another interpreter of this process: sub-interpreters cannot share it");
+        return NULL;
+    }
+    owner = PyInterpreterState_Get();
     if (!PyArg_ParseTuple(args, "O!O!OO:setup", &PyType_Type, &message, &PyType_Type, &claim, &end_of_stream, &address_of))
         return NULL;
     Py_INCREF(message);

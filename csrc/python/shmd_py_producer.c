@@ -107,24 +107,62 @@ static PyObject *producer_publish_records(PyObject *self, PyObject *const *args,
 
 /* ---- claims ------------------------------------------------------------------------------- */
 
-/* A view of the slots, or of the arena. Slices of it, however derived, keep the memory mapped. */
-static PyObject *memory_of(shmd_py_producer *p, Py_ssize_t length)
+static void forget_memory(shmd_py_producer *p)
 {
-    shmd_producer *native = p->handle.native;
-    if (p->inline_max < 0) {
-        shmd_producer_info_t info;
-        shmd_producer_info(native, &info);
-        p->inline_max = info.inline_max;
+    Py_CLEAR(p->memory[0]);
+    Py_CLEAR(p->memory[1]);
+    Py_CLEAR(p->mapping);
+    p->inline_max = -1;
+}
+
+static int look_at_memory(shmd_py_producer *p, Py_ssize_t length)
+{
+    shmd_memory_t found;
+    int code = shmd_guarded_memory(p->handle.native, &found);
+    if (code != SHMD_OK) { /* it was closed a moment ago */
+        (void)shmd_py_fail((PyObject *)p, code, length);
+        return -1;
     }
-    int in_arena = length > p->inline_max;
-    if (p->memory[in_arena] == NULL) {
-        uint64_t bytes;
-        if (p->mapping == NULL && (p->mapping = shmd_py_mapping_new(shmd_producer_mapping(native))) == NULL)
-            return NULL;
-        void *start = shmd_producer_memory(native, in_arena, &bytes);
-        p->memory[in_arena] = shmd_py_region_view(p->mapping, start, bytes);
+    PyObject *mapping = shmd_py_mapping_new(found.mapping);
+    PyObject *slots = mapping == NULL ? NULL : shmd_py_region_view(mapping, found.slots, found.slots_bytes);
+    PyObject *arena = slots == NULL ? NULL : shmd_py_region_view(mapping, found.arena, found.arena_bytes);
+    if (arena == NULL) {
+        Py_XDECREF(slots);
+        Py_XDECREF(mapping);
+        return -1;
     }
-    return p->memory[in_arena];
+    forget_memory(p);
+    p->mapping = mapping;
+    p->memory[0] = slots;
+    p->memory[1] = arena;
+    p->inline_max = (int64_t)found.inline_max;
+    return 0;
+}
+
+/* The place of a claim as a slice of a view of all the slots, or of all the arena: however derived, it keeps the memory mapped. */
+static PyObject *view_of(shmd_py_producer *p, Py_ssize_t offset, Py_ssize_t length)
+{
+    if (p->inline_max < 0 && look_at_memory(p, length) < 0)
+        return NULL;
+    PyObject *memory = p->memory[length > p->inline_max];
+    Py_INCREF(memory); /* a finaliser that runs meanwhile may close this producer */
+    PyObject *view = PySequence_GetSlice(memory, offset, offset + length);
+    Py_DECREF(memory);
+    return view;
+}
+
+/* The claim that the core has open; it is given back when there is no memory for it. */
+static PyObject *claimed(shmd_py_producer *p, Py_ssize_t offset, Py_ssize_t length, uint16_t type)
+{
+    PyObject *view = view_of(p, offset, length);
+    PyObject *claim = view == NULL ? NULL : shmd_py_claim_new(p, view, length, type);
+    if (claim == NULL) {
+        PyObject *kind, *error, *trace;
+        PyErr_Fetch(&kind, &error, &trace);
+        (void)shmd_guarded_abort(p->handle.native);
+        PyErr_Restore(kind, error, trace);
+    }
+    return claim;
 }
 
 static int64_t claim_slowly(PyObject *self, int64_t code, Py_ssize_t length, PyObject *timeout)
@@ -136,12 +174,12 @@ static int64_t claim_slowly(PyObject *self, int64_t code, Py_ssize_t length, PyO
 }
 
 /* The bytes to claim (what fits no C number is cut); -1: that is none, or the type is none, and an exception says so. */
-static Py_ssize_t length_of_claim(PyObject *self, PyObject *length, PyObject *type)
+static Py_ssize_t length_of_claim(PyObject *self, PyObject *length, PyObject *type, int type_found)
 {
-    Py_ssize_t found = type_of(type) < 0 ? -1 : PyNumber_AsSsize_t(length, NULL);
+    Py_ssize_t found = type_found < 0 ? -1 : PyNumber_AsSsize_t(length, NULL);
     if (found < 0) {
         PyErr_Clear();
-        Py_XDECREF(shmd_py_call(self, SHMD_PY_REFUSE_CLAIM, "(OO)", length, type == NULL ? Py_None : type));
+        Py_XDECREF(type == NULL ? shmd_py_call(self, SHMD_PY_REFUSE_CLAIM, "(Oi)", length, 0) : shmd_py_call(self, SHMD_PY_REFUSE_CLAIM, "(OO)", length, type));
     }
     return found;
 }
@@ -153,27 +191,22 @@ static PyObject *producer_claim(PyObject *self, PyObject *const *args, Py_ssize_
     PyObject *given[3] = {n == 1 ? args[0] : NULL};
     if ((n != 1 || keywords != NULL) && shmd_py_arguments("claim", names, 1, 1, args, n, keywords, given) < 0)
         return NULL;
-    Py_ssize_t length = length_of_claim(self, given[0], given[1]);
+    int type = type_of(given[1]);
+    Py_ssize_t length = length_of_claim(self, given[0], given[1], type);
     if (length < 0)
         return NULL;
     int64_t offset = length > UINT32_MAX ? SHMD_E_TOO_LARGE : shmd_guarded_claim(p->handle.native, (uint32_t)length);
     if (offset < 0)
         offset = claim_slowly(self, offset, length, given[2]);
-    PyObject *memory = offset < 0 ? NULL : memory_of(p, length);
-    PyObject *view = memory == NULL ? NULL : PySequence_GetSlice(memory, (Py_ssize_t)offset, (Py_ssize_t)offset + length);
-    return view == NULL ? NULL : shmd_py_claim_new(p, view, length, (uint16_t)type_of(given[1]));
+    return offset < 0 ? NULL : claimed(p, (Py_ssize_t)offset, length, (uint16_t)type);
 }
 
 /* ---- attributes --------------------------------------------------------------------------- */
 
 static PyObject *producer_let_go(PyObject *self, PyObject *nothing)
 {
-    shmd_py_producer *p = (shmd_py_producer *)self;
     (void)nothing;
-    Py_CLEAR(p->memory[0]);
-    Py_CLEAR(p->memory[1]);
-    Py_CLEAR(p->mapping);
-    p->inline_max = -1;
+    forget_memory((shmd_py_producer *)self);
     return shmd_py_none();
 }
 
@@ -188,8 +221,8 @@ static PyObject *get_handle(PyObject *self, void *nothing)
 static int set_handle(PyObject *self, PyObject *value, void *nothing)
 {
     (void)nothing;
-    Py_XDECREF(producer_let_go(self, NULL)); /* claims from now on lie elsewhere */
-    return shmd_py_handle_set(&((shmd_py_producer *)self)->handle, value);
+    forget_memory((shmd_py_producer *)self); /* claims from now on lie elsewhere */
+    return shmd_py_handle_set(&((shmd_py_producer *)self)->handle, value, "struct shmd_producer *");
 }
 
 static PyGetSetDef producer_getters[] = {
@@ -230,7 +263,7 @@ static PyObject *producer_make(PyTypeObject *type, PyObject *args, PyObject *key
 static void producer_dealloc(PyObject *self)
 {
     shmd_py_producer *p = (shmd_py_producer *)self;
-    Py_XDECREF(producer_let_go(self, NULL));
+    forget_memory(p);
     Py_XDECREF(p->handle.cdata);
     shmd_py_free(self);
 }

@@ -53,7 +53,7 @@ int shmd_py_mapping_add(shmd_py_mapping *mapping, uint64_t seq, uint64_t *number
 void shmd_py_mapping_drop(shmd_py_mapping *mapping, uint64_t number);
 uint64_t shmd_py_mapping_hold_seq(shmd_py_mapping *mapping); /* the oldest seq that is referred to; UINT64_MAX: none */
 PyObject *shmd_py_region_view(PyObject *mapping, void *start, uint64_t bytes); /* a writable memoryview */
-PyObject *shmd_py_mapping_new(shmd_mapping *native); /* one more hold of it */
+PyObject *shmd_py_mapping_new(shmd_mapping *native); /* takes over one hold of it */
 
 /* ---- messages (shmd_py_message.c) --------------------------------------------------------- */
 
@@ -87,7 +87,7 @@ typedef struct shmd_py_handle {
     void *native;
 } shmd_py_handle;
 
-int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value);
+int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value, const char *type); /* None, or a cffi pointer of that type */
 
 typedef struct shmd_py_producer {
     PyObject_HEAD
@@ -96,6 +96,8 @@ typedef struct shmd_py_producer {
     PyObject *memory[2]; /* memoryviews of the slots and of the arena, of which claims are slices */
     int64_t inline_max;  /* the longest message that lies in its slot; -1: not known yet */
 } shmd_py_producer;
+
+PyObject *shmd_py_fail(PyObject *producer, int64_t code, Py_ssize_t length); /* NULL, with the exception that it stands for */
 
 /* ---- the module (shmd_py_module.c) -------------------------------------------------------- */
 

@@ -13,7 +13,7 @@ def setup(
     message: type[Message],
     claim: type[Claim],
     end_of_stream: type[BaseException],
-    address_of: Callable[[Any], int],
+    address_of: Callable[[Any, str], int],
     /,
 ) -> None: ...
 
@@ -40,7 +40,6 @@ class MessageCore:
 class ConsumerCore:
     _handle: Any
     _mapping: Any
-    _batch_address: int
     _run_limit: int
     _settles: int
     @property
@@ -55,13 +54,14 @@ class ConsumerCore:
     def _take(self) -> Message | None: ...
     def _fetch_records(
         self, limit: int, record_bytes: int, timeout_ns: int, address: int, length: int, /
-    ) -> int: ...
+    ) -> Any: ...
+    _found_count: int
     _found_serial: int
     _found_stride: int
-    _found_copies: int
     def _drop_run(self) -> None: ...
     def _hold_seq(self) -> int: ...
-    def _place(self, length: int, /) -> Message: ...
+    def _look(self) -> int: ...
+    def _let_go(self) -> int: ...
 
 class ProducerCore:
     _handle: Any

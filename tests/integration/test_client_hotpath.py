@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
+import pickle
 import random
+import subprocess
+import sys
 import threading
 import tracemalloc
 
@@ -148,6 +152,134 @@ def test_a_large_copy_lets_other_threads_run(client):
         reader.read()
     stop.set()
     counter.join()
+
+
+def test_a_claim_that_outlives_its_producer_by_a_moment_says_so(client, monkeypatch):
+    """Another thread closes the producer while claim() waits for room."""
+    out = client.producer("full", slots=2, max_message=64)
+    holder = client.consumer("full")
+    while out.try_publish(b"x"):
+        pass
+
+    def close_meanwhile(self, _code, _length, _timeout):
+        self.close()
+        return 0
+
+    monkeypatch.setattr(type(out), "_claim_slow", close_meanwhile)
+    with pytest.raises(shmdriver.HandleClosed):
+        out.claim(8)
+    holder.close()
+
+
+def test_a_finaliser_that_closes_the_producer_in_the_middle_of_a_claim_harms_nothing(client):
+    out = client.producer("f", slots=8, max_message=64)
+
+    class Closes:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            out.close()
+
+    threshold = gc.get_threshold()
+    Closes()
+    gc.set_threshold(1)
+    try:
+        place = out.claim(8)
+        place.view[0] = 1
+    except shmdriver.HandleClosed:
+        pass
+    finally:
+        gc.set_threshold(*threshold)
+        gc.collect()
+    assert out.closed
+
+
+def test_what_cannot_be_handed_out_is_handed_out_by_the_next_read(client, monkeypatch):
+    reader = client.consumer("m")
+    out = client.producer("m", slots=8, max_message=BIG)
+    out.publish(b"a" * BIG)
+    out.publish(b"b" * BIG)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(reader), "_map", interrupt)
+        reader.read()
+    assert reader._hold_seq() == 0, "its place is held meanwhile"
+    assert [bytes(reader.read().data[:1]) for _ in range(2)] == [b"a", b"b"]
+
+
+def test_records_that_cannot_be_handed_out_are_handed_out_by_the_next_read(client, monkeypatch):
+    reader = client.consumer("r", dtype="<u8")
+    client.producer("r", dtype="<u8").publish(np.arange(10, dtype="<u8"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(reader), "_map", interrupt)
+        reader.read_batch()
+    assert reader.read_batch().tolist() == list(range(10))
+
+
+def interrupt(_self, _serial):
+    raise KeyboardInterrupt
+
+
+def test_while_one_thread_fetches_no_other_moves_the_gate(client):
+    """What it is about to hand out has no hold yet."""
+    reader = client.consumer("w")
+    waiting = threading.Thread(target=reader.read)
+    waiting.start()
+    while reader._hold_seq() != 0:
+        pass
+    client.producer("w").publish(b"x")
+    waiting.join()
+    assert reader._hold_seq() == 2**64 - 1
+
+
+def test_a_child_that_was_forked_during_a_read_is_told_that_it_is_a_child(client):
+    reader = client.consumer("w")
+    waiting = threading.Thread(target=reader.read)
+    waiting.start()
+    while reader._hold_seq() != 0:
+        pass
+    child = os.fork()
+    if child == 0:
+        try:
+            reader.read(timeout=0)
+        except shmdriver.ForkedHandleError:
+            os._exit(3)
+        finally:
+            os._exit(4)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    client.producer("w").publish(b"x")
+    waiting.join()
+
+
+def test_a_handle_is_of_its_own_kind_or_none(out, reader):
+    with pytest.raises(TypeError, match="expected 'struct shmd_consumer"):
+        reader._handle = out._handle
+    with pytest.raises(TypeError):
+        reader._handle = 5
+    with pytest.raises(AttributeError, match="set it to None"):
+        del reader._handle
+
+
+def test_a_claim_cannot_be_pickled(out):
+    with out.claim(8) as place, pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(place)
+
+
+def test_a_second_interpreter_of_the_process_is_refused():
+    interpreters = pytest.importorskip("_xxsubinterpreters")
+    program = (
+        "import _xxsubinterpreters as others, shmdriver\n"
+        "shmdriver.Client\n"
+        "try:\n"
+        "    others.run_string(others.create(), 'import shmdriver; shmdriver.Client')\n"
+        "except others.RunFailedError as error:\n"
+        "    assert 'sub-interpreters cannot share it' in str(error), error\n"
+        "else:\n"
+        "    raise SystemExit('it was let in')\n"
+    )
+    assert interpreters
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def everything(out, reader, lossy):

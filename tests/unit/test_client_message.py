@@ -66,6 +66,10 @@ def test_it_is_made_of_five_fields_in_range(fields):
         Message(*fields)
 
 
+def test_messages_of_one_time_are_in_the_order_of_their_numbers():
+    assert sorted([(1, make(seq=5)), (1, make(seq=4))])[0][1].seq == 4
+
+
 def test_bytes_have_no_array():
     with pytest.raises(TypeError, match="no array"):
         _ = make().array

@@ -79,19 +79,22 @@ class RecordReader:
         most = self._half if limit is None or limit > self._half else limit
         copies = self._copies_for(most, dtype)
         consumer = self._consumer
-        code = consumer._fetch_records(most, size, timeout_ns, self._address, self._copied_bytes)
-        count = code if code > 0 else self._count(code, timeout_ns)
-        if count == 0:
+        found = consumer._fetch_records(most, size, timeout_ns, self._address, self._copied_bytes)
+        if found.__class__ is not int:
+            count = consumer._found_count
+        elif (count := self._count(found, timeout_ns)) == 0:
             return None
         changed = consumer._found_serial != self._serial
         if changed:
             self._half = 0
             self._learn_ring(size, 0)
-        if consumer._found_copies:
+        if found.__class__ is int:
             self._copies = None
             copies.flags.writeable = False
             return copies[:count]
-        placed = self._placed(count, dtype)
+        # By way of frombuffer: it keeps the read-only view, so that the array cannot be made writable.
+        place = np.frombuffer(found.data, np.uint8)
+        placed = np.ndarray((count,), dtype, place, strides=(consumer._found_stride,))
         # A run of the ring before may be more than half of this one: kept in place, it would hold all of it.
         return placed.copy() if changed and count > self._half else placed
 
@@ -111,12 +114,6 @@ class RecordReader:
                 stream=consumer.stream,
             )
         return np.frombuffer(b"".join(payloads), dtype)
-
-    def _placed(self, count: int, dtype: np.dtype[Any]) -> Batch:
-        stride = self._consumer._found_stride
-        # By way of frombuffer: it keeps the read-only view, so that the array cannot be made writable.
-        place = np.frombuffer(self._consumer._place((count - 1) * stride + dtype.itemsize).data, np.uint8)
-        return np.ndarray((count,), dtype, place, strides=(stride,))
 
     def _learn_ring(self, size: int, timeout_ns: int) -> bool:
         """Half the ring that is mapped, waiting for a first message when none is; whether it is known now."""

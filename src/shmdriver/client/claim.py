@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmdriver.client.hotpath import ClaimCore
 from shmdriver.errors import ClaimError
@@ -27,6 +27,9 @@ class Claim(ClaimCore):
         open = ClaimCore.open
     commit = ClaimCore.commit
     abort = ClaimCore.abort
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Claim cannot be pickled: it is a place in this process's memory")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}, {'open' if self.open else 'over'}>"

@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Consumer"]
 
-_fetch = lib.shmd_guarded_fetch
 _ENDS = (int(lib.SHMD_E_END), int(lib.SHMD_E_PRODUCER_LOST))
 
 
-def _address_of(handle: Any) -> int:
+def _address_of(handle: Any, kind: str) -> int:
+    if ffi.typeof(handle).cname != kind:
+        raise TypeError(f"a handle of type {ffi.typeof(handle).cname!r}: expected {kind!r}")
     return int(ffi.cast("uintptr_t", handle))
 
 
@@ -49,7 +50,7 @@ class Consumer(EventLoopReading):
     """
 
     __slots__ = (
-        "__weakref__", "_batch", "_comeback", "_dtype", "_link", "_patience", "_reader", "delivery", "shard",
+        "__weakref__", "_comeback", "_dtype", "_link", "_patience", "_reader", "delivery", "shard",
         "stream",
     )  # fmt: skip
 
@@ -74,7 +75,6 @@ class Consumer(EventLoopReading):
         self._dtype = dtype
         self._comeback: ConsumerComeback | None = None  # of a client with reconnect=True
         self._reader: RecordReader | None = None
-        self._batch = ffi.cast("shmd_batch_t *", self._batch_address)  # what the core finds
         if delivery == "latest":
             self._run_limit = 1
         self._patience = Patience()
@@ -190,7 +190,7 @@ class Consumer(EventLoopReading):
         A consumer that stops reading for a while lets the producer have that room.
         """
         self._check_open()
-        code = lib.shmd_guarded_release(self._handle, self._hold_seq())
+        code = self._let_go()
         if code < 0:
             raise self._failure(code)
 
@@ -300,11 +300,6 @@ class Consumer(EventLoopReading):
 
             self._reader = RecordReader(self, self._dtype)
         return self._reader
-
-    def _look(self) -> int:
-        """Takes notice of a new epoch or an end, without reading: a negative code when reading is over."""
-        self._check_open()
-        return int(_fetch(self._handle, self._hold_seq(), 0, 0, ffi.NULL, 0, self._batch))
 
     def _check_open(self) -> None:
         if self._handle is None:

@@ -77,6 +77,9 @@ class Message(MessageCore):
             return NotImplemented
         return _head(self) == _head(other) and self.data == other.data
 
+    def __lt__(self, other: Message) -> bool:  # for heaps of (time, message), and sorted()
+        return (*_head(self), bytes(self)) < (*_head(other), bytes(other))
+
     def __hash__(self) -> int:
         return hash(_head(self))
 

@@ -225,8 +225,7 @@ class Producer(ProducerCore):
 
     def _publish_slow(self, data: Publishable, kind: int, timeout: float | None) -> None:
         self._check_open()
-        if kind:
-            _check_type(kind)
+        _check_type(kind)
         payload, length = readable(data)
         deadline: Deadline | None = None
         while True:
@@ -237,8 +236,7 @@ class Producer(ProducerCore):
 
     def _try_publish_slow(self, data: Publishable, kind: int) -> int:
         self._check_open()
-        if kind:
-            _check_type(kind)
+        _check_type(kind)
         payload, length = readable(data)
         code = _publish(self._handle, payload, length, kind)
         if code == 0:
@@ -249,8 +247,7 @@ class Producer(ProducerCore):
 
     def _refuse_claim(self, length: Any, kind: Any) -> NoReturn:
         self._check_open()
-        if kind is not None:
-            _check_type(kind)
+        _check_type(kind)
         raise ValueError(f"claim of {operator.index(length)} bytes: expected 0 or more")
 
     def _claim_slow(self, code: int, length: int, timeout: float | None) -> int:

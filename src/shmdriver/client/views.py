@@ -41,8 +41,11 @@ class Mapping(MappingCore):
     def of(cls, consumer: Consumer, serial: int) -> Self:
         """Of the epoch that ``consumer`` has mapped now."""
         info = consumer._info()
-        pointer = lib.shmd_consumer_mapping(consumer._handle)
-        self = cls(int(ffi.cast("uintptr_t", pointer)), serial)
+        held = ffi.new("shmd_mapping **")
+        code = lib.shmd_guarded_consumer_mapping(consumer._handle, held)
+        if code != 0:
+            raise consumer._failure(code)
+        self = cls(int(ffi.cast("uintptr_t", held[0])), serial)
         self._consumer = weakref.ref(consumer)
         self._gate = Gate(consumer._link.authority, info.stream_index, info.epoch, info.gate_index)
         self._protected = True
