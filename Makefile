@@ -111,7 +111,7 @@ simulate-mutations: build $(VENV)/.dev-stamp    ## break the driver in known way
 	@$(PY) -m tests.simulation --mutations
 
 stress: build $(VENV)/.dev-stamp    ## minutes of kills, hand-offs, hostile clients, fuzzing, also under sanitizers
-	@$(CTEST) PROFILE=release STRESS=1 run
+	@$(CTEST) PROFILE=release STRESS=1 SECONDS_MAX=1200 run
 	@$(CTEST) PROFILE=asan STRESS=1 SECONDS_MAX=1200 run
 	@$(CTEST) PROFILE=tsan STRESS=1 SECONDS_MAX=1200 run
 	@$(MAKE) --no-print-directory fuzz SECONDS=60

@@ -236,6 +236,7 @@ int shmd_producer_end(shmd_producer *producer, int aborted);     /* detaches, gi
 int shmd_consumer_wire(shmd_consumer *consumer, const shmd_epoch_record_t *record, uint32_t index, uint64_t start, uint64_t joined);
 uint64_t shmd_consumer_batch(shmd_consumer *consumer, uint64_t limit); /* of at most limit messages: how many to look for behind its position, which is there */
 int shmd_consumer_drain(shmd_consumer *consumer);
+int shmd_consumer_resolve(const shmd_consumer *consumer, shmd_message *message); /* one that is not inline; SHMD_E_CORRUPT: it cannot be one */
 int shmd_consumer_look(shmd_consumer *consumer);    /* state and bit have changed? 0 no or wait, 1 drained, negative over */
 void shmd_consumer_before_idle(shmd_consumer *consumer);
 int shmd_consumer_ready(const shmd_consumer *consumer); /* 1: a poll would not return 0 */

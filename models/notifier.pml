@@ -25,10 +25,8 @@
  *
  * fault: 41, 42 (Spin: all reorderings of a weak machine)
  */
-#ifndef MESSAGES
-#define MESSAGES 2
-#endif
 #define EPOCHS 2
+#define MESSAGES(epoch) ((epoch) == 0 -> 2 : 1)
 #define COMMITTED(e) (e)
 #define WAKE_WORD(e) (EPOCHS + (e))
 #define SLEEPING(e) (2 * EPOCHS + (e))
@@ -97,7 +95,7 @@ proctype producer()
         :: else
         fi;
         if
-        :: sent == MESSAGES -> atomic { epoch++; sent = 0; wake_word = 0 }
+        :: sent == MESSAGES(epoch) -> atomic { epoch++; sent = 0; wake_word = 0 }
         :: else
         fi
     :: else -> break
@@ -212,14 +210,20 @@ proctype consumer()
         :: memory[COMMITTED(epoch)] > position ->
             position++;
             if
-            :: position == MESSAGES -> atomic { epoch++; position = 0 }
+            :: position == MESSAGES(epoch) -> atomic { epoch++; position = 0 }
             :: else
             fi
         :: else ->
             settle();
             if
             :: is_readable /* select returns */
-            :: !has_waited -> has_waited = 1; wait_in_a_call() /* once: it keeps the state space small */
+            :: !has_waited -> /* once: it keeps the state space small */
+                has_waited = 1;
+                wait_in_a_call();
+                if
+                :: skip
+                :: skip -> is_readable /* the call said that there is something, or timed out, and select is asked all the same */
+                fi
             fi
         fi
     :: else -> break
