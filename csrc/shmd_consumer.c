@@ -484,4 +484,3 @@ void shmd_consumer_info(const shmd_consumer *c, shmd_consumer_info_t *out)
     }
     shmd_look_end(lookers);
 }
-
