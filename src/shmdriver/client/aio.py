@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["EventLoopReading", "try_later"]
 
 _AT_ONCE_NS = 1  # no wait, but a consumer whose own views fill the ring is told so
+_SOON_NS = 20_000  # what comes that soon is waited for here: arming an fd and being woken takes longer
+_MISSES_MAX = 8  # after so many looks in vain, the next 2**8 waits go without one
 _LOOK_AFTER_S = 5.0  # a first producer that does not come is warned about
 _ORPHAN_LOOK_AFTER_S = 1.0  # with reconnect=True: whether another driver serves
 _TRY_AGAIN_S = 0.02
@@ -38,12 +40,14 @@ _TRY_AGAIN_S = 0.02
 class EventLoopReading(ConsumerCore):
     """What a Consumer is to event loops."""
 
-    __slots__ = ("_fd", "_is_ahead", "_is_awaited")
+    __slots__ = ("_fd", "_is_ahead", "_is_awaited", "_misses", "_waits_unlooked")
 
     def __init__(self) -> None:
         self._fd = -1  # an eventfd, once fileno() was asked for
         self._is_ahead = False  # the last awaited fetch did not wait
         self._is_awaited = False
+        self._misses = 0  # looks in vain, one after the other
+        self._waits_unlooked = 0  # waits that still go without a look
 
     def fileno(self) -> int:
         """An fd that is readable while there is something to read: messages, an end, a revocation.
@@ -177,7 +181,10 @@ class AsyncBatches:
 
 async def _read(consumer: Consumer, timeout: float | None) -> Message | None:
     await _be_fair(consumer)
-    message = consumer._fetch(_AT_ONCE_NS)
+    wait_ns = look_ns(consumer)
+    message = consumer._fetch(wait_ns)
+    if wait_ns == _SOON_NS:
+        note_look(consumer, found=message is not None)
     if message is not None:
         consumer._is_ahead = True
         return message
@@ -194,7 +201,10 @@ async def _read_batch(consumer: Consumer, limit: int | None, timeout: float | No
         return reader.from_rows(limit)
     await _be_fair(consumer)
     consumer._check_open()
-    batch = reader.fetch(limit, _AT_ONCE_NS)
+    wait_ns = look_ns(consumer)
+    batch = reader.fetch(limit, wait_ns)
+    if wait_ns == _SOON_NS:
+        note_look(consumer, found=batch is not None)
     if batch is not None:
         consumer._is_ahead = True
         return batch
@@ -203,6 +213,20 @@ async def _read_batch(consumer: Consumer, limit: int | None, timeout: float | No
         consumer._check_open()
         batch = reader.fetch(limit, _AT_ONCE_NS)
     return batch
+
+
+def look_ns(consumer: EventLoopReading) -> int:
+    """How long to look before a wait: a moment while that finds something, as between two that answer."""
+    if consumer._waits_unlooked == 0:
+        return _SOON_NS
+    consumer._waits_unlooked -= 1
+    return _AT_ONCE_NS
+
+
+def note_look(consumer: EventLoopReading, *, found: bool) -> None:
+    """The more looks are in vain, the fewer follow: a loop of many quiet streams is not held up by them."""
+    consumer._misses = 0 if found else min(consumer._misses + 1, _MISSES_MAX)
+    consumer._waits_unlooked = 0 if found else 1 << consumer._misses
 
 
 async def _be_fair(consumer: Consumer) -> None:
