@@ -23,7 +23,7 @@ BUILD = RUST.parents[2] / "build" / "bench" / "native-peers"
 BUILD_S = 1200.0
 OFFLINE = {"CARGO_NET_RETRY": "1", "CARGO_HTTP_TIMEOUT": "20"}  # else minutes without a network
 # tachyon's C++23 needs one of them
-COMPILERS = ("clang++-19", "clang++-20", "clang++-18", "g++-15", "g++-14")
+COMPILERS = ("clang++-19", "clang++-20", "g++-15", "g++-14")
 CMAKE = (
     "-DCMAKE_BUILD_TYPE=Release -DAERON_TESTS=OFF -DAERON_BUILD_SAMPLES=OFF -DAERON_BUILD_DOCUMENTATION=OFF "
     "-DBUILD_AERON_ARCHIVE_API=OFF -DBUILD_AERON_DRIVER=ON -DAERON_INSTALL_TARGETS=OFF"
