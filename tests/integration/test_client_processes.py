@@ -219,7 +219,7 @@ def test_a_second_thread_inside_a_producer_is_refused(client):
         while out.try_publish(b"x"):
             pass
         inside = threading.Event()
-        outcome = []
+        outcome: list[object] = []
 
         def block():
             inside.set()
