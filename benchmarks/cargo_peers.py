@@ -59,7 +59,7 @@ def rust_library(name: str, size: int) -> Path:
     environment = {"PEER_BYTES": str(size), "CARGO_TARGET_DIR": str(target)}
     if name == "tachyon":
         environment["CXX"] = _modern_compiler()
-    call(f"cargo build --release --locked --quiet --manifest-path {RUST / name / 'Cargo.toml'}", environment)
+    call(f"cargo build --release --quiet --manifest-path {RUST / name / 'Cargo.toml'}", environment)
     shutil.copy(target / "release" / f"libpeer_{name}.a", ready)
     return ready
 
@@ -81,7 +81,7 @@ def aeron() -> tuple[list[Path], list[Path]]:
 
 def _aeron_sources() -> Path:
     manifest = RUST / "aeron" / "Cargo.toml"
-    answer = call(f"cargo metadata --locked --format-version 1 --manifest-path {manifest}")
+    answer = call(f"cargo metadata --format-version 1 --manifest-path {manifest}")
     for package in json.loads(answer)["packages"]:
         if package["name"] == "rusteron-media-driver":
             return Path(package["manifest_path"]).parent / "aeron"
