@@ -26,10 +26,9 @@ def test_looks_that_find_something_go_on() -> None:
     assert all(looks(consumer(), 100, found=True))
 
 
-def test_looks_in_vain_become_rare() -> None:
+def test_after_looks_in_vain_one_wait_in_five_has_one() -> None:
     began = looks(consumer(), 10_000, found=False)
-    assert sum(began[:100]) == 6
-    assert sum(began[-1000:]) <= 4
+    assert sum(began[-1000:]) == 200
 
 
 def test_one_that_finds_something_again_brings_them_back() -> None:

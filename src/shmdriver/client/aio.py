@@ -31,7 +31,7 @@ __all__ = ["EventLoopReading", "try_later"]
 
 _AT_ONCE_NS = 1  # no wait, but a consumer whose own views fill the ring is told so
 _SOON_NS = 20_000  # what comes that soon is waited for here: arming an fd and being woken takes longer
-_MISSES_MAX = 8  # after so many looks in vain, the next 2**8 waits go without one
+_MISSES_MAX = 2  # after so many looks in vain, the next 2**2 waits go without one
 _LOOK_AFTER_S = 5.0  # a first producer that does not come is warned about
 _ORPHAN_LOOK_AFTER_S = 1.0  # with reconnect=True: whether another driver serves
 _TRY_AGAIN_S = 0.02
@@ -224,7 +224,7 @@ def look_ns(consumer: EventLoopReading) -> int:
 
 
 def note_look(consumer: EventLoopReading, *, found: bool) -> None:
-    """The more looks are in vain, the fewer follow: a loop of many quiet streams is not held up by them."""
+    """Looks in vain become fewer, for loops of quiet streams; not rare, so that two that answer meet again."""
     consumer._misses = 0 if found else min(consumer._misses + 1, _MISSES_MAX)
     consumer._waits_unlooked = 0 if found else 1 << consumer._misses
 
