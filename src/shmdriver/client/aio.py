@@ -224,7 +224,7 @@ def look_ns(consumer: EventLoopReading) -> int:
 
 
 def note_look(consumer: EventLoopReading, *, found: bool) -> None:
-    """Looks in vain become fewer, for loops of quiet streams; not rare, so that two that answer meet again."""
+    """Looks in vain become fewer, for loops of quiet streams; not rare: two that answer must meet again."""
     consumer._misses = 0 if found else min(consumer._misses + 1, _MISSES_MAX)
     consumer._waits_unlooked = 0 if found else 1 << consumer._misses
 
