@@ -22,11 +22,20 @@ from shmdriver._native import ffi, lib
 from shmdriver.client._raise import raise_for
 from shmdriver.errors import HandleClosed
 
-__all__ = ["FOREVER_SLICE_NS", "Deadline", "Handle", "Link", "register", "wait_for_a_driver"]
+__all__ = [
+    "FOREVER_SLICE_NS",
+    "TRY_AGAIN_NS",
+    "Deadline",
+    "Handle",
+    "Link",
+    "nap",
+    "register",
+    "wait_for_a_driver",
+]
 
 # A wait without end is made of slices this long, between which Python runs signal handlers (Ctrl-C).
 FOREVER_SLICE_NS = 50_000_000
-LOOK_AGAIN_NS = 20_000_000
+TRY_AGAIN_NS = 20_000_000  # while what is waited for has no word that one could sleep on
 
 
 class Deadline:
@@ -52,8 +61,13 @@ _nothing = ffi.new("uint32_t *")
 
 
 def wait_for_a_driver(deadline: Deadline) -> None:
-    """A moment: what is waited for has no word yet that one could sleep on."""
-    lib.shmd_futex_wait(_nothing, 0, min(deadline.slice_ns(), LOOK_AGAIN_NS))
+    """A moment of the time that is left."""
+    nap(min(deadline.slice_ns(), TRY_AGAIN_NS))
+
+
+def nap(slice_ns: int) -> None:
+    """Lets ``slice_ns`` pass; a signal ends it."""
+    lib.shmd_futex_wait(_nothing, 0, slice_ns)
 
 
 class Handle(Protocol):

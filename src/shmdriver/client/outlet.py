@@ -17,9 +17,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shmdriver import errors
-from shmdriver._native import ffi, lib
+from shmdriver._native import lib
 from shmdriver.client import directory, pickling
-from shmdriver.client._raise import raise_for
 from shmdriver.client.lanes import (
     BUFFERS,
     FIRST,
@@ -36,7 +35,9 @@ from shmdriver.client.lanes import (
     loss,
     stream_name,
 )
+from shmdriver.client.link import TRY_AGAIN_NS
 from shmdriver.client.reattach import OrphanLook, epoch_before, left_behind, removed_error
+from shmdriver.client.waiting import wait_for_any
 
 if TYPE_CHECKING:
     from shmdriver.client.client import Client
@@ -50,14 +51,11 @@ __all__ = ["NOTHING", "Outlet", "come_back"]
 NOTHING: Any = object()
 SPARE_LANES = 2
 BURST = 64  # objects from one lane before the others have their turn
-TRY_AGAIN_NS = 20_000_000  # while a lane waits for a driver
 _loads = pickling.decode
-_INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 _REVOKED = int(lib.SHMD_E_REVOKED)
 _CLOSED = int(lib.SHMD_E_CLOSED)
 _NO_LATER = 2**32 - 1
 _NO_ENDS = (errors.HandleClosed, errors.ConcurrentUseError, errors.ForkedHandleError)
-_nothing = ffi.new("uint32_t *")
 
 
 class _News:
@@ -322,25 +320,14 @@ class Outlet:
     def wait(self, slice_ns: int) -> None:
         """Sleeps until a lane has something, at most ``slice_ns``. Raises as idle()."""
         lanes = [lane for lane in [*self._old, *self._array] if lane.error is None]
-        there = []  # none is freed meanwhile
         for lane in lanes:
-            handle = lane.consumer._handle
-            if handle is None:
-                lane.consumer._check_open()
-            if not lane.waits_for_driver:
-                there.append(handle)
+            lane.consumer._check_open()
+        there = [lane.consumer for lane in lanes if not lane.waits_for_driver]
         if len(lanes) < len(self._old) + len(self._array):
             slice_ns = 0  # one has ended for good: what the others have comes first, then that is said
         elif len(there) < len(lanes):
             slice_ns = min(slice_ns, TRY_AGAIN_NS)
-        if not there:
-            lib.shmd_futex_wait(_nothing, 0, slice_ns)
-            self.idle()
-            return
-        code = lib.shmd_guarded_wait_many(ffi.new("shmd_consumer *[]", there), len(there), slice_ns)
-        if code < 0 and code != _INTERRUPTED:
-            raise_for(code, stream=stream_name(self._queue, "*"))
-        if code == 0:
+        if wait_for_any(there, slice_ns, stream=stream_name(self._queue, "*")) == 0:
             self.idle()
 
     def waiting(self) -> list[int]:

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmdriver import errors
-from shmdriver._native import ffi, lib
+from shmdriver._native import lib
 from shmdriver.client import directory
 from shmdriver.client.aio import try_later
+from shmdriver.client.link import TRY_AGAIN_NS, nap
 from shmdriver.client.message import LostRange
 from shmdriver.errors import Code, Reason
 from shmdriver.late import LATE_IMPORT
@@ -42,7 +43,6 @@ __all__ = [
 ]
 
 KEPT = int(lib.SHMD_LOST_RANGES)
-TRY_AGAIN_NS = 20_000_000
 ORPHAN_LOOK_NS = 1_000_000_000
 SEAL_NS = 1_000_000_000  # sealing takes microseconds; whoever does it may wait for a core
 ATTACH_S = (
@@ -51,7 +51,6 @@ ATTACH_S = (
 UNKNOWN_SEQ = 2**64 - 1
 DRIVER_ENDS = (Reason.SHUTDOWN, Reason.SUPERSEDED)
 NOT_YET = (Reason.NONE, Reason.DRAINING, Reason.MAINTENANCE, Reason.STOPPED, Reason.UNKNOWN_CLIENT)
-_nothing = ffi.new("uint32_t *")
 
 
 class Reattachment(NamedTuple):
@@ -199,7 +198,7 @@ class _Comeback:
             if error.code != Code.REJECTED or error.reason not in NOT_YET:
                 raise
         if wait_ns > 0:
-            lib.shmd_futex_wait(_nothing, 0, min(wait_ns, TRY_AGAIN_NS))
+            nap(min(wait_ns, TRY_AGAIN_NS))
         return None
 
 
@@ -331,7 +330,7 @@ class ProducerComeback(_Comeback):
         if left is None:
             info = producer._info()
             if int(info.sealed_seq) == UNKNOWN_SEQ and wait_ns > 0 and self._is_being_sealed(producer):
-                lib.shmd_futex_wait(_nothing, 0, min(wait_ns, TRY_AGAIN_NS))
+                nap(min(wait_ns, TRY_AGAIN_NS))
                 return
             self._met_ns = 0
             boot_id = producer._link.boot_id

@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
 from shmdriver.client._raise import raise_for
-from shmdriver.client.link import Deadline
+from shmdriver.client.link import TRY_AGAIN_NS, Deadline, nap
 
 if TYPE_CHECKING:
     from shmdriver.client.consumer import Consumer
 
-__all__ = ["Patience", "check_limit", "wait"]
+__all__ = ["Patience", "check_limit", "wait", "wait_for_any"]
 
 _WARN_AFTER_NS = 5_000_000_000
-TRY_AGAIN_NS = 20_000_000  # while one of them waits for a driver
-_nothing = ffi.new("uint32_t *")
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 
 
@@ -73,7 +71,8 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
     while not ready:
         slice_ns = deadline.slice_ns()
         there = [consumer for consumer in different if not consumer._is_away]
-        _wait_for_any(there, slice_ns if len(there) == len(different) else min(slice_ns, TRY_AGAIN_NS))
+        slice_ns = slice_ns if len(there) == len(different) else min(slice_ns, TRY_AGAIN_NS)
+        wait_for_any(there, slice_ns, doing="waiting for several consumers")
         ready = [consumer for consumer in consumers if _has_something(consumer)]
         if slice_ns == 0:
             break
@@ -83,7 +82,8 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
     return ready
 
 
-def _wait_for_any(consumers: Sequence[Consumer], slice_ns: int) -> None:
+def wait_for_any(consumers: Sequence[Consumer], slice_ns: int, **context: str) -> int:
+    """Sleeps until one of ``consumers`` has something; 0: none had. Raises by ``context`` what ended one."""
     handles = []  # of its own: none is freed before the call is over, whoever closes a consumer meanwhile
     for consumer in consumers:
         handle = consumer._handle
@@ -91,11 +91,12 @@ def _wait_for_any(consumers: Sequence[Consumer], slice_ns: int) -> None:
             consumer._check_open()
         handles.append(handle)
     if not handles:  # all of them wait for a driver
-        lib.shmd_futex_wait(_nothing, 0, slice_ns)
-        return
-    code = lib.shmd_guarded_wait_many(ffi.new("shmd_consumer *[]", handles), len(handles), slice_ns)
+        nap(slice_ns)
+        return 0
+    code = int(lib.shmd_guarded_wait_many(ffi.new("shmd_consumer *[]", handles), len(handles), slice_ns))
     if code < 0 and code != _INTERRUPTED:
-        raise_for(code, doing="waiting for several consumers")
+        raise_for(code, **context)
+    return code
 
 
 def _has_something(consumer: Consumer) -> bool:
