@@ -117,12 +117,11 @@ static PyObject *hand_out(consumer *c)
     return message;
 }
 
-static PyObject *found_in_place(consumer *c, int what, Py_ssize_t bytes)
+static void note_in_place(consumer *c, int what, Py_ssize_t bytes)
 {
     c->pending_batch = c->run.batch;
     c->pending_bytes = bytes;
     c->pending = what;
-    return hand_out(c);
 }
 
 /* Goes out with its buffer, for which another one must be there first. */
@@ -236,9 +235,10 @@ static PyObject *fetch(consumer *c, uint64_t timeout_ns)
     do {
         found = call_core(c, hold_seq, timeout_ns);
     } while (found == SHMD_E_TOO_LARGE && grow_buffer(c) == 0);
-    if (found == INT64_MAX)
-        message = found_in_place(c, MESSAGE, (Py_ssize_t)c->run.batch.length);
-    else if (found > 0)
+    if (found == INT64_MAX) {
+        note_in_place(c, MESSAGE, (Py_ssize_t)c->run.batch.length);
+        message = hand_out(c);
+    } else if (found > 0)
         message = copied(c, (uint64_t)found & ((1u << SHMD_RUN_LENGTH_SHIFT) - 1), (Py_ssize_t)(found >> SHMD_RUN_LENGTH_SHIFT));
     c->is_fetching = 0;
     if (found > 0 || found == SHMD_E_TOO_LARGE)
@@ -378,16 +378,16 @@ static PyObject *consumer_fetch_records(PyObject *self, PyObject *const *args, P
         return PyLong_FromLong(SHMD_E_CONCURRENT);
     wanted_records wanted = {given[0], given[1], given[2], given[3], given[4]};
     uint64_t hold_seq = hold_of(c);
-    PyObject *result = NULL;
+    int64_t found = 0;
     c->is_fetching = 1;
-    int64_t found = c->pending == RECORDS ? 1 : call_core_for_records(c, hold_seq, &wanted);
-    int is_in_place = c->pending == RECORDS || (found > 0 && !c->run.batch.copied);
-    if (c->pending == RECORDS)
-        result = hand_out(c);
-    else if (is_in_place)
-        result = found_in_place(c, RECORDS, (Py_ssize_t)((uint64_t)(found - 1) * c->run.batch.stride + wanted.record_bytes));
+    if (c->pending != RECORDS) {
+        found = call_core_for_records(c, hold_seq, &wanted);
+        if (found > 0 && !c->run.batch.copied)
+            note_in_place(c, RECORDS, (Py_ssize_t)((uint64_t)(found - 1) * c->run.batch.stride + wanted.record_bytes));
+    }
+    PyObject *result = c->pending == RECORDS ? hand_out(c) : PyLong_FromLongLong(found);
     c->is_fetching = 0;
-    return is_in_place ? result : PyLong_FromLongLong(found);
+    return result;
 }
 
 /* ---- attributes --------------------------------------------------------------------------- */

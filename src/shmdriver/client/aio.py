@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, cast, overload
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, cast, overload
 
 from shmdriver._native import lib
 from shmdriver.client.hotpath import ConsumerCore
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EventLoopReading", "try_later"]
 
+_Fetched = TypeVar("_Fetched")
 _AT_ONCE_NS = 1  # no wait, but a consumer whose own views fill the ring is told so
 _SOON_NS = 20_000  # what comes that soon is waited for here: arming an fd and being woken takes longer
 _MISSES_MAX = 2  # after so many looks in vain, the next 2**2 waits go without one
@@ -181,12 +183,8 @@ class AsyncBatches:
 
 async def _read(consumer: Consumer, timeout: float | None) -> Message | None:
     await _be_fair(consumer)
-    wait_ns = look_ns(consumer)
-    message = consumer._fetch(wait_ns)
-    if wait_ns == _SOON_NS:
-        note_look(consumer, found=message is not None)
+    message = _at_once(consumer, consumer._fetch)
     if message is not None:
-        consumer._is_ahead = True
         return message
     end = None if timeout is None else time.monotonic() + timeout
     while message is None and await _arrival(consumer, end):
@@ -201,18 +199,25 @@ async def _read_batch(consumer: Consumer, limit: int | None, timeout: float | No
         return reader.from_rows(limit)
     await _be_fair(consumer)
     consumer._check_open()
-    wait_ns = look_ns(consumer)
-    batch = reader.fetch(limit, wait_ns)
-    if wait_ns == _SOON_NS:
-        note_look(consumer, found=batch is not None)
+    batch = _at_once(consumer, partial(reader.fetch, limit))
     if batch is not None:
-        consumer._is_ahead = True
         return batch
     end = None if timeout is None else time.monotonic() + timeout
     while batch is None and await _arrival(consumer, end):
         consumer._check_open()
         batch = reader.fetch(limit, _AT_ONCE_NS)
     return batch
+
+
+def _at_once(consumer: Consumer, fetch: Callable[[int], _Fetched | None]) -> _Fetched | None:
+    """What is there, or comes within a moment where that is worth a look."""
+    wait_ns = look_ns(consumer)
+    found = fetch(wait_ns)
+    if wait_ns == _SOON_NS:
+        note_look(consumer, found=found is not None)
+    if found is not None:
+        consumer._is_ahead = True
+    return found
 
 
 def look_ns(consumer: EventLoopReading) -> int:

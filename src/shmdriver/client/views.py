@@ -23,9 +23,7 @@ from shmdriver.client.hotpath import MappingCore
 if TYPE_CHECKING:
     from shmdriver.client.consumer import Consumer
 
-__all__ = ["NOTHING_HELD", "Mapping"]
-
-NOTHING_HELD = 2**64 - 1
+__all__ = ["Mapping"]
 
 
 class Mapping(MappingCore):
