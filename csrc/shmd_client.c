@@ -7,11 +7,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sched.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-enum { RESEND_NS = 250000000, LOOK_NS = 20000000, ANSWER_SPINS = 200 };
+enum { RESEND_NS = 250000000, LOOK_NS = 20000000, FULL_NS = 1000000, ANSWER_SPINS = 200 };
 
 /* ---- the driver, seen from outside ----------------------------------------------------- */
 
@@ -34,6 +36,31 @@ int shmd_driver_alive(const shmd_authority_t *a)
                          a->instance, (long long)pid);
     return 1;
 }
+
+/* Whether the authority has no name and no driver any more. With its last name gone nobody new finds it to lock it; who opened it
+ * before looks at the name again once it has the lock (driver/segments.py), so one look that finds both is final. */
+static int is_removed(const shmd_client *client)
+{
+    struct stat status;
+    if (fstat(client->authority_fd, &status) != 0 || status.st_nlink != 0 || flock(client->authority_fd, LOCK_SH | LOCK_NB) != 0)
+        return 0;
+    (void)flock(client->authority_fd, LOCK_UN);
+    return 1;
+}
+
+/* 1: it is proved that no driver serves this connection, nor ever will; the text says how. A driver that was killed, or handed
+ * over, is no such case as long as another one can adopt what is there. */
+static int is_abandoned(const shmd_client *client)
+{
+    const shmd_authority_t *a = client->authority;
+    uint64_t exit_kind = shmd_load_acquire(&a->exit_kind); /* A1 */
+    if (exit_kind != SHMD_EXIT_NONE && exit_kind != SHMD_EXIT_HANDOVER)
+        return !shmd_driver_alive(a);
+    return is_removed(client) && !shmd_fail(0, "driver of instance %s (pid %lld) is gone and its segments were removed; start a driver with `shmdriver run` and connect anew",
+                                            a->instance, (long long)a->driver_pid);
+}
+
+int shmd_client_driver_alive(const shmd_client *client) { return !is_abandoned(client) && shmd_driver_alive(client->authority); }
 
 int shmd_client_check_fork(const shmd_client *client)
 {
@@ -72,11 +99,24 @@ static int look_for_answer(const shmd_client *client, uint64_t *cursor, uint64_t
     return 0;
 }
 
-/* The same request, under the same correlation id, is then answered by the driver that adopts, as it was meant. */
-static int may_be_adopted(const shmd_client *client, const shmd_request_t *request)
+/* 1: nobody will answer, the text says why. Asked before the last look for an answer: whoever ends has answered before (A1). The same
+ * request, under the same correlation id, is otherwise answered by the driver that adopts, as it was meant. */
+static int is_in_vain(const shmd_client *client, const shmd_request_t *request)
 {
-    uint64_t exit_kind = shmd_load_acquire(&client->authority->exit_kind);
-    return client->waits_for_driver && request->kind != SHMD_REQUEST_DETACH && (exit_kind == SHMD_EXIT_NONE || exit_kind == SHMD_EXIT_HANDOVER);
+    if (is_abandoned(client))
+        return 1;
+    return (!client->waits_for_driver || request->kind == SHMD_REQUEST_DETACH) && !shmd_driver_alive(client->authority);
+}
+
+static int give_up_asking(const shmd_client *client, int is_full)
+{
+    if (!shmd_client_driver_alive(client))
+        return SHMD_E_DRIVER_UNAVAILABLE;
+    if (is_full)
+        return shmd_fail(SHMD_E_TIMEOUT, "control ring full: %d requests wait for the driver of instance %s (pid %lld)", SHMD_CONTROL_SLOTS, client->instance,
+                         (long long)client->authority->driver_pid);
+    return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (pid %lld) did not answer in time; it is alive but hung, or overloaded: see `shmdriver doctor`",
+                     client->instance, (long long)client->authority->driver_pid);
 }
 
 static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t deadline_ns)
@@ -87,32 +127,34 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
     uint64_t sent_ns = 0;
     uint64_t sent_to = 0; /* which driver of this boot: one that was killed took what it had read with it */
     uint32_t spins = 0;
+    int is_full = 0;
     uint64_t began_ns = shmd_now_ns();
     for (;;) {
         uint32_t seen = shmd_load32_acquire(&client->authority->event_word);
         int resend = 0;
+        int in_vain = spins >= ANSWER_SPINS && is_in_vain(client, request);
         if (look_for_answer(client, &cursor, request->correlation_id, answer, &resend))
             return SHMD_OK;
-        uint64_t now = shmd_now_ns();
-        if (now >= deadline_ns && !shmd_driver_alive(client->authority))
+        if (in_vain)
             return SHMD_E_DRIVER_UNAVAILABLE;
+        uint64_t now = shmd_now_ns();
         if (now >= deadline_ns)
-            return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (pid %lld) did not answer in time; it is alive but hung, or overloaded: see `shmdriver doctor`",
-                             client->instance, (long long)client->authority->driver_pid);
+            return give_up_asking(client, is_full);
         uint64_t adoptions = shmd_load_relaxed(&client->authority->adoptions);
-        if (sent_ns == 0 || resend || adoptions != sent_to || now - sent_ns >= RESEND_NS) {
+        int is_due = sent_ns == 0 || resend || adoptions != sent_to || now - sent_ns >= RESEND_NS;
+        if (is_due && shmd_driver_alive(client->authority)) {
             if (client->client_id != 0 && !is_registered(client))
                 return shmd_fail(SHMD_E_REVOKED, "client %llu is no longer registered with the driver (it was silent for too long, or the driver was started afresh); connect anew",
                                  (unsigned long long)client->client_id);
-            if (shmd_driver_alive(client->authority)) {
-                int rc = shmd_control_send(client->control, client->authority, request, who, client->nonce, deadline_ns);
-                if (rc != SHMD_OK)
-                    return rc;
-                sent_ns = now;
-                sent_to = adoptions;
-            } else if (!may_be_adopted(client, request)) {
-                return SHMD_E_DRIVER_UNAVAILABLE;
-            }
+            int rc = shmd_control_send(client->control, client->authority, request, who, client->nonce, now); /* a full ring is waited for below */
+            if (rc != SHMD_OK && rc != SHMD_E_TIMEOUT)
+                return rc;
+            is_full = rc == SHMD_E_TIMEOUT;
+            sent_ns = is_full ? sent_ns : now;
+            sent_to = is_full ? sent_to : adoptions;
+        } else if (is_due && spins < ANSWER_SPINS) {
+            spins = ANSWER_SPINS; /* nobody is there: whether anybody may come is looked at now */
+            continue;
         }
         if (spins++ < ANSWER_SPINS) {
             (void)sched_yield(); /* an awake driver answers within microseconds */
@@ -120,7 +162,7 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
         }
         /* Whoever is interrupted asks anew, and what the driver was making for it is given up: with signals more often than
          * the driver answers that would never end, so it gets a while first. */
-        if (shmd_futex_wait(&client->authority->event_word, seen, shmd_min(deadline_ns - now, LOOK_NS)) == SHMD_E_INTERRUPTED &&
+        if (shmd_futex_wait(&client->authority->event_word, seen, shmd_min(deadline_ns - now, is_full ? FULL_NS : LOOK_NS)) == SHMD_E_INTERRUPTED &&
             now - began_ns >= UNINTERRUPTED_NS)
             return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver");
     }
@@ -182,21 +224,44 @@ static int tell(shmd_client *client, shmd_request_t *request)
     return rc;
 }
 
-void shmd_client_give_up(shmd_client *client, const shmd_request_t *attach)
+/* As tell, whatever comes of it: the text of the failure before stays. */
+static void tell_quietly(shmd_client *client, shmd_request_t *request)
 {
     char text[sizeof ((shmd_event_t *)0)->text];
     (void)snprintf(text, sizeof text, "%s", shmd_last_error());
+    (void)tell(client, request);
+    (void)shmd_fail(SHMD_OK, "%s", text);
+}
+
+void shmd_client_give_up(shmd_client *client, const shmd_request_t *attach)
+{
     shmd_request_t request;
     memset(&request, 0, sizeof request);
     request.kind = SHMD_REQUEST_DETACH;
     request.role = attach->role;
     request.target_correlation_id = attach->correlation_id;
     memcpy(request.stream, attach->stream, sizeof request.stream);
-    (void)tell(client, &request);
-    (void)shmd_fail(SHMD_OK, "%s", text);
+    tell_quietly(client, &request);
 }
 
-int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, const char *stream, int aborted, int wait_answer)
+int shmd_client_attach_failed(shmd_client *client, const shmd_request_t *request, const shmd_event_t *answer, int rc)
+{
+    uint32_t reason;
+    int is_live = shmd_lease_live(client, answer->lease_index, answer->lease_id, &reason);
+    if (is_live)
+        shmd_client_give_up(client, request);
+    if (is_abandoned(client))
+        return SHMD_E_DRIVER_UNAVAILABLE;
+    if (is_live)
+        return rc;
+    if (reason == SHMD_REASON_SHUTDOWN || reason == SHMD_REASON_SUPERSEDED)
+        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "the driver of instance %s (pid %lld) admitted this to stream %.64s and ended before it was mapped; connect anew "
+                         "when another one serves", client->instance, (long long)client->authority->driver_pid, request->stream);
+    shmd_fail_answer(SHMD_CODE_REJECTED, reason);
+    return shmd_fail(SHMD_E_REJECTED, "stream %.64s: the lease ended before the stream was mapped; attach again", request->stream);
+}
+
+int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, const char *stream, int aborted)
 {
     enum { PATIENCE_NS = 2000000000 };
     shmd_request_t request;
@@ -208,8 +273,6 @@ int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, co
     request.flags = aborted ? SHMD_DETACH_ABORTED : 0;
     memcpy(request.stream, stream, strlen(stream));
     shmd_client_unconfirm(client, lease_id);
-    if (!wait_answer)
-        return tell(client, &request);
     int rc = shmd_client_request(client, &request, &answer, PATIENCE_NS);
     if (rc == SHMD_E_DRIVER_UNAVAILABLE) {
         /* No driver now: leave the request in the ring, its successor reads it and ends the lease as it was meant. */
@@ -222,14 +285,9 @@ int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, co
 
 /* ---- connect ---------------------------------------------------------------------------- */
 
-static int map_whole(const char *name, int writable, void **out, uint64_t *bytes)
+static int map_whole(int fd, int writable, void **out, uint64_t bytes)
 {
-    int fd = shmd_segment_open(name, writable, bytes);
-    if (fd < 0)
-        return fd;
-    int rc = shmd_segment_map(fd, 0, *bytes, writable, 0, out);
-    (void)close(fd);
-    return rc;
+    return fd < 0 ? fd : shmd_segment_map(fd, 0, bytes, writable, 0, out);
 }
 
 static int map_authority(shmd_client *client, int *is_between)
@@ -237,7 +295,8 @@ static int map_authority(shmd_client *client, int *is_between)
     char name[SHMD_SEGMENT_NAME_BYTES];
     void *base = NULL;
     (void)snprintf(name, sizeof name, "/shmd.%s.authority", client->instance);
-    int rc = map_whole(name, 0, &base, &client->authority_bytes);
+    client->authority_fd = shmd_segment_open(name, 0, &client->authority_bytes);
+    int rc = map_whole(client->authority_fd, 0, &base, client->authority_bytes);
     if (rc == SHMD_E_SYSTEM && errno == ENOENT)
         return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "no driver of instance %s: there is no segment %s; start one with `shmdriver run`%s%s",
                          client->instance, name, strcmp(client->instance, "default") == 0 ? "" : " --instance ",
@@ -263,6 +322,15 @@ static int map_authority(shmd_client *client, int *is_between)
     return shmd_driver_alive(base) ? SHMD_OK : SHMD_E_DRIVER_UNAVAILABLE;
 }
 
+static void unmap_authority(shmd_client *client)
+{
+    (void)shmd_segment_unmap((void *)(uintptr_t)client->authority, client->authority_bytes);
+    client->authority = NULL;
+    if (client->authority_fd >= 0)
+        (void)close(client->authority_fd);
+    client->authority_fd = -1;
+}
+
 enum { LOOK_AGAIN_NS = 2000000 };
 
 /* A driver that starts, or hands over to its successor, is waited for; one that is not there or dead is not. */
@@ -274,8 +342,7 @@ static int await_authority(shmd_client *client, uint64_t deadline_ns)
         int rc = map_authority(client, &is_between);
         if (rc == SHMD_OK || !is_between || shmd_now_ns() >= deadline_ns)
             return rc;
-        (void)shmd_segment_unmap((void *)(uintptr_t)client->authority, client->authority_bytes);
-        client->authority = NULL;
+        unmap_authority(client);
         if (shmd_futex_wait(&nothing, 0, LOOK_AGAIN_NS) == SHMD_E_INTERRUPTED)
             return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver");
     }
@@ -299,7 +366,10 @@ static int await_control_header(const shmd_client *client, uint64_t deadline_ns)
 static int map_control(shmd_client *client, uint64_t deadline_ns)
 {
     void *base = NULL;
-    int rc = map_whole(client->authority->control_name, 1, &base, &client->control_bytes);
+    int fd = shmd_segment_open(client->authority->control_name, 1, &client->control_bytes);
+    int rc = map_whole(fd, 1, &base, client->control_bytes);
+    if (fd >= 0)
+        (void)close(fd);
     if (rc != SHMD_OK)
         return rc;
     client->control = base;
@@ -359,6 +429,7 @@ int shmd_connect_named(const char *instance, const char *name, int heartbeat, ui
     if (client == NULL)
         return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a client");
     client->references = client->readers = 1;
+    client->authority_fd = -1;
     client->heartbeat_mode = (uint32_t)heartbeat & SHMD_HEARTBEAT_MANUAL;
     client->waits_for_driver = ((uint32_t)heartbeat & SHMD_WAIT_FOR_DRIVER) != 0;
     client->fork_generation = shmd_fork_generation();
@@ -395,16 +466,13 @@ int shmd_disconnect(shmd_client *client)
 
 static void leave(shmd_client *client)
 {
-    char text[sizeof ((shmd_event_t *)0)->text];
-    (void)snprintf(text, sizeof text, "%s", shmd_last_error());
     shmd_heartbeat_stop(client);
     shmd_notifier_stop(&client->notifier);
     shmd_request_t request;
     memset(&request, 0, sizeof request);
     request.kind = SHMD_REQUEST_GOODBYE;
     if (client->client_id != 0)
-        (void)tell(client, &request);
-    (void)shmd_fail(SHMD_OK, "%s", text);
+        tell_quietly(client, &request);
 }
 
 void shmd_client_hold(shmd_client *client) { (void)shmd_add32(&client->references, 1); }
@@ -427,7 +495,7 @@ void shmd_client_drop_authority(shmd_client *client)
 {
     if (shmd_sub32(&client->readers, 1) != 1)
         return;
-    (void)shmd_segment_unmap((void *)(uintptr_t)client->authority, client->authority_bytes);
+    unmap_authority(client);
     free(client);
 }
 

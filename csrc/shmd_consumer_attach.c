@@ -74,7 +74,7 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
         return rc;
     shmd_consumer *c = aligned_alloc(SHMD_LINE_BYTES, shmd_round_up(sizeof *c, SHMD_LINE_BYTES));
     if (c == NULL) {
-        (void)shmd_client_detach(client, answer.lease_id, SHMD_ROLE_CONSUMER, stream, 0, 0);
+        shmd_client_give_up(client, &request);
         return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a consumer");
     }
     memset(c, 0, sizeof *c);
@@ -98,7 +98,7 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     c->gated_from = UINT64_MAX;
     rc = wire_first(c, &answer);
     if (rc != SHMD_OK) {
-        (void)shmd_client_detach(client, c->lease_id, SHMD_ROLE_CONSUMER, stream, 0, 0);
+        rc = shmd_client_attach_failed(client, &request, &answer, rc);
         give_back(c);
         free(c);
         return rc;
@@ -197,7 +197,7 @@ int shmd_consumer_end(shmd_consumer *c)
     int rc = SHMD_OK;
     if (c->fork_generation == shmd_fork_generation()) {
         shmd_watch_end(c);
-        rc = shmd_client_detach(c->client, c->lease_id, SHMD_ROLE_CONSUMER, c->stream, 0, 1);
+        rc = shmd_client_detach(c->client, c->lease_id, SHMD_ROLE_CONSUMER, c->stream, 0);
     }
     give_back(c);
     return rc;

@@ -112,6 +112,7 @@ struct shmd_client {
     shmd_control_t *control;
     uint64_t authority_bytes;
     uint64_t control_bytes;
+    int authority_fd;           /* as it was mapped: says whether it still has a name, and a driver (-1: not mapped) */
     uint32_t client_max;
     uint32_t lease_max;
     uint32_t stream_max;
@@ -161,8 +162,10 @@ int shmd_heartbeat_init(shmd_client *client);
 int shmd_heartbeat_start(shmd_client *client);
 void shmd_heartbeat_stop(shmd_client *client);
 void shmd_heartbeat_free(shmd_client *client);
-int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, const char *stream, int aborted, int wait_answer);
+int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, const char *stream, int aborted);
 void shmd_client_give_up(shmd_client *client, const shmd_request_t *attach); /* detach by correlation id, no answer wanted */
+/* What was granted could not be mapped, for `rc`: gives it back. rc, or what has ended it meanwhile: SHMD_E_DRIVER_UNAVAILABLE, SHMD_E_REJECTED. */
+int shmd_client_attach_failed(shmd_client *client, const shmd_request_t *request, const shmd_event_t *answer, int rc);
 
 /* A stable copy of the epoch record of (stream, epoch), or of the next one that gate_bit is wired to. */
 int shmd_stream_epoch(const shmd_client *client, uint32_t stream_index, uint32_t stream_id, uint32_t epoch,

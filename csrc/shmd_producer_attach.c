@@ -88,7 +88,7 @@ int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_pro
         return rc;
     shmd_producer *p = aligned_alloc(SHMD_LINE_BYTES, shmd_round_up(sizeof *p, SHMD_LINE_BYTES));
     if (p == NULL) {
-        (void)shmd_client_detach(client, answer.lease_id, SHMD_ROLE_PRODUCER, stream, 0, 0);
+        shmd_client_give_up(client, &request);
         return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a producer");
     }
     memset(p, 0, sizeof *p);
@@ -98,7 +98,7 @@ int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_pro
     memcpy(p->stream, request.stream, sizeof p->stream);
     rc = wire_producer(p, &answer, options->min_consumers);
     if (rc != SHMD_OK) {
-        (void)shmd_client_detach(client, answer.lease_id, SHMD_ROLE_PRODUCER, stream, 0, 0);
+        rc = shmd_client_attach_failed(client, &request, &answer, rc);
         give_back(p);
         free(p);
         return rc;
@@ -117,7 +117,7 @@ int shmd_producer_end(shmd_producer *p, int aborted)
         (void)shmd_abort(p);
     if (p->fork_generation == shmd_fork_generation()) {
         shmd_producer_unblocked(p);
-        rc = shmd_client_detach(p->client, p->lease_id, SHMD_ROLE_PRODUCER, p->stream, aborted, 1);
+        rc = shmd_client_detach(p->client, p->lease_id, SHMD_ROLE_PRODUCER, p->stream, aborted);
     }
     give_back(p);
     return rc;

@@ -322,7 +322,7 @@ class Client:
         deadline = Deadline(timeout)
         out = ffi.new(recipe.out_type)
         while True:
-            link = self._connected(timeout)
+            link = self._connected(deadline.rest_s())
             if self.reconnect and not waits and not link.driver_alive():
                 raise errors.DriverUnavailable(last_error(), instance=self.instance)
             recipe.options.timeout_ns = deadline.rest_ns()
@@ -331,11 +331,19 @@ class Client:
             if code == 0:
                 return ffi.gc(out[0], recipe.free), link  # freed when no thread can have it any more
             if code == lib.SHMD_E_REVOKED and self.reconnect:
-                self._relink(link, timeout, forced=True)  # it was silent for too long, and is forgotten
-            elif code == lib.SHMD_E_DRIVER_UNAVAILABLE and waits and deadline.slice_ns() > 0:
+                code = self._join_anew(link, deadline.rest_s())
+            if code == lib.SHMD_E_DRIVER_UNAVAILABLE and waits and deadline.slice_ns() > 0:
                 wait_for_a_driver(deadline)
-            elif code != lib.SHMD_E_INTERRUPTED:
+            elif code not in (0, lib.SHMD_E_INTERRUPTED):
                 raise self._attach_failure(code, recipe, link, timeout)
+
+    def _join_anew(self, forgotten: Link, timeout: float) -> int:
+        """Connects in place of a client that was silent for too long: 0, or that there is no driver."""
+        try:
+            self._relink(forgotten, timeout, forced=True)
+        except errors.DriverUnavailable:
+            return int(lib.SHMD_E_DRIVER_UNAVAILABLE)
+        return 0
 
     def _keep(self, made: _Made) -> _Made:
         """Has ``made`` closed with this client. Raises HandleClosed if another thread has closed it."""

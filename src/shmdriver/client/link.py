@@ -56,6 +56,10 @@ class Deadline:
         """What is left, in ns; None without an end."""
         return None if self._end_ns is None else max(0, self._end_ns - time.monotonic_ns())
 
+    def rest_s(self) -> float:
+        """What is left, in seconds, of one that has an end."""
+        return (self.rest_ns() or 0) / 1e9
+
 
 _nothing = ffi.new("uint32_t *")
 
@@ -142,8 +146,8 @@ class Link:
     def driver_alive(self) -> bool:
         """Whether the driver behind it lives, as far as it can be proved."""
         try:
-            with self.used():
-                return bool(lib.shmd_driver_alive(self.authority))
+            with self.used() as native:
+                return bool(lib.shmd_client_driver_alive(native))
         except HandleClosed:
             return False
 

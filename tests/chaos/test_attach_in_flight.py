@@ -1,0 +1,273 @@
+"""Attaches whose driver goes before it answers: an error once that is proved, a wait while one may adopt."""
+
+from __future__ import annotations
+
+import mmap
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmdriver
+from shmdriver._native import ffi, lib
+from shmdriver.driver.segments import authority_name, collect
+from shmdriver.driver.shm import object_path, unlink_segment
+from shmdriver.errors import DriverUnavailable
+from tests.chaos.stage import PATIENCE_S, Stage, Zygote, wait_until
+from tests.chaos.test_faults import striking
+from tests.driver_rig import View
+
+__all__ = ["striking"]
+
+NEVER_S = 86_400.0  # nothing here ends because time is over
+
+
+class Attach:
+    """An attach in a thread of its own."""
+
+    def __init__(self, client: shmdriver.Client) -> None:
+        self._client = client
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.made: shmdriver.Producer | None = None
+        self.error: Exception | None = None
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.made = self._client.producer("s", slots=8, attach_timeout=NEVER_S)
+        except Exception as error:
+            self.error = error
+
+    def result(self) -> shmdriver.Producer:
+        """What it made; raises what it raised."""
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), "it waits for a driver that will never answer"
+        if self.error is not None:
+            raise self.error
+        assert self.made is not None
+        return self.made
+
+
+class Watch:
+    """The control ring of a driver, also after it has gone."""
+
+    def __init__(self, instance: str) -> None:
+        self.view = View(instance)
+
+    def _unread(self) -> list[int]:
+        first = int(self.view.authority.control_cursor)
+        slots = (self.view.slot(first + number) for number in range(lib.SHMD_CONTROL_SLOTS))
+        return [
+            int(slot.request.correlation_id)
+            for slot in slots
+            if int(slot.turn) & 15 == lib.SHMD_TURN_COMMITTED and slot.request.kind == lib.SHMD_REQUEST_ATTACH
+        ]
+
+    def await_attach(self) -> int:
+        """Until an attach stands in the ring that nobody has read; its correlation id."""
+        return wait_until(self._unread, "an attach to be in flight")[0]
+
+    def leases_granted(self, correlation_id: int) -> set[int]:
+        """To that request, since this watch began."""
+        answers = [event for event in self.view.events() if event.kind == lib.SHMD_EVENT_ATTACH_RESPONSE]
+        return {int(event.lease_id) for event in answers if event.correlation_id == correlation_id}
+
+    def fill(self) -> None:
+        """Takes what is free, as somebody who never says what it wants."""
+        free = [int(self.view.authority.control_cursor) + n for n in range(lib.SHMD_CONTROL_SLOTS)]
+        for position in free:
+            slot = self.view.slot(position)
+            if int(slot.turn) & 15 == lib.SHMD_TURN_FREE:
+                slot.turn = position // lib.SHMD_CONTROL_SLOTS << 32 | 5 << 4 | lib.SHMD_TURN_CLAIMED
+
+
+@pytest.fixture
+def connect(stage: Stage) -> Iterator[Callable[..., shmdriver.Client]]:
+    made: list[shmdriver.Client] = []
+
+    def make(**options: Any) -> shmdriver.Client:
+        made.append(shmdriver.connect(stage.instance, timeout=PATIENCE_S, **options))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
+
+
+@pytest.fixture
+def watch(stage: Stage) -> Iterator[Watch]:
+    watch = Watch(stage.instance)
+    yield watch
+    watch.view.close()
+
+
+def in_flight(stage: Stage, client: shmdriver.Client, watch: Watch) -> tuple[Attach, int]:
+    """An attach that its driver, which is stopped, has not read, and its correlation id."""
+    assert stage.driver is not None
+    stage.driver.stop()
+    return Attach(client), watch.await_attach()
+
+
+def kill(stage: Stage) -> None:
+    assert stage.driver is not None
+    stage.driver.kill()
+
+
+def move_to_another_pid_namespace(instance: str) -> None:
+    """As if the driver had been in a container: its pid proves nothing here."""
+    at = int(ffi.offsetof("shmd_authority_t", "driver_pid_namespace"))
+    with (
+        Path(object_path(authority_name(instance))).open("r+b") as file,
+        mmap.mmap(file.fileno(), 0) as memory,
+    ):
+        memory[at : at + 8] = (1).to_bytes(8, "little")
+
+
+# ---- the driver was killed
+
+
+@pytest.mark.fault(12, how="kill -9 with an attach unanswered, the next driver adopts")
+def test_attach_is_answered_by_the_driver_that_adopts(
+    stage: Stage, connect: Callable[..., shmdriver.Client], watch: Watch
+) -> None:
+    client = connect(reconnect=True)
+    before = client.boot_id
+    attach, correlation_id = in_flight(stage, client, watch)
+    kill(stage)
+    stage.start_driver()
+    producer = attach.result()
+    assert watch.leases_granted(correlation_id) == {int(producer._info().lease_id)}, "the same request"
+    assert client.boot_id == before
+
+
+@pytest.mark.fault(12, how="kill -9 with an attach unanswered")
+def test_attach_of_a_client_that_does_not_reconnect_fails_when_its_driver_is_dead(
+    stage: Stage, connect: Callable[..., shmdriver.Client], watch: Watch
+) -> None:
+    attach, _ = in_flight(stage, connect(), watch)
+    kill(stage)
+    with pytest.raises(DriverUnavailable, match="is dead; start it again"):
+        attach.result()
+
+
+@pytest.mark.fault(12, how="kill -9 with an attach unanswered, segments removed, another driver starts")
+@pytest.mark.parametrize("container", [False, True], ids=["proved by pid", "another pid namespace"])
+def test_attach_goes_over_to_the_next_driver_when_the_segments_of_its_own_are_removed(
+    stage: Stage, connect: Callable[..., shmdriver.Client], watch: Watch, container: bool
+) -> None:
+    client = connect(reconnect=True)
+    before = client.boot_id
+    attach, _ = in_flight(stage, client, watch)
+    kill(stage)
+    if container:
+        move_to_another_pid_namespace(stage.instance)
+    collect(stage.instance)
+    stage.start_driver()
+    assert attach.result().epoch == 1
+    assert client.boot_id != before
+
+
+@pytest.mark.fault(12, how="kill -9 with an attach unanswered, segments removed")
+def test_attach_fails_when_the_segments_of_its_driver_are_removed(
+    stage: Stage, connect: Callable[..., shmdriver.Client], watch: Watch
+) -> None:
+    client = connect()
+    attach, _ = in_flight(stage, client, watch)
+    kill(stage)
+    move_to_another_pid_namespace(stage.instance)
+    assert client.driver_alive, "nothing is proved yet"
+    collect(stage.instance)
+    with pytest.raises(DriverUnavailable, match="its segments were removed; start a driver"):
+        attach.result()
+    assert not client.driver_alive
+
+
+def test_attach_goes_on_when_the_lock_object_of_a_living_driver_is_removed(
+    stage: Stage, connect: Callable[..., shmdriver.Client], watch: Watch
+) -> None:
+    client = connect()
+    attach, _ = in_flight(stage, client, watch)
+    unlink_segment(authority_name(stage.instance))
+    assert client.driver_alive
+    assert stage.driver is not None
+    stage.driver.go_on()
+    assert attach.result().epoch == 1
+
+
+@pytest.mark.fault(12, how="kill -9 with an attach unanswered, a driver that begins anew")
+def test_attach_goes_over_to_a_driver_that_supersedes_its_own(
+    stage: Stage, connect: Callable[..., shmdriver.Client], watch: Watch
+) -> None:
+    client = connect(reconnect=True)
+    before = client.boot_id
+    attach, _ = in_flight(stage, client, watch)
+    kill(stage)
+    stage.start_driver(**{"driver.boot": "fresh"})
+    assert attach.result().epoch == 1
+    assert client.boot_id != before
+
+
+@pytest.mark.fault(12, how="kill -9 of a driver whose control ring is full")
+def test_attach_that_finds_no_room_in_the_ring_of_a_dead_driver_fails(
+    stage: Stage, connect: Callable[..., shmdriver.Client], watch: Watch
+) -> None:
+    client = connect()
+    assert stage.driver is not None
+    stage.driver.stop()
+    watch.fill()
+    attach = Attach(client)
+    kill(stage)
+    with pytest.raises(DriverUnavailable, match="is dead; start it again"):
+        attach.result()
+
+
+# ---- the driver ended
+
+
+@pytest.mark.fault(13, how="an attach between a driver's last look and its end")
+@pytest.mark.parametrize("reconnect", [False, True])
+def test_attach_that_came_too_late_for_a_driver_that_ends(
+    striking: Zygote, tmp_path: Path, instance_name: str, reconnect: bool
+) -> None:
+    with Stage(instance_name, tmp_path, striking) as stage:
+        driver = stage.start_driver(failpoint="stop.began:1:stop")
+        with shmdriver.connect(instance_name, reconnect=reconnect, timeout=PATIENCE_S) as client:
+            before = client.boot_id
+            watch = Watch(instance_name)
+            driver.send_signal(signal.SIGTERM)
+            wait_until(lambda: "draining" in driver.log_text(), "the driver to drain")
+            driver.send_signal(signal.SIGTERM)  # now: it has read its last request
+            wait_until(lambda: driver.is_stopped, "the driver to be stopped in its end")
+            attach = Attach(client)
+            watch.await_attach()
+            driver.go_on()
+            assert driver.join() == 0
+            if reconnect:
+                stage.start_driver()
+                assert attach.result().epoch == 1
+                assert client.boot_id != before
+            else:
+                with pytest.raises(DriverUnavailable, match="was stopped"):
+                    attach.result()
+            watch.view.close()
+
+
+@pytest.mark.fault(13, how="a driver that ends between an attach's answer and its mapping")
+@pytest.mark.parametrize("role", ["producer", "consumer"])
+def test_attach_whose_driver_ends_before_it_is_mapped_says_so(
+    striking: Zygote, tmp_path: Path, instance_name: str, role: str
+) -> None:
+    with Stage(instance_name, tmp_path, striking, **{"policies.shutdown_timeout_ms": 50}) as stage:
+        driver = stage.start_driver()
+        if role == "consumer":
+            stage.producer("s", 1, linger=True)
+        late = stage.actor(role, stream="s", writer=1, failpoint="attach.answered:1:stop")
+        wait_until(lambda: late.is_stopped, "an attach to be answered")
+        driver.send_signal(signal.SIGTERM)
+        assert driver.join() == 0
+        late.go_on()
+        assert late.join() != 0
+        assert "DriverUnavailable" in late.log_text()
