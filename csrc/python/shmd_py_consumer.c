@@ -8,6 +8,7 @@ enum {
     PRIVATE_FROM_BYTES = 4096,                /* larger copies are handed out as they are, not copied again */
     SPARE_BUFFERS = 4,
     FOREVER_SLICE_NS = 50000000,              /* between slices Python runs signal handlers */
+    FOREVER_S = 1000000000,
     MESSAGE = 1,
     RECORDS = 2,
     YIELD_TURNS = 32,                         /* after so many fetches in a row, from C perhaps, other threads have their turn */
@@ -25,7 +26,7 @@ typedef struct consumer {
     Py_ssize_t length; /* of each message of the run */
     int settles;       /* an fd is watched: the core is told when a run is used up */
     int is_fetching;   /* from the call into the core until what it found is held or handed out */
-    int pending;       /* MESSAGE or RECORDS: that was found in place, and could not be handed out yet */
+    int pending;       /* MESSAGE or RECORDS: that was found in place, and is not in the caller's hands yet */
     shmd_batch_t pending_batch;
     Py_ssize_t pending_bytes;
     unsigned turns;    /* of fetching */
@@ -107,14 +108,24 @@ static PyObject *placed(consumer *c, const shmd_batch_t *batch, Py_ssize_t bytes
     return shmd_py_message_placed(batch, bytes, (shmd_py_mapping *)c->mapping);
 }
 
-/* What is pending. It stays so when it cannot be handed out now, for the next fetch: the core has passed it. */
+/* What is pending. A message that cannot be handed out now stays so, for the next fetch: the core has passed it. Records stay so
+ * until Python has made its array of them and is about to return that: an exception on the way, a signal handler's, loses nothing. */
 static PyObject *hand_out(consumer *c)
 {
     c->run.batch = c->pending_batch;
     PyObject *message = placed(c, &c->pending_batch, c->pending_bytes);
-    if (message != NULL)
+    if (message != NULL && c->pending == MESSAGE)
         c->pending = 0;
     return message;
+}
+
+/* 0, or -1 with an exception when the other kind is pending: that comes first. */
+static int check_pending(const consumer *c, int wanted)
+{
+    if (c->pending == 0 || c->pending == wanted)
+        return 0;
+    PyErr_Format(PyExc_RuntimeError, "an exception interrupted a read that had found something: call %s for it first", c->pending == RECORDS ? "read_batch()" : "read()");
+    return -1;
 }
 
 static void note_in_place(consumer *c, int what, Py_ssize_t bytes)
@@ -137,25 +148,35 @@ static PyObject *private_copy(consumer *c, Py_ssize_t length)
     return message;
 }
 
-/* The first of `count` copied messages of `length` bytes; the rest is the run. */
-static PyObject *copied(consumer *c, uint64_t count, Py_ssize_t length)
+/* The run of copied messages that was found: from now on it is there for whoever asks. */
+static int keep_run(consumer *c, int64_t found)
 {
+    uint64_t count = (uint64_t)found & ((1u << SHMD_RUN_LENGTH_SHIFT) - 1);
+    Py_ssize_t length = (Py_ssize_t)(found >> SHMD_RUN_LENGTH_SHIFT);
     if (count * (uint64_t)(SHMD_PY_HEAD_BYTES + length) > c->run.out_bytes) {
         PyErr_SetString(PyExc_SystemError, "more was fetched than there is room for");
-        return NULL;
+        return -1;
     }
     shmd_py_mapping *mapping = (shmd_py_mapping *)c->mapping;
     if (mapping != NULL && mapping->serial != c->run.batch.mapping_serial)
         Py_CLEAR(c->mapping); /* another epoch: views of the one before hold nothing in this one */
-    if (count == 1) {
-        PyObject *message = length >= PRIVATE_FROM_BYTES ? private_copy(c, length) : shmd_py_message_packed(c->run.out, length);
-        if (message != NULL)
-            return message;
-    }
     c->at = c->run.out;
     c->left = count;
     c->length = length;
-    return count == 1 ? NULL : next_of_run(c); /* one that could not be made stays, for the next fetch */
+    return 0;
+}
+
+/* The first message of a new run; one that cannot be made stays, for the next fetch. */
+static PyObject *first_of_run(consumer *c)
+{
+    if (c->left == 0) /* a signal's handler has read it meanwhile */
+        return shmd_py_none();
+    if (c->left != 1)
+        return next_of_run(c);
+    PyObject *message = c->length >= PRIVATE_FROM_BYTES ? private_copy(c, c->length) : shmd_py_message_packed(c->at, c->length);
+    if (message != NULL)
+        c->left = 0;
+    return message;
 }
 
 /* ---- fetching ----------------------------------------------------------------------------- */
@@ -186,7 +207,7 @@ static int may_look(const consumer *c, uint64_t timeout_ns, uint64_t copies)
     return c->handle.native == NULL || (copies < SHMD_PY_UNLOCKED_BYTES && (timeout_ns == 0 || !c->settles));
 }
 
-static int64_t call_core(consumer *c, uint64_t hold_seq, uint64_t timeout_ns)
+static int64_t call_core(consumer *c, uint64_t hold_seq, uint64_t timeout_ns, int *waited)
 {
     shmd_consumer *native = c->handle.native;
     int64_t found = 0;
@@ -195,6 +216,7 @@ static int64_t call_core(consumer *c, uint64_t hold_seq, uint64_t timeout_ns)
         if (found != 0 || timeout_ns == 0)
             return found;
     }
+    *waited = 1;
     PyObject *keep = c->handle.cdata; /* another thread may close this consumer meanwhile */
     Py_INCREF(keep);
     Py_BEGIN_ALLOW_THREADS
@@ -202,6 +224,13 @@ static int64_t call_core(consumer *c, uint64_t hold_seq, uint64_t timeout_ns)
     Py_END_ALLOW_THREADS
     Py_DECREF(keep);
     return found;
+}
+
+/* Before what came in a wait is handed out: 0 when a signal's handler raised, whose exception would take it along. It is kept instead.
+ * Where an fd is watched it is not: the core has just found nothing left to tell by it. */
+static int may_hand_out(const consumer *c, int waited)
+{
+    return !waited || c->settles || PyErr_CheckSignals() == 0;
 }
 
 static int grow_buffer(consumer *c)
@@ -218,6 +247,7 @@ static PyObject *recover(consumer *c, int64_t code, uint64_t timeout_ns)
 static PyObject *fetch(consumer *c, uint64_t timeout_ns)
 {
     int64_t found;
+    int waited = 0;
     PyObject *message = NULL;
     if (take_turn(c) < 0)
         return NULL;
@@ -225,6 +255,8 @@ static PyObject *fetch(consumer *c, uint64_t timeout_ns)
         return next_of_run(c);
     if (c->is_fetching) /* another thread, which is about to look at what it found */
         return recover(c, SHMD_E_CONCURRENT, timeout_ns);
+    if (check_pending(c, MESSAGE) < 0)
+        return NULL;
     uint64_t hold_seq = hold_of(c);
     c->is_fetching = 1;
     if (c->pending == MESSAGE) {
@@ -233,17 +265,38 @@ static PyObject *fetch(consumer *c, uint64_t timeout_ns)
         return message;
     }
     do {
-        found = call_core(c, hold_seq, timeout_ns);
+        found = call_core(c, hold_seq, timeout_ns, &waited);
     } while (found == SHMD_E_TOO_LARGE && grow_buffer(c) == 0);
     if (found == INT64_MAX) {
         note_in_place(c, MESSAGE, (Py_ssize_t)c->run.batch.length);
-        message = hand_out(c);
-    } else if (found > 0)
-        message = copied(c, (uint64_t)found & ((1u << SHMD_RUN_LENGTH_SHIFT) - 1), (Py_ssize_t)(found >> SHMD_RUN_LENGTH_SHIFT));
+        if (may_hand_out(c, waited))
+            message = hand_out(c);
+    } else if (found > 0 && keep_run(c, found) == 0 && may_hand_out(c, waited)) {
+        message = first_of_run(c);
+    }
     c->is_fetching = 0;
     if (found > 0 || found == SHMD_E_TOO_LARGE)
         return message;
     return found == 0 || found == SHMD_E_INTERRUPTED ? shmd_py_none() : recover(c, found, timeout_ns);
+}
+
+/* A message, waited for until deadline_ns (UINT64_MAX: for ever) in slices, between which signal handlers run and Python looks
+ * after the driver. None at the deadline, NULL with an exception: a handler's is raised with nothing fetched. */
+static PyObject *wait_and_fetch(consumer *c, uint64_t deadline_ns)
+{
+    for (;;) {
+        uint64_t now = deadline_ns == UINT64_MAX ? 0 : shmd_now_ns();
+        uint64_t left_ns = deadline_ns > now ? deadline_ns - now : 0;
+        uint64_t slice_ns = left_ns < FOREVER_SLICE_NS ? left_ns : FOREVER_SLICE_NS;
+        PyObject *message = fetch(c, slice_ns);
+        if (message != Py_None || slice_ns == 0)
+            return message;
+        Py_DECREF(message);
+        PyObject *idled = shmd_py_call((PyObject *)c, SHMD_PY_IDLE, NULL);
+        if (idled == NULL)
+            return NULL;
+        Py_DECREF(idled);
+    }
 }
 
 /* ---- methods ------------------------------------------------------------------------------ */
@@ -258,6 +311,20 @@ static int is_zero(PyObject *timeout)
     return PyFloat_CheckExact(timeout) && PyFloat_AsDouble(timeout) <= 0;
 }
 
+/* When so many seconds from now are over; 0: that is no time, and an exception is set. */
+static uint64_t deadline_of(PyObject *timeout)
+{
+    double seconds = PyFloat_AsDouble(timeout);
+    if (seconds == -1 && PyErr_Occurred())
+        return 0;
+    if (seconds != seconds) {
+        PyErr_SetString(PyExc_ValueError, "timeout=nan: expected seconds, or None to wait for ever");
+        return 0;
+    }
+    uint64_t now = shmd_now_ns();
+    return seconds <= 0 ? now : seconds < FOREVER_S ? now + (uint64_t)(seconds * 1e9) : UINT64_MAX;
+}
+
 static PyObject *consumer_read(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *keywords)
 {
     static const char *const names[] = {"timeout", NULL};
@@ -267,12 +334,14 @@ static PyObject *consumer_read(PyObject *self, PyObject *const *args, Py_ssize_t
         return NULL;
     if (c->left != 0)
         return next_of_run(c);
-    int is_forever = timeout == NULL || timeout == Py_None;
-    PyObject *message = fetch(c, is_forever ? FOREVER_SLICE_NS : 0);
+    if (timeout == NULL || timeout == Py_None)
+        return wait_and_fetch(c, UINT64_MAX);
+    PyObject *message = fetch(c, 0);
     if (message != Py_None || is_zero(timeout))
         return message;
     Py_DECREF(message);
-    return shmd_py_call(self, SHMD_PY_WAIT_AND_FETCH, "(O)", timeout == NULL ? Py_None : timeout);
+    uint64_t deadline_ns = deadline_of(timeout);
+    return deadline_ns == 0 ? NULL : wait_and_fetch(c, deadline_ns);
 }
 
 static PyObject *consumer_next(PyObject *self)
@@ -280,11 +349,7 @@ static PyObject *consumer_next(PyObject *self)
     consumer *c = (consumer *)self;
     if (c->left != 0)
         return next_of_run(c);
-    PyObject *message = fetch(c, FOREVER_SLICE_NS);
-    if (message == Py_None) {
-        Py_DECREF(message);
-        message = shmd_py_call(self, SHMD_PY_WAIT_AND_FETCH, "(O)", Py_None);
-    }
+    PyObject *message = wait_and_fetch(c, UINT64_MAX);
     if (message == NULL && PyErr_ExceptionMatches(shmd_py.end_of_stream))
         PyErr_Clear();
     return message;
@@ -376,6 +441,8 @@ static PyObject *consumer_fetch_records(PyObject *self, PyObject *const *args, P
         return NULL;
     if (c->is_fetching)
         return PyLong_FromLong(SHMD_E_CONCURRENT);
+    if (check_pending(c, RECORDS) < 0)
+        return NULL;
     wanted_records wanted = {given[0], given[1], given[2], given[3], given[4]};
     uint64_t hold_seq = hold_of(c);
     int64_t found = 0;
@@ -440,6 +507,7 @@ static PyGetSetDef consumer_getters[] = {
 static PyMemberDef consumer_members[] = {
     {"buffered", T_ULONGLONG, offsetof(consumer, left), READONLY, "How many messages were fetched and not handed out yet."},
     {"_run_limit", T_ULONGLONG, offsetof(consumer, run.limit), 0, "How many messages are fetched at once, at most 65535."},
+    {"_pending", T_INT, offsetof(consumer, pending), 0, "Not 0: what was found in place; set to 0 when the caller has the records."},
     {"_found_count", T_ULONGLONG, offsetof(consumer, run.batch.count), READONLY, "How many records were found."},
     {"_found_serial", T_ULONGLONG, offsetof(consumer, run.batch.mapping_serial), READONLY, "Which mapping the records lie in that were found."},
     {"_found_stride", T_UINT, offsetof(consumer, run.batch.stride), READONLY, "Bytes from one of them to the next."},

@@ -7,6 +7,7 @@ static PyObject *names[SHMD_PY_NAMES]; /* interned: the cache of method lookups 
 static const char *const spelled[SHMD_PY_NAMES] = {
     [SHMD_PY_CLAIM_SLOW] = "_claim_slow",
     [SHMD_PY_FAILURE] = "_failure",
+    [SHMD_PY_IDLE] = "_idle",
     [SHMD_PY_MAP] = "_map",
     [SHMD_PY_OVER] = "_over",
     [SHMD_PY_PUBLISH_SLOW] = "_publish_slow",
@@ -14,7 +15,6 @@ static const char *const spelled[SHMD_PY_NAMES] = {
     [SHMD_PY_REFUSE_CLAIM] = "_refuse_claim",
     [SHMD_PY_RELEASE] = "release",
     [SHMD_PY_TRY_PUBLISH_SLOW] = "_try_publish_slow",
-    [SHMD_PY_WAIT_AND_FETCH] = "_wait_and_fetch",
 };
 
 PyObject *shmd_py_call(PyObject *self, shmd_py_name name, const char *format, ...)

@@ -117,6 +117,7 @@ typedef struct shmd_py_hooks {
 typedef enum shmd_py_name {
     SHMD_PY_CLAIM_SLOW,
     SHMD_PY_FAILURE,
+    SHMD_PY_IDLE,
     SHMD_PY_MAP,
     SHMD_PY_OVER,
     SHMD_PY_PUBLISH_SLOW,
@@ -124,7 +125,6 @@ typedef enum shmd_py_name {
     SHMD_PY_REFUSE_CLAIM,
     SHMD_PY_RELEASE,
     SHMD_PY_TRY_PUBLISH_SLOW,
-    SHMD_PY_WAIT_AND_FETCH,
     SHMD_PY_NAMES
 } shmd_py_name;
 

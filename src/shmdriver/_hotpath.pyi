@@ -42,6 +42,7 @@ class ConsumerCore:
     _mapping: Any
     _run_limit: int
     _settles: int
+    _pending: int
     @property
     def buffered(self) -> int: ...
     @overload

@@ -200,12 +200,11 @@ async def _read_batch(consumer: Consumer, limit: int | None, timeout: float | No
     await _be_fair(consumer)
     consumer._check_open()
     batch = _at_once(consumer, partial(reader.fetch, limit))
-    if batch is not None:
-        return batch
     end = None if timeout is None else time.monotonic() + timeout
     while batch is None and await _arrival(consumer, end):
         consumer._check_open()
         batch = reader.fetch(limit, _AT_ONCE_NS)
+    consumer._pending = 0
     return batch
 
 

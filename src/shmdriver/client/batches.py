@@ -40,9 +40,11 @@ class Batches:
 
     def __next__(self) -> Batch:
         try:
-            batch = self._consumer.read_batch(self._limit)
+            batch = self._consumer._wait_for_records(self._limit, None)
         except EndOfStream:
             raise StopIteration from None
+        assert batch is not None
+        self._consumer._pending = 0
         return batch
 
 

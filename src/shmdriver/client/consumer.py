@@ -103,6 +103,12 @@ class Consumer(EventLoopReading):
         At most ``limit``, and at most half the ring. In place for a reliable consumer (the array's
         memory holds its place in the ring while anything refers to it), else copied. Raises as :meth:`read`.
         """
+        batch = self._wait_for_records(limit, timeout)
+        self._pending = 0
+        return batch
+
+    def _wait_for_records(self, limit: int | None, timeout: float | None) -> np.ndarray[Any, Any] | None:
+        """As read_batch(). Whoever hands them on sets ``_pending`` to 0 just before, with no call between."""
         check_limit(limit)
         reader = self._reader or self._record_reader()
         if self.buffered:
@@ -232,15 +238,6 @@ class Consumer(EventLoopReading):
             self._close_fd()
 
     # ---- inside
-
-    def _wait_and_fetch(self, timeout: float | None) -> Message | None:
-        deadline = Deadline(timeout)
-        while True:
-            slice_ns = deadline.slice_ns()
-            message = self._fetch(slice_ns)
-            if message is not None or slice_ns == 0:
-                return message
-            self._idle()
 
     def _idle(self) -> None:
         """After every slice of a wait in which nothing came."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Patience", "check_limit", "wait", "wait_for_any"]
 
 _WARN_AFTER_NS = 5_000_000_000
+_PACKAGE = "shmdriver."
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 
 
@@ -54,8 +56,16 @@ class Patience:
             hint = f"; did you mean {near!r}?" if near else ""
             warnings.warn(
                 f"stream {consumer.stream!r}: no producer for {_WARN_AFTER_NS // 10**9} s{hint}",
-                stacklevel=4,
+                stacklevel=_callers_level(),
             )
+
+
+def _callers_level() -> int:
+    """The stacklevel, for a warning of who calls this, of the frame that called this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Consumer]:
