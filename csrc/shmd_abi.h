@@ -865,7 +865,8 @@ int shmd_guarded_settle(shmd_consumer *consumer); /* the run that shmd_guarded_f
 int shmd_guarded_consumer_close(shmd_consumer *consumer);                /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
 void shmd_guarded_consumer_free(shmd_consumer *consumer);                /* a closed one's tombstone; an open one stays */
 int shmd_guarded_consumer_mapping(shmd_consumer *consumer, shmd_mapping **out); /* the current one with one more hold, the caller's; NULL without an epoch */
-uint64_t shmd_consumer_copies(const shmd_consumer *consumer);            /* how many bytes of one message the next fetch may have to copy; UINT64_MAX: not known yet */
+uint64_t shmd_consumer_copies(const shmd_consumer *consumer);
+    /* how many bytes of one message the next fetch may have to copy; UINT64_MAX: not known, or it may have an epoch to map or unmap */
 void shmd_mapping_hold(shmd_mapping *mapping);                           /* one more owner */
 void shmd_mapping_free(shmd_mapping *mapping);                           /* one owner less; unmaps with the last */
 uint32_t shmd_fork_generation(void);                                     /* grows in every forked child */

@@ -201,28 +201,26 @@ static int take_turn(consumer *c)
     return PyErr_CheckSignals();
 }
 
-/* Whether a look may keep the GIL: it copies little, and there is no fd to look after, with which a look that finds nothing costs more. */
+/* Whether a look may keep the GIL: it maps nothing, copies little, and there is no fd to look after, with which a look that finds
+ * nothing costs more. */
 static int may_look(const consumer *c, uint64_t timeout_ns, uint64_t copies)
 {
     return c->handle.native == NULL || (copies < SHMD_PY_UNLOCKED_BYTES && (timeout_ns == 0 || !c->settles));
 }
 
+static uint64_t copies_of(const shmd_consumer *native) { return native == NULL ? 0 : shmd_consumer_copies(native); }
+
 static int64_t call_core(consumer *c, uint64_t hold_seq, uint64_t timeout_ns, int *waited)
 {
     shmd_consumer *native = c->handle.native;
     int64_t found = 0;
-    if (may_look(c, timeout_ns, native == NULL ? 0 : shmd_consumer_copies(native))) {
+    if (may_look(c, timeout_ns, copies_of(native))) {
         found = shmd_guarded_next(native, (int64_t)hold_seq, 0, &c->run);
         if (found != 0 || timeout_ns == 0)
             return found;
     }
     *waited = 1;
-    PyObject *keep = c->handle.cdata; /* another thread may close this consumer meanwhile */
-    Py_INCREF(keep);
-    Py_BEGIN_ALLOW_THREADS
-    found = shmd_guarded_next(native, (int64_t)hold_seq, timeout_ns, &c->run);
-    Py_END_ALLOW_THREADS
-    Py_DECREF(keep);
+    SHMD_PY_UNLOCKED(c->handle, found = shmd_guarded_next(native, (int64_t)hold_seq, timeout_ns, &c->run));
     return found;
 }
 
@@ -381,9 +379,19 @@ static PyObject *consumer_drop_run(PyObject *self, PyObject *nothing)
 static PyObject *consumer_look(PyObject *self, PyObject *nothing)
 {
     consumer *c = (consumer *)self;
+    shmd_consumer *native = c->handle.native;
+    uint64_t hold_seq = hold_of(c);
     shmd_batch_t batch;
+    int64_t found;
     (void)nothing;
-    return PyLong_FromLongLong(shmd_guarded_fetch(c->handle.native, hold_of(c), 0, 0, NULL, 0, &batch));
+    if (c->is_fetching || copies_of(native) != UINT64_MAX) {
+        found = shmd_guarded_fetch(native, hold_seq, 0, 0, NULL, 0, &batch);
+    } else {
+        c->is_fetching = 1; /* nobody else adds holds meanwhile */
+        SHMD_PY_UNLOCKED(c->handle, found = shmd_guarded_fetch(native, hold_seq, 0, 0, NULL, 0, &batch));
+        c->is_fetching = 0;
+    }
+    return PyLong_FromLongLong(found);
 }
 
 static PyObject *consumer_let_go(PyObject *self, PyObject *nothing)
@@ -411,19 +419,15 @@ static int64_t call_core_for_records(consumer *c, uint64_t hold_seq, const wante
 {
     shmd_consumer *native = c->handle.native;
     void *out = (void *)(uintptr_t)w->address;
-    uint64_t copies = native == NULL || shmd_consumer_copies(native) == 0 ? 0 : w->bytes;
+    uint64_t copies = copies_of(native);
     int64_t found = 0;
-    if (may_look(c, w->timeout_ns, copies)) {
+    if (may_look(c, w->timeout_ns, copies == 0 || copies == UINT64_MAX ? copies : w->bytes)) {
         found = shmd_guarded_fetch_records(native, hold_seq, w->limit, (uint32_t)w->record_bytes, 0, out, w->bytes, &c->run.batch);
         if (found != 0 || w->timeout_ns == 0)
             return found;
     }
-    PyObject *keep = c->handle.cdata;
-    Py_INCREF(keep);
-    Py_BEGIN_ALLOW_THREADS
-    found = shmd_guarded_fetch_records(native, hold_seq, w->limit, (uint32_t)w->record_bytes, w->timeout_ns, out, w->bytes, &c->run.batch);
-    Py_END_ALLOW_THREADS
-    Py_DECREF(keep);
+    SHMD_PY_UNLOCKED(c->handle, found = shmd_guarded_fetch_records(native, hold_seq, w->limit, (uint32_t)w->record_bytes, w->timeout_ns, out, w->bytes,
+                                                                   &c->run.batch));
     return found;
 }
 

@@ -22,12 +22,7 @@ static int publish_bytes(shmd_py_producer *p, const void *data, Py_ssize_t lengt
     if (length > UINT32_MAX)
         return SHMD_E_TOO_LARGE;
     shmd_producer *native = p->handle.native;
-    PyObject *keep = p->handle.cdata; /* another thread may close this producer meanwhile */
-    Py_INCREF(keep);
-    Py_BEGIN_ALLOW_THREADS
-    code = shmd_guarded_publish(native, data, (uint32_t)length, type);
-    Py_END_ALLOW_THREADS
-    Py_DECREF(keep);
+    SHMD_PY_UNLOCKED(p->handle, code = shmd_guarded_publish(native, data, (uint32_t)length, type));
     return code;
 }
 
@@ -91,16 +86,10 @@ static PyObject *producer_publish_records(PyObject *self, PyObject *const *args,
     uint64_t count = (uint64_t)view.shape[0], stride = (uint64_t)(count > 1 ? view.strides[0] : view.itemsize);
     shmd_producer *native = p->handle.native;
     int64_t done;
-    if (timeout_ns == 0 && view.len < SHMD_PY_UNLOCKED_BYTES) {
+    if (timeout_ns == 0 && view.len < SHMD_PY_UNLOCKED_BYTES)
         done = shmd_guarded_publish_records(native, view.buf, (uint32_t)view.itemsize, stride, count, 0);
-    } else {
-        PyObject *keep = p->handle.cdata;
-        Py_INCREF(keep);
-        Py_BEGIN_ALLOW_THREADS
-        done = shmd_guarded_publish_records(native, view.buf, (uint32_t)view.itemsize, stride, count, timeout_ns);
-        Py_END_ALLOW_THREADS
-        Py_DECREF(keep);
-    }
+    else
+        SHMD_PY_UNLOCKED(p->handle, done = shmd_guarded_publish_records(native, view.buf, (uint32_t)view.itemsize, stride, count, timeout_ns));
     PyBuffer_Release(&view);
     return PyLong_FromLongLong(done);
 }

@@ -89,6 +89,18 @@ typedef struct shmd_py_handle {
 
 int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value, const char *type); /* None, or a cffi pointer of that type */
 
+/* Lets other threads run during `call`; one of them may close this handle meanwhile, and its memory stays until the call is over.
+ * What the call needs of the Python object is read before. */
+#define SHMD_PY_UNLOCKED(handle, call) \
+    do { \
+        PyObject *keep = (handle).cdata; \
+        Py_INCREF(keep); \
+        Py_BEGIN_ALLOW_THREADS \
+        call; \
+        Py_END_ALLOW_THREADS \
+        Py_DECREF(keep); \
+    } while (0)
+
 typedef struct shmd_py_producer {
     PyObject_HEAD
     shmd_py_handle handle;
