@@ -132,6 +132,21 @@ class NoHooks:
         return lambda *_arguments: None
 
 
+def test_getter_looks_at_an_event(benchmark, client):
+    """What every event of the driver costs a blocked getter of a queue, whatever it tells."""
+    queue = client.queue("q")
+    queue.put(1)
+    queue.get()
+    outlet = queue._outlet
+
+    def look():
+        outlet._events_seen = -1
+        outlet.discover()
+
+    benchmark(look)
+    queue.close()
+
+
 def test_lifecycle_tick(benchmark):
     machine = Lifecycle(NoHooks())
     machine.dispatch(Event.START, 0)

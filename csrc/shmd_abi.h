@@ -777,6 +777,8 @@ uint64_t shmd_client_id(const shmd_client *client);
 uint64_t shmd_client_boot_id(const shmd_client *client);
 int shmd_driver_alive(const shmd_authority_t *authority);   /* 1 alive, 0 provably gone, cleanly stopped or superseded; text says which */
 int shmd_client_driver_alive(const shmd_client *client);    /* likewise; 0 also when its segments were removed and nobody has them locked */
+uint64_t shmd_streams_named(const shmd_authority_t *authority, const char *prefix, uint32_t *indexes, uint64_t limit);
+    /* the streams whose name begins with prefix, at most limit of them: how many, and where in the directory */
 int shmd_client_request(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns);
     /* fills identity, position and checksum, sends (again, when unanswered), waits for the answer; SHMD_E_DRIVER_UNAVAILABLE as soon as it
        is proved that nobody will answer: its driver was stopped, superseded, removed; killed (with SHMD_WAIT_FOR_DRIVER its successor is awaited) */

@@ -142,6 +142,28 @@ int shmd_stream_next_epoch(const shmd_client *client, uint32_t stream_index, uin
     return shmd_stream_epoch(client, stream_index, stream_id, (uint32_t)best, out, record) == SHMD_OK;
 }
 
+/* A record is freed, and then filled anew, before its word says so: a name that was compared between two equal looks is one stream's. */
+static int is_named(const shmd_stream_record_t *record, const char *prefix, size_t length)
+{
+    char name[sizeof record->name];
+    uint64_t word = shmd_load_acquire(&record->word); /* T1 */
+    if ((word & 0xff) != SHMD_RECORD_USED)
+        return 0;
+    shmd_copy_from_shared(name, record->name, sizeof name);
+    shmd_fence_acquire(); /* T2 */
+    return shmd_load_relaxed(&record->word) == word && strncmp(name, prefix, length) == 0;
+}
+
+uint64_t shmd_streams_named(const shmd_authority_t *authority, const char *prefix, uint32_t *indexes, uint64_t limit)
+{
+    size_t length = strlen(prefix);
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < authority->stream_max && n < limit && length < SHMD_NAME_BYTES; i++)
+        if (is_named(shmd_authority_stream(authority, i), prefix, length))
+            indexes[n++] = i;
+    return n;
+}
+
 int shmd_lease_live(const shmd_client *client, uint32_t lease_index, uint64_t lease_id, uint32_t *end_reason)
 {
     const shmd_lease_record_t *lease = shmd_authority_lease(client->authority, lease_index);

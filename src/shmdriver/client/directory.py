@@ -49,12 +49,12 @@ class StreamSlot(NamedTuple):
 def streams_with_prefix(authority: Any, prefix: str) -> list[StreamSlot]:
     """The streams whose name begins with ``prefix``."""
     found = []
-    for index in range(authority.stream_max):
-        name = _stream_name(authority, index)
+    for index in _indexes(authority, prefix):
+        record = lib.shmd_authority_stream(authority, index)
+        producer = lib.shmd_word_load(ffi.addressof(record, "producer_lease_id"))
+        gates = int(lib.shmd_word_load(ffi.addressof(record, "gates_used")))
+        name = _name_of(record)
         if name.startswith(prefix):
-            record = lib.shmd_authority_stream(authority, index)
-            producer = lib.shmd_word_load(ffi.addressof(record, "producer_lease_id"))
-            gates = int(lib.shmd_word_load(ffi.addressof(record, "gates_used")))
             found.append(StreamSlot(name, producer != 0, gates.bit_count()))
     return found
 
@@ -69,7 +69,7 @@ def schema_of_stream(authority: Any, stream_index: int) -> str | None:
 
 def schema_by_name(authority: Any, stream: str) -> str | None:
     """Likewise by name; None also when there is no such stream."""
-    for index in range(authority.stream_max):
+    for index in _indexes(authority, stream):
         if _stream_name(authority, index) == stream:
             return schema_of_stream(authority, index)
     return None
@@ -77,7 +77,7 @@ def schema_by_name(authority: Any, stream: str) -> str | None:
 
 def nearest_stream(authority: Any, stream: str) -> str | None:
     """The name of the existing stream that ``stream`` may stand for."""
-    known = (_stream_name(authority, index) for index in range(authority.stream_max))
+    known = (_stream_name(authority, index) for index in _indexes(authority, ""))
     return names.nearest(stream, (name for name in known if name and name != stream))
 
 
@@ -116,7 +116,7 @@ def reliable_consumers(authority: Any, stream_index: int, epoch: int) -> int:
 
 def producer_pid(authority: Any, stream: str) -> int:
     """Of the process that produces a stream, as it said; 0 when there is none."""
-    for index in range(authority.stream_max):
+    for index in _indexes(authority, stream):
         if _stream_name(authority, index) == stream:
             record = lib.shmd_authority_stream(authority, index)
             if lib.shmd_word_load(ffi.addressof(record, "producer_lease_id")) == 0:
@@ -187,8 +187,18 @@ def _hot(authority: Any, stream_index: int, epoch: int) -> Any:
     return None
 
 
+def _indexes(authority: Any, prefix: str) -> list[int]:
+    """Where the streams stand whose name begins with ``prefix``."""
+    most = int(authority.stream_max)
+    out = ffi.new("uint32_t[]", most)
+    return list(ffi.unpack(out, lib.shmd_streams_named(authority, prefix.encode(), out, most)))
+
+
 def _stream_name(authority: Any, index: int) -> str:
-    record = lib.shmd_authority_stream(authority, index)
+    return _name_of(lib.shmd_authority_stream(authority, index))
+
+
+def _name_of(record: Any) -> str:
     if lib.shmd_word_load(ffi.addressof(record, "word")) & 0xFF != lib.SHMD_RECORD_USED:
         return ""
     return _text(record.name)
