@@ -1,36 +1,14 @@
 /* shmd_py_consumer.c: reading. Small messages are fetched in runs: one call into the core copies up to a few hundred messages
  * of equal length into a private buffer, from which they are made one by one. The gate follows with the next fetch. */
-#include "shmd_python.h"
+#include "shmd_py_consumer.h"
 
 enum {
     RUN_MAX = 256,                            /* messages fetched ahead, into private memory */
     BUFFER_BYTES = 65536 + SHMD_PY_HEAD_BYTES,
     PRIVATE_FROM_BYTES = 4096,                /* larger copies are handed out as they are, not copied again */
-    SPARE_BUFFERS = 4,
     FOREVER_SLICE_NS = 50000000,              /* between slices Python runs signal handlers */
     FOREVER_S = 1000000000,
-    MESSAGE = 1,
-    RECORDS = 2,
-    YIELD_TURNS = 32,                         /* after so many fetches in a row, from C perhaps, other threads have their turn */
 };
-
-typedef struct consumer {
-    PyObject_HEAD
-    shmd_py_handle handle;
-    PyObject *mapping; /* the shmd_py_mapping of the epoch that it reads; NULL before something is handed out in place */
-    shmd_run_t run;    /* what the core finds, and where it puts it */
-    PyObject *buffer;  /* the bytearray that run.out is */
-    PyObject *spare[SPARE_BUFFERS]; /* bytearrays that went out with large copies */
-    const unsigned char *at;        /* the rest of a run */
-    uint64_t left;
-    Py_ssize_t length; /* of each message of the run */
-    int settles;       /* an fd is watched: the core is told when a run is used up */
-    int is_fetching;   /* from the call into the core until what it found is held or handed out */
-    int pending;       /* MESSAGE or RECORDS: that was found in place, and is not in the caller's hands yet */
-    shmd_batch_t pending_batch;
-    Py_ssize_t pending_bytes;
-    unsigned turns;    /* of fetching */
-} consumer;
 
 /* ---- buffers ------------------------------------------------------------------------------ */
 
@@ -110,29 +88,13 @@ static PyObject *placed(consumer *c, const shmd_batch_t *batch, Py_ssize_t bytes
 
 /* What is pending. A message that cannot be handed out now stays so, for the next fetch: the core has passed it. Records stay so
  * until Python has made its array of them and is about to return that: an exception on the way, a signal handler's, loses nothing. */
-static PyObject *hand_out(consumer *c)
+PyObject *shmd_py_hand_out(consumer *c)
 {
     c->run.batch = c->pending_batch;
     PyObject *message = placed(c, &c->pending_batch, c->pending_bytes);
     if (message != NULL && c->pending == MESSAGE)
         c->pending = 0;
     return message;
-}
-
-/* 0, or -1 with an exception when the other kind is pending: that comes first. */
-static int check_pending(const consumer *c, int wanted)
-{
-    if (c->pending == 0 || c->pending == wanted)
-        return 0;
-    PyErr_Format(PyExc_RuntimeError, "an exception interrupted a read that had found something: call %s for it first", c->pending == RECORDS ? "read_batch()" : "read()");
-    return -1;
-}
-
-static void note_in_place(consumer *c, int what, Py_ssize_t bytes)
-{
-    c->pending_batch = c->run.batch;
-    c->pending_bytes = bytes;
-    c->pending = what;
 }
 
 /* Goes out with its buffer, for which another one must be there first. */
@@ -180,35 +142,6 @@ static PyObject *first_of_run(consumer *c)
 }
 
 /* ---- fetching ----------------------------------------------------------------------------- */
-
-/* Up to where the gate may go: the oldest seq that is, or is about to be, referred to. Read and used without letting go of
- * the GIL, or by who is fetching: nobody else adds holds. */
-static uint64_t hold_of(const consumer *c)
-{
-    if (c->is_fetching)
-        return 0; /* what was found may have no hold yet */
-    uint64_t held = c->mapping == NULL ? UINT64_MAX : shmd_py_mapping_hold_seq((shmd_py_mapping *)c->mapping);
-    return c->pending != 0 && c->pending_batch.seq < held ? c->pending_batch.seq : held;
-}
-
-/* Before a fetch: -1 when a signal's handler raised. Nothing has been taken from the core yet. */
-static int take_turn(consumer *c)
-{
-    if (++c->turns % YIELD_TURNS == 0) {
-        Py_BEGIN_ALLOW_THREADS
-        Py_END_ALLOW_THREADS
-    }
-    return PyErr_CheckSignals();
-}
-
-/* Whether a look may keep the GIL: it maps nothing, copies little, and there is no fd to look after, with which a look that finds
- * nothing costs more. */
-static int may_look(const consumer *c, uint64_t timeout_ns, uint64_t copies)
-{
-    return c->handle.native == NULL || (copies < SHMD_PY_UNLOCKED_BYTES && (timeout_ns == 0 || !c->settles));
-}
-
-static uint64_t copies_of(const shmd_consumer *native) { return native == NULL ? 0 : shmd_consumer_copies(native); }
 
 static int64_t call_core(consumer *c, uint64_t hold_seq, uint64_t timeout_ns, int *waited)
 {
@@ -258,7 +191,7 @@ static PyObject *fetch(consumer *c, uint64_t timeout_ns)
     uint64_t hold_seq = hold_of(c);
     c->is_fetching = 1;
     if (c->pending == MESSAGE) {
-        message = hand_out(c);
+        message = shmd_py_hand_out(c);
         c->is_fetching = 0;
         return message;
     }
@@ -268,7 +201,7 @@ static PyObject *fetch(consumer *c, uint64_t timeout_ns)
     if (found == INT64_MAX) {
         note_in_place(c, MESSAGE, (Py_ssize_t)c->run.batch.length);
         if (may_hand_out(c, waited))
-            message = hand_out(c);
+            message = shmd_py_hand_out(c);
     } else if (found > 0 && keep_run(c, found) == 0 && may_hand_out(c, waited)) {
         message = first_of_run(c);
     }
@@ -407,69 +340,7 @@ static PyObject *consumer_hold_seq(PyObject *self, PyObject *nothing)
     return PyLong_FromUnsignedLongLong(hold_of((consumer *)self));
 }
 
-typedef struct wanted_records {
-    uint64_t limit;
-    uint64_t record_bytes;
-    uint64_t timeout_ns;
-    uint64_t address; /* of private memory, for those that have to be copied */
-    uint64_t bytes;
-} wanted_records;
-
-static int64_t call_core_for_records(consumer *c, uint64_t hold_seq, const wanted_records *w)
-{
-    shmd_consumer *native = c->handle.native;
-    void *out = (void *)(uintptr_t)w->address;
-    uint64_t copies = copies_of(native);
-    int64_t found = 0;
-    if (may_look(c, w->timeout_ns, copies == 0 || copies == UINT64_MAX ? copies : w->bytes)) {
-        found = shmd_guarded_fetch_records(native, hold_seq, w->limit, (uint32_t)w->record_bytes, 0, out, w->bytes, &c->run.batch);
-        if (found != 0 || w->timeout_ns == 0)
-            return found;
-    }
-    SHMD_PY_UNLOCKED(c->handle, found = shmd_guarded_fetch_records(native, hold_seq, w->limit, (uint32_t)w->record_bytes, w->timeout_ns, out, w->bytes,
-                                                                   &c->run.batch));
-    return found;
-}
-
-/* _fetch_records(limit, record_bytes, timeout_ns, address, bytes): all of them as one message where they are in place; else how many
- * were copied, or a negative code. */
-static PyObject *consumer_fetch_records(PyObject *self, PyObject *const *args, Py_ssize_t n)
-{
-    consumer *c = (consumer *)self;
-    uint64_t given[5];
-    if (n != 5)
-        return PyErr_Format(PyExc_TypeError, "_fetch_records() takes 5 arguments (%zd given)", n);
-    for (int i = 0; i < 5; i++)
-        given[i] = PyLong_AsUnsignedLongLong(args[i]);
-    if (PyErr_Occurred() || take_turn(c) < 0)
-        return NULL;
-    if (c->is_fetching)
-        return PyLong_FromLong(SHMD_E_CONCURRENT);
-    if (check_pending(c, RECORDS) < 0)
-        return NULL;
-    wanted_records wanted = {given[0], given[1], given[2], given[3], given[4]};
-    uint64_t hold_seq = hold_of(c);
-    int64_t found = 0;
-    c->is_fetching = 1;
-    if (c->pending != RECORDS) {
-        found = call_core_for_records(c, hold_seq, &wanted);
-        if (found > 0 && !c->run.batch.copied)
-            note_in_place(c, RECORDS, (Py_ssize_t)((uint64_t)(found - 1) * c->run.batch.stride + wanted.record_bytes));
-    }
-    PyObject *result = c->pending == RECORDS ? hand_out(c) : PyLong_FromLongLong(found);
-    c->is_fetching = 0;
-    return result;
-}
-
 /* ---- attributes --------------------------------------------------------------------------- */
-
-static PyObject *get_handle(PyObject *self, void *nothing)
-{
-    PyObject *cdata = ((consumer *)self)->handle.cdata;
-    (void)nothing;
-    Py_INCREF(cdata);
-    return cdata;
-}
 
 static int set_handle(PyObject *self, PyObject *value, void *nothing)
 {
@@ -503,7 +374,7 @@ static int set_mapping(PyObject *self, PyObject *value, void *nothing)
 }
 
 static PyGetSetDef consumer_getters[] = {
-    {"_handle", get_handle, set_handle, "The cffi pointer that owns the native handle, or None.", NULL},
+    {"_handle", shmd_py_handle_get, set_handle, "The cffi pointer that owns the native handle, or None.", NULL},
     {"_mapping", get_mapping, set_mapping, "The MappingCore of the epoch that it reads, or None.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -526,7 +397,7 @@ static PyMethodDef consumer_methods[] = {
      "Raises EndOfStream at the clean end, ProducerLost at an aborted one, LeaseRevoked, ViewsHeld."},
     {"_fetch", consumer_fetch, METH_O, "The next message, None when none came within that many ns."},
     {"_take", consumer_take, METH_NOARGS, "The next message that was fetched already, or None."},
-    {"_fetch_records", (PyCFunction)(void (*)(void))consumer_fetch_records, METH_FASTCALL, "How many records were found, or a negative code."},
+    {"_fetch_records", (PyCFunction)(void (*)(void))shmd_py_fetch_records, METH_FASTCALL, "How many records were found, or a negative code."},
     {"_drop_run", consumer_drop_run, METH_NOARGS, "Forgets what was fetched and not handed out."},
     {"_hold_seq", consumer_hold_seq, METH_NOARGS, "The oldest seq that something refers to; 2**64 - 1: none."},
     {"_look", consumer_look, METH_NOARGS, "Takes notice of a new epoch or an end: a negative code when reading is over."},

@@ -40,6 +40,14 @@ static int intern_names(void)
     return 0;
 }
 
+PyObject *shmd_py_handle_get(PyObject *self, void *nothing)
+{
+    PyObject *cdata = ((shmd_py_handled *)self)->handle.cdata;
+    (void)nothing;
+    Py_INCREF(cdata);
+    return cdata;
+}
+
 int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value, const char *type)
 {
     void *native = NULL;

@@ -199,14 +199,6 @@ static PyObject *producer_let_go(PyObject *self, PyObject *nothing)
     return shmd_py_none();
 }
 
-static PyObject *get_handle(PyObject *self, void *nothing)
-{
-    PyObject *cdata = ((shmd_py_producer *)self)->handle.cdata;
-    (void)nothing;
-    Py_INCREF(cdata);
-    return cdata;
-}
-
 static int set_handle(PyObject *self, PyObject *value, void *nothing)
 {
     (void)nothing;
@@ -215,7 +207,7 @@ static int set_handle(PyObject *self, PyObject *value, void *nothing)
 }
 
 static PyGetSetDef producer_getters[] = {
-    {"_handle", get_handle, set_handle, "The cffi pointer that owns the native handle, or None.", NULL},
+    {"_handle", shmd_py_handle_get, set_handle, "The cffi pointer that owns the native handle, or None.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -87,6 +87,13 @@ typedef struct shmd_py_handle {
     void *native;
 } shmd_py_handle;
 
+/* What every object with a handle begins with. */
+typedef struct shmd_py_handled {
+    PyObject_HEAD
+    shmd_py_handle handle;
+} shmd_py_handled;
+
+PyObject *shmd_py_handle_get(PyObject *self, void *nothing); /* the getter of `_handle` */
 int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value, const char *type); /* None, or a cffi pointer of that type */
 
 /* Lets other threads run during `call`; one of them may close this handle meanwhile, and its memory stays until the call is over.

@@ -153,19 +153,22 @@ def test_attach_of_a_client_that_does_not_reconnect_fails_when_its_driver_is_dea
         attach.result()
 
 
-@pytest.mark.fault(12, how="kill -9 with an attach unanswered, segments removed, another driver starts")
-@pytest.mark.parametrize("container", [False, True], ids=["proved by pid", "another pid namespace"])
-def test_attach_goes_over_to_the_next_driver_when_the_segments_of_its_own_are_removed(
-    stage: Stage, connect: Callable[..., shmdriver.Client], watch: Watch, container: bool
+@pytest.mark.fault(
+    12, how="kill -9 with an attach unanswered, segments removed or superseded, another driver"
+)
+@pytest.mark.parametrize("how", ["removed", "removed, in another pid namespace", "superseded"])
+def test_attach_goes_over_to_the_driver_that_serves_in_place_of_its_own(
+    stage: Stage, connect: Callable[..., shmdriver.Client], watch: Watch, how: str
 ) -> None:
     client = connect(reconnect=True)
     before = client.boot_id
     attach, _ = in_flight(stage, client, watch)
     kill(stage)
-    if container:
+    if "namespace" in how:
         move_to_another_pid_namespace(stage.instance)
-    collect(stage.instance)
-    stage.start_driver()
+    if "removed" in how:
+        collect(stage.instance)
+    stage.start_driver(**{"driver.boot": "adopt" if "removed" in how else "fresh"})
     assert attach.result().epoch == 1
     assert client.boot_id != before
 
@@ -195,19 +198,6 @@ def test_attach_goes_on_when_the_lock_object_of_a_living_driver_is_removed(
     assert stage.driver is not None
     stage.driver.go_on()
     assert attach.result().epoch == 1
-
-
-@pytest.mark.fault(12, how="kill -9 with an attach unanswered, a driver that begins anew")
-def test_attach_goes_over_to_a_driver_that_supersedes_its_own(
-    stage: Stage, connect: Callable[..., shmdriver.Client], watch: Watch
-) -> None:
-    client = connect(reconnect=True)
-    before = client.boot_id
-    attach, _ = in_flight(stage, client, watch)
-    kill(stage)
-    stage.start_driver(**{"driver.boot": "fresh"})
-    assert attach.result().epoch == 1
-    assert client.boot_id != before
 
 
 @pytest.mark.fault(12, how="kill -9 of a driver whose control ring is full")

@@ -17,6 +17,17 @@ pub struct Message {
     pub rest: [u8; BYTES - 8],
 }
 
+/// What the two ends share before they are opened: the process that made it, whose number is part of all names.
+#[unsafe(no_mangle)]
+pub extern "C" fn peer_shared_bytes() -> usize {
+    size_of::<u32>()
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn peer_make(shared: *mut u32) {
+    unsafe { *shared = std::process::id() }
+}
+
 const fn parsed(digits: &[u8]) -> usize {
     let (mut number, mut at) = (0, 0);
     while at < digits.len() {

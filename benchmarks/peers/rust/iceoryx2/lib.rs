@@ -29,16 +29,6 @@ pub struct End {
     _node: Node<Ipc>,
 }
 
-#[unsafe(no_mangle)]
-pub extern "C" fn peer_shared_bytes() -> usize {
-    size_of::<u32>()
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn peer_make(shared: *mut u32) {
-    unsafe { *shared = std::process::id() }
-}
-
 fn must<T, E: core::fmt::Debug>(what: &str, made: Result<T, E>) -> T {
     made.unwrap_or_else(|error| fail(what, error))
 }

@@ -21,16 +21,6 @@ pub struct End {
     views: Vec<tachyon_msg_view_t>,
 }
 
-#[unsafe(no_mangle)]
-pub extern "C" fn peer_shared_bytes() -> usize {
-    size_of::<u32>()
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn peer_make(shared: *mut u32) {
-    unsafe { *shared = std::process::id() }
-}
-
 /// The consumer listens, which waits for the producer to connect.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn peer_open(shared: *const u32, which: i32, is_producer: i32) -> *mut End {
