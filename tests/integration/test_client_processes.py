@@ -242,16 +242,6 @@ def test_a_second_thread_inside_a_producer_is_refused(client):
         assert outcome == [shmdriver.HandleClosed]
 
 
-def test_ctrl_c_interrupts_a_read_without_a_timeout(client):
-    with client.consumer("s") as into:
-        main = threading.main_thread().ident or 0
-        timer = threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT))
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            into.read()
-        timer.join()
-
-
 def test_many_threads_share_a_client(client):
     errors = []
 

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice, repeat
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 import pytest
 
 import shmdriver
-from shmdriver._native import lib
+from shmdriver._native import ffi, lib
 from shmdriver.client import link
 from shmdriver.client.consumer import Consumer
 from shmdriver.driver.shm import SegmentMap, open_segment
@@ -89,6 +90,13 @@ def epoch_of(client: shmdriver.Client) -> list[EpochStatus]:
 def is_reading(client: shmdriver.Client) -> bool:
     """Whether a consumer sleeps."""
     return any(gate.sleeping for epoch in epoch_of(client) for gate in epoch.gates)
+
+
+def is_awaiting_a_producer(client: shmdriver.Client) -> bool:
+    """Whether the main thread sleeps on the driver's word: the kernel tells its system call's arguments."""
+    word = ffi.addressof(client._connected().authority, "event_word")
+    call = Path(f"/proc/self/task/{os.getpid()}/syscall").read_text().split()
+    return len(call) > 1 and call[1] == hex(int(ffi.cast("uintptr_t", word)))
 
 
 def is_writing(client: shmdriver.Client) -> bool:
@@ -187,6 +195,25 @@ def test_handler_that_raises_ends_a_blocked_read_and_nothing_is_lost(client, how
         assert bytes(consumer.read()) == b"%d" % n
     assert (consumer.lost, consumer.skipped) == (0, 0)
     assert consumer.read(timeout=0) is None
+
+
+@pytest.mark.parametrize("how", ["for", "iteration from C", "read", "read with a timeout"])
+@pytest.mark.parametrize(("number", "error"), SIGNALS)
+def test_handler_that_raises_ends_a_read_that_waits_for_a_producer(client, how, number, error):
+    consumer = client.consumer("s", wait="sleep")
+    call = BLOCKED_READERS[how]
+    try:
+        is_awaiting_a_producer(client)
+    except OSError as problem:
+        pytest.skip(f"this machine does not show in what system call a thread is: {problem}")
+
+    def release() -> None:
+        client.producer("s").close()
+
+    interrupted(lambda: call(consumer), number, error, lambda: is_awaiting_a_producer(client), release)
+    with client.producer("s") as out:
+        out.publish(b"x")
+        assert bytes(consumer.read()) == b"x"
 
 
 @pytest.mark.parametrize("how", BLOCKED_RECORD_READERS)

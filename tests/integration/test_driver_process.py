@@ -229,7 +229,9 @@ def test_killed_producer_is_drained_and_replaced_at_once(driver: Process, produc
         fresh.read(timeout=PATIENCE_S)
 
 
-def test_killed_consumer_frees_the_producer_in_milliseconds(driver: Process) -> None:
+def test_killed_consumer_frees_the_producer_without_its_lease_being_over(driver: Process) -> None:
+    driver.end()
+    driver.start("policies.lease_timeout_ms=86400000")  # only the proof of its death ends it within this test
     script = (
         "import sys, shmdriver\n"
         "consumer = shmdriver.connect(sys.argv[1]).consumer('s')\n"
@@ -245,10 +247,8 @@ def test_killed_consumer_frees_the_producer_in_milliseconds(driver: Process) -> 
         assert holder.stdout.readline() == b"attached\n"
         while producer.try_publish(b"x" * 50):
             pass
-        begin_ns = lib.shmd_now_ns()
         holder.kill()
         producer.publish(b"room", timeout=PATIENCE_S)
-        assert lib.shmd_now_ns() - begin_ns < 2_000_000_000
         holder.communicate(timeout=PATIENCE_S)
 
 
