@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 import shmdriver
 
 SLOTS = 64
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @dataclass

@@ -15,7 +15,7 @@ from shmdriver.driver.config import Config
 from shmdriver.driver.embedded import EmbeddedDriver
 
 TICK = np.dtype([("n", "<i8")])
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])

@@ -14,7 +14,7 @@ import pytest
 import shmdriver
 
 
-def until(condition, seconds=10.0):
+def until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -35,7 +35,7 @@ def driver(instance_name):
     yield process
     process.send_signal(signal.SIGCONT)
     process.terminate()
-    process.wait(20)
+    process.wait(60)
     output.close()
 
 
@@ -79,7 +79,7 @@ def test_closing_a_consumer_ends_another_threads_wait_for_several():
         thread.start()
         until(lambda: _is_inside(readers[0]))
         readers[0].close()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
         assert [type(error) for error in failures] == [shmdriver.HandleClosed]
         readers[1].close()

@@ -22,7 +22,7 @@ from shmdriver.driver.config import Config
 
 TICK = np.dtype([("n", "<i8")])
 BIG = 100_000
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 @pytest.fixture

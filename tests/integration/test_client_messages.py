@@ -336,6 +336,6 @@ def test_events_arrive_by_callback(client):
 
     stop = client.on_event(note)
     with client.producer("s"):
-        assert arrived.wait(10)
+        assert arrived.wait(60)
     stop()
     assert any(event.kind == "attach_response" for event in seen)

@@ -14,6 +14,7 @@ import shmdriver
 from shmdriver import Reason
 
 N = 5_000
+PATIENCE_S = 60
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def publish_and_die(client, how):
 
 
 def join(process):
-    process.join(30)
+    process.join(PATIENCE_S)
     assert process.exitcode is not None
 
 
@@ -109,7 +110,7 @@ def test_handles_refuse_in_a_forked_child_and_the_parent_goes_on(client):
     with client.consumer("s") as into, client.producer("s") as out:
         for n in range(10):
             out.publish(b"%d" % n)
-        assert bytes(into.read(timeout=5)) == b"0"
+        assert bytes(into.read(timeout=PATIENCE_S)) == b"0"
         for action in (
             lambda: out.publish(b"x"),
             lambda: out.try_publish(b"x"),
@@ -120,9 +121,9 @@ def test_handles_refuse_in_a_forked_child_and_the_parent_goes_on(client):
             lambda: into.close(),
         ):
             assert in_child(action).startswith("ForkedHandleError"), action
-        assert [bytes(into.read(timeout=5)) for _ in range(9)] == [b"%d" % n for n in range(1, 10)]
+        assert [bytes(into.read(timeout=PATIENCE_S)) for _ in range(9)] == [b"%d" % n for n in range(1, 10)]
         out.publish(b"still")
-        assert bytes(into.read(timeout=5)) == b"still"
+        assert bytes(into.read(timeout=PATIENCE_S)) == b"still"
 
 
 def test_a_forked_child_that_drops_handles_ends_nothing(client):
@@ -141,7 +142,7 @@ def test_a_forked_child_that_drops_handles_ends_nothing(client):
 
         assert in_child(drop) == "dropped"
         out.publish(b"alive")
-        assert bytes(into.read(timeout=5)) == b"alive"
+        assert bytes(into.read(timeout=PATIENCE_S)) == b"alive"
         out.close()
 
 
@@ -158,14 +159,14 @@ def test_a_client_in_a_forked_child_connects_afresh(client):
 
         theirs = int(in_child(talk))
         assert theirs != ours
-        assert bytes(into.read(timeout=5)) == b"from the child"
+        assert bytes(into.read(timeout=PATIENCE_S)) == b"from the child"
         assert client.client_id == ours
 
 
 def test_views_are_readable_in_a_forked_child(client):
     with client.consumer("s") as into, client.producer("s", max_message=100_000, slots=16) as out:
         out.publish(b"v" * 100_000)
-        message = into.read(timeout=5)
+        message = into.read(timeout=PATIENCE_S)
         assert in_child(lambda: bytes(message) == b"v" * 100_000) == "True"
         assert bytes(message) == b"v" * 100_000
 
@@ -182,9 +183,9 @@ def test_interpreter_exit_ends_streams_as_aborted(client):
     )
     with client.consumer("s") as into:
         subprocess.run([sys.executable, "-c", program, client.instance], check=True, timeout=30)
-        assert bytes(into.read(timeout=5)) == b"x"
+        assert bytes(into.read(timeout=PATIENCE_S)) == b"x"
         with pytest.raises(shmdriver.ProducerLost) as caught:
-            into.read(timeout=5)
+            into.read(timeout=PATIENCE_S)
         assert caught.value.reason == Reason.ABORTED
 
 
@@ -204,12 +205,12 @@ def test_a_second_thread_inside_a_consumer_is_refused(client):
 
         thread = threading.Thread(target=wait_there)
         thread.start()
-        inside.wait(10)
+        inside.wait(PATIENCE_S)
         with pytest.raises(shmdriver.ConcurrentUseError, match="another thread"):
             while True:  # the first is between two slices of its wait now and then
                 into.read(timeout=0)
         out.publish(b"for the first")
-        thread.join(10)
+        thread.join(PATIENCE_S)
         assert outcome == [b"for the first"]
 
 
@@ -233,12 +234,12 @@ def test_a_second_thread_inside_a_producer_is_refused(client):
 
         thread = threading.Thread(target=block)
         thread.start()
-        inside.wait(10)
+        inside.wait(PATIENCE_S)
         with pytest.raises(shmdriver.ConcurrentUseError, match="another thread"):
             while True:
                 out.try_publish(b"x")
         out.close()
-        thread.join(10)
+        thread.join(PATIENCE_S)
         assert outcome == [shmdriver.HandleClosed]
 
 
@@ -250,7 +251,7 @@ def test_many_threads_share_a_client(client):
             with client.consumer(f"s{k}") as into, client.producer(f"s{k}") as out:
                 for n in range(200):
                     out.publish(b"%d" % n)
-                    assert bytes(into.read(timeout=5)) == b"%d" % n
+                    assert bytes(into.read(timeout=PATIENCE_S)) == b"%d" % n
         except BaseException as error:
             errors.append(error)
 
@@ -258,5 +259,5 @@ def test_many_threads_share_a_client(client):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE_S)
     assert errors == []

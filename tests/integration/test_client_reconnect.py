@@ -17,7 +17,7 @@ from shmdriver.driver.embedded import EmbeddedDriver
 from shmdriver.errors import AttachRejected, DriverUnavailable, LeaseRevoked, ProducerLost, Reason
 
 TICK = np.dtype([("n", "<i8")])
-PATIENCE_S = 30
+PATIENCE_S = 60
 SHORT = {"policies.shutdown_timeout_ms": 100}
 
 

@@ -13,7 +13,7 @@ from shmdriver.errors import EndOfStream, ProducerLost
 from tests.chaos.stage import wait_until
 
 Delivery = Literal["lossy", "latest"]
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import struct
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shmdriver._native import ffi, lib
+from shmdriver.driver import segments
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.embedded import EmbeddedDriver, collect_dead_embedded
@@ -154,6 +156,20 @@ def test_lock_object_that_was_unlinked_is_noticed(instance_name: str, authority:
     authority.write_bytes(b"")
     assert not lock.still_named()
     lock.release()
+
+
+def test_lock_on_an_object_that_has_no_name_any_more_is_no_other_driver(rig: Rig, monkeypatch) -> None:
+    """A client takes it for a moment, to prove that nobody drives what it is mapped to."""
+    rig.crash()
+    path = SHM / authority_name(rig.instance)[1:]
+    opened, other = os.open(path, os.O_RDWR), os.open(path, os.O_RDONLY)
+    path.unlink()  # between a new driver's open and its lock
+    fcntl.flock(other, fcntl.LOCK_SH)
+    real, first = segments._open_or_create, [opened]
+    monkeypatch.setattr(segments, "_open_or_create", lambda name: first.pop() if first else real(name))
+    rig.start()
+    os.close(other)
+    assert path.stat().st_ino == os.fstat(rig.driver.tables.authority.lock.fd).st_ino
 
 
 @pytest.mark.fault(15, 19, how="rm of the authority under a driver")

@@ -142,8 +142,10 @@ def lock_authority(instance: str, modes: Modes) -> InstanceLock:
                     set_modes(fd, modes, write_group=False)
                 return InstanceLock(instance, fd)
         except BlockingIOError:
-            pid = _holder(fd)
+            pid, is_passing = _holder(fd), not _names(name, os.fstat(fd))
             os.close(fd)
+            if is_passing:  # of an object without a name: a client that makes sure that nobody drives it
+                continue
             if pid == 0 and turn < LOCK_TURNS - 1:  # it is being made or collected: a matter of milliseconds
                 threading.Event().wait(LOCK_TURN_S)  # flock has no timeout of its own
                 continue
