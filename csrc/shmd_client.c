@@ -26,7 +26,8 @@ int shmd_driver_alive(const shmd_authority_t *a)
         return shmd_fail(0, "driver of instance %s handed over (pid %lld) and its successor is not there yet", a->instance, (long long)pid);
     if (exit_kind != SHMD_EXIT_NONE)
         return shmd_fail(0, "driver of instance %s (pid %lld) %s", a->instance, (long long)pid,
-                         exit_kind == SHMD_EXIT_CLEAN ? "was stopped" : "was superseded by a fresh one");
+                         exit_kind == SHMD_EXIT_CLEAN ? "was stopped; start one again with `shmdriver run`, and connect anew"
+                                                      : "was superseded by another one that began anew; connect anew to that");
     if (a->driver_pid_namespace != shmd_pid_namespace())
         return 1; /* another PID namespace: its number means nothing here; silence is then judged by timeouts */
     if (shmd_process_start_time(pid, &start_time) != SHMD_OK && kill((pid_t)pid, 0) != 0 && errno == EPERM)

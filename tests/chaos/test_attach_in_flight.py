@@ -240,7 +240,7 @@ def test_attach_that_came_too_late_for_a_driver_that_ends(
                 assert attach.result().epoch == 1
                 assert client.boot_id != before
             else:
-                with pytest.raises(DriverUnavailable, match="was stopped"):
+                with pytest.raises(DriverUnavailable, match="was stopped; start one again"):
                     attach.result()
             watch.view.close()
 

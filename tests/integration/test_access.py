@@ -74,7 +74,7 @@ def work_with(instance: str, timeout: float = 20) -> Callable[[], Any]:
         with shmdriver.connect(instance, timeout=timeout) as client:
             out, consumer = client.producer("shared"), client.consumer("shared")
             out.publish(b"hello")
-            message = consumer.read(timeout=20)
+            message = consumer.read(timeout=60)
             return bytes(message).decode() if message else None
 
     return work
@@ -183,7 +183,7 @@ def test_consumer_cannot_make_its_view_writable_not_even_with_mprotect() -> None
         out = client.producer("frames", slots=4, max_message=100_000)
         consumer = client.consumer("frames")
         out.publish_array(np.arange(10_000))
-        message = consumer.read(timeout=20)
+        message = consumer.read(timeout=60)
         assert message is not None
         array = message.array
         with pytest.raises(ValueError, match="read-only"):
@@ -197,10 +197,10 @@ def test_consumer_cannot_make_its_view_writable_not_even_with_mprotect() -> None
 POKE = """
 import ctypes, sys, shmdriver, numpy as np
 with shmdriver.connect(sys.argv[1]) as client:
-    message = client.consumer("frames", delivery="lossy", start="oldest").read(timeout=20)
+    message = client.consumer("frames", delivery="lossy", start="oldest").read(timeout=60)
     consumer = client.consumer("frames")
     print("attached", flush=True)
-    message = consumer.read(timeout=20)
+    message = consumer.read(timeout=60)
     ctypes.memset(message.array.ctypes.data, 1, 8)
     print("written", flush=True)
 """
@@ -221,7 +221,7 @@ def test_store_through_a_view_kills_its_own_process_alone() -> None:
         assert poker.communicate(timeout=60)[0] == ""
         assert poker.returncode == -11
         for _ in range(2):
-            message = consumer.read(timeout=20)
+            message = consumer.read(timeout=60)
             assert message is not None
             assert np.array_equal(message.array, np.arange(10_000))
         out.publish_array(np.arange(3))

@@ -84,7 +84,7 @@ def test_stat_shows_streams_clients_and_leases(driver: DriverProcess, client: Cl
     with client.producer("quotes") as producer, client.consumer("quotes") as consumer:
         producer.publish(b"one")
         producer.publish(b"two")
-        assert bytes(consumer.read(timeout=20) or b"") == b"one"
+        assert bytes(consumer.read(timeout=60) or b"") == b"one"
         found = shm_json("stat", "-i", driver.instance)
         assert found["driver"]["status"] == "running"
         assert found["driver"]["process"]["pid"] == driver.process.pid
@@ -124,7 +124,7 @@ def test_stat_works_after_kill_9_of_the_driver(driver: DriverProcess, client: Cl
         assert f"shmdriver run -i {driver.instance}" in found["driver"]["advice"]
         assert found["streams"][0]["epochs"][0]["head"] == 2
         assert "dead" in shm("stat", "-i", driver.instance).stdout
-        assert [bytes(consumer.read(timeout=20) or b"") for _ in range(2)] == [b"before", b"after"]
+        assert [bytes(consumer.read(timeout=60) or b"") for _ in range(2)] == [b"before", b"after"]
         driver.start()
         found = shm_json("stat", "-i", driver.instance)
         assert found["driver"]["status"] == "running"
@@ -188,7 +188,7 @@ def test_why_tells_views_from_slowness(driver: DriverProcess, client: Client) ->
     ):
         held = []
         while producer.try_publish(bytes(100_000)):
-            held.append(consumer.read(timeout=20))
+            held.append(consumer.read(timeout=60))
         found = diagnose(view, "large")
         assert found.verdict == "views_held"
         assert found.culprit is not None
@@ -263,7 +263,7 @@ def test_handover_leaves_streams_to_the_next_driver(driver: DriverProcess, clien
         producer.publish(b"between")
         driver.start()
         producer.publish(b"after")
-        assert [bytes(consumer.read(timeout=20) or b"") for _ in range(3)] == [
+        assert [bytes(consumer.read(timeout=60) or b"") for _ in range(3)] == [
             b"before",
             b"between",
             b"after",

@@ -55,11 +55,11 @@ def test_a_dead_driver_that_nobody_waited_for_is_noticed_at_once(driver, instanc
         driver.kill()
         os.waitid(os.P_PID, driver.pid, os.WEXITED | os.WNOWAIT)  # dead, and a zombie
         with pytest.raises(shmdriver.DriverUnavailable, match="dead"):
-            client.consumer("s", attach_timeout=30.0)
+            client.consumer("s", attach_timeout=60.0)
     driver.wait()
     again = subprocess.run(
         [sys.executable, "-m", "shmdriver", "gc", "--instance", instance_name, "--force"],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert again.returncode == 0, again.stdout + again.stderr
 
@@ -71,7 +71,7 @@ def test_closing_a_consumer_ends_another_threads_wait_for_several():
 
         def wait():
             try:
-                shmdriver.wait(readers, timeout=30.0)
+                shmdriver.wait(readers, timeout=60.0)
             except shmdriver.ShmDriverError as error:
                 failures.append(error)
 
@@ -106,7 +106,7 @@ def test_a_client_may_be_closed_while_other_threads_attach():
     def attach(client: shmdriver.Client) -> None:
         try:
             while True:
-                client.consumer("s", attach_timeout=30.0).close()
+                client.consumer("s", attach_timeout=60.0).close()
         except shmdriver.HandleClosed:
             return
         except BaseException as error:

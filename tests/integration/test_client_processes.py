@@ -182,7 +182,7 @@ def test_interpreter_exit_ends_streams_as_aborted(client):
         "out.publish(b'x')\n"
     )
     with client.consumer("s") as into:
-        subprocess.run([sys.executable, "-c", program, client.instance], check=True, timeout=30)
+        subprocess.run([sys.executable, "-c", program, client.instance], check=True, timeout=60)
         assert bytes(into.read(timeout=PATIENCE_S)) == b"x"
         with pytest.raises(shmdriver.ProducerLost) as caught:
             into.read(timeout=PATIENCE_S)

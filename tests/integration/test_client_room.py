@@ -190,7 +190,7 @@ def test_messages_that_come_during_a_wait_are_all_read_in_order(client):
     """The first is handed out alone: its successors come with the next call."""
     out, consumer = client.producer("s", max_message=64, slots=256), client.consumer("s")
     with ThreadPoolExecutor(1) as threads:
-        read = threads.submit(lambda: [bytes(consumer.read(timeout=20)) for _ in range(200)])
+        read = threads.submit(lambda: [bytes(consumer.read(timeout=60)) for _ in range(200)])
         for number in range(200):
             out.publish(number.to_bytes(8, "little"))
         assert [int.from_bytes(each, "little") for each in read.result()] == list(range(200))

@@ -69,7 +69,7 @@ def test_shards_go_round_small_rings_without_waiting_for_each_other(client, slot
         thread.start()
     with client.producer("s", slots=slots, slot_bytes=4096) as out:
         for _ in range(100):
-            out.publish(b"x", timeout=30)
+            out.publish(b"x", timeout=60)
     for thread in threads:
         thread.join()
     assert got == [list(range(k, 100, shards)) for k in range(shards)]

@@ -62,6 +62,6 @@ def test_demo_that_stays_ends_with_ctrl_c_and_still_counts():
 def test_quotes_that_cannot_be_read_end_the_demo_with_a_reason(tmp_path):
     bad = tmp_path / "bad.csv"
     bad.write_text("nothing\nhere\n")
-    done = subprocess.run((*DEMO, "--quotes", bad), capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run((*DEMO, "--quotes", bad), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "bad.csv, line 2" in done.stdout

@@ -78,7 +78,7 @@ def test_without_timestamps_there_is_nothing_to_see(client):
 def stat(client, *arguments):
     done = subprocess.run(
         [sys.executable, "-m", "shmdriver", "stat", *arguments, "-i", client.instance],
-        capture_output=True, text=True, timeout=30, check=True,
+        capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     return done.stdout
 

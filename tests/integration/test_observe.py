@@ -30,7 +30,7 @@ def test_gates_show_lag_and_what_views_hold(client: Client, view: Instance) -> N
     with client.producer("s", slots=8, max_message=100_000) as producer, client.consumer("s") as consumer:
         for _ in range(4):
             producer.publish(bytes(100_000))
-        held = [consumer.read(timeout=20) for _ in range(3)]
+        held = [consumer.read(timeout=60) for _ in range(3)]
         epoch = view.stream("s").current
         assert epoch is not None
         (gate,) = epoch.gates
@@ -72,7 +72,7 @@ def test_epochs_stay_visible_until_they_are_drained(client: Client, view: Instan
         assert [epoch.sealed_seq for epoch in stream.epochs] == [1, 1]
         assert stream.producer is None
         assert [lease.follow for lease in stream.consumers] == [True]
-        assert [bytes(consumer.read(timeout=20) or b"") for _ in range(2)] == [b"x", b"x"]
+        assert [bytes(consumer.read(timeout=60) or b"") for _ in range(2)] == [b"x", b"x"]
 
 
 def test_schema_and_rates_are_shown(client: Client, view: Instance) -> None:

@@ -39,13 +39,13 @@ def test_what_a_killed_putter_had_put_is_delivered(client):
     process = start(put_and_die, queue, 300)
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert [queue.get(timeout=20) for _ in range(300)] == list(range(300))
+    assert [queue.get(timeout=60) for _ in range(300)] == list(range(300))
     assert queue.empty()
 
 
 def get_and_die(queue, count, answers):
     for _ in range(count):
-        answers.put(queue.get(timeout=20))
+        answers.put(queue.get(timeout=60))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -55,8 +55,8 @@ def test_a_getter_that_is_killed_is_replaced_by_one_that_goes_on(client):
         queue.put(number)
     process = start(get_and_die, queue, 70, answers)
     process.join()
-    assert [answers.get(timeout=20) for _ in range(70)] == list(range(70))
-    assert [queue.get(timeout=20) for _ in range(130)] == list(range(70, 200))
+    assert [answers.get(timeout=60) for _ in range(70)] == list(range(70))
+    assert [queue.get(timeout=60) for _ in range(130)] == list(range(70, 200))
 
 
 def put_one(queue, item):
@@ -64,7 +64,7 @@ def put_one(queue, item):
 
 
 def get_one(queue, answers):
-    answers.put(queue.get(timeout=20))
+    answers.put(queue.get(timeout=60))
 
 
 def test_what_ended_putters_left_is_handed_on_to_a_getter_in_another_process(client):
@@ -74,7 +74,7 @@ def test_what_ended_putters_left_is_handed_on_to_a_getter_in_another_process(cli
     got = []
     for _ in range(3):
         process = start(get_one, queue, answers)
-        got.append(answers.get(timeout=20))
+        got.append(answers.get(timeout=60))
         process.join()
     assert sorted(got) == [0, 1, 2]
 
@@ -88,17 +88,17 @@ def test_a_second_getter_is_refused_and_pointed_to_shards(client):
         with pytest.raises(shmdriver.AttachRejected, match=rf"process {os.getpid()} gets.*shard=\(k, n\)"):
             second.get_nowait()
         second.put("still a putter")
-        assert queue.get(timeout=20) == "still a putter"
+        assert queue.get(timeout=60) == "still a putter"
         queue.close()
         second.put("left behind")
-        assert second.get(timeout=20) == "left behind"
+        assert second.get(timeout=60) == "left behind"
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_children_of_every_kind_put(client, method):
     queue = client.queue("q")
     process = start(put_one, queue, {"pi": 3.14}, method=method)
-    assert queue.get(timeout=30) == {"pi": 3.14}
+    assert queue.get(timeout=60) == {"pi": 3.14}
     process.join()
 
 
@@ -106,7 +106,7 @@ def test_an_object_larger_than_the_lane_goes_in_parts(client):
     queue = client.queue("q", max_bytes=1 << 16)
     sent = np.random.default_rng(1).integers(0, 255, 3_000_000, np.uint8)
     process = start(put_one, queue, {"a": sent, "b": b"x" * 500_000})
-    got = queue.get(timeout=30)
+    got = queue.get(timeout=60)
     process.join()
     assert np.array_equal(got["a"], sent)
     assert got["b"] == b"x" * 500_000
@@ -123,7 +123,7 @@ def test_an_object_that_went_in_only_half_is_void(client):
         except standard.Full:
             with pytest.raises(standard.Empty):
                 queue.get_nowait()  # takes the parts that are there out of the way
-    assert queue.get(timeout=20) == "whole"
+    assert queue.get(timeout=60) == "whole"
 
 
 def test_what_cannot_be_pickled_is_told_to_the_putter(client):
@@ -131,7 +131,7 @@ def test_what_cannot_be_pickled_is_told_to_the_putter(client):
     with pytest.raises(Exception, match="pickle"):
         queue.put(lambda: 0)
     queue.put("next")
-    assert queue.get(timeout=20) == "next"
+    assert queue.get(timeout=60) == "next"
 
 
 def test_an_object_is_put_as_it_was_then(client):
@@ -140,7 +140,7 @@ def test_an_object_is_put_as_it_was_then(client):
     for value in range(100):  # beyond what the lane has room for
         array[:] = value
         queue.put(array)
-    assert [queue.get(timeout=20)[-1] for _ in range(100)] == list(range(100))
+    assert [queue.get(timeout=60)[-1] for _ in range(100)] == list(range(100))
 
 
 def test_a_bound_is_of_each_putter(client):

@@ -64,13 +64,13 @@ def put_all(queue, items):
 def test_an_object_comes_out_as_it_went_in(make, item):
     queue = make()
     queue.put(item)
-    assert queue.get(timeout=20) == item
+    assert queue.get(timeout=60) == item
 
 
 def test_objects_of_one_putter_come_in_order(make):
     queue = make()
     put_all(queue, range(3000))
-    assert [queue.get(timeout=20) for _ in range(3000)] == list(range(3000))
+    assert [queue.get(timeout=60) for _ in range(3000)] == list(range(3000))
 
 
 @pytest.mark.parametrize("shape", [(3,), (100, 100), (700, 900), (1000, 3, 1000)])
@@ -78,7 +78,7 @@ def test_arrays_come_out_equal_and_writable(make, shape):
     queue = make()
     sent = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
     queue.put({"array": sent, "same": sent, "transposed": sent.T, "n": 1})
-    got = queue.get(timeout=20)
+    got = queue.get(timeout=60)
     assert np.array_equal(got["array"], sent)
     assert np.array_equal(got["transposed"], sent.T)
     assert got["array"] is got["same"]
@@ -111,9 +111,9 @@ def test_a_full_queue_says_so(make):
         queue.put("d", timeout=0.01)
     with pytest.raises(standard.Full):
         queue.put("d", block=False)
-    assert queue.get(timeout=20) == "a"
-    queue.put("d", timeout=20)
-    assert [queue.get(timeout=20) for _ in range(3)] == ["b", "c", "d"]
+    assert queue.get(timeout=60) == "a"
+    queue.put("d", timeout=60)
+    assert [queue.get(timeout=60) for _ in range(3)] == ["b", "c", "d"]
     assert not queue.full()
 
 
@@ -122,7 +122,7 @@ def test_a_queue_without_a_limit_is_never_full(make):
     put_all(queue, range(5000))
     assert not queue.full()
     assert queue.qsize() == 5000
-    assert [queue.get(timeout=20) for _ in range(5000)] == list(range(5000))
+    assert [queue.get(timeout=60) for _ in range(5000)] == list(range(5000))
 
 
 def test_a_closed_queue_refuses(make):
@@ -141,13 +141,13 @@ def test_what_a_child_has_put_outlives_it(make):
     process = child(put_all, queue, range(100))
     process.join()
     assert process.exitcode == 0
-    assert [queue.get(timeout=20) for _ in range(100)] == list(range(100))
+    assert [queue.get(timeout=60) for _ in range(100)] == list(range(100))
 
 
 def test_many_processes_put_and_each_keeps_its_order(make):
     queue = make()
     processes = [child(put_all, queue, [(k, number) for number in range(500)]) for k in range(6)]
-    got = [queue.get(timeout=30) for _ in range(3000)]
+    got = [queue.get(timeout=60) for _ in range(3000)]
     for process in processes:
         process.join()
     for k in range(6):
@@ -166,14 +166,14 @@ def test_a_child_gets_what_the_parent_puts(make):
     process = child(answer, questions, answers)
     put_all(questions, range(50, 100))
     questions.put(None)
-    assert [answers.get(timeout=20) for _ in range(100)] == [(process.pid, 2 * n) for n in range(100)]
+    assert [answers.get(timeout=60) for _ in range(100)] == [(process.pid, 2 * n) for n in range(100)]
     process.join()
 
 
 def test_a_bounded_queue_holds_a_fast_putter_back(make):
     queue = make(2)
     process = child(put_all, queue, range(200))
-    assert [queue.get(timeout=20) for _ in range(200)] == list(range(200))
+    assert [queue.get(timeout=60) for _ in range(200)] == list(range(200))
     process.join()
 
 
@@ -183,7 +183,7 @@ def test_threads_share_a_queue(make):
     lock = threading.Lock()
 
     def take():
-        while (item := queue.get(timeout=20)) is not None:
+        while (item := queue.get(timeout=60)) is not None:
             with lock:
                 got.append(item)
 
@@ -202,7 +202,7 @@ def test_threads_share_a_queue(make):
 def test_a_getter_that_waits_is_woken_by_a_putter(make):
     queue = make()
     got: list[object] = []
-    thread = threading.Thread(target=lambda: got.append(queue.get(timeout=20)))
+    thread = threading.Thread(target=lambda: got.append(queue.get(timeout=60)))
     thread.start()
     process = child(put_all, queue, ["news"])
     thread.join()
@@ -211,16 +211,16 @@ def test_a_getter_that_waits_is_woken_by_a_putter(make):
 
 
 def get_some(queue, count, answers):
-    answers.put([queue.get(timeout=20) for _ in range(count)])
+    answers.put([queue.get(timeout=60) for _ in range(count)])
 
 
 def test_a_getter_goes_on_where_one_before_it_stopped(make):
     queue, answers = make(), make()
     put_all(queue, range(10))
     first = child(get_some, queue, 4, answers)
-    assert answers.get(timeout=20) == [0, 1, 2, 3]
+    assert answers.get(timeout=60) == [0, 1, 2, 3]
     first.join()
     second = child(get_some, queue, 4, answers)
-    assert answers.get(timeout=20) == [4, 5, 6, 7]
+    assert answers.get(timeout=60) == [4, 5, 6, 7]
     second.join()
-    assert [queue.get(timeout=20) for _ in range(2)] == [8, 9]
+    assert [queue.get(timeout=60) for _ in range(2)] == [8, 9]
