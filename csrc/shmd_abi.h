@@ -590,6 +590,35 @@ typedef struct shmd_watch shmd_watch;
 typedef struct shmd_event_writer shmd_event_writer;
 typedef struct shmd_control_reader shmd_control_reader;
 
+typedef struct shmd_epoch_watch {   /* the driver's memory of one open epoch, and where it looks */
+    const shmd_epoch_hot_t *hot;
+    const shmd_data_t *data;
+    const shmd_gates_t *gates;
+    uint64_t slots;                 /* private, as gate_count */
+    uint32_t gate_count;
+    uint32_t evicts;                /* 1: whoever holds its producer back for too long is evicted */
+    uint64_t positions[64];         /* where each gate was last seen */
+} shmd_epoch_watch_t;
+
+typedef struct shmd_rest {          /* what shmd_driver_sleep looks at; all of it the driver's own memory or mappings */
+    shmd_authority_t *authority;
+    const shmd_control_t *control;
+    const shmd_control_t *control_head; /* what its header and constants have to be */
+    const shmd_control_reader *reader;
+    shmd_client_watch_t *clients;   /* one a client record */
+    shmd_epoch_watch_t **epochs;    /* open ones that have consumers */
+    uint64_t epoch_count;
+    uint64_t stalled_ns;            /* a client that is silent for so long ends the rest */
+    uint64_t gap_ns;                /* no look for so long: the silence is the driver's own, which a tick has to know */
+    uint64_t check_interval_ns;
+    uint64_t gates_interval_ns;
+    uint64_t check_due_ns;          /* when the next look is due */
+    uint64_t looked_ns;             /* time of the last one, or of the last tick */
+    uint64_t gates_ns;              /* when gates were last looked at */
+    uint32_t stirred;               /* W:other threads, signal handlers; 1: a tick is wanted */
+    uint32_t reserved;
+} shmd_rest_t;
+
 typedef struct shmd_producer_info {
     uint64_t lease_id;
     uint64_t seq;                   /* next */
@@ -751,6 +780,14 @@ int shmd_control_sweep(shmd_control_reader *reader);              /* frees slots
 int shmd_request_check(const shmd_request_t *request);            /* 0, SHMD_E_INVALID (text), SHMD_E_LAYOUT: enums, ranges, names, UTF-8 */
 int shmd_name_check(const char *name);                            /* 0 or SHMD_E_INVALID with a text; name: up to SHMD_NAME_BYTES */
 
+int shmd_control_rests(const shmd_control_reader *reader);        /* 1: no request, no claim, no slot that is set aside */
+int shmd_lease_unconfirmed(const shmd_authority_t *authority);    /* 1: some lease waits for its client's confirmation */
+int shmd_driver_rests(shmd_rest_t *rest, uint64_t now_ns);
+    /* 1: a lease check at now_ns would find nothing. Then clients have been renewed and gates noted as a check does, the
+       driver's heartbeat stored, a tick counted, the next look set. 0: a tick is due, and finds all by itself. */
+int shmd_driver_sleep(shmd_rest_t *rest, uint32_t rings, uint64_t now_ns, uint64_t until_ns);
+    /* Sleeps on the doorbell until until_ns, looking as shmd_driver_rests does whenever a lease check is due. 1: nothing has
+       happened for a second, call again (signal handlers run in between); 0: somebody rang, something is due. */
 int64_t shmd_lease_check(shmd_authority_t *authority, const shmd_control_t *control, shmd_client_watch_t *watches,
                          uint64_t now_ns, uint64_t stalled_ns, uint64_t timeout_ns, shmd_check_t *out, uint64_t limit);
 

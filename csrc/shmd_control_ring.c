@@ -264,3 +264,9 @@ int shmd_control_sweep(shmd_control_reader *r)
     }
     return __builtin_popcountll(r->aside);
 }
+
+int shmd_control_rests(const shmd_control_reader *r)
+{
+    uint64_t turn = shmd_load_relaxed(&shmd_control_slot(r->control, r->cursor)->turn);
+    return r->aside == 0 && turn == shmd_turn(shmd_position_lap(r->cursor), 0, SHMD_TURN_FREE) && !is_work_ahead(r);
+}

@@ -62,3 +62,11 @@ int64_t shmd_lease_check(shmd_authority_t *authority, const shmd_control_t *cont
     }
     return (int64_t)findings.count;
 }
+
+int shmd_lease_unconfirmed(const shmd_authority_t *authority)
+{
+    for (uint32_t i = 0; i < authority->lease_max; i++)
+        if ((shmd_authority_lease(authority, i)->word & 0xff) == SHMD_LEASE_ATTACHED)
+            return 1;
+    return 0;
+}

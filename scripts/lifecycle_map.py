@@ -70,6 +70,10 @@ MEANING = {
     "driver.Driver._is_drained": ("`draining`", "nothing is left to wait for, by the mode"),
     "driver.Driver._check_lock": ("`running`, `draining`", "the loss of the lock object is told once"),
     "driver.Driver._set_degraded": ("`running`", "dispatches only what differs from the machine's reasons"),
+    "driver.Driver._may_rest": (
+        "`running.healthy`",
+        "only there does C look in place of ticks: elsewhere time alone may be an event",
+    ),
     "driver._mode_code": ("any", "the mode as a number for the authority"),
     "embedded.EmbeddedDriver.stop": ("any", "orders the end; again, when patience is over"),
     "inheritance.Inheritance.of": ("`init`", "reads the state that the predecessor published last"),
@@ -81,6 +85,9 @@ MEANING = {
         "hysteresis of `low_memory`: which threshold counts next",
     ),
     "process._handle_signals.stop": ("any", "SIGTERM, SIGINT"),
+    "rest.Rest.__init__": ("any", "what the look in C needs is noted once a tick; it decides nothing"),
+    "rest.Rest.end": ("`running`, `draining`", "as above: a tick may change it"),
+    "rest.Rest._note": ("`running.healthy`", "as above"),
     "process._handle_signals.hand_over": ("any", "SIGUSR1"),
 }
 

@@ -38,6 +38,19 @@ class FakeClock:
         self.now_ns += int(milliseconds * MS)
 
 
+def rests(driver: Driver, now_ns: int) -> bool:
+    """Whether the driver's loop would sleep on at that time, because C has looked and found nothing."""
+    check = driver._timers["lease_check"]
+    until_ns = driver._timers.next_deadline_ns(but=check) or now_ns
+    deaths = driver.tables.clients.deaths()  # which end the sleep by themselves
+    if not driver._may_rest or deaths or until_ns <= now_ns:
+        return False
+    driver._rest.begin(check, driver._last_tick_ns)
+    found = bool(lib.shmd_driver_rests(driver._rest.native, now_ns))
+    driver._last_tick_ns = driver._rest.looked(check)
+    return found
+
+
 def start_time_of(pid: int) -> int:
     out = ffi.new("uint64_t *")
     assert lib.shmd_process_start_time(pid, out) == 0
@@ -240,6 +253,7 @@ class Rig:
             "profiles.default.slots": 64,
             "profiles.default.arena": 65536,
             "policies.lease_check_interval_ms": 100,  # the grid that tests count in
+            "policies.announce_interval_ms": 1000,
         }
         self.overrides = base | {key.replace("__", "."): value for key, value in overrides.items()}
         self.logged: list[str] = []

@@ -368,6 +368,8 @@ class Consumer:
         self._account(rest, kept, lost, skipped, where)
         self.epoch, self.next = last + 1, 0
         epoch = self._epoch(last)
+        if epoch is None:  # begun and ended within one tick
+            return
         if rc != lib.SHMD_E_REVOKED and (
             self.reliable or not epoch.retired
         ):  # it held, or can still see, the reason

@@ -123,7 +123,7 @@ def _finish_wiring(authority: Authority, stream: Stream) -> None:
         epoch.keep_only(live)
         for lease in stream.consumers:
             if epoch.is_wired(lease.gate):
-                epoch.positions[lease.gate] = 0  # what it claims next is where the watch begins
+                epoch.watch.positions[lease.gate] = 0  # what it claims next is where the watch begins
     for lease in stream.consumers:
         if int(lease.record.first_epoch) > int(stream.record.epoch_count):
             lease.record.first_epoch = 0  # wired into an epoch that was never published

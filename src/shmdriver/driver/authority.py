@@ -86,7 +86,9 @@ class Authority:
         self.base = authority.view("shmd_authority_t *")
         self.control = control.view("shmd_control_t *")
         self.boot_id = int(self.base.header.boot_id)
-        self._control_head = bytes(ffi.buffer(self.control, CONTROL_CONST_BYTES))
+        self.control_head = ffi.new("uint64_t[]", CONTROL_CONST_BYTES // 8)
+        """What the control segment's header and constants have to be, in private memory."""
+        ffi.memmove(self.control_head, self.control, CONTROL_CONST_BYTES)
         self.sizes = TableSizes(
             int(self.base.client_max), int(self.base.lease_max), int(self.base.stream_max)
         )
@@ -271,8 +273,8 @@ class Authority:
 
         Clients can write that page, nobody but the driver may; with a wrong header no newcomer would connect.
         """
-        if ffi.buffer(self.control, CONTROL_CONST_BYTES)[:] != self._control_head:
-            ffi.memmove(self.control, self._control_head, CONTROL_CONST_BYTES)
+        if ffi.buffer(self.control, CONTROL_CONST_BYTES)[:] != ffi.buffer(self.control_head)[:]:
+            ffi.memmove(self.control, self.control_head, CONTROL_CONST_BYTES)
             self.count(lib.SHMD_COUNTER_REQUESTS_CORRUPT)
             self.log_error("control segment: a client wrote over its header; written again", now_ns)
 

@@ -152,7 +152,7 @@ class Policies(Section):
     """When things happen, and what is allowed."""
 
     allow_dynamic_streams: bool = True
-    announce_interval_ms: Millis = 1000
+    announce_interval_ms: Millis = 5000  # what changes is announced at once: this is for who missed it
     lease_timeout_ms: Millis = 10_000
     lease_check_interval_ms: Millis = 200  # deaths wake the driver by themselves (pidfd): this is for silence
     heartbeat_interval_ms: Millis = 500

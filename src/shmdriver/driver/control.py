@@ -114,6 +114,11 @@ class ControlRing:
         """The doorbell's value, to sleep on."""
         return int(lib.shmd_futex_load(self._doorbell))
 
+    @property
+    def reader(self) -> Any:
+        """``shmd_control_reader *``."""
+        return self._reader
+
     def sleep(self, rings: int, timeout_ns: int) -> None:
         """Sleeps until somebody commits a request after ``rings`` was read, a wake, or the timeout."""
         lib.shmd_futex_wait(self._doorbell, rings, timeout_ns)

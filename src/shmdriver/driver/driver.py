@@ -31,6 +31,7 @@ from shmdriver.driver.lifecycle import DegradedBy, Event, Lifecycle, ShutdownMod
 from shmdriver.driver.memory import Completion, MemoryThread, MemoryWorker
 from shmdriver.driver.notify import Notifier
 from shmdriver.driver.oversight import HealthWatch, StreamWatch
+from shmdriver.driver.rest import Rest
 from shmdriver.driver.shm import Modes, ShmSpace, lock_memory
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.timers import Timers
@@ -87,6 +88,7 @@ class Driver:
         self._tables: Tables | None = None
         self._ring_bell: Callable[[], None] = lambda: None  # while there is a ring: wakes who sleeps on it
         self._ring: ControlRing
+        self._rest: Rest
         self._desk: RequestDesk
         self._admission: Admission
         self._lease_watch: LeaseWatch
@@ -151,6 +153,7 @@ class Driver:
             self.tables.clients.start_afresh(now_ns)
         self._last_tick_ns = now_ns
         self._work = 0
+        self._rest.end()
         authority.store("heartbeat_ns", now_ns)
         authority.count(lib.SHMD_COUNTER_TICKS)
         try:
@@ -191,9 +194,7 @@ class Driver:
                 rings = self._ring.rings  # before the tick: what is committed meanwhile changes it
                 self.tick()
                 if self._lifecycle.may_serve:
-                    timeout_ns = self.next_deadline_ns() - self._clock()
-                    if timeout_ns > 0:
-                        self._ring.sleep(rings, timeout_ns)
+                    self._sleep(rings)
         finally:
             self.close()
 
@@ -203,7 +204,7 @@ class Driver:
         self.wake()
 
     def wake(self) -> None:
-        """Ends the loop's sleep, from any thread."""
+        """Ends the loop's sleep, from any thread: a tick comes."""
         self._ring_bell()
 
     def close(self) -> None:
@@ -272,6 +273,7 @@ class Driver:
         """All streams, for whoever missed something; and what should not change under a driver."""
         self.tables.announce_all()
         self._health.check_memory()
+        self._health.check_events(now_ns)
         self._check_lock(now_ns)
         for name in self._stream_watch.missing_names():
             self._complain(
@@ -363,6 +365,30 @@ class Driver:
 
     # -- inner
 
+    def _sleep(self, rings: int) -> None:
+        """Until somebody rings or something is due: a lease check that would find nothing is not."""
+        timeout_ns = self.next_deadline_ns() - self._clock()
+        if timeout_ns <= 0:
+            return
+        if not self._may_rest:
+            self._ring.sleep(rings, timeout_ns)
+            return
+        check = self._timers["lease_check"]
+        until_ns = self._timers.next_deadline_ns(but=check) or 2**64 - 1
+        self._rest.begin(check, self._last_tick_ns)
+        self._rest.sleep(rings, self._clock, until_ns)
+        self._last_tick_ns = self._rest.looked(check)
+
+    @property
+    def _may_rest(self) -> bool:
+        """Whether there is nothing that only ticks see to: work at hand, a state that time alone changes."""
+        return (
+            self.state is State.HEALTHY
+            and not (self._orders or self._memory.pending or self._ring.is_held_up)
+            and self._health.has_seen_all_events
+            and self._rest.is_possible
+        )
+
     def _assemble(self, tables: Tables, modes: Modes, segment_bytes_max: int) -> None:
         limits = self._config.policies.limits
         self._admission = Admission(
@@ -375,7 +401,8 @@ class Driver:
         self._ring = ControlRing(
             tables.authority, tables.clients, budget=limits.attaches_per_tick, refuse=self._desk.refuse
         )
-        self._ring_bell = self._ring.wake
+        self._rest = Rest(self._config, tables, self._ring, gap_ns=GAP_NS)
+        self._ring_bell = self._rest.stir
         self._lease_watch = LeaseWatch(self._config, tables, self._lifecycle.dispatch, self._log)
         self._stream_watch = StreamWatch(self._config, tables)
         self._health = HealthWatch(tables.authority, tables.clients, self._set_degraded)

@@ -29,7 +29,7 @@ PROVED_ENDS = frozenset((Reason.CLOSED, Reason.ABORTED, Reason.DIED))
 class Epoch:
     """An epoch in use, with the driver's private geometry and mappings."""
 
-    __slots__ = ("blocked", "geometry", "hot", "memory", "native", "number", "positions", "record", "slot")
+    __slots__ = ("blocked", "geometry", "hot", "memory", "native", "number", "record", "slot", "watch")
 
     def __init__(self, record: Any, slot: int, number: int, native: Any, memory: EpochMemory) -> None:
         self.record = record
@@ -39,7 +39,7 @@ class Epoch:
         self.native = native  # shmd_geometry_t *, private
         self.geometry = Geometry.of_record(record)
         self.memory = memory
-        self.positions: dict[int, int] = {}  # gate index -> where the driver last saw it
+        self.watch = self._new_watch()  # shmd_epoch_watch_t *, private: where the driver last saw each gate
         self.blocked: tuple[int, int, int] | None = None  # gate, since (producer's), since (the driver's own)
 
     # -- state
@@ -79,6 +79,12 @@ class Epoch:
         """Whether the producer wakes sleepers."""
         return not self.geometry.flags & lib.SHMD_ATTACH_NO_WAKEUPS
 
+    def _new_watch(self) -> Any:
+        watch = ffi.new("shmd_epoch_watch_t *")
+        watch.hot, watch.data, watch.gates = self.hot, self.memory.data, self.memory.gates
+        watch.slots, watch.gate_count = self.geometry.slots, self.geometry.gate_count
+        return watch
+
     # -- wiring
 
     def join(self, lease: Lease, *, oldest: bool) -> tuple[int, int]:
@@ -96,7 +102,7 @@ class Epoch:
             int(oldest),
             cursor,
         )
-        self.positions[lease.gate] = int(joined)
+        self.watch.positions[lease.gate] = joined
         return int(cursor[0]), int(joined)
 
     def may_sleep(self, lease: Lease) -> bool:
@@ -106,7 +112,7 @@ class Epoch:
     def leave(self, gate: int) -> None:
         """Clears a consumer's bits; its producer may be waiting for just that."""
         lib.shmd_epoch_leave(self.hot, gate)
-        self.positions.pop(gate, None)
+        self.watch.positions[gate] = 0
         if gate < self.geometry.gate_count:
             lib.shmd_futex_wake(ffi.addressof(lib.shmd_gates_gate(self.memory.gates, gate), "room_word"))
         lib.shmd_futex_wake(ffi.addressof(self.memory.data, "wake_word"))

@@ -16,10 +16,16 @@ from shmdriver.driver.tables import Tables
 from shmdriver.driver.tenure import ClientDied, ClientExpired, Unconfirmed
 from shmdriver.errors import Reason
 
-__all__ = ["LeaseWatch"]
+__all__ = ["LeaseWatch", "stalled_after_ns"]
 
 MILLISECOND_NS = 1_000_000
 MISSED_BEATS = 3  # so many heartbeats late, and a client is shown as stalled
+
+
+def stalled_after_ns(config: Config) -> int:
+    """For how long a client is silent until it is shown as stalled."""
+    beats_ns = MISSED_BEATS * config.policies.heartbeat_interval_ms * MILLISECOND_NS
+    return min(beats_ns, config.policies.lease_timeout_ms * MILLISECOND_NS // 2)
 
 
 class _Dispatch(Protocol):
@@ -36,8 +42,7 @@ class LeaseWatch:
         self._dispatch = dispatch
         self._log = log
         self._timeout_ns = config.policies.lease_timeout_ms * MILLISECOND_NS
-        beats_ns = MISSED_BEATS * config.policies.heartbeat_interval_ms * MILLISECOND_NS
-        self._stalled_ns = min(beats_ns, self._timeout_ns // 2)
+        self._stalled_ns = stalled_after_ns(config)
 
     def check(self, now_ns: int) -> None:
         """Deaths first; then one C call over all heartbeats and confirmations."""

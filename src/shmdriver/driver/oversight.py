@@ -20,7 +20,7 @@ from shmdriver.driver.streams import Stream
 from shmdriver.driver.tables import Tables
 from shmdriver.errors import Reason
 
-__all__ = ["HealthWatch", "StreamWatch"]
+__all__ = ["GATE_CHECK_NS", "HealthWatch", "StreamWatch", "evicts_slow_consumers"]
 
 MILLISECOND_NS = 1_000_000
 GATE_CHECK_NS = 500 * MILLISECOND_NS
@@ -28,6 +28,15 @@ LOW_MEMORY_SHARE = 0.05  # of the mount; recovered at twice that
 OVERRUN_HOLD_NS = 10_000_000_000
 STALLED_HOLD_NS = 1_000_000_000
 EVENTS_HOLD_NS = 10_000_000_000
+
+
+def evicts_slow_consumers(config: Config, stream: Stream) -> bool:
+    """Whether who holds its producer back for too long is evicted: as the producer, else the profile says."""
+    producer = stream.producer
+    asked = int(producer.record.slow_consumer) if producer else lib.SHMD_SLOW_DEFAULT
+    if asked != lib.SHMD_SLOW_DEFAULT:
+        return bool(asked == lib.SHMD_SLOW_EVICT)
+    return config.profile_of(stream.name).slow_consumer == "evict"
 
 
 class StreamWatch:
@@ -65,13 +74,13 @@ class StreamWatch:
                 self._tenure.settle(stream, now_ns)
 
     def _check_gates(self, stream: Stream, epoch: Epoch, now_ns: int) -> None:
-        positions = epoch.positions
+        positions = epoch.watch.positions
         for lease in stream.consumers:
             if not lease.is_reliable or not epoch.is_wired(lease.gate):
                 continue
             # Gate before head: a reader follows commit words past a head that is stored once a call.
             position = int(lib.shmd_gate_position(epoch.memory.gates, lease.gate))
-            last = positions.get(lease.gate, 0)
+            last = int(positions[lease.gate])
             limit = epoch.head + epoch.geometry.slots
             if last <= position <= limit:
                 positions[lease.gate] = position
@@ -84,12 +93,7 @@ class StreamWatch:
             self._tenure.revoke(lease, Reason.BAD_GATE, f"the gate of {who} {found}: impossible", now_ns)
 
     def _check_blocked(self, stream: Stream, epoch: Epoch, now_ns: int) -> None:
-        producer = stream.producer
-        profile = self._config.profile_of(stream.name)
-        asked = int(producer.record.slow_consumer) if producer else lib.SHMD_SLOW_DEFAULT
-        evicts = asked == lib.SHMD_SLOW_EVICT or (
-            asked == lib.SHMD_SLOW_DEFAULT and profile.slow_consumer == "evict"
-        )
+        evicts = evicts_slow_consumers(self._config, stream)
         gate = int(epoch.memory.data.blocked_gate) - 1 if evicts else -1
         lease = self._reliable_at(stream, epoch, gate)
         if lease is None:
@@ -99,7 +103,7 @@ class StreamWatch:
         if epoch.blocked is None or epoch.blocked[:2] != (gate, since_ns):
             epoch.blocked = (gate, since_ns, now_ns)  # a new wait; from here on the driver's own clock counts
         blocked_ns = now_ns - epoch.blocked[2]
-        if blocked_ns < profile.evict_after_ms * MILLISECOND_NS:
+        if blocked_ns < self._config.profile_of(stream.name).evict_after_ms * MILLISECOND_NS:
             return
         epoch.blocked = None
         self._authority.count(lib.SHMD_COUNTER_EVICTIONS)
@@ -144,6 +148,11 @@ class HealthWatch:
         lost = events - self._events > int(self._authority.base.event_slots)
         self._events = events
         self._hold("lost_events", lost, EVENTS_HOLD_NS, now_ns)
+
+    @property
+    def has_seen_all_events(self) -> bool:
+        """Whether none was published since the last look."""
+        return int(self._authority.base.event_head) == self._events
 
     def check_memory(self) -> None:
         """What the mount has left."""

@@ -96,9 +96,11 @@ class Timers:
             if timer.due(now_ns):
                 yield timer
 
-    def next_deadline_ns(self) -> int | None:
-        """The earliest deadline of all running timers; None when none runs."""
-        deadlines = [timer.deadline_ns for timer in self if timer.deadline_ns is not None]
+    def next_deadline_ns(self, *, but: PolledTimer | None = None) -> int | None:
+        """The earliest deadline of all running timers, ``but`` for one; None when none runs."""
+        deadlines = [
+            timer.deadline_ns for timer in self if timer is not but and timer.deadline_ns is not None
+        ]
         return min(deadlines, default=None)
 
     def stop_all(self) -> None:

@@ -1,0 +1,103 @@
+/* shmd_rest.c: one look at everything that a lease check looks at, in one call: whether the driver may sleep on. A tick in
+ * Python, woken into cold caches, takes a core from whoever computes there for half a millisecond; this takes microseconds.
+ *
+ * It decides nothing. Whatever is not as it is all the time (a silent client, a request, an unlikely gate) ends the rest, and
+ * the tick that follows finds it by its own looks. */
+#include "shmd_internal.h"
+
+enum { CALL_NS = 1000000000 };
+
+static int clients_rest(const shmd_rest_t *rest, uint64_t now_ns)
+{
+    uint32_t client_max = rest->authority->client_max, lease_max = rest->authority->lease_max;
+    for (uint32_t i = 0; i < client_max; i++) {
+        shmd_client_watch_t *watch = &rest->clients[i];
+        if (watch->client_id == 0)
+            continue;
+        shmd_client_record_t *client = shmd_authority_client(rest->authority, i);
+        if ((client->word & 0xff) != SHMD_CLIENT_ALIVE || client->client_id != watch->client_id)
+            return 0;
+        uint64_t beat = shmd_load_acquire(&shmd_control_heartbeat(rest->control, client_max, lease_max, i)->beat); /* L1 */
+        if (watch->beat != beat) {
+            watch->beat = beat;
+            watch->seen_ns = now_ns;
+            shmd_store_relaxed(&client->seen_ns, now_ns);
+        } else if (now_ns > watch->seen_ns && now_ns - watch->seen_ns >= rest->stalled_ns) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static int gates_rest(shmd_epoch_watch_t *watch)
+{
+    uint64_t bits = shmd_load_relaxed(&watch->hot->gate_mask) & shmd_load_relaxed(&watch->hot->wired_mask);
+    for (; bits != 0; bits &= bits - 1) {
+        uint32_t gate = (uint32_t)__builtin_ctzll(bits);
+        if (gate >= watch->gate_count)
+            return 0;
+        /* Gate before head, as the driver's check: readers follow commit words past a head that is stored once a call. */
+        uint64_t position = shmd_gate_position(watch->gates, gate);
+        if (position < watch->positions[gate] || position > shmd_data_head(watch->data) + watch->slots)
+            return 0;
+        watch->positions[gate] = position;
+    }
+    return 1;
+}
+
+static int epochs_rest(const shmd_rest_t *rest, int gates_due)
+{
+    for (uint64_t i = 0; i < rest->epoch_count; i++) {
+        shmd_epoch_watch_t *watch = rest->epochs[i];
+        if ((shmd_load_relaxed(&watch->hot->state) & 0xff) != SHMD_EPOCH_OPEN)
+            return 0;
+        if (watch->evicts && shmd_load32_relaxed(&watch->data->blocked_gate) != 0)
+            return 0;
+        if (gates_due && !gates_rest(watch))
+            return 0;
+    }
+    return 1;
+}
+
+/* Clients can write that page, nobody but the driver may. */
+static int control_is_intact(const shmd_rest_t *rest)
+{
+    const uint64_t *is = (const uint64_t *)(const void *)rest->control, *must = (const uint64_t *)(const void *)rest->control_head;
+    for (size_t i = 0; i < offsetof(shmd_control_t, tail) / sizeof *is; i++)
+        if (shmd_load_relaxed(&is[i]) != must[i])
+            return 0;
+    return 1;
+}
+
+int shmd_driver_rests(shmd_rest_t *rest, uint64_t now_ns)
+{
+    int gates_due = now_ns - rest->gates_ns >= rest->gates_interval_ns;
+    if (now_ns - rest->looked_ns >= rest->gap_ns || !shmd_control_rests(rest->reader) || !control_is_intact(rest) ||
+        !clients_rest(rest, now_ns) || !epochs_rest(rest, gates_due))
+        return 0;
+    rest->looked_ns = now_ns;
+    if (gates_due)
+        rest->gates_ns = now_ns;
+    while (rest->check_due_ns <= now_ns)
+        rest->check_due_ns += rest->check_interval_ns;
+    shmd_counter_add(rest->authority, SHMD_COUNTER_TICKS, 1);
+    shmd_store_release(&rest->authority->heartbeat_ns, now_ns);
+    return 1;
+}
+
+int shmd_driver_sleep(shmd_rest_t *rest, uint32_t rings, uint64_t now_ns, uint64_t until_ns)
+{
+    /* The driver's time is the caller's; how long a sleep took is the kernel's to say. */
+    uint64_t began_ns = shmd_now_ns(), end_ns = now_ns + CALL_NS, at_ns = now_ns;
+    while (at_ns < end_ns) {
+        uint64_t due_ns = shmd_min(rest->check_due_ns, until_ns);
+        if (shmd_load32_relaxed(&rest->stirred) != 0)
+            return 0;
+        if (at_ns < due_ns && shmd_futex_wait(&rest->control->doorbell, rings, due_ns - at_ns) != SHMD_E_TIMEOUT)
+            return 0;
+        at_ns = now_ns + (shmd_now_ns() - began_ns);
+        if (at_ns >= until_ns || (at_ns >= rest->check_due_ns && !shmd_driver_rests(rest, at_ns)))
+            return 0;
+    }
+    return 1;
+}

@@ -1,0 +1,102 @@
+"""The sleep of a driver that has nothing to do: C looks in its place whenever a lease check is due.
+
+A tick in Python that is woken into cold caches takes a core for half a millisecond, and that five times a
+second; the look takes microseconds. Beside producers and consumers that spin on every core, messages are
+late by just that. The look decides nothing: what a check would find, or only might, ends the rest, and the
+tick finds it by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver.config import Config
+from shmdriver.driver.control import ControlRing
+from shmdriver.driver.leasewatch import stalled_after_ns
+from shmdriver.driver.oversight import GATE_CHECK_NS, evicts_slow_consumers
+from shmdriver.driver.streams import Stream
+from shmdriver.driver.tables import Tables
+from shmdriver.driver.timers import PolledTimer
+
+__all__ = ["Rest"]
+
+
+class Rest:
+    """What the look looks at, noted anew after each tick: nothing else changes the tables.
+
+    ``native`` (``shmd_rest_t *``) is the driver's own memory. ``gap_ns``: after so long without a look or a
+    tick only a tick may go on.
+    """
+
+    def __init__(self, config: Config, tables: Tables, ring: ControlRing, *, gap_ns: int) -> None:
+        self._config = config
+        self._tables = tables
+        self._ring = ring
+        self._head = tables.authority.control_head  # the native struct points into it, and into these
+        self._epochs: Any = None
+        self._is_noted = False
+        self._is_possible = False
+        self.native = ffi.new("shmd_rest_t *")
+        self.native.authority, self.native.control = tables.authority.base, tables.authority.control
+        self.native.control_head = ffi.cast("shmd_control_t *", self._head)
+        self.native.reader = ring.reader
+        self.native.clients = tables.clients.watches
+        self.native.stalled_ns, self.native.gap_ns = stalled_after_ns(config), gap_ns
+        self.native.gates_interval_ns = GATE_CHECK_NS
+
+    def stir(self) -> None:
+        """Ends the sleep, or keeps the next one from beginning. From any thread."""
+        self.native.stirred = 1
+        self._ring.wake()
+
+    def end(self) -> None:
+        """A tick begins: it sees to whatever stirred, and may change what was noted."""
+        self.native.stirred = 0
+        self._is_noted = False
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether nothing in the tables waits for time to pass."""
+        if not self._is_noted:
+            self._note()
+        return self._is_possible
+
+    def begin(self, check: PolledTimer, looked_ns: int) -> None:
+        """Looks are due when ``check`` is; ``looked_ns``: the time of the last one, or of the tick."""
+        self.native.check_interval_ns, self.native.check_due_ns = check.interval_ns, check.deadline_ns
+        self.native.looked_ns = looked_ns
+
+    def looked(self, check: PolledTimer) -> int:
+        """The time of the last look; ``check`` moves on to the next one."""
+        check.start_at(int(self.native.check_due_ns))
+        return int(self.native.looked_ns)
+
+    def sleep(self, rings: int, clock: Callable[[], int], until_ns: int) -> None:
+        """Sleeps while there is nothing to do, at most until ``until_ns``. First ``begin``, then ``looked``."""
+        while lib.shmd_driver_sleep(self.native, rings, clock(), until_ns):
+            pass  # signal handlers have their turn
+
+    def _note(self) -> None:
+        streams = list(self._tables.streams)
+        self._is_noted = True
+        self._is_possible = all(_is_settled(stream) for stream in streams) and not lib.shmd_lease_unconfirmed(
+            self._tables.authority.base
+        )
+        watches = []
+        for stream in streams:
+            epoch = stream.open_epoch
+            if epoch is not None and stream.leases:
+                epoch.watch.evicts = evicts_slow_consumers(self._config, stream)
+                watches.append(epoch.watch)
+        self._epochs = ffi.new("shmd_epoch_watch_t *[]", watches)
+        self.native.epochs, self.native.epoch_count = self._epochs, len(watches)
+
+
+def _is_settled(stream: Stream) -> bool:
+    """Whether time alone changes nothing about it: no epoch that waits for its end, nobody held up."""
+    epoch = stream.open_epoch
+    if epoch is None:
+        return not stream.epochs
+    return len(stream.epochs) == 1 and epoch.blocked is None

@@ -1,0 +1,197 @@
+/* The look in place of a lease check: what lets a driver sleep on, and what does not. Time is a number. */
+#include "rig.h"
+
+enum { STALLED_NS = 1000, CHECK_NS = 100, GAP_NS = 5000 };
+
+typedef struct rest_rig {
+    rig_t rig;
+    shmd_producer *producer;
+    shmd_consumer *consumer;
+    shmd_client_watch_t watches[8];
+    shmd_epoch_watch_t watch;
+    shmd_epoch_watch_t *list[1];
+    shmd_control_t head;
+    shmd_rest_t rest;
+} rest_rig_t;
+
+static void beat(rest_rig_t *k)
+{
+    shmd_heartbeat_t *line = shmd_control_heartbeat(k->rig.control, 8, 16, 1);
+    shmd_word_store(&line->beat, line->beat + 1);
+}
+
+static void start(rest_rig_t *k)
+{
+    memset(k, 0, sizeof *k);
+    rig_start(&k->rig, 64, 64, 0, 0);
+    k->producer = rig_producer(&k->rig);
+    k->consumer = rig_consumer(&k->rig, 3, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, 0);
+    memcpy(&k->head, k->rig.control, sizeof k->head);
+    k->watch = (shmd_epoch_watch_t){.hot = k->rig.hot, .data = k->rig.data, .gates = k->rig.gates, .slots = 64, .gate_count = RIG_GATES};
+    k->list[0] = &k->watch;
+    shmd_client_record_t *client = shmd_authority_client(k->rig.authority, 1);
+    client->client_id = 11;
+    shmd_word_store(&client->word, 0x100 | SHMD_CLIENT_ALIVE);
+    k->watches[1] = (shmd_client_watch_t){.client_id = 11, .seen_ns = 0};
+    k->rest = (shmd_rest_t){.authority = k->rig.authority,
+                            .control = k->rig.control,
+                            .control_head = &k->head,
+                            .reader = shmd_control_reader_new(k->rig.control, shmd_control_footprint(8, 16), k->rig.authority),
+                            .clients = k->watches,
+                            .epochs = k->list,
+                            .epoch_count = 1,
+                            .stalled_ns = STALLED_NS,
+                            .gap_ns = GAP_NS,
+                            .check_interval_ns = CHECK_NS,
+                            .check_due_ns = CHECK_NS};
+    CHECK(k->rest.reader != NULL);
+    beat(k);
+}
+
+static void stop(rest_rig_t *k)
+{
+    shmd_control_reader_free((shmd_control_reader *)(uintptr_t)k->rest.reader);
+    rig_consumer_free(k->consumer);
+    rig_producer_free(k->producer);
+    rig_stop(&k->rig);
+}
+
+static void test_a_look_renews_counts_and_moves_on(void)
+{
+    rest_rig_t k;
+    start(&k);
+    for (uint64_t now = CHECK_NS; now < 50 * STALLED_NS; now += STALLED_NS - 1) {
+        beat(&k);
+        CHECK_EQ(shmd_driver_rests(&k.rest, now), 1);
+        CHECK_EQ(shmd_authority_client(k.rig.authority, 1)->seen_ns, now);
+        CHECK_EQ(k.rig.authority->heartbeat_ns, now);
+        CHECK(k.rest.check_due_ns > now && k.rest.check_due_ns <= now + CHECK_NS && k.rest.check_due_ns % CHECK_NS == 0);
+    }
+    CHECK(shmd_counter_get(k.rig.authority, SHMD_COUNTER_TICKS) > 0);
+    stop(&k);
+}
+
+static void test_silence_ends_the_rest_and_what_stands_there_stays(void)
+{
+    rest_rig_t k;
+    start(&k);
+    CHECK_EQ(shmd_driver_rests(&k.rest, 1), 1);
+    CHECK_EQ(shmd_driver_rests(&k.rest, STALLED_NS), 1);
+    CHECK_EQ(shmd_driver_rests(&k.rest, STALLED_NS + 1), 0);
+    CHECK_EQ(k.rest.looked_ns, STALLED_NS);
+    CHECK_EQ(k.rig.authority->heartbeat_ns, STALLED_NS);
+    beat(&k);
+    shmd_word_store(&shmd_authority_client(k.rig.authority, 1)->word, 0x100 | SHMD_CLIENT_STALLED);
+    CHECK_EQ(shmd_driver_rests(&k.rest, STALLED_NS + 2), 0); /* whose recovery is a tick's matter: its beat is not taken */
+    CHECK_EQ(k.watches[1].beat, 1);
+    stop(&k);
+}
+
+static void test_a_gap_ends_the_rest(void)
+{
+    rest_rig_t k;
+    start(&k);
+    CHECK_EQ(shmd_driver_rests(&k.rest, GAP_NS), 0);
+    CHECK_EQ(k.watches[1].seen_ns, 0);
+    k.rest.looked_ns = 1;
+    CHECK_EQ(shmd_driver_rests(&k.rest, GAP_NS), 1);
+    stop(&k);
+}
+
+static void test_a_gate_that_is_impossible_ends_the_rest(void)
+{
+    rest_rig_t k;
+    start(&k);
+    shmd_gate_t *gate = shmd_gates_gate(k.rig.gates, 3);
+    k.rest.gates_interval_ns = 10;
+    shmd_word_store(&gate->position, 64); /* head 0: as far as a reader of commit words can be */
+    CHECK_EQ(shmd_driver_rests(&k.rest, 10), 1);
+    shmd_word_store(&gate->position, 65);
+    CHECK_EQ(shmd_driver_rests(&k.rest, 19), 1); /* gates are not due yet */
+    CHECK_EQ(shmd_driver_rests(&k.rest, 20), 0);
+    shmd_word_store(&gate->position, 63);
+    CHECK_EQ(shmd_driver_rests(&k.rest, 20), 0);
+    shmd_word_store(&gate->position, 64);
+    CHECK_EQ(shmd_driver_rests(&k.rest, 20), 1);
+    k.watch.gate_count = 3; /* a bit past the gates there are is looked at nowhere */
+    CHECK_EQ(shmd_driver_rests(&k.rest, 30), 0);
+    stop(&k);
+}
+
+static void test_who_holds_an_evicting_producer_back_ends_the_rest(void)
+{
+    rest_rig_t k;
+    start(&k);
+    shmd_store32_relaxed(&k.rig.data->blocked_gate, 4);
+    CHECK_EQ(shmd_driver_rests(&k.rest, 1), 1);
+    k.watch.evicts = 1;
+    CHECK_EQ(shmd_driver_rests(&k.rest, 2), 0);
+    shmd_store32_relaxed(&k.rig.data->blocked_gate, 0);
+    CHECK_EQ(shmd_driver_rests(&k.rest, 2), 1);
+    stop(&k);
+}
+
+static void test_a_sealed_epoch_and_a_spoilt_header_end_the_rest(void)
+{
+    rest_rig_t k;
+    start(&k);
+    uint64_t state = k.rig.hot->state;
+    shmd_word_store(&k.rig.hot->state, (state & ~(uint64_t)0xff) | SHMD_EPOCH_SEALED);
+    CHECK_EQ(shmd_driver_rests(&k.rest, 1), 0);
+    shmd_word_store(&k.rig.hot->state, state);
+    CHECK_EQ(shmd_driver_rests(&k.rest, 1), 1);
+    k.rig.control->lease_lines_offset++;
+    CHECK_EQ(shmd_driver_rests(&k.rest, 2), 0);
+    stop(&k);
+}
+
+static void test_claims_requests_and_slots_set_aside_end_the_rest(void)
+{
+    rest_rig_t k;
+    start(&k);
+    uint64_t free_turn = shmd_turn(0, 0, SHMD_TURN_FREE);
+    for (uint64_t at = 0; at < SHMD_CONTROL_SLOTS; at += SHMD_CONTROL_SLOTS - 1) { /* the next one, and one far ahead */
+        uint64_t *turn = &shmd_control_slot(k.rig.control, at)->turn;
+        shmd_word_store(turn, shmd_turn(0, 2, SHMD_TURN_CLAIMED));
+        CHECK_EQ(shmd_driver_rests(&k.rest, 1), 0);
+        shmd_word_store(turn, shmd_turn(0, 2, SHMD_TURN_COMMITTED));
+        CHECK_EQ(shmd_driver_rests(&k.rest, 1), 0);
+        shmd_word_store(turn, free_turn);
+        CHECK_EQ(shmd_driver_rests(&k.rest, 1), 1);
+    }
+    shmd_control_reader *reader = (shmd_control_reader *)(uintptr_t)k.rest.reader;
+    shmd_word_store(&shmd_control_slot(k.rig.control, 0)->turn, shmd_turn(0, 2, SHMD_TURN_CLAIMED));
+    CHECK_EQ(shmd_control_skip(reader, 0), 1);
+    CHECK_EQ(shmd_driver_rests(&k.rest, 2), 0);
+    stop(&k);
+}
+
+static void test_sleep_ends_when_stirred_rung_or_due(void)
+{
+    rest_rig_t k;
+    start(&k);
+    uint64_t hour_ns = 3600000000000u;
+    k.rest.check_due_ns = k.rest.gap_ns = hour_ns;
+    CHECK_EQ(shmd_driver_sleep(&k.rest, 0, 1, 1), 0);
+    CHECK_EQ(shmd_driver_sleep(&k.rest, 1, 1, hour_ns), 0); /* the doorbell says 0: somebody rang meanwhile */
+    k.rest.stirred = 1;
+    CHECK_EQ(shmd_driver_sleep(&k.rest, 0, 1, hour_ns), 0);
+    k.rest.stirred = 0;
+    k.rest.check_due_ns = 1;
+    shmd_word_store(&shmd_authority_client(k.rig.authority, 1)->word, 0x100 | SHMD_CLIENT_STALLED);
+    CHECK_EQ(shmd_driver_sleep(&k.rest, 0, 1, hour_ns), 0); /* a check is due, and would find something */
+    stop(&k);
+}
+
+int main(void)
+{
+    RUN(test_a_look_renews_counts_and_moves_on);
+    RUN(test_silence_ends_the_rest_and_what_stands_there_stays);
+    RUN(test_a_gap_ends_the_rest);
+    RUN(test_a_gate_that_is_impossible_ends_the_rest);
+    RUN(test_who_holds_an_evicting_producer_back_ends_the_rest);
+    RUN(test_a_sealed_epoch_and_a_spoilt_header_end_the_rest);
+    RUN(test_claims_requests_and_slots_set_aside_end_the_rest);
+    RUN(test_sleep_ends_when_stirred_rung_or_due);
+    return test_report();
+}

@@ -1,0 +1,207 @@
+"""When a driver sleeps on although a lease check is due, and what ends its rest: it is never a tick late for anything."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import shmdriver
+from shmdriver._native import lib
+from shmdriver.driver.embedded import EmbeddedDriver
+from shmdriver.driver.lifecycle import Event
+from tests.driver_rig import MS, Requester, Rig, rests
+
+CHECK_MS = 100
+
+
+@pytest.fixture
+def rig(instance_name: str) -> Iterator[Rig]:
+    rig = Rig(instance_name, policies__announce_interval_ms=60_000)
+    yield rig
+    rig.close()
+
+
+def settled(rig: Rig) -> Requester:
+    """A client with a producer and a reliable consumer, both confirmed; all that its attaches caused is over."""
+    client = rig.client()
+    client.produce(slow_consumer=lib.SHMD_SLOW_EVICT)
+    client.consume()
+    client.beat()
+    rig.tick(2 * CHECK_MS)
+    return client
+
+
+def rests_later(rig: Rig) -> bool:
+    """Whether it rests when its next lease check is due."""
+    rig.clock.advance_ms(CHECK_MS)
+    return rests(rig.driver, rig.clock.now_ns)
+
+
+def test_healthy_driver_with_streams_rests_and_lives_for_all_to_see(rig: Rig) -> None:
+    client = settled(rig)
+    ticks = rig.counter("TICKS")
+    for _ in range(100):  # ten seconds: as long as a silent client has
+        client.beat()
+        assert rests_later(rig)
+        assert rig.view.authority.heartbeat_ns == rig.clock.now_ns
+    assert rig.counter("TICKS") == ticks + 100
+    rig.driver.tick()
+    assert rig.client_state(client) == lib.SHMD_CLIENT_ALIVE
+
+
+def test_rest_ends_when_a_client_has_been_silent_and_the_tick_shows_it(rig: Rig) -> None:
+    client = settled(rig)
+    client.beat()
+    rested = 0
+    while rests_later(rig):
+        rested += 1
+    assert (rested + 1) * CHECK_MS == 3 * 500 + CHECK_MS  # three heartbeats, seen at the first look after the beat
+    rig.driver.tick()
+    assert rig.client_state(client) == lib.SHMD_CLIENT_STALLED
+    assert not rests_later(rig)  # until it is gone or back
+
+
+def _request(rig: Rig, client: Requester) -> None:
+    client.send(client.request(lib.SHMD_REQUEST_GOODBYE))
+
+
+def _claim(rig: Rig, client: Requester) -> None:
+    rig.view.claim(client.who)
+
+
+def _spoil_control(rig: Rig, _client: Requester) -> None:
+    rig.view.control.slots_offset += 64
+
+
+def _order(rig: Rig, _client: Requester) -> None:
+    rig.driver.request_shutdown()
+
+
+def _suspend(rig: Rig, _client: Requester) -> None:
+    rig.driver.set_maintenance(on=True, reason="test")
+
+
+def _degrade(rig: Rig, _client: Requester) -> None:
+    rig.driver._lifecycle.dispatch(Event.DEGRADE, rig.clock.now_ns, reason="low_memory")
+
+
+def _publish_event(rig: Rig, _client: Requester) -> None:
+    rig.driver.tables.events.error("news")
+
+
+def _leave_an_epoch_to_drain(rig: Rig, client: Requester) -> None:
+    producer, _ = client.produce("drained"), client.consume("drained")
+    client.detach(producer)
+    rig.tick(2 * CHECK_MS)
+
+
+def _attach_unconfirmed(rig: Rig, client: Requester) -> None:
+    client.consume(confirm=False)
+    rig.tick(2 * CHECK_MS)
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        _request, _claim, _spoil_control, _order, _suspend, _degrade, _publish_event,
+        _leave_an_epoch_to_drain, _attach_unconfirmed,
+    ],
+)  # fmt: skip
+def test_rest_ends_with_everything_that_only_a_tick_sees_to(
+    rig: Rig, disturb: Callable[[Rig, Requester], None]
+) -> None:
+    client = settled(rig)
+    assert rests_later(rig)
+    disturb(rig, client)
+    client.beat()
+    assert not rests_later(rig)
+
+
+def test_rest_ends_with_a_gate_that_is_impossible_and_the_tick_revokes(rig: Rig) -> None:
+    client = settled(rig)
+    consumer = client.consume()
+    client.beat()
+    rig.tick(600)  # gates are looked at twice a second
+    with rig.epoch_memory(consumer) as memory:
+        lib.shmd_gates_gate(memory.gates, consumer.gate).position = 1 << 40
+        client.beat()
+        found = [rests_later(rig) for _ in range(6)]
+    assert not all(found)
+    rig.driver.tick()
+    rig.tick(600)
+    assert rig.lease_state(consumer) == lib.SHMD_LEASE_REVOKED
+
+
+def test_rest_ends_when_a_producer_that_evicts_is_held_back(rig: Rig) -> None:
+    client = settled(rig)
+    consumer = client.consume()
+    client.beat()
+    rig.tick(600)
+    assert rests_later(rig)
+    with rig.epoch_memory(consumer) as memory:
+        memory.data.blocked_gate = consumer.gate + 1
+        client.beat()
+        assert not rests_later(rig)
+        rig.driver.tick()
+        memory.data.blocked_gate = 0
+        assert not rests_later(rig)  # the tick that forgets the wait
+        rig.driver.tick()
+        assert rests_later(rig)
+
+
+def test_long_gap_is_a_ticks_matter_and_nobody_is_blamed_for_it(rig: Rig) -> None:
+    client = settled(rig)
+    rig.clock.advance_ms(60_000)  # the driver was stopped
+    assert not rests(rig.driver, rig.clock.now_ns)
+    rig.driver.tick()
+    assert rig.client_state(client) == lib.SHMD_CLIENT_ALIVE
+    assert rests_later(rig)
+
+
+def test_looks_keep_to_the_grid_of_lease_checks(rig: Rig) -> None:
+    client = settled(rig)
+    timer = rig.driver._timers["lease_check"]
+    grid_ns = timer.deadline_ns
+    assert grid_ns is not None
+    for late_ms in (3, 250, 0):
+        client.beat()
+        rig.clock.advance_ms(CHECK_MS + late_ms)
+        assert rests(rig.driver, rig.clock.now_ns)
+        assert timer.deadline_ns is not None
+        assert 0 < timer.deadline_ns - rig.clock.now_ns <= CHECK_MS * MS
+        assert (timer.deadline_ns - grid_ns) % (CHECK_MS * MS) == 0
+
+
+def test_sleep_returns_at_once_when_stirred_rung_or_due(rig: Rig) -> None:
+    settled(rig)
+    driver, native = rig.driver, rig.driver._rest.native
+    rings, hour_ns = driver._ring.rings, 3_600_000 * MS
+    assert driver._may_rest
+    driver._rest.begin(driver._timers["lease_check"], driver._last_tick_ns)
+    native.check_due_ns = rig.clock.now_ns + hour_ns
+    until_ns = rig.clock.now_ns + hour_ns
+    assert lib.shmd_driver_sleep(native, rings + 1, rig.clock.now_ns, until_ns) == 0
+    assert lib.shmd_driver_sleep(native, rings, rig.clock.now_ns, rig.clock.now_ns) == 0
+    driver.wake()
+    assert lib.shmd_driver_sleep(native, rings, rig.clock.now_ns, until_ns) == 0
+    assert lib.shmd_driver_sleep(native, rings, rig.clock.now_ns, until_ns) == 0  # until a tick has seen to it
+    driver.tick()
+    assert native.stirred == 0
+
+
+def test_resting_driver_is_woken_by_requests_and_by_orders_of_other_threads() -> None:
+    driver = EmbeddedDriver()
+    driver.start()
+    try:
+        with shmdriver.connect(driver.instance) as client:
+            for number in range(3):
+                client.producer(f"s{number}").close()
+                client.consumer("waits").close()
+        stopped = threading.Thread(target=driver.stop)
+        stopped.start()
+        stopped.join(60)
+        assert not stopped.is_alive()
+    finally:
+        driver.stop()
