@@ -115,6 +115,7 @@ enum { SHMD_HEARTBEAT_THREAD = 0, SHMD_HEARTBEAT_MANUAL = 1, SHMD_WAIT_FOR_DRIVE
 
 /* The low byte of a record's word; the rest is its generation, which grows with every reuse. */
 enum { SHMD_RECORD_FREE = 0, SHMD_RECORD_USED = 1, SHMD_RECORD_ENDED = 2 };
+enum { SHMD_TABLE_CLIENTS = 1, SHMD_TABLE_LEASES = 2, SHMD_TABLE_STREAMS = 3 };
 enum { SHMD_CLIENT_FREE = 0, SHMD_CLIENT_ALIVE = 1, SHMD_CLIENT_STALLED = 2, SHMD_CLIENT_GONE = 3 };
 enum { SHMD_LEASE_FREE = 0, SHMD_LEASE_ATTACHED = 1, SHMD_LEASE_ACTIVE = 2, SHMD_LEASE_STALLED = 3,
        SHMD_LEASE_DETACHED = 4, SHMD_LEASE_EXPIRED = 5, SHMD_LEASE_REVOKED = 6 };
@@ -590,14 +591,15 @@ typedef struct shmd_watch shmd_watch;
 typedef struct shmd_event_writer shmd_event_writer;
 typedef struct shmd_control_reader shmd_control_reader;
 
-typedef struct shmd_epoch_watch {   /* the driver's memory of one open epoch, and where it looks */
+typedef struct shmd_epoch_watch {   /* the driver's memory of one epoch, and where it looks */
     const shmd_epoch_hot_t *hot;
     const shmd_data_t *data;
     const shmd_gates_t *gates;
     uint64_t slots;                 /* private, as gate_count */
     uint32_t gate_count;
     uint32_t evicts;                /* 1: whoever holds its producer back for too long is evicted */
-    uint64_t positions[64];         /* where each gate was last seen */
+    uint64_t positions[64];         /* where each gate was last seen, while the epoch is open */
+    uint64_t left[64];              /* each wired gate's left mark, once it is sealed, as the driver last acted on it */
 } shmd_epoch_watch_t;
 
 typedef struct shmd_rest {          /* what shmd_driver_sleep looks at; all of it the driver's own memory or mappings */
@@ -606,7 +608,7 @@ typedef struct shmd_rest {          /* what shmd_driver_sleep looks at; all of i
     const shmd_control_t *control_head; /* what its header and constants have to be */
     const shmd_control_reader *reader;
     shmd_client_watch_t *clients;   /* one a client record */
-    shmd_epoch_watch_t **epochs;    /* open ones that have consumers */
+    shmd_epoch_watch_t **epochs;    /* open ones that have consumers, sealed ones */
     uint64_t epoch_count;
     uint64_t stalled_ns;            /* a client that is silent for so long ends the rest */
     uint64_t gap_ns;                /* no look for so long: the silence is the driver's own, which a tick has to know */
@@ -748,6 +750,8 @@ int shmd_authority_check(const void *base, uint64_t bytes);       /* offsets and
 shmd_client_record_t *shmd_authority_client(const shmd_authority_t *authority, uint32_t index);
 shmd_lease_record_t *shmd_authority_lease(const shmd_authority_t *authority, uint32_t index);
 shmd_stream_record_t *shmd_authority_stream(const shmd_authority_t *authority, uint32_t index);
+int64_t shmd_authority_next(const shmd_authority_t *authority, int table, uint64_t states, uint32_t first);
+    /* index of the next record of SHMD_TABLE_*, from first on, whose state's bit is in states; -1: none */
 shmd_error_record_t *shmd_authority_error(const shmd_authority_t *authority, uint32_t index);
 char *shmd_authority_config(const shmd_authority_t *authority);   /* config_bytes, NUL-terminated text */
 shmd_heartbeat_t *shmd_control_heartbeat(const shmd_control_t *control, uint32_t client_max, uint32_t lease_max, uint32_t index);

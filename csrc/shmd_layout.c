@@ -219,6 +219,26 @@ shmd_stream_record_t *shmd_authority_stream(const shmd_authority_t *a, uint32_t 
 {
     return index < a->stream_max ? (shmd_stream_record_t *)(void *)at(a, a->streams_offset) + index : NULL;
 }
+
+static const uint64_t *word_of(const shmd_authority_t *a, int table, uint32_t index)
+{
+    const shmd_client_record_t *client = table == SHMD_TABLE_CLIENTS ? shmd_authority_client(a, index) : NULL;
+    const shmd_lease_record_t *lease = table == SHMD_TABLE_LEASES ? shmd_authority_lease(a, index) : NULL;
+    const shmd_stream_record_t *stream = table == SHMD_TABLE_STREAMS ? shmd_authority_stream(a, index) : NULL;
+    return client != NULL ? &client->word : lease != NULL ? &lease->word : stream != NULL ? &stream->word : NULL;
+}
+
+int64_t shmd_authority_next(const shmd_authority_t *a, int table, uint64_t states, uint32_t first)
+{
+    const uint64_t *word;
+    for (uint32_t index = first; (word = word_of(a, table, index)) != NULL; index++) {
+        /* relaxed: who is interested in the record copies it, with shmd_record_copy's orders, and looks again */
+        uint64_t state = shmd_load_relaxed(word) & 0xff;
+        if (state < 64 && (states >> state & 1) != 0)
+            return index;
+    }
+    return -1;
+}
 shmd_error_record_t *shmd_authority_error(const shmd_authority_t *a, uint32_t index)
 {
     return index < a->error_max ? (shmd_error_record_t *)(void *)at(a, a->errors_offset) + index : NULL;

@@ -45,15 +45,27 @@ static int gates_rest(shmd_epoch_watch_t *watch)
     return 1;
 }
 
+/* A sealed epoch changes when somebody leaves it, when a lease ends (a tick), and with time (the caller's until_ns). */
+static int drain_rests(const shmd_epoch_watch_t *watch)
+{
+    for (uint64_t bits = shmd_load_relaxed(&watch->hot->wired_mask); bits != 0; bits &= bits - 1) {
+        uint32_t gate = (uint32_t)__builtin_ctzll(bits);
+        if (gate >= watch->gate_count || shmd_gate_left(watch->gates, gate) != watch->left[gate]) /* D1 */
+            return 0;
+    }
+    return 1;
+}
+
 static int epochs_rest(const shmd_rest_t *rest, int gates_due)
 {
     for (uint64_t i = 0; i < rest->epoch_count; i++) {
         shmd_epoch_watch_t *watch = rest->epochs[i];
-        if ((shmd_load_relaxed(&watch->hot->state) & 0xff) != SHMD_EPOCH_OPEN)
+        uint64_t state = shmd_load_relaxed(&watch->hot->state) & 0xff;
+        if (state == SHMD_EPOCH_SEALED ? !drain_rests(watch) : state != SHMD_EPOCH_OPEN)
             return 0;
-        if (watch->evicts && shmd_load32_relaxed(&watch->data->blocked_gate) != 0)
+        if (state == SHMD_EPOCH_OPEN && watch->evicts && shmd_load32_relaxed(&watch->data->blocked_gate) != 0)
             return 0;
-        if (gates_due && !gates_rest(watch))
+        if (state == SHMD_EPOCH_OPEN && gates_due && !gates_rest(watch))
             return 0;
     }
     return 1;

@@ -87,6 +87,7 @@ MEANING = {
     "process._handle_signals.stop": ("any", "SIGTERM, SIGINT"),
     "rest.Rest.__init__": ("any", "what the look in C needs is noted once a tick; it decides nothing"),
     "rest.Rest.end": ("`running`, `draining`", "as above: a tick may change it"),
+    "rest.Rest.checked": ("`running`, `draining`", "as above, set by the lease check"),
     "rest.Rest._note": ("`running.healthy`", "as above"),
     "process._handle_signals.hand_over": ("any", "SIGUSR1"),
 }

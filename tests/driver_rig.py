@@ -41,11 +41,12 @@ class FakeClock:
 def rests(driver: Driver, now_ns: int) -> bool:
     """Whether the driver's loop would sleep on at that time, because C has looked and found nothing."""
     check = driver._timers["lease_check"]
-    until_ns = driver._timers.next_deadline_ns(but=check) or now_ns
     deaths = driver.tables.clients.deaths()  # which end the sleep by themselves
-    if not driver._may_rest or deaths or until_ns <= now_ns:
+    if not driver._may_rest or deaths:
         return False
     driver._rest.begin(check, driver._last_tick_ns)
+    if driver._rest.until_ns(driver._timers.next_deadline_ns(but=check) or now_ns) <= now_ns:
+        return False
     found = bool(lib.shmd_driver_rests(driver._rest.native, now_ns))
     driver._last_tick_ns = driver._rest.looked(check)
     return found

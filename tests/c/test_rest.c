@@ -131,14 +131,30 @@ static void test_who_holds_an_evicting_producer_back_ends_the_rest(void)
     stop(&k);
 }
 
-static void test_a_sealed_epoch_and_a_spoilt_header_end_the_rest(void)
+static void test_an_epoch_that_somebody_left_or_that_is_being_sealed_ends_the_rest(void)
 {
     rest_rig_t k;
     start(&k);
-    uint64_t state = k.rig.hot->state;
-    shmd_word_store(&k.rig.hot->state, (state & ~(uint64_t)0xff) | SHMD_EPOCH_SEALED);
+    uint64_t number = k.rig.hot->state & ~(uint64_t)0xff;
+    shmd_word_store(&k.rig.hot->state, number | SHMD_EPOCH_SEALING);
     CHECK_EQ(shmd_driver_rests(&k.rest, 1), 0);
-    shmd_word_store(&k.rig.hot->state, state);
+    shmd_word_store(&k.rig.hot->state, number | SHMD_EPOCH_SEALED);
+    CHECK_EQ(shmd_driver_rests(&k.rest, 1), 1);
+    shmd_word_store(&shmd_gates_gate(k.rig.gates, 2)->left, 77); /* a gate that is not wired */
+    CHECK_EQ(shmd_driver_rests(&k.rest, 2), 1);
+    shmd_word_store(&shmd_gates_gate(k.rig.gates, 3)->left, 78);
+    CHECK_EQ(shmd_driver_rests(&k.rest, 3), 0);
+    k.watch.left[3] = 78; /* it has been acted on */
+    CHECK_EQ(shmd_driver_rests(&k.rest, 3), 1);
+    k.watch.gate_count = 3;
+    CHECK_EQ(shmd_driver_rests(&k.rest, 4), 0);
+    stop(&k);
+}
+
+static void test_a_spoilt_header_ends_the_rest(void)
+{
+    rest_rig_t k;
+    start(&k);
     CHECK_EQ(shmd_driver_rests(&k.rest, 1), 1);
     k.rig.control->lease_lines_offset++;
     CHECK_EQ(shmd_driver_rests(&k.rest, 2), 0);
@@ -190,7 +206,8 @@ int main(void)
     RUN(test_a_gap_ends_the_rest);
     RUN(test_a_gate_that_is_impossible_ends_the_rest);
     RUN(test_who_holds_an_evicting_producer_back_ends_the_rest);
-    RUN(test_a_sealed_epoch_and_a_spoilt_header_end_the_rest);
+    RUN(test_an_epoch_that_somebody_left_or_that_is_being_sealed_ends_the_rest);
+    RUN(test_a_spoilt_header_ends_the_rest);
     RUN(test_claims_requests_and_slots_set_aside_end_the_rest);
     RUN(test_sleep_ends_when_stirred_rung_or_due);
     return test_report();

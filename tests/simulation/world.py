@@ -72,7 +72,8 @@ class World:
         self.driver: Driver | None = None
         self.logged: list[str] = []
         self.boot: Boot
-        self.counts = dict.fromkeys(("crashes", "adoptions", "boots", "messages", "leases", "unread", "rests"), 0)
+        names = ("crashes", "adoptions", "boots", "messages", "leases", "unread", "rests")
+        self.counts = dict.fromkeys(names, 0)
         self.tick_ns = 0  # when the last tick began: a slow one ends later
         self._nonce = 1
 

@@ -1,4 +1,4 @@
-"""When a driver sleeps on although a lease check is due, and what ends its rest: it is never a tick late for anything."""
+"""When a driver sleeps on although a lease check is due, and what ends its rest."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from shmdriver.driver.lifecycle import Event
 from tests.driver_rig import MS, Requester, Rig, rests
 
 CHECK_MS = 100
+CREATE, FOLLOW = lib.SHMD_ATTACH_CREATE, lib.SHMD_ATTACH_FOLLOW
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def rig(instance_name: str) -> Iterator[Rig]:
 
 
 def settled(rig: Rig) -> Requester:
-    """A client with a producer and a reliable consumer, both confirmed; all that its attaches caused is over."""
+    """A client with a producer and a reliable consumer, both confirmed; what that caused is over."""
     client = rig.client()
     client.produce(slow_consumer=lib.SHMD_SLOW_EVICT)
     client.consume()
@@ -57,7 +58,7 @@ def test_rest_ends_when_a_client_has_been_silent_and_the_tick_shows_it(rig: Rig)
     rested = 0
     while rests_later(rig):
         rested += 1
-    assert (rested + 1) * CHECK_MS == 3 * 500 + CHECK_MS  # three heartbeats, seen at the first look after the beat
+    assert (rested + 1) * CHECK_MS == 3 * 500 + CHECK_MS  # three heartbeats after the look that saw the beat
     rig.driver.tick()
     assert rig.client_state(client) == lib.SHMD_CLIENT_STALLED
     assert not rests_later(rig)  # until it is gone or back
@@ -91,10 +92,8 @@ def _publish_event(rig: Rig, _client: Requester) -> None:
     rig.driver.tables.events.error("news")
 
 
-def _leave_an_epoch_to_drain(rig: Rig, client: Requester) -> None:
-    producer, _ = client.produce("drained"), client.consume("drained")
-    client.detach(producer)
-    rig.tick(2 * CHECK_MS)
+def _tick_between_checks(rig: Rig, _client: Requester) -> None:
+    rig.driver.tick()  # it may have changed what a check looks at
 
 
 def _attach_unconfirmed(rig: Rig, client: Requester) -> None:
@@ -106,7 +105,7 @@ def _attach_unconfirmed(rig: Rig, client: Requester) -> None:
     "disturb",
     [
         _request, _claim, _spoil_control, _order, _suspend, _degrade, _publish_event,
-        _leave_an_epoch_to_drain, _attach_unconfirmed,
+        _tick_between_checks, _attach_unconfirmed,
     ],
 )  # fmt: skip
 def test_rest_ends_with_everything_that_only_a_tick_sees_to(
@@ -151,6 +150,35 @@ def test_rest_ends_when_a_producer_that_evicts_is_held_back(rig: Rig) -> None:
         assert rests_later(rig)
 
 
+def test_rest_beside_a_sealed_epoch_ends_when_a_consumer_leaves_it_and_when_its_grace_is_over(
+    rig: Rig,
+) -> None:
+    client = settled(rig)
+    producer = client.produce("drained")
+    single, follower = client.consume("drained"), client.consume("drained", flags=CREATE | FOLLOW)
+    client.detach(producer)
+    client.beat()
+    rig.tick(2 * CHECK_MS)
+    assert rests_later(rig)
+    rig.leave(single, producer.epoch)
+    assert not rests_later(rig)
+    client.beat()
+    rig.tick(CHECK_MS)
+    assert rig.lease_state(single) == lib.SHMD_LEASE_DETACHED
+    assert rests_later(rig)
+    rig.leave(follower, producer.epoch)
+    assert not rests_later(rig)
+    rig.tick(CHECK_MS)
+    checks = 0
+    while rests_later(rig):
+        client.beat()
+        checks += 1
+    assert 90 < checks < 100  # of the ten seconds of grace
+    rig.tick(CHECK_MS)
+    assert rig.epoch(producer) is None
+    assert rests_later(rig)
+
+
 def test_long_gap_is_a_ticks_matter_and_nobody_is_blamed_for_it(rig: Rig) -> None:
     client = settled(rig)
     rig.clock.advance_ms(60_000)  # the driver was stopped
@@ -186,7 +214,7 @@ def test_sleep_returns_at_once_when_stirred_rung_or_due(rig: Rig) -> None:
     assert lib.shmd_driver_sleep(native, rings, rig.clock.now_ns, rig.clock.now_ns) == 0
     driver.wake()
     assert lib.shmd_driver_sleep(native, rings, rig.clock.now_ns, until_ns) == 0
-    assert lib.shmd_driver_sleep(native, rings, rig.clock.now_ns, until_ns) == 0  # until a tick has seen to it
+    assert lib.shmd_driver_sleep(native, rings, rig.clock.now_ns, until_ns) == 0  # a tick sees to it
     driver.tick()
     assert native.stirred == 0
 

@@ -1,17 +1,14 @@
-"""How tools print: JSON for programs, short numbers and rich tables for people."""
+"""How tools print: JSON for programs, short numbers for people."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -81,20 +78,3 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table | Text:
-    """A table, or "TITLE: none"; columns whose name begins with ">" are right-aligned."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        return Text.assemble((title, "bold"), ": none")
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
-    for column in columns:
-        right = column.startswith(">")
-        made.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -15,8 +14,7 @@ from shmdriver.cli.output import note, print_json
 from shmdriver.errors import DriverUnavailable, ShmDriverError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
+    from shmdriver.cli.screen import Page
     from shmdriver.observe import DriverStatus, Instance, LeaseStatus, StreamStatus
 
 _BLOCKED_WARNING_NS = 1_000_000_000
@@ -100,7 +98,7 @@ def _check(instance: str | None, *, json: bool) -> int:
 
 
 def _once(what: str, instance: str | None, sample_s: float) -> None:
-    from shmdriver.cli.output import console
+    from shmdriver.cli.screen import print_page
     from shmdriver.cli.stat_tables import build
     from shmdriver.observe import Instance, Rates
 
@@ -112,44 +110,39 @@ def _once(what: str, instance: str | None, sample_s: float) -> None:
             time.sleep(sample_s)
             streams = view.streams()
             found = rates.update(streams)
-        console().print(build(what, view, found, streams))
+        print_page(build(what, view, found, streams))
 
 
-def _frames(what: str, instance: str | None, interval_s: float) -> Iterator[RenderableType]:
-    """What --watch shows, a picture an interval; a driver that goes, comes or starts afresh is followed."""
-    from rich.console import Group
-    from rich.text import Text
-
+def _pages(what: str, instance: str | None, interval_s: float) -> Iterator[Page]:
+    """What --watch shows, a page an interval; a driver that goes, comes or starts afresh is followed."""
+    from shmdriver.cli.screen import Styled
     from shmdriver.cli.stat_tables import build
     from shmdriver.observe import Instance, Rates
 
     rates, view = Rates(), None
     while True:
+        page: Page
         try:
             view = view or Instance(instance)
             view.reopen_if_replaced()
             streams = view.streams()
-            shown = build(what, view, rates.update(streams), streams)
+            page = build(what, view, rates.update(streams), streams)
         except DriverUnavailable as error:
-            view, shown = None, Text(str(error))
-        yield Group(shown, Text(time.strftime("%H:%M:%S  Ctrl-C ends"), style="dim"))
+            view, page = None, ((str(error),),)
+        yield [*page, (Styled(time.strftime("%H:%M:%S  Ctrl-C ends"), "dim"),)]
         time.sleep(interval_s)
 
 
 def _watch(what: str, instance: str | None, interval_s: float) -> None:
-    from rich.live import Live
+    from shmdriver.cli.screen import Screen, is_live, print_page
 
-    from shmdriver.cli.output import console
-
-    screen = console()
-    if not sys.stdout.isatty():
-        for frame in _frames(what, instance, interval_s):
-            screen.print(frame)
-            sys.stdout.flush()
+    if not is_live():
+        for page in _pages(what, instance, interval_s):
+            print_page(page)
         return
-    with Live(console=screen, screen=True, auto_refresh=False) as live:
-        for frame in _frames(what, instance, interval_s):
-            live.update(frame, refresh=True)
+    with Screen() as screen:
+        for page in _pages(what, instance, interval_s):
+            screen.show(page)
 
 
 def register(app: typer.Typer) -> None:

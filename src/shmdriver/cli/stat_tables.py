@@ -3,66 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.console import Group
-from rich.markup import escape
-from rich.text import Text
-
-from shmdriver.cli.output import bytes_text, count_text, span_text, table
+from shmdriver.cli.output import bytes_text, count_text, span_text
+from shmdriver.cli.screen import Cell, Line, Page, Styled, Table
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from shmdriver.observe import DriverStatus, EventRecord, GateStatus, Instance, LeaseStatus, StreamStatus
     from shmdriver.observe.rates import Rate
 
 _COLOURS = {"running": "green", "starting": "yellow", "stopped": "yellow", "handover": "yellow"}
+_ODD = ("stopped", "zombie", "gone", "traced", "reused")
 EVENTS_SHOWN = 30
 
 
-def driver_lines(driver: DriverStatus) -> Text:
+def driver_line(driver: DriverStatus) -> Line:
     """The driver in one line, and what to do about it in a second one when there is something."""
-    colour = _COLOURS.get(driver.status, "bold red")
-    text = Text()
-    text.append(f"{driver.instance}  ", style="bold")
-    text.append(driver.status, style=colour)
+    parts: list[Cell] = [
+        Styled(f"{driver.instance}  ", "bold"),
+        Styled(driver.status, _COLOURS.get(driver.status, "bold red")),
+    ]
     if driver.status == "running":
         adopted = f", adopted {driver.adoptions} times" if driver.adoptions else ""
-        text.append(
+        parts.append(
             f"  {driver.lifecycle}  pid {driver.process.pid}  up {span_text(driver.uptime_ns)}{adopted}"
             f"  last tick {span_text(driver.heartbeat_age_ns)} ago"
         )
         if driver.degraded:
-            text.append(f"  degraded by {', '.join(driver.degraded)}", style="yellow")
+            parts.append(Styled(f"  degraded by {', '.join(driver.degraded)}", "yellow"))
     else:
-        text.append(f"  {driver.explanation}")
+        parts.append(f"  {driver.explanation}")
     if driver.advice:
-        text.append(f"\n→ {driver.advice}")
-    return text
+        parts.append(f"\n→ {driver.advice}")
+    return tuple(parts)
 
 
-def _who(name: str, pid: int, process: str = "") -> str:
-    odd = (
-        f" [red]{escape(process)}[/red]"
-        if process in ("stopped", "zombie", "gone", "traced", "reused")
-        else ""
-    )
-    return f"{escape(name or 'unnamed')} ({pid}){odd}"
+def _who(name: str, pid: int, process: str = "") -> Cell:
+    text = f"{name or 'unnamed'} ({pid})"
+    return Styled(f"{text} {process}", "red") if process in _ODD else text
 
 
-def _blocked_text(stream: StreamStatus) -> str:
+def _blocked_cell(stream: StreamStatus) -> Cell:
     epoch = stream.current
     if epoch is None or epoch.blocked is None:
         return ""
     if epoch.blocked.no_consumer:
-        return f"[yellow]no consumer, {span_text(epoch.blocked.for_ns)}[/yellow]"
+        return Styled(f"no consumer, {span_text(epoch.blocked.for_ns)}", "yellow")
     holder = next((gate for gate in epoch.gates if gate.gate == epoch.blocked.gate), None)
-    who = _who(holder.client_name, holder.pid) if holder else f"gate {epoch.blocked.gate}"
-    return f"[red]by {who}, {span_text(epoch.blocked.for_ns)}[/red]"
+    who = f"{holder.client_name or 'unnamed'} ({holder.pid})" if holder else f"gate {epoch.blocked.gate}"
+    return Styled(f"by {who}, {span_text(epoch.blocked.for_ns)}", "red")
 
 
-def streams_table(streams: tuple[StreamStatus, ...], rates: dict[str, Rate]) -> RenderableType:
+def streams_table(streams: tuple[StreamStatus, ...], rates: dict[str, Rate]) -> Table:
     """One row a stream."""
     rows = []
     for stream in streams:
@@ -75,7 +67,7 @@ def streams_table(streams: tuple[StreamStatus, ...], rates: dict[str, Rate]) -> 
         )
         rows.append(
             (
-                escape(stream.name),
+                stream.name,
                 stream.state if epoch is None or epoch.state != "sealed" else f"sealed ({epoch.end_reason})",
                 _who(producer.client_name, producer.pid, producer.process.state) if producer else "-",
                 str(stream.epoch_count),
@@ -84,7 +76,7 @@ def streams_table(streams: tuple[StreamStatus, ...], rates: dict[str, Rate]) -> 
                 f"{bytes_text(rate.bytes)}/s" if rate else "",
                 str(len(stream.consumers)),
                 lag,
-                _blocked_text(stream),
+                _blocked_cell(stream),
                 bytes_text(stream.shm_bytes),
             )
         )
@@ -99,28 +91,28 @@ def streams_table(streams: tuple[StreamStatus, ...], rates: dict[str, Rate]) -> 
         ">cons",
         ">worst lag",
     )
-    return table("streams", (*columns, "held back", ">shm"), rows)
+    return Table("streams", (*columns, "held back", ">shm"), rows)
 
 
-def clients_table(instance: Instance) -> RenderableType:
+def clients_table(instance: Instance) -> Table:
     """One row a client."""
     leases = instance.leases()
     rows = [
         (
             str(client.client_id),
-            escape(client.name),
+            client.name,
             str(client.pid),
             client.process.state,
             client.state,
             span_text(client.seen_age_ns),
             "yes" if client.provable else "no",
             str(sum(1 for lease in leases if lease.client_id == client.client_id)),
-            escape(client.process.command[:60]),
+            client.process.command[:60],
         )
         for client in instance.clients()
     ]
     columns = (">id", "name", ">pid", "process", "state", ">seen", "provable", ">leases", "command")
-    return table("clients", columns, rows)
+    return Table("clients", columns, rows)
 
 
 def _gates(streams: tuple[StreamStatus, ...]) -> dict[int, GateStatus]:
@@ -134,10 +126,10 @@ def _gates(streams: tuple[StreamStatus, ...]) -> dict[int, GateStatus]:
     }
 
 
-def _lease_row(lease: LeaseStatus, gate: GateStatus | None) -> tuple[str, ...]:
+def _lease_row(lease: LeaseStatus, gate: GateStatus | None) -> tuple[Cell, ...]:
     return (
         str(lease.lease_id),
-        escape(lease.stream),
+        lease.stream,
         lease.role,
         lease.state,
         _who(lease.client_name, lease.pid, lease.process.state),
@@ -159,7 +151,7 @@ def _latency_cells(gate: GateStatus | None) -> tuple[str, str, str]:
     return span_text(latency.p50_ns), span_text(latency.p99_ns), span_text(latency.p999_ns)
 
 
-def leases_table(instance: Instance) -> RenderableType:
+def leases_table(instance: Instance) -> Table:
     """One row a live lease, with where it stands."""
     gates = _gates(instance.streams())
     leases = instance.leases()
@@ -183,10 +175,10 @@ def leases_table(instance: Instance) -> RenderableType:
         ">lag",
         ">held",
     )
-    return table("leases", (*columns, ">lost", "asleep", *timed), rows)
+    return Table("leases", (*columns, ">lost", "asleep", *timed), rows)
 
 
-def events_table(events: tuple[EventRecord, ...]) -> RenderableType:
+def events_table(events: tuple[EventRecord, ...]) -> Table:
     """The newest events, oldest first."""
     rows = [
         (
@@ -195,52 +187,51 @@ def events_table(events: tuple[EventRecord, ...]) -> RenderableType:
             event.kind,
             "" if event.code == "ok" else event.code,
             "" if event.reason == "none" else event.reason,
-            escape(event.stream),
-            escape(event.text[:100]),
+            event.stream,
+            event.text[:100],
         )
         for event in events[-EVENTS_SHOWN:]
     ]
-    return table("events", (">seq", ">age", "kind", "code", "reason", "stream", "text"), rows)
+    return Table("events", (">seq", ">age", "kind", "code", "reason", "stream", "text"), rows)
 
 
-def errors_table(instance: Instance) -> RenderableType:
+def errors_table(instance: Instance) -> Table:
     """The driver's distinct errors."""
     rows = [
-        (str(error.count), span_text(error.last_age_ns), span_text(error.first_age_ns), escape(error.text))
+        (str(error.count), span_text(error.last_age_ns), span_text(error.first_age_ns), error.text)
         for error in instance.errors()
     ]
-    return table("errors", (">times", ">last", ">first", "text"), rows)
+    return Table("errors", (">times", ">last", ">first", "text"), rows)
 
 
-def counters_table(instance: Instance) -> RenderableType:
+def counters_table(instance: Instance) -> Table:
     """The driver's counters that are not zero."""
     rows = [(name, str(value)) for name, value in instance.counters().items() if value]
-    return table("counters", ("counter", ">value"), rows)
+    return Table("counters", ("counter", ">value"), rows)
 
 
-def overview(instance: Instance, rates: dict[str, Rate], streams: tuple[StreamStatus, ...]) -> RenderableType:
+def overview(instance: Instance, rates: dict[str, Rate], streams: tuple[StreamStatus, ...]) -> Page:
     """Everything on one screen."""
     clients, errors = instance.clients(), instance.errors()
     total = sum(stream.shm_bytes for stream in streams)
     stalled = sum(1 for client in clients if client.state == "stalled")
+    leases = sum(len(stream.consumers) + (stream.producer is not None) for stream in streams)
     summary = (
-        f"{len(clients)} clients ({stalled} stalled), {len(instance.leases())} leases, "
+        f"{len(clients)} clients ({stalled} stalled), {leases} leases, "
         f"{len(streams)} streams with {bytes_text(total)}, {sum(error.count for error in errors)} errors"
     )
-    parts: list[Any] = [driver_lines(instance.driver()), streams_table(streams, rates), Text(summary)]
+    page: list[Line | Table] = [driver_line(instance.driver()), streams_table(streams, rates), (summary,)]
     if errors:
-        parts.append(
-            Text(f"last error, {span_text(errors[0].last_age_ns)} ago: {errors[0].text}", style="yellow")
-        )
-    return Group(*parts)
+        last = f"last error, {span_text(errors[0].last_age_ns)} ago: {errors[0].text}"
+        page.append((Styled(last, "yellow"),))
+    return page
 
 
-def build(
-    what: str, instance: Instance, rates: dict[str, Rate], streams: tuple[StreamStatus, ...]
-) -> RenderableType:
-    """The table that ``stat WHAT`` shows; ``what`` "" is the overview."""
-    tables: dict[str, Callable[[], RenderableType]] = {
-        "": lambda: overview(instance, rates, streams),
+def build(what: str, instance: Instance, rates: dict[str, Rate], streams: tuple[StreamStatus, ...]) -> Page:
+    """The page that ``stat WHAT`` shows; ``what`` "" is the overview."""
+    if not what:
+        return overview(instance, rates, streams)
+    tables: dict[str, Callable[[], Table]] = {
         "streams": lambda: streams_table(streams, rates),
         "clients": lambda: clients_table(instance),
         "leases": lambda: leases_table(instance),
@@ -248,4 +239,4 @@ def build(
         "errors": lambda: errors_table(instance),
         "counters": lambda: counters_table(instance),
     }
-    return tables[what]()
+    return (tables[what](),)

@@ -290,6 +290,7 @@ class Driver:
         self._stream_watch.check(now_ns)
         self._health.check_clients(now_ns)
         self._health.check_events(now_ns)
+        self._rest.checked()
 
     def on_reasons_changed(self, now_ns: int, reasons: frozenset[str]) -> None:
         """Shown in the authority as bits, in the order of DegradedBy."""

@@ -125,6 +125,12 @@ class Epoch:
         """Whether this consumer says that it has drained this epoch."""
         return int(lib.shmd_gate_left(self.memory.gates, lease.gate)) == lease.lease_id
 
+    def note_left(self) -> None:
+        """Remembers who has left it, before this is acted on: the difference shows who leaves later."""
+        for gate in range(self.geometry.gate_count):
+            if self.is_wired(gate):
+                self.watch.left[gate] = lib.shmd_gate_left(self.memory.gates, gate)
+
     def keep_only(self, gates: Iterable[int]) -> None:
         """Clears every bit without a live lease (after an adoption)."""
         live = sum(1 << gate for gate in set(gates))

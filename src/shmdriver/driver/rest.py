@@ -16,7 +16,6 @@ from shmdriver.driver.config import Config
 from shmdriver.driver.control import ControlRing
 from shmdriver.driver.leasewatch import stalled_after_ns
 from shmdriver.driver.oversight import GATE_CHECK_NS, evicts_slow_consumers
-from shmdriver.driver.streams import Stream
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.timers import PolledTimer
 
@@ -36,8 +35,8 @@ class Rest:
         self._ring = ring
         self._head = tables.authority.control_head  # the native struct points into it, and into these
         self._epochs: Any = None
-        self._is_noted = False
-        self._is_possible = False
+        self._is_checked = self._is_noted = self._is_possible = False
+        self._retire_ns: list[int] = []  # when sealed epochs will have had their grace
         self.native = ffi.new("shmd_rest_t *")
         self.native.authority, self.native.control = tables.authority.base, tables.authority.control
         self.native.control_head = ffi.cast("shmd_control_t *", self._head)
@@ -54,14 +53,18 @@ class Rest:
     def end(self) -> None:
         """A tick begins: it sees to whatever stirred, and may change what was noted."""
         self.native.stirred = 0
-        self._is_noted = False
+        self._is_noted = self._is_checked = False
+
+    def checked(self) -> None:
+        """The tick has checked everything: only then can a rest begin."""
+        self._is_checked = True
 
     @property
     def is_possible(self) -> bool:
-        """Whether nothing in the tables waits for time to pass."""
-        if not self._is_noted:
+        """Whether the tick has checked everything, and nothing is under way in the tables."""
+        if self._is_checked and not self._is_noted:
             self._note()
-        return self._is_possible
+        return self._is_noted and self._is_possible
 
     def begin(self, check: PolledTimer, looked_ns: int) -> None:
         """Looks are due when ``check`` is; ``looked_ns``: the time of the last one, or of the tick."""
@@ -73,30 +76,30 @@ class Rest:
         check.start_at(int(self.native.check_due_ns))
         return int(self.native.looked_ns)
 
+    def until_ns(self, deadline_ns: int) -> int:
+        """``deadline_ns``, or an earlier end of an epoch's grace that was to come at the last look."""
+        looked_ns = int(self.native.looked_ns)
+        return min((deadline_ns, *(due_ns for due_ns in self._retire_ns if due_ns > looked_ns)))
+
     def sleep(self, rings: int, clock: Callable[[], int], until_ns: int) -> None:
-        """Sleeps while there is nothing to do, at most until ``until_ns``. First ``begin``, then ``looked``."""
+        """Sleeps while nothing is to be done, until ``until_ns`` at most; ``begin`` first."""
+        until_ns = self.until_ns(until_ns)
         while lib.shmd_driver_sleep(self.native, rings, clock(), until_ns):
             pass  # signal handlers have their turn
 
     def _note(self) -> None:
-        streams = list(self._tables.streams)
         self._is_noted = True
-        self._is_possible = all(_is_settled(stream) for stream in streams) and not lib.shmd_lease_unconfirmed(
-            self._tables.authority.base
-        )
+        epochs = [(stream, epoch) for stream in self._tables.streams for epoch in stream.epochs.values()]
+        self._is_possible = all(
+            epoch.is_sealed or (epoch.is_open and epoch.blocked is None) for _, epoch in epochs
+        ) and not lib.shmd_lease_unconfirmed(self._tables.authority.base)
         watches = []
-        for stream in streams:
-            epoch = stream.open_epoch
-            if epoch is not None and stream.leases:
+        for stream, epoch in epochs:
+            if epoch.is_open:
                 epoch.watch.evicts = evicts_slow_consumers(self._config, stream)
+            if epoch.is_sealed or stream.leases:
                 watches.append(epoch.watch)
+        grace_ns = self._tables.tenure.grace_ns
+        self._retire_ns = [epoch.sealed_ns + grace_ns for _, epoch in epochs if epoch.is_sealed]
         self._epochs = ffi.new("shmd_epoch_watch_t *[]", watches)
         self.native.epochs, self.native.epoch_count = self._epochs, len(watches)
-
-
-def _is_settled(stream: Stream) -> bool:
-    """Whether time alone changes nothing about it: no epoch that waits for its end, nobody held up."""
-    epoch = stream.open_epoch
-    if epoch is None:
-        return not stream.epochs
-    return len(stream.epochs) == 1 and epoch.blocked is None

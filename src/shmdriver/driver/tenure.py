@@ -170,6 +170,7 @@ class Tenure:
         for epoch in stream.in_order:
             if not epoch.is_sealed:
                 continue
+            epoch.note_left()
             delivered = [
                 lease
                 for lease in stream.consumers
@@ -179,6 +180,11 @@ class Tenure:
                 self._deliver(stream, lease, now_ns)
             if self.may_retire(stream, epoch, now_ns):
                 self._streams.retire(stream, epoch)
+
+    @property
+    def grace_ns(self) -> int:
+        """For how long an end can still be joined or looked up."""
+        return self._grace_ns
 
     def may_retire(self, stream: Stream, epoch: Epoch, now_ns: int, *, needed: bool = False) -> bool:
         """Whether a sealed epoch can go. ``needed``: for its record or memory, so grace does not count.

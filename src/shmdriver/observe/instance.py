@@ -13,6 +13,7 @@ anywhere, and takes no lock.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -38,6 +39,7 @@ from shmdriver.observe.segment import Segment, last_error
 
 SHM_FOLDER = Path("/dev/shm")  # noqa: S108  where POSIX shared memory stands on Linux
 _COPY_ATTEMPTS = 8
+_CLIENTS = {"alive", "stalled"}
 _FOLLOW = int(lib.SHMD_ATTACH_FOLLOW)
 
 
@@ -173,10 +175,9 @@ class Instance:
         authority, now_ns = self._mapped(), int(lib.shmd_now_ns())
         copy = ffi.new("shmd_client_record_t *")
         found = []
-        for index in range(int(authority.client_max)):
-            record = lib.shmd_authority_client(authority, index)
-            state = word(names.CLIENT_STATES, int(record.word) & 0xFF)
-            if state == "free" or (state == "gone" and not gone) or not _copy(copy, record):
+        wanted = names.numbers(names.CLIENT_STATES, _CLIENTS | ({"gone"} if gone else set()))
+        for index in _indexes(authority, lib.SHMD_TABLE_CLIENTS, wanted):
+            if not _copy(copy, lib.shmd_authority_client(authority, index)):
                 continue
             pid = int(copy.pid)
             found.append(
@@ -201,11 +202,9 @@ class Instance:
         streams: dict[int, str] = {}
         copy = ffi.new("shmd_lease_record_t *")
         found = []
-        for index in range(int(authority.lease_max)):
-            record = lib.shmd_authority_lease(authority, index)
-            state = word(names.LEASE_STATES, int(record.word) & 0xFF)
-            wanted = state in names.LIVE_LEASES or (ended and state != "free")
-            if wanted and _copy(copy, record):
+        states = set(names.LEASE_STATES.values()) - {"free"} if ended else names.LIVE_LEASES
+        for index in _indexes(authority, lib.SHMD_TABLE_LEASES, names.numbers(names.LEASE_STATES, states)):
+            if _copy(copy, lib.shmd_authority_lease(authority, index)):
                 stream_index = int(copy.stream_index)
                 if stream_index not in streams:
                     streams[stream_index] = self._stream_name(stream_index)
@@ -231,9 +230,9 @@ class Instance:
         copy = ffi.new("shmd_stream_record_t *")
         found: list[StreamStatus] = []
         used: set[str] = set()
-        for index in range(int(authority.stream_max)):
+        for index in _indexes(authority, lib.SHMD_TABLE_STREAMS, {lib.SHMD_RECORD_USED}):
             record = lib.shmd_authority_stream(authority, index)
-            if int(record.word) & 0xFF != lib.SHMD_RECORD_USED or not _copy(copy, record):
+            if not _copy(copy, record):
                 continue
             leases = tuple(
                 lease for lease in by_stream.get(index, ()) if lease.stream_id == int(copy.stream_id)
@@ -343,9 +342,10 @@ class Instance:
         for index in range(int(authority.error_max)):
             record = lib.shmd_authority_error(authority, index)
             count = int(lib.shmd_word_load(ffi.addressof(record, "count")))
-            if count:
-                first_ns, last_ns = int(record.first_ns), int(record.last_ns)
-                found.append(ErrorRecord(text(record.text), count, now_ns - first_ns, now_ns - last_ns))
+            if not count:
+                break  # they are used in order, and never given back
+            first_ns, last_ns = int(record.first_ns), int(record.last_ns)
+            found.append(ErrorRecord(text(record.text), count, now_ns - first_ns, now_ns - last_ns))
         return tuple(sorted(found, key=lambda error: error.last_age_ns))
 
     def counters(self) -> dict[str, int]:
@@ -362,6 +362,15 @@ class Instance:
         authority = self._mapped()
         raw: bytes = ffi.string(lib.shmd_authority_config(authority), int(authority.config_bytes))
         return raw.decode("utf-8", "replace")
+
+
+def _indexes(authority: Any, table: int, states: Iterable[int]) -> Iterator[int]:
+    """Indexes of the records of a table whose state is one of these."""
+    bits = sum(1 << state for state in states)
+    index = lib.shmd_authority_next(authority, table, bits, 0)
+    while index >= 0:
+        yield int(index)
+        index = lib.shmd_authority_next(authority, table, bits, index + 1)
 
 
 def _copy(out: Any, record: Any) -> bool:

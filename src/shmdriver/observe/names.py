@@ -6,6 +6,7 @@ without a word is shown as ``unknown(n)``: a tool that reads a damaged table mus
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Final
 
 from shmdriver._native import lib
@@ -57,6 +58,11 @@ COUNTERS: Final = _labels(
 DEGRADED_BY: Final = ("tick_overrun", "low_memory", "stalled_clients", "lost_events")
 
 LIVE_LEASES: Final = frozenset({"attached", "active", "stalled"})
+
+
+def numbers(table: dict[int, str], words: Container[str]) -> set[int]:
+    """The numbers of some words of a table."""
+    return {number for number, word in table.items() if word in words}
 
 
 def words_of_bits(words: tuple[str, ...], bits: int) -> tuple[str, ...]:
