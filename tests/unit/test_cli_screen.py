@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from shmdriver.cli.screen import Screen, Styled, Table, render
+from shmdriver.cli.screen import Page, Screen, Styled, Table, render
 
 NAMES = Table("streams", ("stream", ">messages"), (("ticks", "12"), ("a", Styled("3", "red"))))
 
@@ -66,7 +66,7 @@ def test_wide_characters_take_two_columns_and_combining_ones_none() -> None:
 
 
 def test_names_cannot_drive_the_terminal() -> None:
-    page = [Table("t", ("n",), (("\x1b[2Jevil\r\n",),)), ("\x1b]0;title\x07",)]
+    page: Page = [Table("t", ("n",), (("\x1b[2Jevil\r\n",),)), ("\x1b]0;title\x07",)]
     text = "\n".join(render(page, 80, colour=False))
     assert "\x1b" not in text
     assert "\r" not in text

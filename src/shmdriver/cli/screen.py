@@ -91,7 +91,7 @@ class Screen:
 
     def show(self, page: Page) -> None:
         """Replaces what is shown; what does not fit below is left out."""
-        size = self._fixed or tuple(_size())
+        size = self._fixed or (_size().columns, _size().lines)
         words = []
         if size != self._size:
             self._size, self._shown = size, []
