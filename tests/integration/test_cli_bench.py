@@ -19,6 +19,7 @@ from shmdriver.bench.native import Outcome
 from shmdriver.bench.report import FORMAT, VERSION, Report
 from shmdriver.bench.scenarios import RECORD, SCENARIOS, Run, run
 from shmdriver.bench.stream_channel import StreamChannel
+from shmdriver.demo.stage import DemoFailed
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="native benchmarks need a C compiler")
 TRIP = Metric("p50_ns", "p50", "ns", lower=True, floor="p50_ns")
@@ -28,6 +29,19 @@ RATE = Metric("messages_s", "", "M/s")
 def shmdriver(*arguments):
     command = [sys.executable, "-m", "shmdriver", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+TOO_SHORT = "give it more seconds"  # on a machine that has other things to do, too
+
+
+def measured(group, seconds, *arguments):
+    """A run as short as it may be here."""
+    done = shmdriver("bench", group, "--quick", "--seconds", seconds, *arguments)
+    while done.returncode != 0 and TOO_SHORT in done.stderr:
+        seconds *= 4
+        done = shmdriver("bench", group, "--quick", "--seconds", seconds, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def report_with(path, rates, trips, over_floor, *, samples=()):
@@ -61,9 +75,8 @@ def is_well_formed(report, groups):
 
 @needs_compiler
 def test_a_quick_run_prints_a_well_formed_report(instance_name):
-    done = shmdriver("bench", "throughput", "--quick", "--seconds", "0.3", "--bytes", "40", "--json")
-    assert done.returncode == 0, done.stderr
-    figures = is_well_formed(json.loads(done.stdout), ["throughput"])
+    out = measured("throughput", 0.3, "--bytes", "40", "--json")
+    figures = is_well_formed(json.loads(out), ["throughput"])
     assert {("native", "40 B one by one"), ("native", "40 B in batches of 64")} <= figures
     assert {("python", "40 B read()"), ("python", "40 B iterated")} <= figures
 
@@ -71,10 +84,7 @@ def test_a_quick_run_prints_a_well_formed_report(instance_name):
 @needs_compiler
 def test_latencies_come_as_histograms_that_can_be_read_back_and_drawn(tmp_path):
     path = tmp_path / "report.json"
-    done = shmdriver(
-        "bench", "latency", "--quick", "--seconds", "0.05", "--rate", "0", "--rate", "5000", "-o", path
-    )
-    assert done.returncode == 0, done.stderr
+    measured("latency", 0.05, "--rate", "0", "--rate", "5000", "-o", path)
     is_well_formed(json.loads(path.read_text()), ["latency"])
     report = Report.load(path)
     for name in (
@@ -91,11 +101,8 @@ def test_latencies_come_as_histograms_that_can_be_read_back_and_drawn(tmp_path):
 
 @needs_compiler
 def test_consumers_that_may_miss_messages_are_measured_too():
-    done = shmdriver(
-        "bench", "throughput", "--quick", "--seconds", "0.05", "-b", "40", "--delivery", "latest", "--json"
-    )
-    assert done.returncode == 0, done.stderr
-    figures = is_well_formed(json.loads(done.stdout), ["throughput"])
+    out = measured("throughput", 0.05, "-b", "40", "--delivery", "latest", "--json")
+    figures = is_well_formed(json.loads(out), ["throughput"])
     assert ("native", "40 B one by one, latest, producer") in figures
     assert ("python", "40 B read(), latest") in figures
 
@@ -103,10 +110,18 @@ def test_consumers_that_may_miss_messages_are_measured_too():
 @pytest.mark.parametrize("name", ["single", "iterate", "array"])
 def test_messages_in_the_arena_are_received_without_being_held(name):
     """The ring of 8 slots turns over many times: a view that the receiver kept would fill it."""
-    how = Run(seconds=0.02, warm_s=0.002, cores=machine.cores(None), chunk=50)
     size = 1024 if name != "array" else RECORD.itemsize
+    found, seconds = None, 0.02
     with embedded() as client:
-        found = run(SCENARIOS[name], StreamChannel, how, instance=client.instance, bytes_each=size, slots=8)
+        options = {"instance": client.instance, "bytes_each": size, "slots": 8}
+        while found is None:
+            how = Run(seconds=seconds, warm_s=0.002, cores=machine.cores(None), chunk=50)
+            try:
+                found = run(SCENARIOS[name], StreamChannel, how, **options)
+            except DemoFailed as error:
+                if TOO_SHORT not in str(error):
+                    raise
+                seconds *= 4
     assert found.values["messages_s"] > 0
     assert found.values["produced_s"] > 0
 

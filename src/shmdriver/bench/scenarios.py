@@ -33,7 +33,8 @@ __all__ = ["RECORD", "RECORDS", "SCENARIOS", "Run", "Scenario", "run"]
 
 RECORD = np.dtype([("number", "<u8"), ("values", "<f8", (7,))])
 RECORDS = 1024
-_START_S = 20  # for processes to start, attach and end; one that hangs for longer has lost a message
+_START_S = 60  # for processes to start, attach and end; one that hangs for longer has lost a message
+_TOO_SHORT = "give it more seconds"
 _LAST = 1 << 63
 _LAST_FRAME = 255
 
@@ -112,7 +113,7 @@ class _Pace:
     @property
     def per_second(self) -> float:
         if not self._start_s or self._count == self._start_count:
-            raise RuntimeError("the run was over before its warm-up: give it more seconds")
+            raise RuntimeError(f"the run was over before its warm-up: {_TOO_SHORT}")
         return (self._count - self._start_count) / (self._now_s - self._start_s)
 
 
@@ -301,7 +302,7 @@ def _watch_messages(_port: Port, how: Run, way: StreamChannel) -> dict[str, floa
     except EndOfStream:
         pass
     if pace is None:
-        raise RuntimeError(f"{way.name}: not even {how.chunk} messages came")
+        raise RuntimeError(f"{way.name}: not even {how.chunk} messages came: {_TOO_SHORT}")
     return _received(way, pace, wrong=wrong)
 
 
