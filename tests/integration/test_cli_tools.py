@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -305,7 +306,7 @@ def test_a_second_driver_is_refused_naming_the_first(driver: DriverProcess) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_watch_is_a_live_screen_until_ctrl_c(driver: DriverProcess) -> None:
+def test_watch_is_page_after_page_in_a_pipe_until_ctrl_c(driver: DriverProcess) -> None:
     watch = subprocess.Popen(
         [*SHMDRIVER, "stat", "--watch", "--interval", "0.05", "-i", driver.instance],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -314,5 +315,32 @@ def test_watch_is_a_live_screen_until_ctrl_c(driver: DriverProcess) -> None:
     assert driver.instance.encode() in watch.stdout.readline()
     watch.send_signal(signal.SIGINT)
     _, err = watch.communicate(timeout=PATIENCE_S)
+    assert b"Traceback" not in err
+    assert watch.returncode == 0
+
+
+def test_watch_is_a_live_screen_on_a_terminal_and_gives_it_back(driver: DriverProcess) -> None:
+    ours, theirs = pty.openpty()
+    watch = subprocess.Popen(
+        [*SHMDRIVER, "stat", "--watch", "--interval", "0.05", "-i", driver.instance],
+        stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, "TERM": "xterm", "COLUMNS": "90"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    try:
+        while shown.count(b"Ctrl-C ends") < 1 or shown.count(b"last tick") < 3:
+            shown += os.read(ours, 65536)
+        watch.send_signal(signal.SIGINT)
+        try:
+            while piece := os.read(ours, 65536):
+                shown += piece
+        except OSError:  # EIO: nobody has the other end any more
+            pass
+        _, err = watch.communicate(timeout=PATIENCE_S)
+    finally:
+        os.close(ours)
+    assert shown.startswith(b"\x1b[?1049h")
+    assert shown.endswith(b"\x1b[?25h\x1b[?1049l")
+    assert shown.count(b": none") == 1  # what stays as it is is written once
     assert b"Traceback" not in err
     assert watch.returncode == 0
