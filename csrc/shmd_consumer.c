@@ -47,7 +47,7 @@ static void unmap(shmd_consumer *c)
     c->mapping = NULL;
     c->epoch = 0;
     c->polled = 0;
-    c->bound = 0; /* the fast turn finds nothing to read */
+    c->bound = c->look_until = 0; /* the fast turn finds nothing to read */
     c->gate = NULL;
     c->data = NULL;
 }
@@ -87,9 +87,9 @@ int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint
     c->position = c->delivery == SHMD_DELIVERY_LATEST && start != 0 ? shmd_shard_last(c, shmd_max(start, joined)) : shmd_shard_next(c, start);
     c->gate_published = joined;
     c->gated_from = c->delivery == SHMD_DELIVERY_RELIABLE ? joined : UINT64_MAX;
-    c->bound = UINT64_MAX;
+    c->bound = c->look_until = UINT64_MAX;
     c->head_seen = 0;
-    c->in_flow = 0;
+    shmd_consumer_flow_begin(c);
     c->polled = 0;
     c->fenced_at = UINT64_MAX;
     c->hold_seq = UINT64_MAX; /* what is referred to lies in the epoch before */
@@ -252,7 +252,7 @@ int shmd_consumer_look(shmd_consumer *c)
     if (low == SHMD_EPOCH_SEALED) {
         c->sealed_seq = shmd_load_acquire(&c->hot->sealed_seq);
         c->open_word = state;
-        c->bound = c->sealed_seq; /* the fast turn drains up to the seal */
+        c->bound = c->look_until = c->sealed_seq; /* the fast turn drains up to the seal */
         return c->position >= c->bound;
     }
     return 0;
@@ -401,6 +401,8 @@ int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
             if (rc <= 0)
                 return rc;
         }
+        if (c->position >= c->look_until && c->position < c->bound)
+            shmd_consumer_keep_off(c);
         uint64_t position = c->position;
         uint64_t bound = c->bound;
         int rc = poll_here(c, out);
@@ -416,6 +418,7 @@ int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
                 continue; /* something was passed over, or the seal is news: look again */
             if (bound == UINT64_MAX) {
                 shmd_consumer_before_idle(c);
+                shmd_consumer_caught_up(c);
                 return 0;
             }
             note_lost(c, position, bound); /* sealed, below the seal, not committed: a head that lied. The epoch ends here. */

@@ -38,7 +38,7 @@ static void give_back(shmd_consumer *c)
     c->mapping = c->retired = NULL;
     c->gate = NULL;
     c->data = NULL;
-    c->bound = 0;
+    c->bound = c->look_until = 0;
     free(c->scratch);
     c->scratch = NULL;
     shmd_client_drop(c->client);
@@ -155,7 +155,7 @@ int shmd_consumer_drain(shmd_consumer *c)
                                     .sealed_seq = sealed_seq, .wired_mask = UINT64_MAX};
     c->hot = &c->drained; /* nobody writes there: the epoch is as sealed as it will ever be */
     c->open_word = c->drained.state;
-    c->bound = c->sealed_seq = sealed_seq;
+    c->bound = c->look_until = c->sealed_seq = sealed_seq;
     c->ended = c->end_reason = 0;
     c->polled = 0;
     shmd_consumer_resume(c);

@@ -1,26 +1,11 @@
-/* shmd_consumer_batch.c: many messages at a time. How far a batch goes, and how it keeps off the producer's heels. */
+/* shmd_consumer_batch.c: many messages at a time, and how far a batch goes. */
 #include "shmd_internal.h"
-
-/* A reader in step with its producer leaves alone the lines that are being filled: each that it takes too early is fetched
- * back. So it gives the head, which says what is complete, a moment to get ahead, and then looks at the slots all the same:
- * the head is no condition. Only in flow: after a batch of several, for a few batches. */
-enum { FLOW_BATCHES = 8, FLOW_LOOKS = 4, FLOW_PAUSES = 8, FLOW_MESSAGES = 32 };
-static void follow_head(shmd_consumer *c, uint64_t limit)
-{
-    if (c->in_flow == 0 || c->position < c->head_seen || c->bound != UINT64_MAX)
-        return;
-    c->in_flow--;
-    uint64_t enough = c->position + shmd_min(limit, FLOW_MESSAGES) * c->stride;
-    for (int i = 0; i < FLOW_LOOKS && (c->head_seen = shmd_load_acquire(&c->data->head)) < enough; i++) /* P3 */
-        for (int k = 0; k < FLOW_PAUSES; k++)
-            shmd_pause();
-}
 
 uint64_t shmd_consumer_batch(shmd_consumer *c, uint64_t limit)
 {
     limit = shmd_min(limit, c->stride == 1 ? c->mask + 1 : c->mask / c->stride + 1);
-    if (c->bound != UINT64_MAX)
-        return shmd_min(limit, shmd_shard_count(c, c->bound));
+    if (c->look_until != UINT64_MAX)
+        return shmd_min(limit, shmd_shard_count(c, c->look_until));
     if (c->head_seen <= c->position)
         c->head_seen = shmd_load_acquire(&c->data->head); /* P3 */
     return c->head_seen <= c->position ? limit : shmd_min(limit, shmd_shard_count(c, c->head_seen));
@@ -48,7 +33,6 @@ int64_t shmd_poll_many(shmd_consumer *c, shmd_message *out, uint64_t limit)
 {
     if (limit == 0)
         return 0;
-    follow_head(c, limit);
     int rc = shmd_poll_inline(c, out);
     if (rc <= 0 || !shmd_consumer_is_protected(c))
         return rc;
@@ -60,7 +44,5 @@ int64_t shmd_poll_many(shmd_consumer *c, shmd_message *out, uint64_t limit)
     if (c->stamped)
         shmd_consumer_note_run(c, n);
     c->polled = n;
-    if (n > 1)
-        c->in_flow = FLOW_BATCHES;
     return (int64_t)n;
 }

@@ -160,7 +160,7 @@ static int64_t fetch_run(shmd_consumer *c, const shmd_message *m, uint64_t limit
     if (each > out_bytes)
         return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: message %llu has %u bytes, the buffer %llu", c->stream, (unsigned long long)m->seq, m->length,
                          (unsigned long long)out_bytes);
-    uint64_t most = shmd_min(shmd_min(limit, out_bytes / each), shmd_shard_count(c, c->bound));
+    uint64_t most = shmd_min(shmd_min(limit, out_bytes / each), shmd_shard_count(c, c->look_until));
     int64_t n = in_place ? pack_gated(c, m, most, out) : pack_copied(c, m, most, out);
     batch->copied = 1;
     batch->count = n > 0 ? (uint64_t)n : 0;

@@ -238,6 +238,9 @@ int shmd_producer_end(shmd_producer *producer, int aborted);     /* detaches, gi
 /* A consumer's parts, likewise. */
 int shmd_consumer_wire(shmd_consumer *consumer, const shmd_epoch_record_t *record, uint32_t index, uint64_t start, uint64_t joined);
 uint64_t shmd_consumer_batch(shmd_consumer *consumer, uint64_t limit); /* of at most limit messages: how many to look for behind its position, which is there */
+void shmd_consumer_flow_begin(shmd_consumer *consumer);     /* in a new epoch */
+void shmd_consumer_caught_up(shmd_consumer *consumer);      /* nothing is left to read: may keep off the producer for a moment */
+void shmd_consumer_keep_off(shmd_consumer *consumer);       /* read up to look_until: looks at the head, and moves look_until */
 int shmd_consumer_drain(shmd_consumer *consumer);
 int shmd_consumer_resolve(const shmd_consumer *consumer, shmd_message *message); /* one that is not inline; SHMD_E_CORRUPT: it cannot be one */
 int shmd_consumer_look(shmd_consumer *consumer);    /* state and bit have changed? 0 no or wait, 1 drained, negative over */

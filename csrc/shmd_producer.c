@@ -351,15 +351,15 @@ int shmd_publish_wait(shmd_producer *p, const void *data, uint32_t length, uint1
     return rc ? rc : shmd_publish_inline(p, data, length, type);
 }
 
-/* A batch knows what it will write: it asks for all lines of a slot, this many bytes early. */
-enum { BATCH_AHEAD_BYTES = 2048, BATCH_AHEAD_LINES = 8 };
+/* A batch knows what it will write: it asks for all lines of a slot. */
+enum { BATCH_AHEAD_LINES = 8 };
 
 /* Writes n records from seq on that have room and whose slots lie in a row. What the loop needs stands in locals: each slot's
  * fence would have the compiler load the handle's fields anew. */
 static void write_row(const shmd_producer *p, uint64_t seq, const unsigned char *from, uint32_t record_bytes, uint64_t stride, uint64_t n, uint64_t stamp)
 {
     uint64_t slot_bytes = p->slot_bytes;
-    uint64_t ahead = shmd_max(SHMD_AHEAD_SLOTS, BATCH_AHEAD_BYTES / slot_bytes);
+    uint64_t ahead = p->ahead;
     uint64_t lines = ahead * slot_bytes, lines_end = lines + shmd_min(slot_bytes, BATCH_AHEAD_LINES * SHMD_CACHE_LINE_BYTES);
     uint64_t fetch_until = p->limit > ahead ? p->limit - ahead : 0;
     unsigned char *place = (unsigned char *)shmd_producer_slot(p, seq);

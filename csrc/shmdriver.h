@@ -41,6 +41,7 @@ struct shmd_producer {
     uint32_t inline_max;
     uint32_t stamp;                     /* 1: read the clock at every publish */
     uint32_t claim_open;
+    uint32_t ahead;                     /* slots: how early their lines are asked for */
     /* arena; positions are absolute, offset = arena_next % arena_bytes kept beside it */
     unsigned char *arena;
     uint64_t arena_bytes;
@@ -90,6 +91,7 @@ struct shmd_consumer {
     uint64_t mask;
     uint64_t position;                  /* next seq to read */
     uint64_t bound;                     /* nothing at or past it is read: sealed_seq, or UINT64_MAX while open */
+    uint64_t look_until;                /* bound; in flow, what is read before the next look at the head (shmd_consumer_flow.c) */
     const shmd_epoch_hot_t *hot;
     uint64_t open_word;                 /* what hot->state says while nothing has changed */
     uint64_t gate_bit;
@@ -98,7 +100,6 @@ struct shmd_consumer {
     const shmd_data_t *data;
     uint64_t polled;                    /* messages handed out by the last poll */
     uint64_t head_seen;                 /* the head as batches last saw it: a hint how far to look, never what decides */
-    uint64_t in_flow;                   /* batches that will still wait for the head a moment, since one had several messages */
     uint64_t stride;                    /* from one message to the next: 1, or the number of shards */
     uint64_t slack;                     /* stride - 1: other shards' messages between the last read one and position */
     uint64_t gate_published;
@@ -115,6 +116,11 @@ struct shmd_consumer {
     uint64_t fenced_at;                 /* position at the last fence */
     uint64_t shard;                     /* seq % stride of what it reads */
     uint64_t hold_seq;                  /* the caller still refers to what stands there; UINT64_MAX: to nothing */
+    uint64_t hold_ns;                   /* how long it keeps off a producer in flow; 0: its ring is too small for that */
+    uint64_t caught_up_ns;              /* when it last had nothing left to read, */
+    uint64_t caught_up_at;              /* after how many messages */
+    uint32_t chased;                    /* how often since the last hold messages came close together but few at a time; */
+    uint32_t trial_after;               /* that often, and it tries one */
     uint64_t noted;                     /* the latency of what is below it was noted */
     uint32_t stamped;                   /* 1: this epoch's messages have timestamps */
     /* the rest */
@@ -169,17 +175,16 @@ static inline const shmd_slot_t *shmd_consumer_slot(const shmd_consumer *c, uint
     return (const shmd_slot_t *)(const void *)(c->slots + (seq & c->mask) * c->slot_bytes);
 }
 
-/* The lines of a slot are where they were last read: with the consumers. Asked for a few messages early, several are on
- * their way at once. Only below the limit: beyond it a consumer may be reading. Two lines; the hardware fetches what follows. */
-enum { SHMD_AHEAD_SLOTS = 4, SHMD_AHEAD_WIDE_SLOTS = 2, SHMD_CACHE_LINE_BYTES = 64 };
+/* The lines of a slot are where they were last read: with the consumers. Asked for early, many are on their way at once.
+ * Only below the limit, and not far in a small ring: there a consumer may be reading. Two lines; the hardware fetches what follows. */
+enum { SHMD_AHEAD_BYTES = 2048, SHMD_AHEAD_SLOTS_MIN = 2, SHMD_AHEAD_RING_PART = 64, SHMD_CACHE_LINE_BYTES = 64 };
 static inline void shmd_producer_fetch_ahead(const shmd_producer *p, uint64_t seq)
 {
-    int is_wide = p->slot_bytes > SHMD_CACHE_LINE_BYTES;
-    seq += is_wide ? SHMD_AHEAD_WIDE_SLOTS : SHMD_AHEAD_SLOTS;
+    seq += p->ahead;
     if (seq < p->limit) {
         const unsigned char *slot = (const unsigned char *)shmd_producer_slot(p, seq);
         shmd_prefetch_write(slot);
-        if (is_wide)
+        if (p->slot_bytes > SHMD_CACHE_LINE_BYTES)
             shmd_prefetch_write(slot + SHMD_CACHE_LINE_BYTES);
     }
 }
@@ -265,8 +270,8 @@ static inline int shmd_consumer_unchanged(const shmd_consumer *c)
 static inline int shmd_poll_inline(shmd_consumer *c, shmd_message *out)
 {
     uint64_t seq = c->position;
-    /* In order: nothing mapped (bound 0), past a seal, or not protected by this reader's gate. */
-    if (__builtin_expect(seq >= c->bound || seq < c->gated_from, 0))
+    /* In order: nothing mapped (0), past a seal, to be kept off for a moment; or not protected by this reader's gate. */
+    if (__builtin_expect(seq >= c->look_until || seq < c->gated_from, 0))
         return shmd_poll_slow(c, out);
     const shmd_slot_t *slot = shmd_consumer_slot(c, seq);
     if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1)) /* P2 */

@@ -390,6 +390,64 @@ static void test_batches_of_records_go_round_the_ring(void)
     rig_stop(&rig);
 }
 
+/* 100 messages, or a head that says so; a reader that looks at it stays 20 behind, and reads these, too, when it does not move. */
+static void flow_of(uint32_t slots, uint64_t published, uint64_t head, uint64_t until, uint64_t after)
+{
+    rig_t rig;
+    rig_start(&rig, slots, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, 0);
+    CHECK_EQ(poll(c), 0);
+    publish_many(p, published, 8);
+    shmd_store_release(&rig.data->head, head);
+    shmd_consumer_keep_off(c);
+    CHECK_EQ(c->look_until, until);
+    for (uint64_t seq = 0; seq < published; seq++)
+        expect(c, seq, 8);
+    CHECK_EQ(c->look_until, after);
+    CHECK_EQ(poll(c), 0);
+    CHECK_EQ(c->lost, 0);
+    seal(&rig, 1, 1, SHMD_REASON_CLOSED);
+    CHECK_EQ(poll(c), SHMD_E_END);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
+static void test_a_reader_in_flow_stays_behind_the_head_until_that_stands_still(void) { flow_of(1024, 100, 100, 80, UINT64_MAX); }
+static void test_a_head_that_is_near_is_no_flow(void) { flow_of(1024, 39, 39, UINT64_MAX, UINT64_MAX); }
+static void test_a_liars_head_keeps_no_reader_from_what_is_there(void)
+{
+    flow_of(1024, 100, (uint64_t)1 << 61, ((uint64_t)1 << 61) - 20, ((uint64_t)1 << 61) - 20);
+    flow_of(1024, 100, 0, UINT64_MAX, UINT64_MAX);
+}
+
+static void test_a_small_ring_has_shorter_holds_and_a_smaller_margin_or_none(void)
+{
+    flow_of(512, 30, 30, 20, UINT64_MAX); /* 20 messages fit into its hold */
+    flow_of(256, 200, 200, UINT64_MAX, UINT64_MAX);
+}
+
+static void test_a_seal_ends_a_flow(void)
+{
+    rig_t rig;
+    rig_start(&rig, 1024, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, 0);
+    CHECK_EQ(poll(c), 0);
+    publish_many(p, 100, 8);
+    shmd_consumer_keep_off(c);
+    CHECK_EQ(c->look_until, 80);
+    seal(&rig, 1, 1, SHMD_REASON_CLOSED);
+    for (uint64_t seq = 0; seq < 100; seq++)
+        expect(c, seq, 8);
+    CHECK_EQ(c->look_until, 100);
+    CHECK_EQ(poll(c), SHMD_E_END);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
 /* The head says where a batch may well stop; commit words say what is there. */
 static void test_a_batch_stops_at_the_head_and_passes_one_that_does_not_move(void)
 {
@@ -467,6 +525,11 @@ int main(void)
     RUN(test_a_following_consumer_goes_on_with_the_next_epoch);
     RUN(test_poll_many_hands_out_a_run_and_advance_frees_it);
     RUN(test_batches_of_records_go_round_the_ring);
+    RUN(test_a_reader_in_flow_stays_behind_the_head_until_that_stands_still);
+    RUN(test_a_head_that_is_near_is_no_flow);
+    RUN(test_a_liars_head_keeps_no_reader_from_what_is_there);
+    RUN(test_a_small_ring_has_shorter_holds_and_a_smaller_margin_or_none);
+    RUN(test_a_seal_ends_a_flow);
     RUN(test_a_batch_stops_at_the_head_and_passes_one_that_does_not_move);
     RUN(test_a_corrupt_slot_is_passed_over_and_counted);
     return test_report();
