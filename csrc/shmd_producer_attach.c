@@ -50,7 +50,7 @@ static int wire_producer(shmd_producer *p, const shmd_event_t *answer, uint32_t 
     p->mask = record.slots - 1;
     p->bound = record.slots;
     p->slot_bytes = record.slot_bytes;
-    p->ahead = (uint32_t)shmd_max(shmd_min(SHMD_AHEAD_BYTES / record.slot_bytes, record.slots / SHMD_AHEAD_RING_PART), SHMD_AHEAD_SLOTS_MIN);
+    p->ahead = shmd_slots_ahead(record.slots, record.slot_bytes);
     p->inline_max = record.slot_bytes - SHMD_SLOT_HEADER_BYTES;
     p->max_message = shmd_max(p->inline_max, shmd_min(record.arena_bytes / 2, UINT32_MAX - 1));
     p->stamp = (record.flags & SHMD_ATTACH_TIMESTAMPS) != 0;

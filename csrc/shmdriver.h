@@ -178,6 +178,13 @@ static inline const shmd_slot_t *shmd_consumer_slot(const shmd_consumer *c, uint
 /* The lines of a slot are where they were last read: with the consumers. Asked for early, many are on their way at once.
  * Only below the limit, and not far in a small ring: there a consumer may be reading. Two lines; the hardware fetches what follows. */
 enum { SHMD_AHEAD_BYTES = 2048, SHMD_AHEAD_SLOTS_MIN = 2, SHMD_AHEAD_RING_PART = 64, SHMD_CACHE_LINE_BYTES = 64 };
+static inline uint32_t shmd_slots_ahead(uint32_t slots, uint32_t slot_bytes)
+{
+    uint32_t in_bytes = SHMD_AHEAD_BYTES / slot_bytes, in_ring = slots / SHMD_AHEAD_RING_PART;
+    uint32_t ahead = in_bytes < in_ring ? in_bytes : in_ring;
+    return ahead > SHMD_AHEAD_SLOTS_MIN ? ahead : SHMD_AHEAD_SLOTS_MIN;
+}
+
 static inline void shmd_producer_fetch_ahead(const shmd_producer *p, uint64_t seq)
 {
     seq += p->ahead;

@@ -207,6 +207,7 @@ static inline shmd_producer *rig_producer(rig_t *rig)
     p->data = rig->data;
     p->slot_bytes = rig->geometry.slot_bytes;
     p->inline_max = p->slot_bytes - SHMD_SLOT_HEADER_BYTES;
+    p->ahead = shmd_slots_ahead(rig->geometry.slots, rig->geometry.slot_bytes);
     p->max_message = shmd_max(p->inline_max, rig->geometry.arena_bytes / 2);
     p->arena = rig->arena;
     p->arena_bytes = rig->geometry.arena_bytes;

@@ -22,16 +22,17 @@ static void produce(const sketch_t *s, const bench_arguments_t *a, uint64_t *sen
 {
     uint64_t begin_ns = bench_now_ns(), warm_ns = begin_ns + a->warm_ms * 1000000, end_ns = warm_ns + a->run_ms * 1000000;
     uint64_t seq = 0, limit = s->mask + 1, warm_seq = 0, now_ns = begin_ns, first_ns = 0;
+    uint64_t ahead = shmd_slots_ahead((uint32_t)s->mask + 1, (uint32_t)s->slot_bytes);
     uint64_t *payload = bench_memory(s->words * 8);
     do {
         for (uint64_t i = 0; i < 4096; i++, seq++) {
             while (seq >= limit)
                 limit = __atomic_load_n(s->gate, __ATOMIC_ACQUIRE) + s->mask + 1;
-            const unsigned char *ahead = (const unsigned char *)slot_of(s, seq + SHMD_AHEAD_SLOTS);
-            if (seq + SHMD_AHEAD_SLOTS < limit) {
-                shmd_prefetch_write(ahead);
+            if (seq + ahead < limit) {
+                const unsigned char *early = (const unsigned char *)slot_of(s, seq + ahead);
+                shmd_prefetch_write(early);
                 if (s->slot_bytes > SHMD_CACHE_LINE_BYTES)
-                    shmd_prefetch_write(ahead + SHMD_CACHE_LINE_BYTES);
+                    shmd_prefetch_write(early + SHMD_CACHE_LINE_BYTES);
             }
             payload[0] = seq;
             shmd_slot_t *slot = slot_of(s, seq);
