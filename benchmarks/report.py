@@ -23,6 +23,7 @@ from benchmarks.peers import OURS
 from benchmarks.run import ROOT
 from shmdriver.bench import plots, tables
 from shmdriver.bench.machine import line
+from shmdriver.bench.placement import boundary_ns, placed
 from shmdriver.bench.report import Figure, Report
 from shmdriver.bench.series import Series, number
 
@@ -32,7 +33,7 @@ README = ROOT / "README.md"
 PLOTS = ROOT / "docs" / "plots"
 _PYTEST = ("pytest", "-q", "-o", "addopts=--import-mode=importlib", "benchmarks", "--benchmark-only")
 STEPS: dict[str, tuple[str, ...]] = {
-    "peers": ("benchmarks", "--rounds", "3", "--json", str(BUILD / "peers.json")),
+    "peers": ("benchmarks", "--rounds", "5", "--limit", "540", "--json", str(BUILD / "peers.json")),
     "all": ("shmdriver", "bench", "all", "--rounds", "3", "--out", str(BUILD / "all.json")),
     "growth": (
         "shmdriver",
@@ -97,20 +98,38 @@ def peers_rows(report: Report, *, spread: bool) -> Rows:
     return _beside("Python to Python", _by_what(report, "python"), spread=spread)
 
 
-def native_peers_rows(report: Report, *, spread: bool) -> Rows:
-    """The same of native ones, of what both ours and a peer were measured in."""
-    theirs = _by_what(report, GROUP)
-    ours = [figure for figure in _native(report, ("latency", "throughput")) if figure.what in theirs]
-    table = {figure.what: {OURS: figure.series} | theirs[figure.what] for figure in ours}
-    return _beside("C to C", table, spread=spread)
+def native_peers_tables(report: Report, *, spread: bool) -> list[Rows]:
+    """The same of native ones, of what both ours and a peer were measured in; a table where the cores stood."""
+    figures = [each for each in report.figures.values() if each.side == "native"]
+    compared = {each.what for each in figures if each.group == GROUP}
+    boundary = boundary_ns(figures)
+    found: dict[str, dict[str, dict[str, Series]]] = {}
+    for figure in (*_native(report, ("latency", "throughput")), *_native(report, (GROUP,))):
+        if figure.what in compared:
+            for where, own in placed(figure, boundary):
+                found.setdefault(where, {}).setdefault(figure.what, {})[figure.who] = own.series
+    return [
+        _beside(_joined("C to C", where), _both(table), spread=spread, by_round=not where)
+        for where, table in sorted(found.items(), reverse=True)
+        if _both(table)
+    ]
 
 
-def _beside(title: str, table: dict[str, dict[str, Series]], *, spread: bool) -> Rows:
+def _joined(*words: str) -> str:
+    return ", ".join(filter(None, words))
+
+
+def _both(table: dict[str, dict[str, Series]]) -> dict[str, dict[str, Series]]:
+    """The rows that have us and somebody else."""
+    return {what: row for what, row in table.items() if OURS in row and len(row) > 1}
+
+
+def _beside(title: str, table: dict[str, dict[str, Series]], *, spread: bool, by_round: bool = True) -> Rows:
     peers = [who for who in dict.fromkeys(who for row in table.values() for who in row) if who != OURS]
     rows: Rows = [(title, "unit", OURS, *peers, "x best peer")]
     for what, row in table.items():
         cells = [_cell(row.get(who), spread=spread) for who in (OURS, *peers)]
-        rows.append((what, next(iter(row.values())).unit, *cells, _over_best(row)))
+        rows.append((what, next(iter(row.values())).unit, *cells, _over_best(row, by_round=by_round)))
     return rows
 
 
@@ -120,22 +139,37 @@ def _cell(series: Series | None, *, spread: bool) -> str:
     return series.text() if spread or not series.good else number(series.median)
 
 
-def _over_best(row: dict[str, Series]) -> str:
+def _over_best(row: dict[str, Series], *, by_round: bool) -> str:
+    """By round, or of the medians: runs that were sorted by where the cores stood are of no common round."""
     others = [series for who, series in row.items() if who != OURS and series.good]
-    if OURS not in row or not row[OURS].good or not others:
+    ours = row.get(OURS)
+    if ours is None or not ours.good or not others:
         return "-"
-    best = (min if row[OURS].lower else max)(others, key=lambda series: series.median)
-    return number(row[OURS].advantage_over(best).median)
+    best = (min if ours.lower else max)(others, key=lambda series: series.median)
+    if by_round:
+        return number(ours.advantage_over(best).median)
+    return number(best.median / ours.median if ours.lower else ours.median / best.median)
 
 
 def native_rows(figures: Sequence[Figure]) -> Rows:
-    """Native: what, figure, unit, multiple of the floor."""
-    rows: Rows = [("C to C", "median [lowest-highest]", "unit", "x floor")]
+    """Native: what, unit, figure, multiple of the floor; near and far cores beside each other."""
+    boundary = boundary_ns(figures)
+    wheres = ("",) if boundary is None else ("near cores", "far cores")
+    title = "median [lowest-highest]"
+    heads = [head for where in wheres for head in (_joined(where, title), "x floor")]
+    rows: Rows = [("C to C", "unit", *heads)]
     for figure in figures:
-        floor = figure.over_floor
-        ratio = floor.text() if floor is not None and floor.good else ""
-        rows.append((figure.what, figure.series.text(), figure.series.unit, ratio))
+        own = dict(placed(figure, boundary))
+        cells = [cell for where in wheres for cell in _with_floor(own.get(where))]
+        rows.append((figure.what, figure.series.unit, *cells))
     return rows
+
+
+def _with_floor(figure: Figure | None) -> tuple[str, str]:
+    if figure is None:
+        return "-", ""
+    floor = figure.over_floor
+    return figure.series.text(), floor.text() if floor is not None and floor.good else ""
 
 
 def _native(report: Report, groups: Sequence[str], side: str = "native") -> list[Figure]:
@@ -151,28 +185,30 @@ def _problems(report: Report) -> str:
 def write_peers(report: Report) -> None:
     """The table of the page, and the short one of the README."""
     versions = ", ".join(f"{name} {version}" for name, version in report.machine["packages"].items())
-    own = native_rows(_native(report, ("latency", "throughput", "fanout", "frames")))
+    figures = native_rows(_native(report, ("latency", "throughput", "fanout", "frames")))
     text = f"{_where(report)} {versions}.\n\n{tables.markdown(peers_rows(report, spread=True))}\n\n"
-    beside = native_peers_rows(report, spread=True)
-    if len(beside) > 1:
-        text += tables.markdown(beside) + "\n\n"
-    put(PAGE, "peers", text + tables.markdown(own) + _problems(report))
+    text += "".join(f"{tables.markdown(beside)}\n\n" for beside in native_peers_tables(report, spread=True))
+    put(PAGE, "peers", text + tables.markdown(figures) + _problems(report))
     short = [row for row in peers_rows(report, spread=False) if not row[0].endswith(", p99")]
     highlights: Rows = [("C to C", "", "x floor")]
-    for figure in _native(report, ("latency", "throughput", "frames")):
+    own = _native(report, ("latency", "throughput", "frames"))
+    for figure in own:
         if figure.axis and figure.what.endswith(("p50", "one by one", "of 64", "copied in", "claimed")):
-            ratio = figure.over_floor
-            figures = f"{number(figure.series.median)} {figure.series.unit}"
-            highlights.append((figure.what, figures, number(ratio.median) if ratio and ratio.good else ""))
+            highlights += [_highlight(where, each) for where, each in placed(figure, boundary_ns(own))]
     head = (
         f"Two processes on two cores of one machine ({report.machine['cpu']}, a cache line takes "
         f"{number(report.floor['p50_ns'].median)} ns there and back), everything in one run, medians of "
         f"{report.rounds} rounds (`make bench`). [Performance](docs/PERFORMANCE.md) has all of it."
     )
     parts = [head, tables.markdown(short), tables.markdown(highlights)]
-    if len(beside) > 1:
-        parts.insert(2, tables.markdown(native_peers_rows(report, spread=False)))
+    parts[2:2] = [tables.markdown(beside) for beside in native_peers_tables(report, spread=False)]
     put(README, "figures", "\n\n".join(parts))
+
+
+def _highlight(where: str, figure: Figure) -> tuple[str, ...]:
+    ratio = figure.over_floor
+    floor = number(ratio.median) if ratio is not None and ratio.good else ""
+    return _joined(figure.what, where), f"{number(figure.series.median)} {figure.series.unit}", floor
 
 
 def write_all(report: Report) -> None:

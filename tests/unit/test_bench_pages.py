@@ -6,6 +6,9 @@ import pytest
 
 from benchmarks import report
 from benchmarks.peers import OURS, PEERS, available
+from shmdriver.bench.case import Case, Metric
+from shmdriver.bench.placement import boundary_ns, placed
+from shmdriver.bench.report import Figure, Report
 from shmdriver.bench.series import Series, number
 
 
@@ -56,3 +59,52 @@ def test_ratios_are_taken_within_a_round_and_failures_left_out():
         "45.7k",
         "3.2M",
     ]
+
+
+RATE = Metric("messages_s", "", "M/s")
+
+
+def measured(who, values, floors_ns, *, group="throughput"):
+    """A native figure of one value a round, each between floors of that many nanoseconds."""
+    series = Series("M/s", values=list(values))
+    return Figure(group, "native", "64 B one by one", who, series, floors_ns=list(floors_ns))
+
+
+def test_cores_that_never_moved_are_one_table():
+    figure = measured(OURS, [1.0, 2.0, None], [120.0, 180.0, None])
+    assert boundary_ns([figure]) is None
+    assert placed(figure, None) == [("", figure)]
+
+
+def test_figures_of_near_and_of_far_cores_are_not_mixed():
+    figure = measured(OURS, [170.0, 70.0, 172.0, None], [120.0, 510.0, 130.0, None])
+    boundary = boundary_ns([figure])
+    assert boundary == 240.0
+    found = {where: each.series.values for where, each in placed(figure, boundary)}
+    assert found == {"near cores": [170.0, 172.0], "far cores": [70.0]}
+    assert [where for where, _ in placed(measured("x", [1.0], [500.0]), boundary)] == ["far cores"]
+
+
+def test_peers_are_compared_where_the_cores_stood_alike():
+    ours = measured(OURS, [170.0, 70.0, 60.0], [120.0, 510.0, 500.0])
+    theirs = measured("Aeron", [35.0, 85.0, 10.0], [500.0, 110.0, 520.0], group=report.GROUP)
+    found = Report({}, figures={each.key: each for each in (ours, theirs)})
+    near, far = report.native_peers_tables(found, spread=False)
+    assert near == [
+        ("C to C, near cores", "unit", OURS, "Aeron", "x best peer"),
+        ("64 B one by one", "M/s", "170", "85", "2"),
+    ]
+    assert far == [
+        ("C to C, far cores", "unit", OURS, "Aeron", "x best peer"),
+        ("64 B one by one", "M/s", "65", "22.5", "2.89"),
+    ]
+
+
+def test_a_report_keeps_the_floors_of_its_values(tmp_path):
+    made = Report({"packages": {}}, figures={})
+    figure = made.figure(Case("throughput", "native", "64 B one by one", lambda _: None, (RATE,)), RATE)
+    figure.series.values += [1.0, None]
+    figure.floors_ns += [120.0, None]
+    made.save(tmp_path / "report.json")
+    (loaded,) = Report.load(tmp_path / "report.json").figures.values()
+    assert loaded.floors_ns == [120.0, None]

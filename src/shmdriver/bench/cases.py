@@ -14,6 +14,7 @@ from shmdriver.bench.case import Case, Metric
 from shmdriver.bench.native import Outcome
 from shmdriver.bench.scenarios import SCENARIOS, Run
 from shmdriver.bench.stream_channel import Delivery, StreamChannel, Wait
+from shmdriver.demo.processes import DriverProcess
 
 __all__ = ["GROUPS", "Wanted", "make", "size_of", "size_text"]
 
@@ -39,6 +40,8 @@ _PYTHON_TRIP = tuple(
     for key, label in (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9"))
 )
 _PRIORITY = 50
+_KILLED_BYTES = 40
+_KILLED_ROOM_BYTES = 16 << 20
 _IDLE = Metric("cpu_share", "", "% of a core", 100, lower=True)
 
 
@@ -214,6 +217,9 @@ def throughput(wanted: Wanted) -> Iterator[Case]:
         if "native" in wanted.sides:
             run = _native("stream", wanted.native(bytes=size))
             yield Case("throughput", "native", f"{end} one by one{wanted.suffix}", run, metrics, **of)
+            if size == _KILLED_BYTES and not wanted.quick and wanted.delivery == "reliable":
+                what = f"{end} one by one, the driver killed with -9 meanwhile{wanted.suffix}"
+                yield Case("throughput", "native", what, _without_driver(wanted.native(bytes=size)), metrics)
             if size <= _INLINE_BYTES and wanted.delivery == "reliable":
                 run = _native("stream", wanted.native(bytes=size, mode="batch", batch=wanted.batch))
                 what = f"{end} in batches of {wanted.batch}{wanted.suffix}"
@@ -235,6 +241,21 @@ def throughput(wanted: Wanted) -> Iterator[Case]:
             run = _python(name, wanted.how, **wanted.channel(bytes_each=size))
             what = f"{size} B records, {scenarios.RECORDS} {words}{wanted.suffix}"
             yield Case("throughput", "python", what, run, (MESSAGES,), axis="bytes", size=size)
+
+
+def _without_driver(arguments: dict[str, object]) -> Callable[[str], Outcome]:
+    """The stream's own driver is killed when the warm-up is over; another one clears up what is left."""
+
+    def measure(instance: str) -> Outcome:
+        with DriverProcess(f"{instance}-killed", _KILLED_ROOM_BYTES) as driver:
+            stream = {"instance": driver.instance, "kill": driver.pid}
+            try:
+                return native.run("stream", stream | arguments)
+            finally:
+                driver.kill()
+                driver.start()
+
+    return measure
 
 
 def _limits(wanted: Wanted, size: int) -> Iterator[Case]:

@@ -21,7 +21,9 @@ VERSION = 1
 
 @dataclass(slots=True)
 class Figure:
-    """One line of a report. ``over_floor``: as a multiple of the floors around it, where that makes sense."""
+    """One line of a report. ``over_floor``: as a multiple of the floors around it, where that makes sense;
+    ``floors_ns``: these floors (a cache line there and back), one a value; None where nobody looked.
+    """
 
     group: str
     side: str
@@ -32,6 +34,7 @@ class Figure:
     axis: str = ""
     size: float | None = None
     metric: str = ""
+    floors_ns: list[float | None] = field(default_factory=list)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -40,7 +43,7 @@ class Figure:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; the series' fields stand beside the names."""
-        names = ("group", "side", "what", "who", "axis", "size", "metric")
+        names = ("group", "side", "what", "who", "axis", "size", "metric", "floors_ns")
         floor = None if self.over_floor is None else self.over_floor.as_json()
         return {name: getattr(self, name) for name in names} | self.series.as_json() | {"over_floor": floor}
 
@@ -52,6 +55,7 @@ class Figure:
         return cls(
             series=Series.from_json(data),
             over_floor=None if floor is None else Series.from_json(floor),
+            floors_ns=list(data.get("floors_ns", [])),  # reports of before had none
             **{name: data[name] for name in names},
         )
 

@@ -159,6 +159,7 @@ def _take(report: Report, case: Case, outcome: Outcome, floor: Floor | None) -> 
         figure = report.figure(case, metric)
         value = outcome.values.get(metric.key)
         figure.series.values.append(None if value is None else value * metric.scale)
+        figure.floors_ns.append(floor.p50_ns if floor is not None and case.side == "native" else None)
         if figure.over_floor is not None:
             lowest = getattr(floor, metric.floor, None)
             figure.over_floor.values.append(value / lowest if value is not None and lowest else None)
@@ -176,5 +177,6 @@ def _failed(report: Report, case: Case, error: Exception) -> None:
     for metric in case.metrics:
         figure = report.figure(case, metric)
         figure.series.values.append(None)
+        figure.floors_ns.append(None)
         if figure.over_floor is not None:
             figure.over_floor.values.append(None)

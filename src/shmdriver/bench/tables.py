@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from shmdriver.bench.histogram import PERCENTILES
 from shmdriver.bench.machine import line
+from shmdriver.bench.placement import boundary_ns, placed
 from shmdriver.bench.report import Figure, Report
 from shmdriver.bench.series import number
 
@@ -38,9 +39,11 @@ def text(report: Report, *, without: tuple[str, ...] = ()) -> str:
     """Everything that was measured but some groups, then what failed or is missing."""
     parts = [head(report)]
     groups = dict.fromkeys(figure.group for figure in report.figures.values())
+    boundary = boundary_ns(report.figures.values())
     for group in [name for name in groups if name not in without]:
         figures = [figure for figure in report.figures.values() if figure.group == group]
-        parts.append(f"{group}\n{aligned([_HEADS, *(_row(figure) for figure in figures)])}")
+        rows = [_row(own, where) for figure in figures for where, own in placed(figure, boundary)]
+        parts.append(f"{group}\n{aligned([_HEADS, *rows])}")
     if report.histograms:
         parts.append(f"latencies, HDR histograms\n{aligned(histograms(report))}")
     parts += [f"not measured: {name}: {why}" for name, why in report.missing.items()]
@@ -48,10 +51,11 @@ def text(report: Report, *, without: tuple[str, ...] = ()) -> str:
     return "\n\n".join(parts)
 
 
-def _row(figure: Figure) -> tuple[str, ...]:
+def _row(figure: Figure, where: str) -> tuple[str, ...]:
     ratio = figure.over_floor.text() if figure.over_floor is not None and figure.over_floor.good else ""
     who = "" if figure.who == "shmdriver" else f", {figure.who}"
-    return (figure.side, figure.what + who, figure.series.text(), figure.series.unit, ratio)
+    where = where and f" ({where})"
+    return (figure.side, figure.what + who + where, figure.series.text(), figure.series.unit, ratio)
 
 
 def histograms(report: Report) -> list[tuple[str, ...]]:

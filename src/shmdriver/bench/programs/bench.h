@@ -35,6 +35,7 @@ typedef struct bench_arguments {
     uint64_t run_ms;
     uint64_t delivery;
     uint64_t wait;
+    uint64_t kill;          /* stream.c: a process (the driver) that gets SIGKILL when the warm-up is over; 0: none */
     uint64_t first_core;    /* of the producer */
     uint64_t second_core;   /* of the consumers */
 } bench_arguments_t;
@@ -64,7 +65,7 @@ static inline void bench_number(const char *name, const char *value, bench_argum
     } known[] = {{"bytes", &a->bytes, 8, UINT32_MAX}, {"batch", &a->batch, 1, BENCH_BATCH_MAX}, {"slots", &a->slots, 0, 1u << 24},
                  {"consumers", &a->consumers, 0, BENCH_CONSUMERS_MAX}, {"stalled", &a->stalled, 0, BENCH_CONSUMERS_MAX},
                  {"messages", &a->messages, 1, 100000000}, {"streams", &a->streams, 1, BENCH_STREAMS_MAX}, {"rate", &a->rate, 0, 100000000}, {"warm_ms", &a->warm_ms, 0, 10000},
-                 {"run_ms", &a->run_ms, 1, 30000}, {"first_core", &a->first_core, 0, CPU_SETSIZE - 1},
+                 {"run_ms", &a->run_ms, 1, 30000}, {"kill", &a->kill, 0, INT32_MAX}, {"first_core", &a->first_core, 0, CPU_SETSIZE - 1},
                  {"second_core", &a->second_core, 0, CPU_SETSIZE - 1}, {"realtime", &bench_realtime, 0, 99}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strcmp(name, known[i].name) != 0)

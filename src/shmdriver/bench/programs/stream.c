@@ -12,6 +12,8 @@
  */
 #include "bench.h"
 
+#include <signal.h>
+
 enum { CHUNK = 256, BURST = 64 };
 
 typedef struct outcome {
@@ -122,6 +124,8 @@ static void run_producer(const bench_arguments_t *a, outcome_t *out, pid_t child
             begin_ns = now_ns;
             from = r.sent;
             r.stalls = 0;
+            if (a->kill != 0 && kill((pid_t)a->kill, SIGKILL) != 0)
+                bench_fail("kill");
             __atomic_store_n(&out->from, from, __ATOMIC_RELEASE);
         }
     } while (now_ns < end_ns || r.sent == from);
@@ -130,7 +134,7 @@ static void run_producer(const bench_arguments_t *a, outcome_t *out, pid_t child
     printf("{\"produced_s\": %.1f, \"produced_ns\": %.3f, \"produced\": %.0f, \"stalls\": %llu, ", n * 1e9 / ns, ns / n, n,
            (unsigned long long)r.stalls);
     bench_join(child); /* an ungated reader needs the epoch until it has seen the last message */
-    for (uint64_t s = 0; s < a->streams; s++)
+    for (uint64_t s = 0; s < a->streams && a->kill == 0; s++) /* there is nobody to detach from any more */
         if (shmd_producer_close(r.p[s]) != 0)
             bench_fail("close producer");
     (void)shmd_disconnect(client);
