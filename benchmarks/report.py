@@ -99,7 +99,7 @@ def peers_rows(report: Report, *, spread: bool) -> Rows:
 
 
 def native_peers_tables(report: Report, *, spread: bool) -> list[Rows]:
-    """The same of native ones, of what ours and a peer were measured in; a table for where the cores stood."""
+    """The same of native ones, of what ours and a peer were measured in; by where the cores stood."""
     figures = [each for each in report.figures.values() if each.side == "native"]
     compared = {each.what for each in figures if each.group == GROUP}
     boundary = boundary_ns(figures)
