@@ -40,8 +40,30 @@ uint64_t shmd_consumer_lost_ranges(const shmd_consumer *c, shmd_lost_range_t *ou
 
 /* ---- epochs ---------------------------------------------------------------------------- */
 
+/* Around what changes where it reads: threads that only look (shmd_consumer_info) have no guard, and must not meet half of it. */
+static void move(shmd_consumer *c)
+{
+    shmd_store32_seq_cst(&c->moving, 1);
+    shmd_await_lookers(&c->lookers);
+}
+
+static void moved(shmd_consumer *c) { shmd_store32_release(&c->moving, 0); }
+
+int shmd_consumer_look_begin(const shmd_consumer *c)
+{
+    if (shmd_load32_relaxed(&c->moving) != 0) /* not counted: who looks all the time must not keep the owner waiting */
+        return 0;
+    if (shmd_look_begin((uint32_t *)(uintptr_t)&c->lookers, &c->closing) && shmd_load32_acquire(&c->moving) == 0 && c->mapping != NULL)
+        return 1;
+    shmd_consumer_look_end(c);
+    return 0;
+}
+
+void shmd_consumer_look_end(const shmd_consumer *c) { shmd_look_end((uint32_t *)(uintptr_t)&c->lookers); }
+
 static void unmap(shmd_consumer *c)
 {
+    move(c);
     shmd_mapping_free(c->retired); /* the one before: what was handed out of it is over by now */
     c->retired = c->mapping;
     c->mapping = NULL;
@@ -50,6 +72,7 @@ static void unmap(shmd_consumer *c)
     c->bound = c->look_until = 0; /* the fast turn finds nothing to read */
     c->gate = NULL;
     c->data = NULL;
+    moved(c);
 }
 
 int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint32_t record_index, uint64_t start, uint64_t joined)
@@ -69,6 +92,7 @@ int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint
         c->scratch = scratch;
         c->scratch_bytes = largest;
     }
+    move(c);
     c->mapping = mapping;
     c->mapping_serial = mapping->serial;
     c->slots = mapping->ring;
@@ -98,6 +122,7 @@ int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint
     c->woken = 0;
     if (c->resumes)
         shmd_consumer_resume(c);
+    moved(c);
     SHMD_FAILPOINT("epoch.wired");
     return SHMD_OK;
 }
@@ -480,10 +505,9 @@ void shmd_consumer_info(const shmd_consumer *c, shmd_consumer_info_t *out)
     out->gate_index = c->gate_index;
     out->end_reason = c->end_reason;
     out->delivery = c->delivery;
-    uint32_t *lookers = (uint32_t *)(uintptr_t)&c->lookers;
-    if (shmd_look_begin(lookers, &c->closing) && c->mapping != NULL) {
+    if (shmd_consumer_look_begin(c)) {
         out->head = shmd_load_acquire(&c->data->head); /* P3 */
         out->producer_pid = shmd_authority_stream(c->client->authority, c->stream_index)->epochs[c->record].producer_pid;
+        shmd_consumer_look_end(c);
     }
-    shmd_look_end(lookers);
 }

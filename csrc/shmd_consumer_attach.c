@@ -185,10 +185,10 @@ static uint64_t end_seq(const shmd_consumer *c)
 
 uint64_t shmd_consumer_end_seq(const shmd_consumer *c)
 {
-    uint32_t *lookers = (uint32_t *)(uintptr_t)&c->lookers;
-    int is_mapped = shmd_look_begin(lookers, &c->closing) && c->mapping != NULL;
-    uint64_t seq = is_mapped ? end_seq(c) : c->position; /* else it has left its last epoch, drained */
-    shmd_look_end(lookers);
+    if (!shmd_consumer_look_begin(c))
+        return c->position; /* it has left its last epoch, drained */
+    uint64_t seq = end_seq(c);
+    shmd_consumer_look_end(c);
     return seq;
 }
 

@@ -40,9 +40,7 @@ int shmd_guard_take_over(const shmd_guard_t *guard)
         (void)sched_yield();
     }
     if (shmd_load32_acquire(guard->closing) != SHMD_HANDLE_CLOSED) {
-        shmd_fence_seq_cst(); /* H1: `closing` before this, who looks after it; pairs with shmd_look_begin */
-        while (shmd_load32_acquire(guard->lookers) != 0) /* H1: pairs with shmd_look_end */
-            (void)sched_yield();
+        shmd_await_lookers(guard->lookers);
         return 1;
     }
     shmd_handle_leave(guard->busy);

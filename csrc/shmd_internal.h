@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 
 enum { SHMD_PAGE_BYTES_MIN = 4096 };
 #define SHMD_ATTACH_TIMEOUT_NS 5000000000u /* where the caller leaves it to us */
@@ -216,11 +217,19 @@ static inline int shmd_guard_enter(const shmd_guard_t *guard)
 static inline int shmd_look_begin(uint32_t *lookers, const uint32_t *closing)
 {
     (void)shmd_add32(lookers, 1);
-    shmd_fence_seq_cst(); /* H1: counted before this, `closing` after it; shmd_guard_take_over does it the other way round */
+    shmd_fence_seq_cst(); /* H1: counted before this, `closing` and `moving` after it; shmd_await_lookers does it the other way round */
     return shmd_load32_acquire(closing) == SHMD_HANDLE_OPEN;
 }
 
 static inline void shmd_look_end(uint32_t *lookers) { (void)shmd_sub32(lookers, 1); /* H1: after the look */ }
+
+/* Who is told by its flag that nobody may look any more: until those that look have looked. Only after the flag was stored. */
+static inline void shmd_await_lookers(const uint32_t *lookers)
+{
+    shmd_fence_seq_cst(); /* H1: the flag before this, who looks after it; pairs with shmd_look_begin */
+    while (shmd_load32_acquire(lookers) != 0) /* H1: pairs with shmd_look_end */
+        (void)sched_yield();
+}
 
 static inline void shmd_guard_closed(const shmd_guard_t *guard)
 {
@@ -242,6 +251,8 @@ void shmd_consumer_flow_begin(shmd_consumer *consumer);     /* in a new epoch */
 void shmd_consumer_caught_up(shmd_consumer *consumer);      /* nothing is left to read: may keep off the producer for a moment */
 void shmd_consumer_keep_off(shmd_consumer *consumer);       /* read up to look_until: looks at the head, and moves look_until */
 int shmd_consumer_drain(shmd_consumer *consumer);
+int shmd_consumer_look_begin(const shmd_consumer *consumer); /* from any thread: 1 when what it is mapped to may be looked at, until ... */
+void shmd_consumer_look_end(const shmd_consumer *consumer);  /* ... this */
 int shmd_consumer_resolve(const shmd_consumer *consumer, shmd_message *message); /* one that is not inline; SHMD_E_CORRUPT: it cannot be one */
 int shmd_consumer_look(shmd_consumer *consumer);    /* state and bit have changed? 0 no or wait, 1 drained, negative over */
 void shmd_consumer_before_idle(shmd_consumer *consumer);

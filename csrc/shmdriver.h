@@ -145,7 +145,8 @@ struct shmd_consumer {
     uint32_t stream_id;
     uint32_t busy;
     uint32_t closing;
-    uint32_t lookers;
+    uint32_t lookers;                   /* in shmd_consumer_info or shmd_consumer_end_seq just now */
+    uint32_t moving;                    /* 1: between epochs, nobody may look at what is mapped */
     uint32_t fork_generation;
     uint32_t woken;                     /* the producer's wait that was answered last */
     shmd_epoch_hot_t drained;           /* what hot is of an epoch that it drains after its lease has ended */

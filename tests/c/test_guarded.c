@@ -138,6 +138,74 @@ static void test_two_threads_may_close_one_handle(void)
     }
 }
 
+static void *poll_past_the_end(void *consumer)
+{
+    shmd_message message;
+    return (void *)(intptr_t)shmd_poll((shmd_consumer *)consumer, &message);
+}
+
+__attribute__((unused)) static void *look_on(void *consumer)
+{
+    shmd_consumer_info_t info;
+    while (shmd_load32_acquire(&((shmd_consumer *)consumer)->closing) == SHMD_HANDLE_OPEN) {
+        shmd_consumer_info(consumer, &info);
+        (void)shmd_consumer_end_seq(consumer);
+    }
+    return NULL;
+}
+
+static void test_an_epoch_stays_mapped_while_another_thread_looks_at_it(void)
+{
+    rig_t rig;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, SHMD_ATTACH_FOLLOW);
+    (void)shmd_add32(&c->lookers, 1); /* as one who has just begun to look */
+    const shmd_data_t *data = c->data;
+    rig.stream->epochs[0].end_reason = SHMD_REASON_CLOSED;
+    (void)shmd_epoch_seal(rig.hot, rig.data, rig.ring, &rig.geometry, 1, 1);
+    pthread_t owner = test_thread(poll_past_the_end, c);
+    while (shmd_gate_left(rig.gates, 0) != c->lease_id) /* it is about to go */
+        (void)sched_yield();
+    for (int i = 0; i < 200; i++) {
+        (void)sched_yield();
+        CHECK(*(const shmd_data_t *const volatile *)&c->data == data);
+    }
+    (void)shmd_sub32(&c->lookers, 1);
+    test_join(owner);
+    CHECK(c->mapping == NULL);
+    rig_consumer_free(c);
+    rig_stop(&rig);
+}
+
+__attribute__((unused)) static void test_threads_look_at_a_consumer_that_goes_through_epochs(void)
+{
+    rig_t rig;
+    shmd_message message;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, SHMD_ATTACH_FOLLOW);
+    pthread_t lookers[2] = {test_thread(look_on, c), test_thread(look_on, c)};
+    for (uint32_t i = 0, epoch = RIG_EPOCH; i < test_scale(300); i++, epoch++) {
+        uint64_t start;
+        if (i != 0) {
+            rig_epoch_unmap(&rig);
+            rig_unlink();
+            rig_epoch(&rig, i % 2, epoch, 0);
+            (void)shmd_epoch_join(rig.hot, rig.data, rig.gates, &rig.geometry, 0, 1, 0, c->lease_id, 0, &start);
+        }
+        CHECK_EQ(shmd_poll(c, &message), 0);
+        CHECK_EQ(c->epoch, epoch);
+        rig.stream->epochs[i % 2].end_reason = SHMD_REASON_CLOSED;
+        (void)shmd_epoch_seal(rig.hot, rig.data, rig.ring, &rig.geometry, 1, 1);
+        CHECK_EQ(shmd_poll(c, &message), 0);
+        CHECK_EQ(c->epoch, 0);
+    }
+    shmd_store32_release(&c->closing, SHMD_HANDLE_CLOSED);
+    test_join(lookers[0]);
+    test_join(lookers[1]);
+    rig_consumer_free(c);
+    rig_stop(&rig);
+}
+
 static void test_no_handle_is_a_closed_handle(void)
 {
     shmd_batch_t batch;
@@ -153,6 +221,10 @@ int main(void)
     RUN(test_a_length_that_no_producer_may_send_is_passed_over);
     RUN(test_records_are_not_copied_into_a_buffer_that_is_too_small);
     RUN(test_two_threads_may_close_one_handle);
+    RUN(test_an_epoch_stays_mapped_while_another_thread_looks_at_it);
+#ifndef __SANITIZE_THREAD__ /* positions and counts are read as they stand, one word each */
+    RUN(test_threads_look_at_a_consumer_that_goes_through_epochs);
+#endif
     RUN(test_no_handle_is_a_closed_handle);
     return test_report();
 }
