@@ -233,3 +233,20 @@ def test_resting_driver_is_woken_by_requests_and_by_orders_of_other_threads() ->
         assert not stopped.is_alive()
     finally:
         driver.stop()
+
+
+@pytest.mark.parametrize("check_ms", [1000, 2500])
+def test_rare_lease_checks_are_no_gap_in_which_nobodys_silence_counts(
+    instance_name: str, check_ms: int
+) -> None:
+    rig = Rig(
+        instance_name, policies__lease_check_interval_ms=check_ms, policies__announce_interval_ms=60_000
+    )
+    try:
+        client = rig.client()
+        for late_ms in range(15_000 // check_ms):  # a loop with nothing to do, a little late each time
+            rig.clock.now_ns = rig.driver.next_deadline_ns() + late_ms * MS
+            rig.driver.tick()
+        assert rig.client_state(client) == lib.SHMD_CLIENT_GONE
+    finally:
+        rig.close()

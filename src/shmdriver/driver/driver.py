@@ -41,7 +41,7 @@ __all__ = ["Driver"]
 
 MILLISECOND_NS = 1_000_000
 TICK_ALLOWED_NS = 50 * MILLISECOND_NS  # a longer one delays heartbeats and expiry noticeably
-GAP_NS = 1000 * MILLISECOND_NS  # no tick for so long: the silence is the driver's own
+GAP_NS = 1000 * MILLISECOND_NS  # no tick for so long, or two lease checks: the silence is its own
 POLL_NS = 1 * MILLISECOND_NS  # while memory is being made
 HELD_UP_NS = 10 * MILLISECOND_NS  # while a claimed control slot holds others up
 ASLEEP_MAX_NS = 1000 * MILLISECOND_NS
@@ -82,6 +82,7 @@ class Driver:
         self._timers = Timers()
         self._orders: deque[_Order] = deque()
         self._last_tick_ns = 0
+        self._gap_ns = max(GAP_NS, 2 * config.policies.lease_check_interval_ms * MILLISECOND_NS)
         self._is_lock_lost = False
         self._inheritance: Inheritance | None = None  # what is to be repeated after an adoption
         self._work = 0
@@ -149,7 +150,7 @@ class Driver:
         """One duty cycle; how many requests, completions and timers it handled."""
         now_ns = self._clock()
         authority = self.tables.authority
-        if now_ns - self._last_tick_ns >= GAP_NS:
+        if now_ns - self._last_tick_ns >= self._gap_ns:
             self.tables.clients.start_afresh(now_ns)
         self._last_tick_ns = now_ns
         self._work = 0
@@ -402,7 +403,7 @@ class Driver:
         self._ring = ControlRing(
             tables.authority, tables.clients, budget=limits.attaches_per_tick, refuse=self._desk.refuse
         )
-        self._rest = Rest(self._config, tables, self._ring, gap_ns=GAP_NS)
+        self._rest = Rest(self._config, tables, self._ring, gap_ns=self._gap_ns)
         self._ring_bell = self._rest.stir
         self._lease_watch = LeaseWatch(self._config, tables, self._lifecycle.dispatch, self._log)
         self._stream_watch = StreamWatch(self._config, tables)
