@@ -38,12 +38,19 @@ int shmd_driver_alive(const shmd_authority_t *a)
     return 1;
 }
 
+/* Whether authority_fd is ours. */
+static int has_fd(const shmd_client *client, struct stat *status)
+{
+    return client->authority_fd >= 0 && fstat(client->authority_fd, status) == 0 && status->st_dev == client->authority_is.st_dev &&
+           status->st_ino == client->authority_is.st_ino;
+}
+
 /* Whether the authority has no name and no driver any more. With its last name gone nobody new finds it to lock it; who opened it
  * before looks at the name again once it has the lock (driver/segments.py), so one look that finds both is final. */
 static int is_removed(const shmd_client *client)
 {
     struct stat status;
-    if (fstat(client->authority_fd, &status) != 0 || status.st_nlink != 0 || flock(client->authority_fd, LOCK_SH | LOCK_NB) != 0)
+    if (!has_fd(client, &status) || status.st_nlink != 0 || flock(client->authority_fd, LOCK_SH | LOCK_NB) != 0)
         return 0;
     (void)flock(client->authority_fd, LOCK_UN);
     return 1;
@@ -297,6 +304,8 @@ static int map_authority(shmd_client *client, int *is_between)
     void *base = NULL;
     (void)snprintf(name, sizeof name, "/shmd.%s.authority", client->instance);
     client->authority_fd = shmd_segment_open(name, 0, &client->authority_bytes);
+    if (client->authority_fd >= 0)
+        (void)fstat(client->authority_fd, &client->authority_is);
     int rc = map_whole(client->authority_fd, 0, &base, client->authority_bytes);
     if (rc == SHMD_E_SYSTEM && errno == ENOENT)
         return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "no driver of instance %s: there is no segment %s; start one with `shmdriver run`%s%s",
@@ -327,7 +336,8 @@ static void unmap_authority(shmd_client *client)
 {
     (void)shmd_segment_unmap((void *)(uintptr_t)client->authority, client->authority_bytes);
     client->authority = NULL;
-    if (client->authority_fd >= 0)
+    struct stat status;
+    if (has_fd(client, &status))
         (void)close(client->authority_fd);
     client->authority_fd = -1;
 }

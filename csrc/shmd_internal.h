@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/stat.h>
 
 enum { SHMD_PAGE_BYTES_MIN = 4096 };
 #define SHMD_ATTACH_TIMEOUT_NS 5000000000u /* where the caller leaves it to us */
@@ -114,6 +115,7 @@ struct shmd_client {
     uint64_t authority_bytes;
     uint64_t control_bytes;
     int authority_fd;           /* as it was mapped: says whether it still has a name, and a driver (-1: not mapped) */
+    struct stat authority_is;   /* what was opened there: a program that closes all fds, as daemons do, gives the number to another file */
     uint32_t client_max;
     uint32_t lease_max;
     uint32_t stream_max;

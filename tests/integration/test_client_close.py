@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -163,3 +165,28 @@ def test_a_client_may_be_closed_while_other_threads_look_at_what_it_has(driver, 
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
+
+
+def test_a_number_that_a_program_gave_to_a_file_of_its_own_is_not_closed(driver, instance_name, tmp_path):
+    def authorities():
+        return [
+            int(fd.name) for fd in Path("/proc/self/fd").iterdir() if fd.resolve().name.endswith(".authority")
+        ]
+
+    client = shmdriver.connect(instance_name)
+    [fd] = authorities()
+    with (tmp_path / "unnamed").open("w") as own:
+        os.dup2(own.fileno(), fd)  # as when all fds were closed, and files opened
+    (tmp_path / "unnamed").unlink()
+    client.producer("s").close()
+    os.kill(
+        driver.pid, signal.SIGSTOP
+    )  # asked whether anybody is there, it does not take that file for its segment
+    with pytest.raises(shmdriver.AttachTimeout):
+        client.producer("s", attach_timeout=0.3)
+    os.kill(driver.pid, signal.SIGCONT)
+    client.close()
+    del client
+    gc.collect()
+    os.write(fd, b"still open")
+    os.close(fd)
