@@ -179,8 +179,8 @@ def test_attach_fails_when_the_segments_of_its_driver_are_removed(
 ) -> None:
     client = connect()
     attach, _ = in_flight(stage, client, watch)
+    move_to_another_pid_namespace(stage.instance)  # first: the attach looks for a proof all the time
     kill(stage)
-    move_to_another_pid_namespace(stage.instance)
     assert client.driver_alive, "nothing is proved yet"
     collect(stage.instance)
     with pytest.raises(DriverUnavailable, match="its segments were removed; start a driver"):
