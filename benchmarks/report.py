@@ -85,31 +85,27 @@ def _where(report: Report) -> str:
     )
 
 
-def _by_what(report: Report, group: str) -> dict[str, dict[str, Series]]:
-    found: dict[str, dict[str, Series]] = {}
-    for figure in report.figures.values():
-        if figure.group == group:
-            found.setdefault(figure.what, {})[figure.who] = figure.series
-    return found
-
-
-def peers_rows(report: Report, *, spread: bool) -> Rows:
-    """Python: ours, every peer, and how many times better than the best of them."""
-    return _beside("Python to Python", _by_what(report, "python"), spread=spread)
+def peers_tables(report: Report, *, spread: bool) -> list[Rows]:
+    """Python: ours, every peer, and how many times better than the best; by where the cores stood."""
+    own = [each for each in report.figures.values() if each.group == "python"]
+    return _by_place("Python to Python", own, spread=spread)
 
 
 def native_peers_tables(report: Report, *, spread: bool) -> list[Rows]:
-    """The same of native ones, of what ours and a peer were measured in; by where the cores stood."""
-    figures = [each for each in report.figures.values() if each.side == "native"]
-    compared = {each.what for each in figures if each.group == GROUP}
+    """The same of native ones, of what ours and a peer were measured in."""
+    compared = {each.what for each in report.figures.values() if each.group == GROUP}
+    figures = (*_native(report, ("latency", "throughput")), *_native(report, (GROUP,)))
+    return _by_place("C to C", [each for each in figures if each.what in compared], spread=spread)
+
+
+def _by_place(title: str, figures: Sequence[Figure], *, spread: bool) -> list[Rows]:
     boundary = boundary_ns(figures)
     found: dict[str, dict[str, dict[str, Series]]] = {}
-    for figure in (*_native(report, ("latency", "throughput")), *_native(report, (GROUP,))):
-        if figure.what in compared:
-            for where, own in placed(figure, boundary):
-                found.setdefault(where, {}).setdefault(figure.what, {})[figure.who] = own.series
+    for figure in figures:
+        for where, own in placed(figure, boundary):
+            found.setdefault(where, {}).setdefault(figure.what, {})[figure.who] = own.series
     return [
-        _beside(_joined("C to C", where), _both(table), spread=spread, by_round=not where)
+        _beside(_joined(title, where), _both(table), spread=spread, by_round=not where)
         for where, table in sorted(found.items(), reverse=True)
         if _both(table)
     ]
@@ -186,10 +182,13 @@ def write_peers(report: Report) -> None:
     """The table of the page, and the short one of the README."""
     versions = ", ".join(f"{name} {version}" for name, version in report.machine["packages"].items())
     figures = native_rows(_native(report, ("latency", "throughput", "fanout", "frames")))
-    text = f"{_where(report)} {versions}.\n\n{tables.markdown(peers_rows(report, spread=True))}\n\n"
-    text += "".join(f"{tables.markdown(beside)}\n\n" for beside in native_peers_tables(report, spread=True))
+    beside = (*peers_tables(report, spread=True), *native_peers_tables(report, spread=True))
+    text = "\n\n".join((f"{_where(report)} {versions}.", *map(tables.markdown, beside), ""))
     put(PAGE, "peers", text + tables.markdown(figures) + _problems(report))
-    short = [row for row in peers_rows(report, spread=False) if not row[0].endswith(", p99")]
+    short = [
+        [row for row in table if not row[0].endswith(", p99")]
+        for table in (*peers_tables(report, spread=False), *native_peers_tables(report, spread=False))
+    ]
     highlights: Rows = [("C to C", "", "x floor")]
     own = _native(report, ("latency", "throughput", "frames"))
     for figure in own:
@@ -200,8 +199,7 @@ def write_peers(report: Report) -> None:
         f"{number(report.floor['p50_ns'].median)} ns there and back), everything in one run, medians of "
         f"{report.rounds} rounds (`make bench`). [Performance](docs/PERFORMANCE.md) has all of it."
     )
-    parts = [head, tables.markdown(short), tables.markdown(highlights)]
-    parts[2:2] = [tables.markdown(beside) for beside in native_peers_tables(report, spread=False)]
+    parts = [head, *map(tables.markdown, short), tables.markdown(highlights)]
     put(README, "figures", "\n\n".join(parts))
 
 

@@ -1,8 +1,8 @@
-"""Near and far cores, told apart by the floors around each native run.
+"""Near and far cores, told apart by the floors around each run.
 
 The two cores of a virtual machine stand near each other (one cache between them) or far apart, and may change
 from one minute to the next. A median over both says nothing about either, and two that are compared may have
-met different ones.
+met different ones. Runs during which they moved are left out where the two are told apart.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ VERSION = 1
 @dataclass(slots=True)
 class Figure:
     """One line of a report. ``over_floor``: as a multiple of the floors around it, where that makes sense;
-    ``floors_ns``: these floors (a cache line there and back), one a value; None where nobody looked.
+    ``floors_ns``: these floors (a cache line there and back), one a value; None where
+    nobody looked or the two differ.
     """
 
     group: str

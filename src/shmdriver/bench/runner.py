@@ -1,8 +1,8 @@
 """Measures cases in rounds: A/B/A/B, so that what the machine does meanwhile meets all alike.
 
-A native case runs between two looks at the floor. One between floors that differ, that show siblings or a
+A case runs between two looks at the floor. A native one between floors that differ, that show siblings or a
 stranger, or that lost its cores too often, is repeated, and counted as disturbed when it stays so. Ratios
-to the floor are taken from the floors around a run.
+to the floor are taken from the floors around a run, and say where its cores stood, if these are alike.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Rounds:
     count: int = 5
     tries: int = 3
     cores: tuple[int, int] = (0, 1)
-    floors: bool = True  # whether each native case gets its own; else one a round
+    floors: bool = True  # whether each case gets its own; else one a round
     retry_s: float = 20.0  # for all repetitions of disturbed runs together: a busy machine stays busy
     limit_s: float = 600.0  # no further round is begun that would not end within this
 
@@ -94,13 +94,13 @@ def _measure(
             done = f"round {number + 1}/{rounds.count}, {position}/{len(cases)}"
             say(f"{done}: {case.side} {case.what}, {case.who}")
             try:
-                outcome, floor = _run(case, rounds, instance, report, floor)
+                outcome, floor, stood = _run(case, rounds, instance, report, floor)
             except ShmDriverError:
                 raise  # nothing to measure with
             except Exception as error:  # a case that fails is a result too
                 _failed(report, case, error)
             else:
-                _take(report, case, outcome, floor)
+                _take(report, case, outcome, floor, stood=stood)
     _look_if_possible(rounds, report, needed=False)
 
 
@@ -129,9 +129,10 @@ def _look(rounds: Rounds, report: Report) -> Floor:
 
 def _run(
     case: Case, rounds: Rounds, instance: str, report: Report, floor: Floor | None
-) -> tuple[Outcome, Floor | None]:
-    if case.side != "native" or not rounds.floors:
-        return case.measure(instance), floor
+) -> tuple[Outcome, Floor | None, bool]:
+    """The outcome, the floor that it is compared with, and whether the cores stood still meanwhile."""
+    if floor is None or not rounds.floors:
+        return case.measure(instance), floor, False
     tries = 0
     while True:
         start_s = time.monotonic()
@@ -140,12 +141,12 @@ def _run(
         after = _look(rounds, report)
         tries += 1
         low, high = sorted((before.p50_ns, after.p50_ns))
-        calm = high <= low * _FLOORS_DIFFER and not before.disturbed and not after.disturbed
-        if calm and outcome.preempted <= _PREEMPTED_MAX:
-            return outcome, _between(before, after)
+        stood = high <= low * _FLOORS_DIFFER and not before.disturbed and not after.disturbed
+        if case.side != "native" or (stood and outcome.preempted <= _PREEMPTED_MAX):
+            return outcome, _between(before, after), stood
         if tries >= rounds.tries or report.retried_s > rounds.retry_s:
             report.disturbed += 1
-            return outcome, _between(before, after)
+            return outcome, _between(before, after), stood
         report.retried_s += time.monotonic() - start_s
 
 
@@ -154,12 +155,12 @@ def _between(before: Floor, after: Floor) -> Floor:
     return Floor(*(statistics.mean((getattr(before, name), getattr(after, name))) for name in names))
 
 
-def _take(report: Report, case: Case, outcome: Outcome, floor: Floor | None) -> None:
+def _take(report: Report, case: Case, outcome: Outcome, floor: Floor | None, *, stood: bool) -> None:
     for metric in case.metrics:
         figure = report.figure(case, metric)
         value = outcome.values.get(metric.key)
         figure.series.values.append(None if value is None else value * metric.scale)
-        figure.floors_ns.append(floor.p50_ns if floor is not None and case.side == "native" else None)
+        figure.floors_ns.append(floor.p50_ns if floor is not None and stood else None)
         if figure.over_floor is not None:
             lowest = getattr(floor, metric.floor, None)
             figure.over_floor.values.append(value / lowest if value is not None and lowest else None)
