@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import report
+from benchmarks.native_peers import GROUP
 from benchmarks.peers import OURS, PEERS, available
 from shmdriver.bench.case import Case, Metric
+from shmdriver.bench.native import Outcome
 from shmdriver.bench.placement import boundary_ns, placed
 from shmdriver.bench.report import Figure, Report
 from shmdriver.bench.series import Series, number
@@ -87,7 +89,7 @@ def test_figures_of_near_and_of_far_cores_are_not_mixed():
 
 def test_peers_are_compared_where_the_cores_stood_alike():
     ours = measured(OURS, [170.0, 70.0, 60.0], [120.0, 510.0, 500.0])
-    theirs = measured("Aeron", [35.0, 85.0, 10.0], [500.0, 110.0, 520.0], group=report.GROUP)
+    theirs = measured("Aeron", [35.0, 85.0, 10.0], [500.0, 110.0, 520.0], group=GROUP)
     found = Report({}, figures={each.key: each for each in (ours, theirs)})
     near, far = report.native_peers_tables(found, spread=False)
     assert near == [
@@ -102,7 +104,9 @@ def test_peers_are_compared_where_the_cores_stood_alike():
 
 def test_a_report_keeps_the_floors_of_its_values(tmp_path):
     made = Report({"packages": {}}, figures={})
-    figure = made.figure(Case("throughput", "native", "64 B one by one", lambda _: None, (RATE,)), RATE)
+    figure = made.figure(
+        Case("throughput", "native", "64 B one by one", lambda _: Outcome({}), (RATE,)), RATE
+    )
     figure.series.values += [1.0, None]
     figure.floors_ns += [120.0, None]
     made.save(tmp_path / "report.json")
