@@ -91,7 +91,7 @@ class Boot:
         self._of_gate: dict[tuple[int, int], LeaseModel] = {}
         self._of_line: dict[int, tuple[int, Process | None]] = {}
         self._told: set[int] = set()  # leases whose end was an event
-        self._untold: set[int] = set()  # live when a driver was killed: their end may have lost its event
+        self._untold: set[int] = set()  # leases whose end may have lost its event
         self._sealed_told: set[tuple[int, int]] = set()
 
     @property
@@ -114,8 +114,9 @@ class Boot:
     def observe(self) -> list[Any]:
         """Reads and checks what the driver said since the last look."""
         events, lost = self.view.events()
-        if lost:
-            self._untold |= set(self.leases)
+        if lost:  # the ring was overrun, by this time: what is live now is told of later
+            live = {int(record.lease_id) for record in self.view.snapshot().leases if is_live(record)}
+            self._untold |= set(range(int(self.view.authority.next_lease_id))) - live
         for event in events:
             demand(event.code != Code.INTERNAL_ERROR, "no request makes the driver fail", text_of(event))
             if event.kind in (lib.SHMD_EVENT_LEASE_REVOKED, lib.SHMD_EVENT_DETACH_RESPONSE):
@@ -145,8 +146,17 @@ class Boot:
                     demand(known, "an answered attach stands in the tables", f"lease {event.lease_id}")
 
     def driver_killed(self) -> None:
-        """After :meth:`observe` and :meth:`scan`."""
-        self._untold |= {m.lease_id for m in self.leases.values() if m.live or m.lease_id not in self._told}
+        """After :meth:`observe` and :meth:`scan`: ends that stand in the tables may have lost their event.
+
+        Also of leases that began and ended within the killed tick, which no scan saw live. A lease that is
+        live is not excused: whoever ends it later tells so, unless adoption undoes a producer's lease that
+        was granted only half.
+        """
+        ended = {m.lease_id for m in self.leases.values() if not m.live}
+        ended |= {int(r.lease_id) for r in self.now.leases if phase(r) and not is_live(r)}
+        begun = {int(e.producer_lease_id) for _, epochs in self.now.streams for e in epochs}
+        undone = {int(r.lease_id) for r in self.now.leases if is_live(r) and is_producer(r)} - begun
+        self._untold |= (ended - self._told) | undone
 
     # -- tables
 

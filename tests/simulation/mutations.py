@@ -39,6 +39,10 @@ MUTATIONS = {
         "    reason, text ="),
     "a revoke is not announced": Mutation(
         Tenure, "end", "self._events.lease_revoked(lease.record, stream.name, text)", "pass"),
+    "a revoke of an adopted lease is not announced": Mutation(
+        Tenure, "end", "self._events.lease_revoked(lease.record, stream.name, text)",
+        "if lease.record.attached_ns >= self._authority.base.started_ns:\n"
+        "            self._events.lease_revoked(lease.record, stream.name, text)"),
     "the announce comes before the revoke that causes it": Mutation(
         Tenure, "end", "if state == lib.SHMD_LEASE_DETACHED:",
         "if epoch: self._events.stream_announce(stream.record, epoch.record)\n"

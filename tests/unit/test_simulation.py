@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from shmdriver._native import lib
 from tests.simulation.__main__ import run_seed
+from tests.simulation.actors import CREATE, FOLLOW, Process
 from tests.simulation.leftovers import SHM, collect_dead, instance_of, is_gone
+from tests.simulation.model import Violation
 from tests.simulation.mutations import MUTATIONS, applied, mutant
+from tests.simulation.world import World
 
 SEEDS = range(12)
 FOUND_SOON = (
@@ -49,6 +55,89 @@ def test_a_broken_driver_is_found_with_its_seed(name):
         report = next(filter(None, reports), "")
     assert "Violation" in report
     assert "make simulate SEED=" in report
+
+
+class Scene:
+    """One client and its driver, which is killed where it is told: nothing here is drawn from a seed."""
+
+    def __init__(self) -> None:
+        self.world = World(0)
+        self.killed_at = ""  # a failpoint
+        vars(self.world.kernel)["_failpoint"] = self._failpoint
+        vars(self.world)["_deliver"] = Process.receive
+
+    def _failpoint(self, name: bytes) -> None:
+        if name.decode() == self.killed_at:
+            self.killed_at = ""
+            self.world.kernel.crash(name.decode())
+
+    def begin(self) -> None:
+        world = self.world
+        world.start()
+        self.client = Process(world.boot, world.kernel.spawn(), world.rng, world.clock.now_ns)
+        world.boot.processes.append(self.client)
+        assert self.client.ask(self.client.hello(world.clock.now_ns))
+        world.tick(1)
+        assert self.client.connected
+
+    def ask(self, kind: int, role: int, **fields: Any) -> int:
+        """A request about stream a; its correlation id."""
+        raw = self.client.request(kind, self.world.clock.now_ns, role=role, stream=b"a", **fields)
+        assert self.client.ask(raw)
+        return int(raw.correlation_id)
+
+    def produce(self) -> int:
+        return self.ask(lib.SHMD_REQUEST_ATTACH, lib.SHMD_ROLE_PRODUCER, flags=CREATE)
+
+    def consume(self) -> None:
+        """Whoever reads an epoch keeps it from being retired as soon as it is sealed."""
+        fields = {"delivery": lib.SHMD_DELIVERY_RELIABLE, "start": lib.SHMD_START_NEWEST}
+        wait = lib.SHMD_WAIT_SPIN
+        self.ask(lib.SHMD_REQUEST_ATTACH, lib.SHMD_ROLE_CONSUMER, flags=CREATE | FOLLOW, wait=wait, **fields)
+        self.world.tick(1)
+
+    def kill_driver(self) -> None:
+        """Between two ticks."""
+        self.world.kernel.where = "rest"
+        self.world._killed()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    scene = Scene()
+    with scene.world.kernel.installed():
+        try:
+            scene.begin()
+            yield scene
+        finally:
+            scene.world._clean()
+
+
+def test_an_end_whose_event_a_kill_took_is_excused_even_if_the_lease_began_in_the_killed_tick(scene):
+    world, boot = scene.world, scene.world.boot
+    scene.consume()
+    attach = scene.produce()
+    boot.given_up.add(attach)
+    scene.ask(lib.SHMD_REQUEST_DETACH, lib.SHMD_ROLE_PRODUCER, target_correlation_id=attach)
+    scene.killed_at = "lease.ended"
+    world.tick(1)
+    assert world.driver is None
+    assert len(boot.leases) == 1, "no scan saw the producer's lease live"
+    world.start()  # and announces the seal
+    assert boot.epochs[1, 1].state == lib.SHMD_EPOCH_SEALED
+
+
+def test_an_end_that_comes_after_a_kill_is_not_excused_by_it(scene):
+    world = scene.world
+    scene.consume()
+    scene.produce()
+    world.tick(1)
+    scene.kill_driver()
+    world.start()
+    scene.client.die(world.clock.now_ns)
+    with applied("a revoke is not announced"), pytest.raises(Violation, match="before the announce"):
+        world.tick(200)
+
 
 
 STAYS = """
