@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import shmdriver
+from shmdriver import _native
 
 
 def until(condition, seconds=60.0):
@@ -190,3 +191,26 @@ def test_a_number_that_a_program_gave_to_a_file_of_its_own_is_not_closed(driver,
     gc.collect()
     os.write(fd, b"still open")
     os.close(fd)
+
+
+@pytest.mark.parametrize("state", ["epoch", "lost_ranges", "consumers"])
+def test_a_close_in_another_thread_between_two_steps_of_a_look_is_no_type_error(monkeypatch, state):
+    """The other thread is run where such a look makes room for what it finds out."""
+    with shmdriver.embedded() as client:
+        made = client.producer("s") if state == "consumers" else client.consumer("s")
+        module = sys.modules[type(made).__module__]
+
+        class Closing:
+            def __getattr__(self, name):
+                if name == "new":
+                    monkeypatch.undo()
+                    closer = threading.Thread(target=made.close)
+                    closer.start()
+                    closer.join()
+                return getattr(_native.ffi, name)
+
+        monkeypatch.setattr(module, "ffi", Closing())
+        getattr(made, state)
+        assert made.closed
+        with pytest.raises(shmdriver.errors.HandleClosed):
+            getattr(made, state)

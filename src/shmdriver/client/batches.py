@@ -139,8 +139,7 @@ class RecordReader:
     def _await_dtype(self, timeout_ns: int) -> np.dtype[Any] | None:
         if self.known_dtype() is None:
             consumer = self._consumer
-            consumer._check_open()
-            code = lib.shmd_guarded_wait(consumer._handle, timeout_ns)
+            code = lib.shmd_guarded_wait(consumer._open_handle, timeout_ns)
             self._count(code, timeout_ns)
             if self.known_dtype() is None and code > 0:
                 self._raise_bytes()

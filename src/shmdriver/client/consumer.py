@@ -276,9 +276,8 @@ class Consumer(EventLoopReading):
 
     def _own_lost_ranges(self) -> list[LostRange]:
         limit = int(lib.SHMD_LOST_RANGES)
-        self._info()
-        out = ffi.new("shmd_lost_range_t[]", limit)
-        count = int(lib.shmd_consumer_lost_ranges(self._handle, out, limit))
+        handle, out = self._open_handle, ffi.new("shmd_lost_range_t[]", limit)
+        count = int(lib.shmd_consumer_lost_ranges(handle, out, limit))
         return [LostRange(int(gap.epoch), int(gap.first), int(gap.last)) for gap in out[0:count]]
 
     def _map(self, serial: int) -> None:
@@ -302,10 +301,17 @@ class Consumer(EventLoopReading):
         if self._handle is None:
             raise_for(lib.SHMD_E_CLOSED, stream=self.stream)
 
+    @property
+    def _open_handle(self) -> Any:
+        """The handle, whose memory stays while the caller has it, closed or not. Raises HandleClosed."""
+        handle = self._handle
+        if handle is None:
+            raise_for(lib.SHMD_E_CLOSED, stream=self.stream)
+        return handle
+
     def _info(self) -> Any:
-        self._check_open()
-        info = ffi.new("shmd_consumer_info_t *")
-        lib.shmd_consumer_info(self._handle, info)
+        handle, info = self._open_handle, ffi.new("shmd_consumer_info_t *")
+        lib.shmd_consumer_info(handle, info)
         return info
 
     def _failure(self, code: int) -> Exception:

@@ -96,7 +96,9 @@ class Producer(ProducerCore):
         deadline: Deadline | None = None
         self._check_open()
         while True:
-            code = _publish_flags(self._handle, head, len(head), elements, array.nbytes, type, tensor.FLAG)
+            code = _publish_flags(
+                self._open_handle, head, len(head), elements, array.nbytes, type, tensor.FLAG
+            )
             if code == 0:
                 return
             length = len(head) + array.nbytes
@@ -229,7 +231,7 @@ class Producer(ProducerCore):
         payload, length = readable(data)
         deadline: Deadline | None = None
         while True:
-            code = _publish(self._handle, payload, length, kind)
+            code = _publish(self._open_handle, payload, length, kind)
             if code == 0:
                 return
             deadline = self._make_room(code, length, timeout, deadline)
@@ -238,7 +240,7 @@ class Producer(ProducerCore):
         self._check_open()
         _check_type(kind)
         payload, length = readable(data)
-        code = _publish(self._handle, payload, length, kind)
+        code = _publish(self._open_handle, payload, length, kind)
         if code == 0:
             return 1
         if code != _BACK_PRESSURED:
@@ -254,7 +256,7 @@ class Producer(ProducerCore):
         deadline: Deadline | None = None
         while code < 0:
             deadline = self._make_room(code, length, timeout, deadline)
-            code = int(_claim(self._handle, length))
+            code = int(_claim(self._open_handle, length))
         return code
 
     def _make_room(
@@ -271,7 +273,7 @@ class Producer(ProducerCore):
                 return deadline
             if slice_ns == 0:
                 raise self._back_pressured(0)
-            code = lib.shmd_guarded_wait_room(self._handle, min(length, 0xFFFFFFFF), slice_ns)
+            code = lib.shmd_guarded_wait_room(self._open_handle, min(length, 0xFFFFFFFF), slice_ns)
             if code == 0:
                 return deadline
             comeback = self._comeback
@@ -332,10 +334,17 @@ class Producer(ProducerCore):
         if self._handle is None:
             raise_for(lib.SHMD_E_CLOSED, stream=self.stream)
 
+    @property
+    def _open_handle(self) -> Any:
+        """The handle, whose memory stays while the caller has it, closed or not. Raises HandleClosed."""
+        handle = self._handle
+        if handle is None:
+            raise_for(lib.SHMD_E_CLOSED, stream=self.stream)
+        return handle
+
     def _info(self) -> Any:
-        self._check_open()
-        info = ffi.new("shmd_producer_info_t *")
-        lib.shmd_producer_info(self._handle, info)
+        handle, info = self._open_handle, ffi.new("shmd_producer_info_t *")
+        lib.shmd_producer_info(handle, info)
         return info
 
     def _failure(self, code: int, length: int) -> Exception:

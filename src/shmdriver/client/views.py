@@ -40,7 +40,7 @@ class Mapping(MappingCore):
         """Of the epoch that ``consumer`` has mapped now."""
         info = consumer._info()
         held = ffi.new("shmd_mapping **")
-        code = lib.shmd_guarded_consumer_mapping(consumer._handle, held)
+        code = lib.shmd_guarded_consumer_mapping(consumer._open_handle, held)
         if code != 0:
             raise consumer._failure(code)
         self = cls(int(ffi.cast("uintptr_t", held[0])), serial)

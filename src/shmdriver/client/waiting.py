@@ -113,4 +113,4 @@ def _has_something(consumer: Consumer) -> bool:
     code = consumer._look()
     if code < 0 and not consumer._comes_back(code):
         return True  # the next read raises
-    return not consumer._is_away and bool(lib.shmd_guarded_wait(consumer._handle, 0))
+    return not consumer._is_away and bool(lib.shmd_guarded_wait(consumer._open_handle, 0))
