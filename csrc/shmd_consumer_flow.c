@@ -19,7 +19,7 @@ enum {
     HOLD_NS = 2000,        /* in a ring of at least SLOTS_FULL slots; in smaller ones it must not fill meanwhile */
     SLOTS_FULL = 1024,
     SLOTS_MIN = 512,
-    FLOW_NS = 50,          /* a message in at most this time is a flow */
+    FLOW_NS = 30,          /* a message in at most this time is a flow */
     CHASE_NS = 100,        /* this is slower, and perhaps only for being chased */
     TRIAL_AFTER_MAX = 65536,
     PAUSES = 4             /* between two looks at the clock */

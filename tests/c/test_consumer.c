@@ -390,7 +390,7 @@ static void test_batches_of_records_go_round_the_ring(void)
     rig_stop(&rig);
 }
 
-/* 100 messages, or a head that says so; a reader that looks at it stays 20 behind, and reads these, too, when it does not move. */
+/* 100 messages, or a head that says so; a reader that looks at it stays 33 behind, and reads these, too, when it does not move. */
 static void flow_of(uint32_t slots, uint64_t published, uint64_t head, uint64_t until, uint64_t after)
 {
     rig_t rig;
@@ -414,17 +414,17 @@ static void flow_of(uint32_t slots, uint64_t published, uint64_t head, uint64_t 
     rig_stop(&rig);
 }
 
-static void test_a_reader_in_flow_stays_behind_the_head_until_that_stands_still(void) { flow_of(1024, 100, 100, 80, UINT64_MAX); }
-static void test_a_head_that_is_near_is_no_flow(void) { flow_of(1024, 39, 39, UINT64_MAX, UINT64_MAX); }
+static void test_a_reader_in_flow_stays_behind_the_head_until_that_stands_still(void) { flow_of(1024, 100, 100, 67, UINT64_MAX); }
+static void test_a_head_that_is_near_is_no_flow(void) { flow_of(1024, 65, 65, UINT64_MAX, UINT64_MAX); }
 static void test_a_liars_head_keeps_no_reader_from_what_is_there(void)
 {
-    flow_of(1024, 100, (uint64_t)1 << 61, ((uint64_t)1 << 61) - 20, ((uint64_t)1 << 61) - 20);
+    flow_of(1024, 100, (uint64_t)1 << 61, ((uint64_t)1 << 61) - 33, ((uint64_t)1 << 61) - 33);
     flow_of(1024, 100, 0, UINT64_MAX, UINT64_MAX);
 }
 
 static void test_a_small_ring_has_shorter_holds_and_a_smaller_margin_or_none(void)
 {
-    flow_of(512, 30, 30, 20, UINT64_MAX); /* 20 messages fit into its hold */
+    flow_of(512, 40, 40, 24, UINT64_MAX); /* 33 messages fit into its hold */
     flow_of(256, 200, 200, UINT64_MAX, UINT64_MAX);
 }
 
@@ -437,7 +437,7 @@ static void test_a_seal_ends_a_flow(void)
     CHECK_EQ(poll(c), 0);
     publish_many(p, 100, 8);
     shmd_consumer_keep_off(c);
-    CHECK_EQ(c->look_until, 80);
+    CHECK_EQ(c->look_until, 67);
     seal(&rig, 1, 1, SHMD_REASON_CLOSED);
     for (uint64_t seq = 0; seq < 100; seq++)
         expect(c, seq, 8);
