@@ -33,7 +33,7 @@ void shmd_consumer_flow_begin(shmd_consumer *c)
     uint64_t slots = c->mask + 1;
     c->hold_ns = slots < SLOTS_MIN ? 0 : shmd_min(slots, SLOTS_FULL) * HOLD_NS / SLOTS_FULL;
     c->caught_up_ns = 0;
-    c->caught_up_at = c->consumed;
+    c->caught_up_at = c->position;
     c->chased = 0;
     c->trial_after = 1;
 }
@@ -49,7 +49,7 @@ static void hold(const shmd_consumer *c, uint64_t since_ns)
 /* In flow from here on when the head is that far away, else eager. */
 static int is_ahead(shmd_consumer *c)
 {
-    uint64_t enough = flow_in_hold(c) * c->stride;
+    uint64_t enough = flow_in_hold(c);
     uint64_t head = shmd_load_acquire(&c->data->head); /* P3 */
     int is = enough != 0 && head > c->position && head - c->position >= enough;
     c->look_until = is ? head - enough / 2 : c->bound;
@@ -66,11 +66,11 @@ void shmd_consumer_keep_off(shmd_consumer *c)
 
 void shmd_consumer_caught_up(shmd_consumer *c)
 {
-    uint64_t n = c->consumed - c->caught_up_at;
+    uint64_t n = c->position - c->caught_up_at; /* of the stream, also where it reads a shard of it */
     if (n == 0 || c->hold_ns == 0 || !shmd_consumer_is_protected(c))
         return;
     uint64_t now_ns = shmd_now_ns(), ns = now_ns - c->caught_up_ns;
-    c->caught_up_at = c->consumed;
+    c->caught_up_at = c->position;
     c->caught_up_ns = now_ns;
     int is_flow = n >= flow_in_hold(c) && ns <= n * FLOW_NS;
     int is_trial = !is_flow && ns <= n * CHASE_NS && ++c->chased >= c->trial_after;

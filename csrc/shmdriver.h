@@ -118,7 +118,7 @@ struct shmd_consumer {
     uint64_t hold_seq;                  /* the caller still refers to what stands there; UINT64_MAX: to nothing */
     uint64_t hold_ns;                   /* how long it keeps off a producer in flow; 0: its ring is too small for that */
     uint64_t caught_up_ns;              /* when it last had nothing left to read, */
-    uint64_t caught_up_at;              /* after how many messages */
+    uint64_t caught_up_at;              /* and where */
     uint32_t chased;                    /* how often since the last hold messages came close together but few at a time; */
     uint32_t trial_after;               /* that often, and it tries one */
     uint64_t noted;                     /* the latency of what is below it was noted */
