@@ -181,9 +181,9 @@ static inline const shmd_slot_t *shmd_consumer_slot(const shmd_consumer *c, uint
 enum { SHMD_AHEAD_BYTES = 2048, SHMD_AHEAD_SLOTS_MIN = 2, SHMD_AHEAD_RING_PART = 64, SHMD_CACHE_LINE_BYTES = 64 };
 static inline uint32_t shmd_slots_ahead(uint32_t slots, uint32_t slot_bytes)
 {
-    uint32_t in_bytes = SHMD_AHEAD_BYTES / slot_bytes, in_ring = slots / SHMD_AHEAD_RING_PART;
+    const uint32_t least = SHMD_AHEAD_SLOTS_MIN, in_bytes = SHMD_AHEAD_BYTES / slot_bytes, in_ring = slots / SHMD_AHEAD_RING_PART;
     uint32_t ahead = in_bytes < in_ring ? in_bytes : in_ring;
-    return ahead > SHMD_AHEAD_SLOTS_MIN ? ahead : SHMD_AHEAD_SLOTS_MIN;
+    return ahead > least ? ahead : least;
 }
 
 static inline void shmd_producer_fetch_ahead(const shmd_producer *p, uint64_t seq)

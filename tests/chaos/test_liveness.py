@@ -92,9 +92,9 @@ def test_silent_client_is_shown_as_stalled_and_recovers(make_stage: Callable[...
     consumer.stop()
     wait_until(lambda: state_of(stage, consumer) == "stalled", "it to be shown as stalled")
     code, text = wait_until(
-        lambda: (c := check(stage))[0] == 1 and "degraded" in c[1] and c, "a warning"
-    ) or (0, "")
-    assert (code, "stalled: sleeper" in text, "stalled_clients" in text) == (1, True, True)
+        lambda: (c := check(stage))[0] == 1 and "stalled_clients" in c[1] and c, "a warning"
+    ) or (0, "")  # on a busy machine a driver may be degraded by a late tick as well, and before
+    assert (code, "stalled: sleeper" in text, "degraded" in text) == (1, True, True)
     assert state_of(stage, producer) == "active"
     consumer.go_on()
     wait_until(lambda: state_of(stage, consumer) == "active", "it to recover")
