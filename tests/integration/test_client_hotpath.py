@@ -220,24 +220,26 @@ def interrupt(_self, _serial):
     raise KeyboardInterrupt
 
 
-def test_while_one_thread_fetches_no_other_moves_the_gate(client):
-    """What it is about to hand out has no hold yet."""
+def one_that_waits(client):
+    """A consumer, and the thread that is inside its read()."""
     reader = client.consumer("w")
     waiting = threading.Thread(target=reader.read)
     waiting.start()
     while reader._hold_seq() != 0:
         pass
+    return reader, waiting
+
+
+def test_while_one_thread_fetches_no_other_moves_the_gate(client):
+    """What it is about to hand out has no hold yet."""
+    reader, waiting = one_that_waits(client)
     client.producer("w").publish(b"x")
     waiting.join()
     assert reader._hold_seq() == 2**64 - 1
 
 
 def test_a_child_that_was_forked_during_a_read_is_told_that_it_is_a_child(client):
-    reader = client.consumer("w")
-    waiting = threading.Thread(target=reader.read)
-    waiting.start()
-    while reader._hold_seq() != 0:
-        pass
+    reader, waiting = one_that_waits(client)
     child = os.fork()
     if child == 0:
         try:

@@ -10,6 +10,7 @@ reattach.py          reconnect=True: attaching anew, and what was missed
 aio.py               consumers in event loops: fileno, aread, abatches, async for
 batches.py           record batches in place
 message.py           Message
+handle.py            what producers and consumers have in common: open until closed
 hotpath.py           the C classes that producers, consumers, claims and messages derive from (csrc/python)
 views.py             which places in shared memory live Python objects still refer to
 queue.py             Queue: the face of multiprocessing.Queue

@@ -16,6 +16,7 @@ from shmdriver._native import ffi, lib
 from shmdriver.client._raise import failure_of, raise_for
 from shmdriver.client.aio import EventLoopReading
 from shmdriver.client.claim import Claim
+from shmdriver.client.handle import StreamHandle
 from shmdriver.client.hotpath import ConsumerCore, setup
 from shmdriver.client.link import Deadline, Link, register
 from shmdriver.client.message import LostRange, Message
@@ -43,7 +44,7 @@ def _address_of(handle: Any, kind: str) -> int:
 setup(Message, Claim, errors.EndOfStream, _address_of)
 
 
-class Consumer(EventLoopReading):
+class Consumer(EventLoopReading, StreamHandle):
     """A consumer of one stream, made by :meth:`Client.consumer`. It belongs to one thread at a time.
 
     Iterating yields messages up to the stream's clean end; an aborted end raises ProducerLost.
@@ -296,18 +297,6 @@ class Consumer(EventLoopReading):
 
             self._reader = RecordReader(self, self._dtype)
         return self._reader
-
-    def _check_open(self) -> None:
-        if self._handle is None:
-            raise_for(lib.SHMD_E_CLOSED, stream=self.stream)
-
-    @property
-    def _open_handle(self) -> Any:
-        """The handle, whose memory stays while the caller has it, closed or not. Raises HandleClosed."""
-        handle = self._handle
-        if handle is None:
-            raise_for(lib.SHMD_E_CLOSED, stream=self.stream)
-        return handle
 
     def _info(self) -> Any:
         handle, info = self._open_handle, ffi.new("shmd_consumer_info_t *")

@@ -20,6 +20,7 @@ from shmdriver._native import ffi, lib
 from shmdriver.client import directory
 from shmdriver.client._raise import failure_of, raise_for
 from shmdriver.client.claim import ArrayClaim
+from shmdriver.client.handle import StreamHandle
 from shmdriver.client.hotpath import ProducerCore
 from shmdriver.client.link import Deadline, Link, register
 from shmdriver.client.message import tensor_module
@@ -44,7 +45,7 @@ _TYPE_MAX = 0xFFFF
 _UNKNOWN = 2**64 - 1
 
 
-class Producer(ProducerCore):
+class Producer(ProducerCore, StreamHandle):
     """The producer of one stream, made by :meth:`Client.producer`. It belongs to one thread at a time.
 
     Only :meth:`close`, or a ``with`` block left without an exception, ends the stream cleanly; an
@@ -329,18 +330,6 @@ class Producer(ProducerCore):
             pid=blocker.pid if blocker else 0,
             lag=lag,
         )
-
-    def _check_open(self) -> None:
-        if self._handle is None:
-            raise_for(lib.SHMD_E_CLOSED, stream=self.stream)
-
-    @property
-    def _open_handle(self) -> Any:
-        """The handle, whose memory stays while the caller has it, closed or not. Raises HandleClosed."""
-        handle = self._handle
-        if handle is None:
-            raise_for(lib.SHMD_E_CLOSED, stream=self.stream)
-        return handle
 
     def _info(self) -> Any:
         handle, info = self._open_handle, ffi.new("shmd_producer_info_t *")

@@ -94,12 +94,8 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
 
 def wait_for_any(consumers: Sequence[Consumer], slice_ns: int, **context: str) -> int:
     """Sleeps until one of ``consumers`` has something; 0: none had. Raises by ``context`` what ended one."""
-    handles = []  # of its own: none is freed before the call is over, whoever closes a consumer meanwhile
-    for consumer in consumers:
-        handle = consumer._handle
-        if handle is None:
-            consumer._check_open()
-        handles.append(handle)
+    # Of its own: none is freed before the call is over, whoever closes a consumer meanwhile.
+    handles = [consumer._open_handle for consumer in consumers]
     if not handles:  # all of them wait for a driver
         nap(slice_ns)
         return 0
