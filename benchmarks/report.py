@@ -23,7 +23,7 @@ from benchmarks.peers import OURS
 from benchmarks.run import ROOT
 from shmdriver.bench import plots, tables
 from shmdriver.bench.machine import line
-from shmdriver.bench.placement import boundary_ns, placed
+from shmdriver.bench.placement import FAR, NEAR, boundary_ns, placed
 from shmdriver.bench.report import Figure, Report
 from shmdriver.bench.series import Series, number
 
@@ -88,26 +88,31 @@ def _where(report: Report) -> str:
 def peers_tables(report: Report, *, spread: bool) -> list[Rows]:
     """Python: ours, every peer, and how many times better than the best; by where the cores stood."""
     own = [each for each in report.figures.values() if each.group == "python"]
-    return _by_place("Python to Python", own, spread=spread)
+    return _by_place("Python to Python", own, _boundary_ns(report), spread=spread)
 
 
 def native_peers_tables(report: Report, *, spread: bool) -> list[Rows]:
     """The same of native ones, of what ours and a peer were measured in."""
     compared = {each.what for each in report.figures.values() if each.group == GROUP}
     figures = (*_native(report, ("latency", "throughput")), *_native(report, (GROUP,)))
-    return _by_place("C to C", [each for each in figures if each.what in compared], spread=spread)
+    own = [each for each in figures if each.what in compared]
+    return _by_place("C to C", own, _boundary_ns(report), spread=spread)
 
 
-def _by_place(title: str, figures: Sequence[Figure], *, spread: bool) -> list[Rows]:
-    boundary = boundary_ns(figures)
-    found: dict[str, dict[str, dict[str, Series]]] = {}
+def _boundary_ns(report: Report) -> float | None:
+    return boundary_ns(report.figures.values())
+
+
+def _by_place(title: str, figures: Sequence[Figure], boundary: float | None, *, spread: bool) -> list[Rows]:
+    found: dict[str, dict[str, dict[str, Series]]] = {"": {}, NEAR: {}, FAR: {}}
     for figure in figures:
         for where, own in placed(figure, boundary):
-            found.setdefault(where, {}).setdefault(figure.what, {})[figure.who] = own.series
+            found[where].setdefault(figure.what, {})[figure.who] = own.series
+    compared = ((where, _both(table)) for where, table in found.items())
     return [
-        _beside(_joined(title, where), _both(table), spread=spread, by_round=not where)
-        for where, table in sorted(found.items(), reverse=True)
-        if _both(table)
+        _beside(_joined(title, where), table, spread=spread, by_round=not where)
+        for where, table in compared
+        if table
     ]
 
 
@@ -120,7 +125,7 @@ def _both(table: dict[str, dict[str, Series]]) -> dict[str, dict[str, Series]]:
     return {what: row for what, row in table.items() if OURS in row and len(row) > 1}
 
 
-def _beside(title: str, table: dict[str, dict[str, Series]], *, spread: bool, by_round: bool = True) -> Rows:
+def _beside(title: str, table: dict[str, dict[str, Series]], *, spread: bool, by_round: bool) -> Rows:
     peers = [who for who in dict.fromkeys(who for row in table.values() for who in row) if who != OURS]
     rows: Rows = [(title, "unit", OURS, *peers, "x best peer")]
     for what, row in table.items():
@@ -147,10 +152,9 @@ def _over_best(row: dict[str, Series], *, by_round: bool) -> str:
     return number(best.median / ours.median if ours.lower else ours.median / best.median)
 
 
-def native_rows(figures: Sequence[Figure]) -> Rows:
+def native_rows(figures: Sequence[Figure], boundary: float | None) -> Rows:
     """Native: what, unit, figure, multiple of the floor; near and far cores beside each other."""
-    boundary = boundary_ns(figures)
-    wheres = ("",) if boundary is None else ("near cores", "far cores")
+    wheres = ("",) if boundary is None else (NEAR, FAR)
     title = "median [lowest-highest]"
     heads = [head for where in wheres for head in (_joined(where, title), "x floor")]
     rows: Rows = [("C to C", "unit", *heads)]
@@ -162,10 +166,7 @@ def native_rows(figures: Sequence[Figure]) -> Rows:
 
 
 def _with_floor(figure: Figure | None) -> tuple[str, str]:
-    if figure is None:
-        return "-", ""
-    floor = figure.over_floor
-    return figure.series.text(), floor.text() if floor is not None and floor.good else ""
+    return ("-", "") if figure is None else (figure.series.text(), figure.over_floor_text)
 
 
 def _native(report: Report, groups: Sequence[str], side: str = "native") -> list[Figure]:
@@ -181,7 +182,8 @@ def _problems(report: Report) -> str:
 def write_peers(report: Report) -> None:
     """The table of the page, and the short one of the README."""
     versions = ", ".join(f"{name} {version}" for name, version in report.machine["packages"].items())
-    figures = native_rows(_native(report, ("latency", "throughput", "fanout", "frames")))
+    boundary = _boundary_ns(report)
+    figures = native_rows(_native(report, ("latency", "throughput", "fanout", "frames")), boundary)
     beside = (*peers_tables(report, spread=True), *native_peers_tables(report, spread=True))
     text = "\n\n".join((f"{_where(report)} {versions}.", *map(tables.markdown, beside), ""))
     put(PAGE, "peers", text + tables.markdown(figures) + _problems(report))
@@ -190,10 +192,9 @@ def write_peers(report: Report) -> None:
         for table in (*peers_tables(report, spread=False), *native_peers_tables(report, spread=False))
     ]
     highlights: Rows = [("C to C", "", "x floor")]
-    own = _native(report, ("latency", "throughput", "frames"))
-    for figure in own:
+    for figure in _native(report, ("latency", "throughput", "frames")):
         if figure.axis and figure.what.endswith(("p50", "one by one", "of 64", "copied in", "claimed")):
-            highlights += [_highlight(where, each) for where, each in placed(figure, boundary_ns(own))]
+            highlights += [_highlight(where, each) for where, each in placed(figure, boundary)]
     head = (
         f"Two processes on two cores of one machine ({report.machine['cpu']}, a cache line takes "
         f"{number(report.floor['p50_ns'].median)} ns there and back), everything in one run, medians of "

@@ -13,8 +13,9 @@ from dataclasses import replace
 from shmdriver.bench.report import Figure
 from shmdriver.bench.series import Series
 
-__all__ = ["boundary_ns", "placed"]
+__all__ = ["FAR", "NEAR", "boundary_ns", "placed"]
 
+NEAR, FAR = "near cores", "far cores"
 _APART = 2.0
 
 
@@ -30,10 +31,8 @@ def placed(figure: Figure, boundary: float | None) -> list[tuple[str, Figure]]:
     """The figure of near cores and that of far ones, if there are any; without a boundary all of it."""
     if boundary is None or not any(figure.floors_ns):
         return [("", figure)]
-    halves = (("near cores", False), ("far cores", True))
-    return [
-        (name, found) for name, far in halves if (found := _only(figure, boundary, far=far)).series.values
-    ]
+    halves = ((where, _only(figure, boundary, far=where == FAR)) for where in (NEAR, FAR))
+    return [(where, found) for where, found in halves if found.series.values]
 
 
 def _only(figure: Figure, boundary: float, *, far: bool) -> Figure:

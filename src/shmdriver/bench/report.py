@@ -42,6 +42,11 @@ class Figure:
         """Equal for the same figure of two reports."""
         return (self.side, self.what, self.who)
 
+    @property
+    def over_floor_text(self) -> str:
+        """Median and spread; empty where it makes no sense or nothing was measured."""
+        return self.over_floor.text() if self.over_floor is not None and self.over_floor.good else ""
+
     def as_json(self) -> dict[str, Any]:
         """Plain data; the series' fields stand beside the names."""
         names = ("group", "side", "what", "who", "axis", "size", "metric", "floors_ns")

@@ -52,10 +52,15 @@ def text(report: Report, *, without: tuple[str, ...] = ()) -> str:
 
 
 def _row(figure: Figure, where: str) -> tuple[str, ...]:
-    ratio = figure.over_floor.text() if figure.over_floor is not None and figure.over_floor.good else ""
     who = "" if figure.who == "shmdriver" else f", {figure.who}"
     where = where and f" ({where})"
-    return (figure.side, figure.what + who + where, figure.series.text(), figure.series.unit, ratio)
+    return (
+        figure.side,
+        figure.what + who + where,
+        figure.series.text(),
+        figure.series.unit,
+        figure.over_floor_text,
+    )
 
 
 def histograms(report: Report) -> list[tuple[str, ...]]:
