@@ -46,22 +46,22 @@ static void hold(const shmd_consumer *c, uint64_t since_ns)
     while (shmd_now_ns() - since_ns < c->hold_ns);
 }
 
-/* In flow from here on when the head is that far away, else eager. */
-static int is_ahead(shmd_consumer *c)
+/* In flow from here on when the head is far enough away (1), else eager (0). */
+static int follow_head(shmd_consumer *c)
 {
     uint64_t enough = flow_in_hold(c);
     uint64_t head = shmd_load_acquire(&c->data->head); /* P3 */
-    int is = enough != 0 && head > c->position && head - c->position >= enough;
-    c->look_until = is ? head - enough / 2 : c->bound;
-    return is;
+    int is_flow = enough != 0 && head > c->position && head - c->position >= enough;
+    c->look_until = is_flow ? head - enough / 2 : c->bound;
+    return is_flow;
 }
 
 void shmd_consumer_keep_off(shmd_consumer *c)
 {
-    if (is_ahead(c))
+    if (follow_head(c))
         return;
     hold(c, shmd_now_ns());
-    (void)is_ahead(c);
+    (void)follow_head(c);
 }
 
 void shmd_consumer_caught_up(shmd_consumer *c)
@@ -78,5 +78,5 @@ void shmd_consumer_caught_up(shmd_consumer *c)
         return;
     c->chased = 0;
     hold(c, now_ns);
-    c->trial_after = is_ahead(c) ? 1 : (uint32_t)shmd_min((uint64_t)c->trial_after * 2, TRIAL_AFTER_MAX);
+    c->trial_after = follow_head(c) ? 1 : (uint32_t)shmd_min((uint64_t)c->trial_after * 2, TRIAL_AFTER_MAX);
 }

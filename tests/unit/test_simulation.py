@@ -139,7 +139,6 @@ def test_an_end_that_comes_after_a_kill_is_not_excused_by_it(scene):
         world.tick(200)
 
 
-
 STAYS = """
 import sys
 from tests.simulation.world import World
