@@ -197,7 +197,7 @@ def write_peers(report: Report) -> None:
             highlights += [_highlight(where, each) for where, each in placed(figure, boundary)]
     head = (
         f"Two processes on two cores of one machine ({report.machine['cpu']}, a cache line takes "
-        f"{number(report.floor['p50_ns'].median)} ns there and back), everything in one run, medians of "
+        f"{report.floor['p50_ns'].text()} ns there and back), everything in one run, medians of "
         f"{report.rounds} rounds (`make bench`). [Performance](docs/PERFORMANCE.md) has all of it."
     )
     parts = [head, *map(tables.markdown, short), tables.markdown(highlights)]
