@@ -114,10 +114,38 @@ _ORDER = (
     (41, "lost wake-up", "none in 10^8 hand-offs; bounded by the timeout", "stress, model"),
     (42, "weak memory (ARM64)", "each ordering justified in MEMORY_MODEL.md", "models, cross-build"),
 )  # fmt: skip
+_TRIED = (
+    (43, "reader used after its place was lost: evicted, lapped, revoked or sharded while bytes are in use",
+     "nothing that was overwritten is handed out as whole; the user can ask again", "eviction, laps, in steps"),
+    (44, "a process that cannot be looked at: no descriptors, hidden /proc, zombie leader, other namespace",
+     "unknown, treated as alive by whoever would free something", "RLIMIT_NOFILE, hidepid, pthread_exit"),
+    (45, "fork that no handler saw", "the child's handles are refused; not a byte of the parent's is touched",
+     "_Fork, raw clone"),
+    (46, "table entry or handle reused, closed or moved while others look", "old, new, or told; never half",
+     "threads, models"),
+    (47, "garbage in what others can write, answers included, beside proofs of life",
+     "ends nothing that other evidence proves alive; never an index", "random bytes, corrupt answers"),
+    (48, "a group member truncates segments or punches holes into them", "no process dies; told as revoked",
+     "ftruncate, fallocate"),
+    (49, "exception or signal handler that raises anywhere in a call",
+     "no lease, claim, mapping, descriptor or thread without an owner", "injected at each line and C return"),
+    (50, "handles collected in cycles, by any thread, with a stopped driver", "finalisers never wait",
+     "gc, failpoint"),
+    (51, "a step of the driver fails, or the driver itself is late", "undone; its lateness charged to nobody",
+     "injected errors, held GIL"),
+    (52, "peers of a queue end, fork, are interrupted or re-enter it",
+     "delivered or told; a busy lock is never Full or Empty", "kill, billiard, CPython's own tests"),
+    (53, "values that the wire or a schema cannot carry", "refused, saying what to do; never something else",
+     "odd dtypes, tables, epochs of other schemas"),
+    (54, "exceptions kept by their users", "keep no buffer, handle or message alive", "errors.append(e)"),
+    (55, "consumers that join late, restart or leave one after another",
+     "lossless, or told exactly what is missing", "joins in every order"),
+)  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),
     ("hostile or broken client", _HOSTILE), ("time, scheduling", _TIME), ("processes", _PROCESSES),
     ("arithmetic, ordering", _ORDER),
+    ("found by trials", _TRIED),
 )  # fmt: skip
 ROWS = tuple(Row(entry[0], group, *entry[1:]) for group, entries in _GROUPS for entry in entries)
 

@@ -96,7 +96,7 @@ def test_the_c_program_compiles_and_runs(instance_name: str, tmp_path: Path) -> 
 
 
 def test_troubleshooting_quotes_words_that_the_code_says() -> None:
-    sources = [*(ROOT / "src" / "shmdriver").rglob("*.py"), *(ROOT / "csrc").glob("*.[ch]")]
+    sources = [*(ROOT / "src" / "shmdriver").rglob("*.py"), *(ROOT / "csrc").rglob("*.[ch]")]
     # Texts are split over lines and have fields in them: compared without quotes, breaks and blanks.
     said = re.sub(r'["\s]|\bf(?=")', "", "\n".join(path.read_text().replace(' f"', ' "') for path in sources))
     quoted = [

@@ -56,7 +56,7 @@ def load() -> Any:
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        parts = [source, ARCHIVE, *(ROOT / "csrc").glob("*.h")]
+        parts = [source, ARCHIVE, *(ROOT / "csrc").rglob("*.h")]
         if not library.exists() or library.stat().st_mtime < max(part.stat().st_mtime for part in parts):
             _compile(source, library)
     return ffi.dlopen(str(library))
