@@ -72,7 +72,7 @@ int shmd_client_driver_alive(const shmd_client *client) { return !is_abandoned(c
 
 int shmd_client_check_fork(const shmd_client *client)
 {
-    return client->fork_generation == shmd_fork_generation()
+    return !shmd_is_forked(client->fork_generation)
                ? SHMD_OK : shmd_fail(SHMD_E_FORKED, "this client was made before fork; connect anew in the child");
 }
 
@@ -492,7 +492,7 @@ void shmd_client_drop(shmd_client *client)
 {
     if (shmd_sub32(&client->references, 1) != 1)
         return;
-    if (client->fork_generation == shmd_fork_generation())
+    if (!shmd_is_forked(client->fork_generation))
         leave(client);
     (void)shmd_segment_unmap(client->control, client->control_bytes);
     client->control = NULL;

@@ -53,7 +53,7 @@ int shmd_consumer_look_begin(const shmd_consumer *c)
 {
     if (shmd_load32_relaxed(&c->moving) != 0) /* not counted: who looks all the time must not keep the owner waiting */
         return 0;
-    if (shmd_look_begin((uint32_t *)(uintptr_t)&c->lookers, &c->closing) && shmd_load32_acquire(&c->moving) == 0 && c->mapping != NULL)
+    if (shmd_look_begin((uint32_t *)(uintptr_t)&c->lookers, &c->closing) && shmd_load32_acquire(&c->moving) == 0 && c->data != NULL)
         return 1;
     shmd_consumer_look_end(c);
     return 0;
@@ -241,6 +241,8 @@ static int enter_epoch(shmd_consumer *c)
     shmd_epoch_record_t record;
     uint32_t index = 0;
     uint32_t reason;
+    if (shmd_consumer_check_fork(c) != SHMD_OK)
+        return SHMD_E_FORKED;
     if (shmd_stream_next_epoch(c->client, c->stream_index, c->stream_id, c->last_epoch, c->gate_bit, &record, &index)) {
         uint32_t last = c->last_epoch;
         int rc = shmd_consumer_wire(c, &record, index, 0, 0);
@@ -421,7 +423,7 @@ int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
     for (int turns = 0; turns < 16; turns++) {
         if (c->ended != 0)
             return ended(c);
-        if (c->mapping == NULL) {
+        if (c->data == NULL) {
             int rc = enter_epoch(c);
             if (rc <= 0)
                 return rc;
@@ -495,7 +497,7 @@ void shmd_consumer_info(const shmd_consumer *c, shmd_consumer_info_t *out)
     out->sealed_seq = c->sealed_seq;
     out->mapping_serial = c->mapping_serial;
     out->lost_range_count = c->lost_range_count;
-    out->slots = c->mapping == NULL ? 0 : (uint32_t)(c->mask + 1);
+    out->slots = c->data == NULL ? 0 : (uint32_t)(c->mask + 1);
     out->slot_bytes = c->slot_bytes;
     out->inline_max = c->inline_max;
     out->epoch = c->last_epoch;

@@ -1,6 +1,7 @@
 /* shmd_consumer_attach.c: a consumer's attach (ask, map, confirm) and its end. */
 #include "shmd_internal.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 void shmd_consumer_options_init(shmd_consumer_options *options)
@@ -29,6 +30,31 @@ static shmd_consumer_options chosen(const shmd_consumer_options *options)
     choice.shard = options->shard;
     choice.shards = options->shards;
     return choice;
+}
+
+static const size_t wiped_bytes = offsetof(struct shmd_consumer, scratch);
+
+shmd_consumer *shmd_consumer_new(shmd_client *client, const char *stream)
+{
+    shmd_consumer *c = shmd_handle_new(sizeof *c, wiped_bytes);
+    if (c == NULL) {
+        (void)shmd_fail(SHMD_E_NO_MEMORY, "no memory for a consumer");
+        return NULL;
+    }
+    c->client = client;
+    shmd_client_hold(client);
+    c->fork_generation = shmd_fork_generation();
+    (void)snprintf(c->stream, sizeof c->stream, "%s", stream);
+    return c;
+}
+
+void shmd_consumer_free(shmd_consumer *c) { shmd_handle_free(c, sizeof *c, wiped_bytes); }
+
+int shmd_consumer_check_fork(const shmd_consumer *c)
+{
+    if (!shmd_is_forked(c->fork_generation))
+        return SHMD_OK;
+    return shmd_fail(SHMD_E_FORKED, "stream %s: this consumer was made before fork; attach a new one in the child", c->stream);
 }
 
 static void give_back(shmd_consumer *c)
@@ -72,16 +98,11 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     rc = shmd_client_attach(client, &request, &answer, choice.timeout_ns);
     if (rc != SHMD_OK)
         return rc;
-    shmd_consumer *c = aligned_alloc(SHMD_LINE_BYTES, shmd_round_up(sizeof *c, SHMD_LINE_BYTES));
+    shmd_consumer *c = shmd_consumer_new(client, request.stream);
     if (c == NULL) {
         shmd_client_give_up(client, &request);
-        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a consumer");
+        return SHMD_E_NO_MEMORY;
     }
-    memset(c, 0, sizeof *c);
-    c->client = client;
-    shmd_client_hold(client);
-    c->fork_generation = shmd_fork_generation();
-    memcpy(c->stream, request.stream, sizeof c->stream);
     c->delivery = choice.delivery;
     c->wait = choice.wait;
     c->flags = choice.flags;
@@ -100,7 +121,7 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     if (rc != SHMD_OK) {
         rc = shmd_client_attach_failed(client, &request, &answer, rc);
         give_back(c);
-        free(c);
+        shmd_consumer_free(c);
         return rc;
     }
     SHMD_FAILPOINT("attach.mapped");
@@ -113,7 +134,7 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
 uint64_t shmd_consumer_delivered(const shmd_consumer *c)
 {
     uint64_t delivered = 0;
-    if (c->mapping == NULL)
+    if (c->data == NULL)
         return 0;
     uint64_t gates = (c->mapping->gates_bytes - SHMD_GATES_HEADER_BYTES) / sizeof(shmd_gate_t);
     for (uint32_t i = 0; i < shmd_min(gates, SHMD_GATE_MAX); i++)
@@ -124,7 +145,7 @@ uint64_t shmd_consumer_delivered(const shmd_consumer *c)
 void shmd_consumer_resume(shmd_consumer *c)
 {
     c->resumes = 1;
-    if (c->mapping != NULL && c->position < shmd_consumer_delivered(c))
+    if (c->data != NULL && c->position < shmd_consumer_delivered(c))
         c->position = shmd_shard_next(c, shmd_consumer_delivered(c));
 }
 
@@ -164,7 +185,7 @@ int shmd_consumer_drain(shmd_consumer *c)
 
 void shmd_consumer_begin_at(shmd_consumer *c, uint32_t epoch, uint64_t seq)
 {
-    if (c->mapping != NULL && c->epoch == epoch && seq > c->position)
+    if (c->data != NULL && c->epoch == epoch && seq > c->position)
         c->position = shmd_shard_next(c, seq);
 }
 
@@ -195,7 +216,7 @@ uint64_t shmd_consumer_end_seq(const shmd_consumer *c)
 int shmd_consumer_end(shmd_consumer *c)
 {
     int rc = SHMD_OK;
-    if (c->fork_generation == shmd_fork_generation()) {
+    if (!shmd_is_forked(c->fork_generation)) {
         shmd_watch_end(c);
         rc = shmd_client_detach(c->client, c->lease_id, SHMD_ROLE_CONSUMER, c->stream, 0);
     }
@@ -206,6 +227,6 @@ int shmd_consumer_end(shmd_consumer *c)
 int shmd_consumer_close(shmd_consumer *consumer)
 {
     int rc = consumer == NULL ? SHMD_OK : shmd_consumer_end(consumer);
-    free(consumer);
+    shmd_consumer_free(consumer);
     return rc;
 }

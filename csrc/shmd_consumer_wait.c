@@ -10,8 +10,8 @@ int shmd_consumer_ready(const shmd_consumer *c)
     uint32_t index, reason;
     if (c->ended != 0)
         return 1;
-    if (c->mapping == NULL) {
-        return shmd_stream_next_epoch(c->client, c->stream_index, c->stream_id, c->last_epoch, c->gate_bit, &record, &index) ||
+    if (c->data == NULL) {
+        return shmd_is_forked(c->fork_generation) || shmd_stream_next_epoch(c->client, c->stream_index, c->stream_id, c->last_epoch, c->gate_bit, &record, &index) ||
                !shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason);
     }
     uint64_t seq = c->position;
@@ -73,6 +73,8 @@ static int sleep_once(shmd_consumer *c, uint64_t slice_ns)
 int shmd_wait(shmd_consumer *c, uint64_t timeout_ns)
 {
     enum { SPINS = 1500, YIELDS = 8, SLICE_NS = 20000000 };
+    if (shmd_consumer_check_fork(c) != SHMD_OK)
+        return SHMD_E_FORKED;
     if (shmd_consumer_ready(c))
         return 1;
     if (timeout_ns == 0)
@@ -146,7 +148,9 @@ int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
     uint64_t look_ns = LOOK_NS;
     for (uint32_t round = 0;; round++) {
         for (size_t i = 0; i < n; i++)
-            if (shmd_load32_relaxed(&consumers[i]->closing))
+            if (shmd_consumer_check_fork(consumers[i]) != SHMD_OK)
+                return SHMD_E_FORKED;
+            else if (shmd_load32_relaxed(&consumers[i]->closing))
                 return shmd_fail(SHMD_E_CLOSED, "stream %s: consumer was closed by another thread", consumers[i]->stream);
         int ready = count_ready(consumers, n);
         uint64_t now = shmd_now_ns();

@@ -27,7 +27,7 @@ int shmd_guard_take_over(const shmd_guard_t *guard)
     uint64_t deadline_ns = shmd_deadline(PATIENCE_NS);
     if (shmd_load32_acquire(guard->closing) == SHMD_HANDLE_CLOSED)
         return 0;
-    if (guard->fork_generation != shmd_fork_generation())
+    if (shmd_is_forked(guard->fork_generation))
         return shmd_guard_refuse(guard, SHMD_E_FORKED);
     (void)shmd_cas32(guard->closing, SHMD_HANDLE_OPEN, SHMD_HANDLE_CLOSING);
     while (shmd_exchange32(guard->busy, 1) != 0) {
@@ -176,5 +176,5 @@ int shmd_guarded_memory(shmd_producer *p, shmd_memory_t *out)
 void shmd_guarded_producer_free(shmd_producer *p)
 {
     if (p != NULL && shmd_load32_acquire(&p->closing) == SHMD_HANDLE_CLOSED)
-        free(p);
+        shmd_producer_free(p);
 }

@@ -368,7 +368,7 @@ int shmd_guarded_consumer_mapping(shmd_consumer *c, shmd_mapping **out)
 uint64_t shmd_consumer_copies(const shmd_consumer *c)
 {
     /* A fetch that finds its epoch over gives one mapping back and makes another. */
-    if (c->mapping == NULL || c->position >= c->bound || shmd_load_relaxed(&c->hot->state) != c->open_word)
+    if (c->data == NULL || c->position >= c->bound || shmd_load_relaxed(&c->hot->state) != c->open_word)
         return UINT64_MAX;
     return shmd_consumer_is_protected(c) ? 0 : shmd_max(c->inline_max, c->arena_bytes / 2);
 }
@@ -389,5 +389,5 @@ int shmd_guarded_consumer_close(shmd_consumer *c)
 void shmd_guarded_consumer_free(shmd_consumer *c)
 {
     if (c != NULL && shmd_load32_acquire(&c->closing) == SHMD_HANDLE_CLOSED)
-        free(c);
+        shmd_consumer_free(c);
 }

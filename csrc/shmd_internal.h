@@ -7,6 +7,7 @@
 #endif
 #define SHMD_NO_INLINE 1
 #include "shmdriver.h"
+#include "core/shmd_fork.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -204,7 +205,7 @@ int shmd_guard_take_over(const shmd_guard_t *guard);
 /* Takes a handle for one call: SHMD_OK, SHMD_E_FORKED, SHMD_E_CONCURRENT, SHMD_E_CLOSED. */
 static inline int shmd_guard_enter(const shmd_guard_t *guard)
 {
-    if (guard->fork_generation != shmd_fork_generation())
+    if (shmd_is_forked(guard->fork_generation))
         return shmd_guard_refuse(guard, SHMD_E_FORKED);
     if (shmd_exchange32(guard->busy, 1) != 0)
         return shmd_guard_refuse(guard, SHMD_E_CONCURRENT);
@@ -240,6 +241,9 @@ static inline void shmd_guard_closed(const shmd_guard_t *guard)
 }
 
 /* A producer's parts, for its files and the guarded calls. */
+shmd_producer *shmd_producer_new(shmd_client *client, const char *stream); /* zeros; holds the client. NULL: no memory */
+void shmd_producer_free(shmd_producer *producer);
+int shmd_producer_forked(const shmd_producer *producer);         /* SHMD_E_FORKED with its text */
 int shmd_producer_check_length(const shmd_producer *producer, uint64_t length);
 int shmd_commit_flags(shmd_producer *producer, uint32_t length, uint16_t type, uint16_t flags);
 int64_t shmd_publish_strided(shmd_producer *producer, const void *records, uint32_t record_bytes, uint64_t stride, uint64_t n, uint64_t timeout_ns);
@@ -247,6 +251,9 @@ void shmd_producer_unblocked(shmd_producer *producer);
 int shmd_producer_end(shmd_producer *producer, int aborted);     /* detaches, gives all back but the handle itself */
 
 /* A consumer's parts, likewise. */
+shmd_consumer *shmd_consumer_new(shmd_client *client, const char *stream);
+void shmd_consumer_free(shmd_consumer *consumer);
+int shmd_consumer_check_fork(const shmd_consumer *consumer);     /* SHMD_OK, SHMD_E_FORKED with its text */
 int shmd_consumer_wire(shmd_consumer *consumer, const shmd_epoch_record_t *record, uint32_t index, uint64_t start, uint64_t joined);
 uint64_t shmd_consumer_batch(shmd_consumer *consumer, uint64_t limit); /* of at most limit messages: how many to look for behind its position, which is there */
 void shmd_consumer_flow_begin(shmd_consumer *consumer);     /* in a new epoch */

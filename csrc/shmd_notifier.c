@@ -230,6 +230,8 @@ static int start(shmd_client *client)
 
 int shmd_consumer_watch(shmd_consumer *c, int fd)
 {
+    if (shmd_consumer_check_fork(c) != SHMD_OK)
+        return SHMD_E_FORKED;
     if (fd < 0 || c->watch != NULL)
         shmd_watch_end(c);
     if (fd < 0)
@@ -261,6 +263,8 @@ int shmd_consumer_watch(shmd_consumer *c, int fd)
 
 int shmd_consumer_settle(shmd_consumer *c)
 {
+    if (shmd_consumer_check_fork(c) != SHMD_OK)
+        return SHMD_E_FORKED;
     shmd_watch *w = c->watch;
     if (w == NULL)
         return shmd_fail(SHMD_E_INVALID, "stream %s: this consumer has no fd; give it one with shmd_consumer_watch", c->stream);

@@ -1,20 +1,11 @@
-/* shmd_process.c: who a process is: start time, PID namespace, and whether this one was forked. */
+/* shmd_process.c: who a process is: start time, PID namespace. */
 #include "shmd_internal.h"
 
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static uint32_t fork_generation;
-
-static void count_fork(void) { fork_generation++; }
-
-__attribute__((constructor)) static void watch_forks(void) { (void)pthread_atfork(NULL, NULL, count_fork); }
-
-uint32_t shmd_fork_generation(void) { return fork_generation; }
 
 int shmd_process_start_time(int64_t pid, uint64_t *start_time)
 {

@@ -71,6 +71,8 @@ static uint64_t unread(shmd_producer *p, uint64_t mask, uint32_t *gate)
 
 int shmd_producer_keep(shmd_producer *p, uint64_t bound)
 {
+    if (shmd_is_forked(p->fork_generation))
+        return shmd_producer_forked(p);
     if (p->seq != 0 || p->claim_open || bound == 0 || bound > p->mask + 1)
         return shmd_fail(SHMD_E_INVALID, "stream %s: keep %llu messages at seq %llu: expected 1 to %llu, before the first message", p->stream,
                          (unsigned long long)bound, (unsigned long long)p->seq, (unsigned long long)(p->mask + 1));
@@ -94,6 +96,8 @@ int shmd_producer_room(shmd_producer *p, uint64_t arena_need)
 {
     if (p->claim_open)
         return shmd_fail(SHMD_E_CLAIM, "stream %s: a claim is open; commit or abort it first", p->stream);
+    if (p->hot == NULL)
+        return shmd_producer_forked(p);
     if (shmd_load_acquire(&p->hot->state) != p->open_word)
         return shmd_producer_ended(p);
     shmd_store_release(&p->data->head, p->seq);
@@ -128,7 +132,7 @@ int shmd_producer_check_length(const shmd_producer *p, uint64_t length)
 {
     if (length <= p->max_message)
         return SHMD_OK;
-    return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: message of %llu bytes, its largest is %llu", p->stream, (unsigned long long)length,
+    return shmd_is_forked(p->fork_generation) ? shmd_producer_forked(p) : shmd_fail(SHMD_E_TOO_LARGE, "stream %s: message of %llu bytes, its largest is %llu", p->stream, (unsigned long long)length,
                      (unsigned long long)p->max_message);
 }
 
@@ -296,7 +300,10 @@ int shmd_claim(shmd_producer *p, uint32_t length, void **data)
     return SHMD_OK;
 }
 
-static int no_claim(const shmd_producer *p) { return shmd_fail(SHMD_E_CLAIM, "stream %s: no claim is open", p->stream); }
+static int no_claim(const shmd_producer *p)
+{
+    return shmd_is_forked(p->fork_generation) ? shmd_producer_forked(p) : shmd_fail(SHMD_E_CLAIM, "stream %s: no claim is open", p->stream);
+}
 
 int shmd_commit_flags(shmd_producer *p, uint32_t length, uint16_t type, uint16_t flags)
 {
@@ -388,14 +395,19 @@ static void write_records(shmd_producer *p, const unsigned char *from, uint32_t 
     p->bytes += n * record_bytes;
 }
 
+static int too_large_a_record(const shmd_producer *p, uint32_t record_bytes)
+{
+    return shmd_is_forked(p->fork_generation) ? shmd_producer_forked(p)
+               : shmd_fail(SHMD_E_TOO_LARGE, "stream %s: record of %u bytes, its slots carry %u", p->stream, record_bytes, p->inline_max);
+}
+
 int64_t shmd_publish_strided(shmd_producer *p, const void *records, uint32_t record_bytes, uint64_t stride, uint64_t n, uint64_t timeout_ns)
 {
     enum { CHUNK = 1024 };
     const unsigned char *from = records;
     uint64_t done = 0;
     uint64_t deadline_ns = timeout_ns == 0 ? 0 : shmd_deadline(timeout_ns);
-    int rc = record_bytes <= p->inline_max ? SHMD_OK
-                                           : shmd_fail(SHMD_E_TOO_LARGE, "stream %s: record of %u bytes, its slots carry %u", p->stream, record_bytes, p->inline_max);
+    int rc = record_bytes <= p->inline_max ? SHMD_OK : too_large_a_record(p, record_bytes);
     while (done < n && rc == SHMD_OK) {
         if (p->seq >= p->limit) {
             rc = shmd_producer_room(p, 0);
@@ -439,7 +451,7 @@ void shmd_producer_info(const shmd_producer *p, shmd_producer_info_t *out)
     out->stream_index = p->stream_index;
     out->lease_index = p->lease_index;
     uint32_t *lookers = (uint32_t *)(uintptr_t)&p->lookers;
-    if (shmd_look_begin(lookers, &p->closing) && p->client != NULL) {
+    if (shmd_look_begin(lookers, &p->closing) && p->client != NULL && p->hot != NULL) {
         out->consumers = (uint32_t)__builtin_popcountll(shmd_load_acquire(&p->hot->gate_mask));
         out->blocked_position = shmd_load_relaxed(&p->data->blocked_position);
     }

@@ -1,6 +1,7 @@
 /* shmd_producer_attach.c: a producer's attach (ask, map, confirm) and its end. */
 #include "shmd_internal.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 void shmd_producer_options_init(shmd_producer_options *options)
@@ -20,6 +21,29 @@ static void fill_request(shmd_request_t *request, const shmd_producer_options *o
     request->slot_bytes = options->slot_bytes;
     request->max_message = options->max_message;
     request->arena_bytes = options->arena_bytes;
+}
+
+static const size_t wiped_bytes = offsetof(struct shmd_producer, gate_count);
+
+shmd_producer *shmd_producer_new(shmd_client *client, const char *stream)
+{
+    shmd_producer *p = shmd_handle_new(sizeof *p, wiped_bytes);
+    if (p == NULL) {
+        (void)shmd_fail(SHMD_E_NO_MEMORY, "no memory for a producer");
+        return NULL;
+    }
+    p->client = client;
+    shmd_client_hold(client);
+    p->fork_generation = shmd_fork_generation();
+    (void)snprintf(p->stream, sizeof p->stream, "%s", stream);
+    return p;
+}
+
+void shmd_producer_free(shmd_producer *p) { shmd_handle_free(p, sizeof *p, wiped_bytes); }
+
+int shmd_producer_forked(const shmd_producer *p)
+{
+    return shmd_fail(SHMD_E_FORKED, "stream %s: this producer was made before fork; attach a new one in the child", p->stream);
 }
 
 static void give_back(shmd_producer *p)
@@ -87,21 +111,16 @@ int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_pro
     rc = shmd_client_attach(client, &request, &answer, options->timeout_ns);
     if (rc != SHMD_OK)
         return rc;
-    shmd_producer *p = aligned_alloc(SHMD_LINE_BYTES, shmd_round_up(sizeof *p, SHMD_LINE_BYTES));
+    shmd_producer *p = shmd_producer_new(client, request.stream);
     if (p == NULL) {
         shmd_client_give_up(client, &request);
-        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a producer");
+        return SHMD_E_NO_MEMORY;
     }
-    memset(p, 0, sizeof *p);
-    p->client = client;
-    shmd_client_hold(client);
-    p->fork_generation = shmd_fork_generation();
-    memcpy(p->stream, request.stream, sizeof p->stream);
     rc = wire_producer(p, &answer, options->min_consumers);
     if (rc != SHMD_OK) {
         rc = shmd_client_attach_failed(client, &request, &answer, rc);
         give_back(p);
-        free(p);
+        shmd_producer_free(p);
         return rc;
     }
     SHMD_FAILPOINT("attach.mapped");
@@ -116,7 +135,7 @@ int shmd_producer_end(shmd_producer *p, int aborted)
     int rc = SHMD_OK;
     if (p->claim_open)
         (void)shmd_abort(p);
-    if (p->fork_generation == shmd_fork_generation()) {
+    if (!shmd_is_forked(p->fork_generation)) {
         shmd_producer_unblocked(p);
         rc = shmd_client_detach(p->client, p->lease_id, SHMD_ROLE_PRODUCER, p->stream, aborted);
     }
@@ -127,7 +146,7 @@ int shmd_producer_end(shmd_producer *p, int aborted)
 static int end_and_free(shmd_producer *p, int aborted)
 {
     int rc = p == NULL ? SHMD_OK : shmd_producer_end(p, aborted);
-    free(p);
+    shmd_producer_free(p);
     return rc;
 }
 

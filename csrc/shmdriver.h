@@ -27,8 +27,11 @@ typedef struct shmd_arena_span {
     uint64_t end;                       /* arena position after it */
 } shmd_arena_span_t;
 
+enum { SHMD_HANDLE_ALIGN = 128 };
+
 struct shmd_producer {
-    /* What every publish reads; private memory, so nothing that a client can write steers it. */
+    /* What every publish reads; private memory, so nothing that a client can write steers it. A forked child finds all of
+     * this zeroed, up to `gate_count`: no room, no open claim (core/shmd_fork.h). */
     unsigned char *slots;
     uint64_t mask;                      /* slots - 1 */
     uint64_t seq;                       /* the next message's */
@@ -49,7 +52,6 @@ struct shmd_producer {
     uint64_t arena_offset;
     uint64_t arena_limit;
     uint64_t arena_intent;
-    shmd_arena_span_t *spans;           /* ring of `slots` entries */
     uint64_t span_head;
     uint64_t span_tail;
     /* the open claim */
@@ -57,8 +59,9 @@ struct shmd_producer {
     uint64_t claim_arena_bytes;         /* 0: inline */
     uint64_t claim_limit;               /* limit, put aside while the claim is open */
     uint32_t claim_length;
-    /* the rest */
-    uint32_t gate_count;
+    /* The rest, which a forked child keeps. */
+    uint32_t gate_count __attribute__((aligned(SHMD_HANDLE_ALIGN)));
+    shmd_arena_span_t *spans;           /* ring of `slots` entries */
     const shmd_gates_t *gates;
     shmd_mapping *mapping;
     uint64_t max_message;
@@ -86,6 +89,7 @@ struct shmd_producer {
     char stream[SHMD_NAME_BYTES];
 };
 
+/* A forked child finds all of it zeroed, up to `scratch`: nothing to read, nothing polled. */
 struct shmd_consumer {
     const unsigned char *slots;
     uint64_t mask;
@@ -111,8 +115,6 @@ struct shmd_consumer {
     const unsigned char *arena;
     uint64_t arena_bytes;
     uint64_t fence_mask;                /* a fence at every crossing of this many seqs */
-    unsigned char *scratch;             /* copies of what an ungated reader hands out */
-    uint64_t scratch_bytes;
     uint64_t fenced_at;                 /* position at the last fence */
     uint64_t shard;                     /* seq % stride of what it reads */
     uint64_t hold_seq;                  /* the caller still refers to what stands there; UINT64_MAX: to nothing */
@@ -123,7 +125,10 @@ struct shmd_consumer {
     uint32_t trial_after;               /* that often, and it tries one */
     uint64_t noted;                     /* the latency of what is below it was noted */
     uint32_t stamped;                   /* 1: this epoch's messages have timestamps */
-    /* the rest */
+    uint32_t ended;                     /* 0, or the negative code that every further read returns */
+    /* The rest, which a forked child keeps. */
+    unsigned char *scratch __attribute__((aligned(SHMD_HANDLE_ALIGN))); /* copies of what an ungated reader hands out */
+    uint64_t scratch_bytes;
     shmd_mapping *mapping;
     shmd_mapping *retired;              /* earlier one, until the caller's view of it is over */
     uint64_t mapping_serial;
@@ -138,7 +143,6 @@ struct shmd_consumer {
     uint32_t epoch;                     /* 0: none mapped */
     uint32_t last_epoch;                /* the newest one ever mapped */
     uint32_t record;
-    uint32_t ended;                     /* 0, or the negative code that every further read returns */
     uint32_t end_reason;
     uint32_t lease_index;
     uint32_t stream_index;

@@ -116,7 +116,8 @@ _ORDER = (
 )  # fmt: skip
 _TRIED = (
     (43, "reader used after its place was lost: evicted, lapped, revoked or sharded while bytes are in use",
-     "nothing that was overwritten is handed out as whole; the user can ask again", "eviction, laps, in steps"),
+     "nothing that was overwritten is handed out as whole; the user can ask again",
+     "eviction, laps, in steps"),
     (44, "a process that cannot be looked at: no descriptors, hidden /proc, zombie leader, other namespace",
      "unknown, treated as alive by whoever would free something", "RLIMIT_NOFILE, hidepid, pthread_exit"),
     (45, "fork that no handler saw", "the child's handles are refused; not a byte of the parent's is touched",

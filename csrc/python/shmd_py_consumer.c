@@ -52,8 +52,15 @@ static void exchange_buffer(consumer *c, PyObject *spare)
 
 /* ---- what was fetched --------------------------------------------------------------------- */
 
+static PyObject *recover(consumer *c, int64_t code, uint64_t timeout_ns)
+{
+    return shmd_py_call((PyObject *)c, SHMD_PY_RECOVER, "(LK)", (long long)code, (unsigned long long)timeout_ns);
+}
+
 static PyObject *next_of_run(consumer *c)
 {
+    if (is_forked(c))
+        return recover(c, SHMD_E_FORKED, 0);
     PyObject *message = shmd_py_message_packed(c->at, c->length);
     if (message == NULL)
         return NULL;
@@ -169,11 +176,6 @@ static int grow_buffer(consumer *c)
     return use_buffer(c, PyByteArray_FromStringAndSize(NULL, 2 * ((Py_ssize_t)c->run.batch.length + SHMD_PY_HEAD_BYTES)));
 }
 
-static PyObject *recover(consumer *c, int64_t code, uint64_t timeout_ns)
-{
-    return shmd_py_call((PyObject *)c, SHMD_PY_RECOVER, "(LK)", (long long)code, (unsigned long long)timeout_ns);
-}
-
 /* A message, None when none came in time or the consumer was attached anew, NULL with an exception. */
 static PyObject *fetch(consumer *c, uint64_t timeout_ns)
 {
@@ -182,6 +184,8 @@ static PyObject *fetch(consumer *c, uint64_t timeout_ns)
     PyObject *message = NULL;
     if (take_turn(c) < 0)
         return NULL;
+    if (is_forked(c))
+        return recover(c, SHMD_E_FORKED, timeout_ns);
     if (c->left != 0) /* a handler or another thread may have fetched meanwhile */
         return next_of_run(c);
     if (c->is_fetching) /* another thread, which is about to look at what it found */
@@ -413,6 +417,7 @@ static PyObject *consumer_make(PyTypeObject *type, PyObject *args, PyObject *key
     if (c == NULL)
         return NULL;
     c->handle.cdata = shmd_py_none();
+    c->generation = shmd_fork_generation();
     c->run.limit = RUN_MAX;
     if (use_buffer(c, PyByteArray_FromStringAndSize(NULL, BUFFER_BYTES)) < 0)
         Py_CLEAR(c);

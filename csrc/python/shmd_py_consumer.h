@@ -4,6 +4,8 @@
 
 #include "shmd_python.h"
 
+#include "core/shmd_fork.h"
+
 enum {
     SPARE_BUFFERS = 4,
     MESSAGE = 1, /* what is pending */
@@ -27,7 +29,20 @@ typedef struct consumer {
     shmd_batch_t pending_batch;
     Py_ssize_t pending_bytes;
     unsigned turns;    /* of fetching */
+    uint32_t generation; /* of the process that made it */
 } consumer;
+
+/* Whether this process is a forked child of the one that made it: also a child that ran no fork handlers. What was fetched
+ * is the parent's to hand out, and is forgotten here. */
+static inline int is_forked(consumer *c)
+{
+    if (__builtin_expect(!shmd_is_forked(c->generation), 1))
+        return 0;
+    c->left = 0;
+    c->pending = 0;
+    c->is_fetching = 0;
+    return 1;
+}
 
 /* Up to where the gate may go: the oldest seq that is, or is about to be, referred to. Read and used without letting go of
  * the GIL, or by who is fetching: nobody else adds holds. */

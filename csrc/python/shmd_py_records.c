@@ -37,6 +37,8 @@ PyObject *shmd_py_fetch_records(PyObject *self, PyObject *const *args, Py_ssize_
         given[i] = PyLong_AsUnsignedLongLong(args[i]);
     if (PyErr_Occurred() || take_turn(c) < 0)
         return NULL;
+    if (is_forked(c))
+        return PyLong_FromLong(SHMD_E_FORKED);
     if (c->is_fetching)
         return PyLong_FromLong(SHMD_E_CONCURRENT);
     if (check_pending(c, RECORDS) < 0)

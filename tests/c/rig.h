@@ -49,6 +49,7 @@ static inline void rig_authority(rig_t *rig)
     rig->client.lease_max = params.lease_max;
     rig->client.stream_max = params.stream_max;
     rig->client.boot_id = params.boot_id;
+    rig->client.fork_generation = shmd_fork_generation();
     shmd_notifier_init(&rig->client.notifier);
 }
 
@@ -196,8 +197,8 @@ static inline uint64_t rig_lease(rig_t *rig, uint32_t index, uint32_t state)
 
 static inline shmd_producer *rig_producer(rig_t *rig)
 {
-    shmd_producer *p = test_memory(sizeof *p);
-    p->client = &rig->client;
+    shmd_producer *p = shmd_producer_new(&rig->client, "rig");
+    CHECK(p != NULL);
     p->slots = rig->ring;
     p->mask = rig->geometry.slots - 1;
     p->bound = rig->geometry.slots;
@@ -218,8 +219,6 @@ static inline shmd_producer *rig_producer(rig_t *rig)
     p->lease_id = rig_lease(rig, 0, SHMD_LEASE_ACTIVE);
     p->epoch = RIG_EPOCH;
     p->stream_id = RIG_STREAM_ID;
-    p->fork_generation = shmd_fork_generation();
-    memcpy(p->stream, "rig", 4);
     if (p->arena_bytes != 0)
         p->spans = test_memory(rig->geometry.slots * sizeof *p->spans);
     return p;
@@ -238,14 +237,14 @@ static inline void rig_producer_arena_at(shmd_producer *p, uint64_t position)
 static inline void rig_producer_free(shmd_producer *p)
 {
     free(p->spans);
-    free(p);
+    shmd_producer_free(p);
 }
 
 /* A consumer of the rig's epoch on this gate. As the driver's attach and the client's do it. */
 static inline shmd_consumer *rig_consumer(rig_t *rig, uint32_t gate, uint32_t delivery, uint32_t wait, int oldest, uint32_t flags)
 {
-    shmd_consumer *c = test_memory(sizeof *c);
-    c->client = &rig->client;
+    shmd_consumer *c = shmd_consumer_new(&rig->client, "rig");
+    CHECK(c != NULL);
     c->delivery = delivery;
     c->wait = wait;
     c->flags = flags;
@@ -257,8 +256,6 @@ static inline shmd_consumer *rig_consumer(rig_t *rig, uint32_t gate, uint32_t de
     c->gated_from = UINT64_MAX;
     c->stride = 1;
     c->hold_seq = UINT64_MAX;
-    c->fork_generation = shmd_fork_generation();
-    memcpy(c->stream, "rig", 4);
     uint64_t start = 0;
     uint64_t joined = shmd_epoch_join(rig->hot, rig->data, rig->gates, &rig->geometry, gate, delivery == SHMD_DELIVERY_RELIABLE,
                                       wait != SHMD_WAIT_SPIN, c->lease_id, oldest, &start);
@@ -279,7 +276,7 @@ static inline void rig_consumer_free(shmd_consumer *c)
     shmd_mapping_free(c->mapping);
     shmd_mapping_free(c->retired);
     free(c->scratch);
-    free(c);
+    shmd_consumer_free(c);
 }
 
 /* What an ungated reader needs. */

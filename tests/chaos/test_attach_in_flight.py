@@ -19,6 +19,7 @@ from shmdriver.errors import DriverUnavailable
 from tests.chaos.stage import PATIENCE_S, Stage, Zygote, wait_until
 from tests.chaos.test_faults import striking
 from tests.driver_rig import View
+from tests.integration.test_client_processes import in_child
 
 __all__ = ["striking"]
 
@@ -261,3 +262,24 @@ def test_attach_whose_driver_ends_before_it_is_mapped_says_so(
         late.go_on()
         assert late.join() != 0
         assert "DriverUnavailable" in late.log_text()
+
+
+# ---- the client's process forks
+
+
+@pytest.mark.fault(45, how="os.fork with an attach unanswered")
+def test_attach_stays_the_parents_when_its_process_forks_meanwhile(
+    stage: Stage, connect: Callable[..., shmdriver.Client], watch: Watch
+) -> None:
+    client = connect()
+    reader = client.consumer("s")
+    attach, _ = in_flight(stage, client, watch)
+    assert in_child(lambda: reader.read(timeout=0)).startswith("ForkedHandleError")
+    assert stage.driver is not None
+    stage.driver.go_on()
+    producer = attach.result()
+    assert in_child(lambda: producer.publish(b"the child's")).startswith("ForkedHandleError")
+    producer.publish(b"the parent's")
+    message = reader.read(timeout=PATIENCE_S)
+    assert message is not None
+    assert bytes(message) == b"the parent's"

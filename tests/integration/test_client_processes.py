@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle
+import platform
+import select
 import signal
 import threading
 
@@ -87,10 +90,18 @@ def test_a_producer_that_dies_is_lost_after_all_that_it_committed(client, method
         join(child)
 
 
-def in_child(action):
+C = ctypes.PyDLL(None)  # keeps the GIL, which another thread of the parent may have taken in the meantime
+WAYS_TO_FORK = {"os.fork": os.fork}  # the others run no fork handlers, neither C's nor Python's
+if hasattr(C, "_Fork"):
+    WAYS_TO_FORK["_Fork"] = C._Fork
+if platform.machine() == "x86_64":
+    WAYS_TO_FORK["clone"] = lambda: C.syscall(56, int(signal.SIGCHLD), 0, 0, 0, 0)
+
+
+def in_child(action, fork=os.fork):
     """Runs ``action`` in a forked child; what it returned, as text."""
     reader, writer = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             os.write(writer, str(action()).encode())
@@ -106,7 +117,9 @@ def in_child(action):
 
 
 @pytest.mark.fault(36)
-def test_handles_refuse_in_a_forked_child_and_the_parent_goes_on(client):
+@pytest.mark.fault(45, how="os.fork, _Fork, raw clone")
+@pytest.mark.parametrize("fork", WAYS_TO_FORK.values(), ids=list(WAYS_TO_FORK))
+def test_handles_refuse_in_a_forked_child_and_the_parent_goes_on(client, fork):
     with client.consumer("s") as into, client.producer("s") as out:
         for n in range(10):
             out.publish(b"%d" % n)
@@ -120,10 +133,54 @@ def test_handles_refuse_in_a_forked_child_and_the_parent_goes_on(client):
             lambda: next(iter(into)),
             lambda: into.close(),
         ):
-            assert in_child(action).startswith("ForkedHandleError"), action
+            assert in_child(action, fork).startswith("ForkedHandleError"), action
         assert [bytes(into.read(timeout=PATIENCE_S)) for _ in range(9)] == [b"%d" % n for n in range(1, 10)]
         out.publish(b"still")
         assert bytes(into.read(timeout=PATIENCE_S)) == b"still"
+
+
+@pytest.mark.fault(45, how="a claim is open")
+@pytest.mark.parametrize("fork", WAYS_TO_FORK.values(), ids=list(WAYS_TO_FORK))
+def test_a_claim_that_was_open_at_a_fork_stays_the_parents(client, fork):
+    with client.consumer("s") as into, client.producer("s", max_message=4096) as out:
+        claim = out.claim(4096)
+        claim.view[:] = b"p" * 4096
+        for action in (claim.commit, claim.abort, lambda: out.publish(b"x"), lambda: out.claim(8)):
+            assert in_child(action, fork).startswith("ForkedHandleError"), action
+        claim.commit()
+        assert bytes(into.read(timeout=PATIENCE_S)) == b"p" * 4096
+
+
+@pytest.mark.fault(45, how="another thread waits")
+@pytest.mark.parametrize("fork", WAYS_TO_FORK.values(), ids=list(WAYS_TO_FORK))
+def test_a_fork_while_another_thread_waits_is_noticed(client, fork):
+    with client.consumer("s") as into, client.producer("s") as out:
+        got: list[bytes] = []
+        waiter = threading.Thread(target=lambda: got.append(bytes(into.read(timeout=PATIENCE_S))))
+        waiter.start()
+        for action in (lambda: into.read(timeout=0), lambda: out.publish(b"x"), into.close):
+            assert in_child(action, fork).startswith("ForkedHandleError"), action
+        out.publish(b"for the parent")
+        waiter.join(PATIENCE_S)
+        assert got == [b"for the parent"]
+
+
+@pytest.mark.fault(45, how="an fd is watched, messages are fetched ahead")
+@pytest.mark.parametrize("fork", WAYS_TO_FORK.values(), ids=list(WAYS_TO_FORK))
+def test_a_fork_leaves_a_watched_fd_and_what_was_fetched_ahead_to_the_parent(client, fork):
+    with client.consumer("s") as into, client.producer("s") as out:
+        fd = into.fileno()
+        for n in range(10):
+            out.publish(b"%d" % n)
+        assert bytes(into.read(timeout=PATIENCE_S)) == b"0"
+        assert bytes(into.read(timeout=PATIENCE_S)) == b"1"
+        assert into.buffered > 0
+        for action in (lambda: into.read(timeout=0), lambda: next(iter(into))):
+            assert in_child(action, fork).startswith("ForkedHandleError"), action
+        assert select.select([fd], [], [], 0) == ([fd], [], [])
+        assert [bytes(into.read(timeout=0)) for _ in range(8)] == [b"%d" % n for n in range(2, 10)]
+        assert into.read(timeout=0) is None
+        assert select.select([fd], [], [], 0) == ([], [], [])
 
 
 def test_a_forked_child_that_drops_handles_ends_nothing(client):
