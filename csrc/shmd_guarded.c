@@ -6,6 +6,8 @@
 #include <sched.h>
 #include <stdlib.h>
 
+uint64_t shmd_guard_patience_ns = 500000000;
+
 /* ---- what guards a handle --------------------------------------------------------------- */
 
 /* A closed handle stays, as a tombstone, until its owner frees it: a thread that still has its address is told so. */
@@ -20,31 +22,36 @@ int shmd_guard_refuse(const shmd_guard_t *guard, int code)
 
 int shmd_guard_none(const char *what) { return shmd_fail(SHMD_E_CLOSED, "%s: this handle is closed", what); }
 
-/* A thread that waits inside sees `closing` and leaves; one that stays for half a second keeps the handle. */
+/* Takes `busy`: 1; 0: it is closed already; SHMD_E_CONCURRENT. A thread that waits inside sees `closing` and leaves. */
+static int take_from_others(const shmd_guard_t *guard, uint64_t deadline_ns)
+{
+    while (shmd_exchange32(guard->busy, 1) != 0) {
+        if (shmd_is_closed(guard->closing))
+            return 0;
+        if (shmd_now_ns() > deadline_ns)
+            return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this %s; it was not closed", guard->stream, guard->what);
+        (void)sched_yield();
+    }
+    if (!shmd_is_closed(guard->closing))
+        return 1;
+    shmd_handle_leave(guard->busy);
+    return 0;
+}
+
 int shmd_guard_take_over(const shmd_guard_t *guard)
 {
-    enum { PATIENCE_NS = 500000000 };
-    uint64_t deadline_ns = shmd_deadline(PATIENCE_NS);
-    if (shmd_load32_acquire(guard->closing) == SHMD_HANDLE_CLOSED)
+    uint64_t deadline_ns = shmd_deadline(shmd_load_relaxed(&shmd_guard_patience_ns));
+    if (shmd_is_closed(guard->closing))
         return 0;
     if (shmd_is_forked(guard->fork_generation))
         return shmd_guard_refuse(guard, SHMD_E_FORKED);
-    (void)shmd_cas32(guard->closing, SHMD_HANDLE_OPEN, SHMD_HANDLE_CLOSING);
-    while (shmd_exchange32(guard->busy, 1) != 0) {
-        if (shmd_load32_acquire(guard->closing) == SHMD_HANDLE_CLOSED)
-            return 0;
-        if (shmd_now_ns() > deadline_ns) {
-            (void)shmd_cas32(guard->closing, SHMD_HANDLE_CLOSING, SHMD_HANDLE_OPEN);
-            return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this %s; it was not closed", guard->stream, guard->what);
-        }
-        (void)sched_yield();
-    }
-    if (shmd_load32_acquire(guard->closing) != SHMD_HANDLE_CLOSED) {
+    (void)shmd_add32(guard->closing, SHMD_HANDLE_CLOSING);
+    int rc = take_from_others(guard, deadline_ns);
+    if (rc == 1)
         shmd_await_lookers(guard->lookers);
-        return 1;
-    }
-    shmd_handle_leave(guard->busy);
-    return 0;
+    else
+        (void)shmd_sub32(guard->closing, SHMD_HANDLE_CLOSING);
+    return rc;
 }
 
 /* ---- producer --------------------------------------------------------------------------- */
@@ -175,6 +182,6 @@ int shmd_guarded_memory(shmd_producer *p, shmd_memory_t *out)
 
 void shmd_guarded_producer_free(shmd_producer *p)
 {
-    if (p != NULL && shmd_load32_acquire(&p->closing) == SHMD_HANDLE_CLOSED)
+    if (p != NULL && shmd_is_closed(&p->closing))
         shmd_producer_free(p);
 }

@@ -388,6 +388,6 @@ int shmd_guarded_consumer_close(shmd_consumer *c)
 
 void shmd_guarded_consumer_free(shmd_consumer *c)
 {
-    if (c != NULL && shmd_load32_acquire(&c->closing) == SHMD_HANDLE_CLOSED)
+    if (c != NULL && shmd_is_closed(&c->closing))
         shmd_consumer_free(c);
 }

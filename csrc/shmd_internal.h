@@ -182,8 +182,10 @@ int shmd_lease_live(const shmd_client *client, uint32_t lease_index, uint64_t le
 
 int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *record, uint32_t role, shmd_mapping **out);
 
-/* What `closing` of a handle says. */
-enum { SHMD_HANDLE_OPEN = 0, SHMD_HANDLE_CLOSING = 1, SHMD_HANDLE_CLOSED = 2 };
+/* `closing` of a handle: how many threads are closing it now, and whether it is closed. Each closer takes only its own mark
+ * back, so one that gives up does not open the handle for the others. */
+enum { SHMD_HANDLE_OPEN = 0, SHMD_HANDLE_CLOSING = 1, SHMD_HANDLE_CLOSED = 1 << 30 };
+static inline int shmd_is_closed(const uint32_t *closing) { return (shmd_load32_acquire(closing) & SHMD_HANDLE_CLOSED) != 0; }
 
 /* What guards a handle: its words and its name. */
 typedef struct shmd_guard {
@@ -197,6 +199,7 @@ typedef struct shmd_guard {
 
 static inline void shmd_handle_leave(uint32_t *busy) { shmd_store32_release(busy, 0); }
 
+extern uint64_t shmd_guard_patience_ns; /* how long a closer waits for a thread that stays inside; a test may set it */
 int shmd_guard_refuse(const shmd_guard_t *guard, int code); /* code, with its text */
 int shmd_guard_none(const char *what);                      /* SHMD_E_CLOSED: there never was a handle */
 /* 1: the caller has the handle, ends it and calls shmd_guard_closed; 0: it is closed already; SHMD_E_FORKED, SHMD_E_CONCURRENT. */
@@ -207,9 +210,9 @@ static inline int shmd_guard_enter(const shmd_guard_t *guard)
 {
     if (shmd_is_forked(guard->fork_generation))
         return shmd_guard_refuse(guard, SHMD_E_FORKED);
-    if (shmd_exchange32(guard->busy, 1) != 0)
-        return shmd_guard_refuse(guard, SHMD_E_CONCURRENT);
-    if (shmd_load32_acquire(guard->closing) != SHMD_HANDLE_CLOSED)
+    if (shmd_exchange32(guard->busy, 1) != 0) /* the other thread may be one that closes it */
+        return shmd_guard_refuse(guard, shmd_load32_acquire(guard->closing) != SHMD_HANDLE_OPEN ? SHMD_E_CLOSED : SHMD_E_CONCURRENT);
+    if (!shmd_is_closed(guard->closing))
         return SHMD_OK;
     shmd_handle_leave(guard->busy);
     return shmd_guard_refuse(guard, SHMD_E_CLOSED);
@@ -226,7 +229,7 @@ static inline int shmd_look_begin(uint32_t *lookers, const uint32_t *closing)
 
 static inline void shmd_look_end(uint32_t *lookers) { (void)shmd_sub32(lookers, 1); /* H1: after the look */ }
 
-/* Who is told by its flag that nobody may look any more: until those that look have looked. Only after the flag was stored. */
+/* Waits until nobody looks any more. Only after the flag was stored that lets nobody begin to look; it stays while this waits. */
 static inline void shmd_await_lookers(const uint32_t *lookers)
 {
     shmd_fence_seq_cst(); /* H1: the flag before this, who looks after it; pairs with shmd_look_begin */
@@ -236,7 +239,7 @@ static inline void shmd_await_lookers(const uint32_t *lookers)
 
 static inline void shmd_guard_closed(const shmd_guard_t *guard)
 {
-    shmd_store32_release(guard->closing, SHMD_HANDLE_CLOSED);
+    (void)shmd_add32(guard->closing, SHMD_HANDLE_CLOSED - SHMD_HANDLE_CLOSING);
     shmd_handle_leave(guard->busy);
 }
 

@@ -138,6 +138,105 @@ static void test_two_threads_may_close_one_handle(void)
     }
 }
 
+static void *close_consumer(void *consumer) { return (void *)(intptr_t)shmd_guarded_consumer_close(consumer); }
+
+/* A rig whose driver has ended, so that a close asks nobody; and a reliable consumer of it. */
+static shmd_consumer *rig_that_ended(rig_t *rig)
+{
+    rig_start(rig, 64, 64, 0, 0);
+    rig->client.references = 100; /* the rig's own */
+    rig->client.client_id = 5;
+    rig->authority->exit_kind = SHMD_EXIT_CLEAN;
+    return rig_consumer(rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, 0);
+}
+
+/* fault: 46 (one closer gives up while the other waits) */
+static void test_a_closer_that_gives_up_lets_nobody_look_while_another_closes(void)
+{
+    rig_t rig;
+    shmd_consumer *c = rig_that_ended(&rig);
+    CHECK_EQ(shmd_exchange32(&c->busy, 1), 0); /* this thread stays inside */
+    shmd_store_relaxed(&shmd_guard_patience_ns, UINT64_MAX);
+    pthread_t patient = test_thread(close_consumer, c);
+    while (shmd_load32_acquire(&c->closing) == SHMD_HANDLE_OPEN)
+        (void)sched_yield();
+    shmd_store_relaxed(&shmd_guard_patience_ns, 0);
+    CHECK_EQ(shmd_guarded_consumer_close(c), SHMD_E_CONCURRENT);
+    CHECK(shmd_load32_acquire(&c->closing) != SHMD_HANDLE_OPEN);
+    CHECK(!shmd_consumer_look_begin(c));
+    CHECK_EQ(shmd_guarded_release(c, UINT64_MAX), SHMD_E_CLOSED); /* not "another thread is inside" */
+    shmd_handle_leave(&c->busy);
+    test_join(patient);
+    CHECK(shmd_is_closed(&c->closing));
+    shmd_guarded_consumer_free(c);
+    rig_stop(&rig);
+}
+
+static void test_a_handle_that_nobody_could_close_is_open_as_before(void)
+{
+    rig_t rig;
+    shmd_consumer *c = rig_that_ended(&rig);
+    shmd_store_relaxed(&shmd_guard_patience_ns, 0);
+    CHECK_EQ(shmd_exchange32(&c->busy, 1), 0);
+    CHECK_EQ(shmd_guarded_consumer_close(c), SHMD_E_CONCURRENT);
+    CHECK_EQ(shmd_guarded_consumer_close(c), SHMD_E_CONCURRENT);
+    shmd_handle_leave(&c->busy);
+    CHECK_EQ(shmd_load32_acquire(&c->closing), SHMD_HANDLE_OPEN);
+    CHECK(shmd_consumer_look_begin(c));
+    shmd_consumer_look_end(c);
+    CHECK_EQ(shmd_guarded_release(c, UINT64_MAX), SHMD_OK);
+    CHECK_EQ(shmd_guarded_consumer_close(c), SHMD_OK);
+    CHECK_EQ(shmd_guarded_consumer_close(c), SHMD_OK);
+    CHECK_EQ(shmd_guarded_release(c, UINT64_MAX), SHMD_E_CLOSED);
+    shmd_guarded_consumer_free(c);
+    rig_stop(&rig);
+}
+
+static void *look_until_closed(void *consumer)
+{
+    const shmd_consumer *c = consumer;
+    uint64_t heads = 0;
+    while (!shmd_is_closed(&c->closing)) {
+        if (shmd_consumer_look_begin(c)) {
+            heads += shmd_load_acquire(&c->data->head); /* of a mapping that the closer unmaps */
+            shmd_consumer_look_end(c);
+        }
+    }
+    return (void *)(uintptr_t)heads;
+}
+
+static void *go_in_and_out(void *consumer)
+{
+    int rc;
+    while ((rc = shmd_guarded_release(consumer, UINT64_MAX)) != SHMD_E_CLOSED || !shmd_is_closed(&((shmd_consumer *)consumer)->closing))
+        CHECK(rc == SHMD_OK || rc == SHMD_E_CONCURRENT || rc == SHMD_E_CLOSED);
+    return NULL;
+}
+
+static void *close_at_last(void *consumer)
+{
+    while (shmd_guarded_consumer_close(consumer) != SHMD_OK)
+        continue;
+    return NULL;
+}
+
+static void test_closers_lookers_and_a_caller_meet(void)
+{
+    shmd_store_relaxed(&shmd_guard_patience_ns, 0); /* gives up whenever another thread is inside */
+    for (uint64_t i = 0; i < test_scale(300); i++) {
+        rig_t rig;
+        shmd_consumer *c = rig_that_ended(&rig);
+        pthread_t threads[] = {test_thread(look_until_closed, c), test_thread(go_in_and_out, c), test_thread(close_at_last, c),
+                               test_thread(close_at_last, c)};
+        for (size_t t = 0; t < sizeof threads / sizeof threads[0]; t++)
+            test_join(threads[t]);
+        CHECK_EQ(c->closing, SHMD_HANDLE_CLOSED); /* no mark is left */
+        shmd_guarded_consumer_free(c);
+        rig_stop(&rig);
+    }
+    shmd_store_relaxed(&shmd_guard_patience_ns, 500000000);
+}
+
 static void *poll_past_the_end(void *consumer)
 {
     shmd_message message;
@@ -221,6 +320,9 @@ int main(void)
     RUN(test_a_length_that_no_producer_may_send_is_passed_over);
     RUN(test_records_are_not_copied_into_a_buffer_that_is_too_small);
     RUN(test_two_threads_may_close_one_handle);
+    RUN(test_a_closer_that_gives_up_lets_nobody_look_while_another_closes);
+    RUN(test_a_handle_that_nobody_could_close_is_open_as_before);
+    RUN(test_closers_lookers_and_a_caller_meet);
     RUN(test_an_epoch_stays_mapped_while_another_thread_looks_at_it);
 #ifndef __SANITIZE_THREAD__ /* positions and counts are read as they stand, one word each */
     RUN(test_threads_look_at_a_consumer_that_goes_through_epochs);
