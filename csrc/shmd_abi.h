@@ -852,6 +852,10 @@ int64_t shmd_poll_many(shmd_consumer *consumer, shmd_message *out, uint64_t limi
     /* as many as there are, at most limit; for a few calls after one that found several it gives its producer up to 32
        pauses (well under 1 us) to get ahead, and then takes what is there */
 int shmd_advance(shmd_consumer *consumer);
+    /* over all that the last poll handed out; SHMD_E_REVOKED, and nothing moves, unless it was protected until now: what was
+       made of it may be made of a later message's bytes */
+int shmd_consumer_valid(const shmd_consumer *consumer);
+    /* 1: the producer has overwritten nothing that the last poll handed out; 0: it may have, because the lease has ended */
 int shmd_wait(shmd_consumer *consumer, uint64_t timeout_ns);      /* 1 something to see, 0 timeout, SHMD_E_INTERRUPTED */
 int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns); /* how many have something to see */
 int shmd_consumer_watch(shmd_consumer *consumer, int fd);
@@ -860,7 +864,7 @@ int shmd_consumer_watch(shmd_consumer *consumer, int fd);
        it readable; then the caller may close it. One thread a client feeds all of them. -1: no more. */
 int shmd_consumer_settle(shmd_consumer *consumer);         /* 1: there is more, fd stays readable; 0: fd is not readable until there is */
 int shmd_copy(shmd_consumer *consumer, void *out, uint64_t out_bytes, shmd_message *message);
-    /* for ungated consumers: the next message, copied and verified; 1, 0, SHMD_E_TOO_LARGE (message->length says), ... */
+    /* the next message, copied whole, verified after its last byte; 1, 0, SHMD_E_TOO_LARGE (message->length says), ... */
 void shmd_consumer_info(const shmd_consumer *consumer, shmd_consumer_info_t *out);
 void shmd_consumer_begin_at(shmd_consumer *consumer, uint32_t epoch, uint64_t seq);
     /* right after an attach: what stands before seq of that epoch was read by the attach before, and is passed over */
@@ -910,6 +914,9 @@ void shmd_guarded_consumer_free(shmd_consumer *consumer);                /* a cl
 int shmd_guarded_consumer_mapping(shmd_consumer *consumer, shmd_mapping **out); /* the current one with one more hold, the caller's; NULL without an epoch */
 uint64_t shmd_consumer_copies(const shmd_consumer *consumer);
     /* how many bytes of one message the next fetch may have to copy; UINT64_MAX: not known, or it may have an epoch to map or unmap */
+int shmd_mapping_protects(const shmd_mapping *mapping, const shmd_epoch_hot_t *hot, uint32_t gate, uint64_t lease_id);
+    /* 1: what the reliable consumer of that lease was handed out in this mapping is still what was published: its bit stands, or it
+       has left the epoch. hot: the epoch's, NULL when its record serves another by now */
 void shmd_mapping_hold(shmd_mapping *mapping);                           /* one more owner */
 void shmd_mapping_free(shmd_mapping *mapping);                           /* one owner less; unmaps with the last */
 uint32_t shmd_fork_generation(void);                                     /* grows in every forked child */

@@ -70,6 +70,7 @@ static void unmap(shmd_consumer *c)
     c->epoch = 0;
     c->polled = 0;
     c->bound = c->look_until = 0; /* the fast turn finds nothing to read */
+    c->gated_from = UINT64_MAX;   /* nothing is handed out in place any more */
     c->gate = NULL;
     c->data = NULL;
     moved(c);
@@ -389,6 +390,7 @@ static void pass_others(shmd_consumer *c)
     if (to <= c->gate_published || c->position < c->gated_from)
         return;
     shmd_store_release(&c->gate->position, to); /* C2 */
+    shmd_store_relaxed(&c->gate->cursor, c->position);
     c->gate_published = to;
     c->fenced_at = UINT64_MAX;
 }
@@ -461,6 +463,14 @@ int shmd_poll(shmd_consumer *c, shmd_message *out) { return shmd_poll_inline(c, 
 
 int shmd_advance(shmd_consumer *c) { return shmd_advance_inline(c); }
 
+int shmd_consumer_valid(const shmd_consumer *c) { return shmd_consumer_valid_inline(c); }
+
+int shmd_consumer_overwritten(shmd_consumer *c)
+{
+    c->polled = 0;
+    return shmd_consumer_look(c); /* a bit that is cleared stays so */
+}
+
 int shmd_copy(shmd_consumer *c, void *out, uint64_t out_bytes, shmd_message *message)
 {
     int rc = shmd_poll_inline(c, message);
@@ -470,6 +480,8 @@ int shmd_copy(shmd_consumer *c, void *out, uint64_t out_bytes, shmd_message *mes
         return shmd_fail(SHMD_E_TOO_LARGE, "stream %s: message %llu has %u bytes, the buffer %llu", c->stream, (unsigned long long)message->seq,
                          message->length, (unsigned long long)out_bytes);
     shmd_copy_from_shared(out, message->data, message->length);
+    if (!shmd_consumer_valid_inline(c)) /* C1: after the last byte */
+        return shmd_consumer_overwritten(c);
     message->data = out;
     return 1;
 }

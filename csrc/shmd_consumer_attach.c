@@ -142,11 +142,19 @@ uint64_t shmd_consumer_delivered(const shmd_consumer *c)
     return shmd_min(delivered, shmd_load_acquire(&c->data->head)); /* a claim of a consumer: no further than there are messages */
 }
 
+/* Over messages that it does not want. A producer that keeps what is unread waits until it is told. */
+static void pass_over(shmd_consumer *c, uint64_t seq)
+{
+    if (c->data == NULL || seq <= c->position)
+        return;
+    c->position = shmd_shard_next(c, seq);
+    shmd_store_release(&c->gate->cursor, c->position); /* C2 */
+}
+
 void shmd_consumer_resume(shmd_consumer *c)
 {
     c->resumes = 1;
-    if (c->data != NULL && c->position < shmd_consumer_delivered(c))
-        c->position = shmd_shard_next(c, shmd_consumer_delivered(c));
+    pass_over(c, shmd_consumer_delivered(c));
 }
 
 /* Whether the epoch that is mapped has ended so that nobody can be wired to it any more, and nobody is; and where it ends. Only
@@ -185,8 +193,8 @@ int shmd_consumer_drain(shmd_consumer *c)
 
 void shmd_consumer_begin_at(shmd_consumer *c, uint32_t epoch, uint64_t seq)
 {
-    if (c->data != NULL && c->epoch == epoch && seq > c->position)
-        c->position = shmd_shard_next(c, seq);
+    if (c->epoch == epoch)
+        pass_over(c, seq);
 }
 
 static uint64_t end_seq(const shmd_consumer *c)

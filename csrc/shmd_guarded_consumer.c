@@ -48,6 +48,13 @@ static void took(shmd_consumer *c, uint64_t n)
         shmd_store_release(&c->gate->delivered, c->position);
 }
 
+/* What stays in place is the caller's from here on, whose next hold is told with its next fetch: the gate may move before that. */
+static void took_in_place(shmd_consumer *c, uint64_t n)
+{
+    c->hold_seq = shmd_min(c->hold_seq, c->position);
+    took(c, n);
+}
+
 /* Nothing to read and the producer waits at the very place where this consumer's own views hold the gate. */
 static int is_self_blocked(const shmd_consumer *c, uint64_t hold_seq)
 {
@@ -154,7 +161,7 @@ static int64_t fetch_run(shmd_consumer *c, const shmd_message *m, uint64_t limit
     uint64_t each = 20 + (uint64_t)m->length;
     describe(c, m, batch);
     if (in_place && (m->flags & SHMD_FLAG_ARENA) != 0) {
-        took(c, 1);
+        took_in_place(c, 1);
         return 1;
     }
     if (each > out_bytes)
@@ -245,7 +252,7 @@ static int64_t fetch_records(shmd_consumer *c, uint64_t limit, uint32_t record_b
             c->polled = 0;
             return shmd_consumer_look(c) < 0 ? -(int64_t)c->ended : 0;
         }
-        took(c, n);
+        took_in_place(c, n);
     } else {
         shmd_message m;
         batch->copied = 1;
@@ -255,8 +262,8 @@ static int64_t fetch_records(shmd_consumer *c, uint64_t limit, uint32_t record_b
             shmd_copy_from_shared(out + n * record_bytes, c->scratch, record_bytes);
             n++;
             took(c, 1);
-        } while (n < most && shmd_consumer_is_protected(c) == 0 && shmd_poll_inline(c, &m) == 1 && m.length == record_bytes && m.seq == batch->seq + n * c->stride &&
-                 c->mapping_serial == batch->mapping_serial);
+        } while (n < most && shmd_consumer_is_protected(c) == 0 && shmd_poll_inline(c, &m) == 1 && m.length == record_bytes && m.flags == batch->flags &&
+                 m.seq == batch->seq + n * c->stride && c->mapping_serial == batch->mapping_serial);
         c->polled = 0;
     }
     batch->count = n;

@@ -79,6 +79,16 @@ int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *reco
     return SHMD_OK;
 }
 
+int shmd_mapping_protects(const shmd_mapping *mapping, const shmd_epoch_hot_t *hot, uint32_t gate, uint64_t lease_id)
+{
+    shmd_fence_acquire(); /* C1: the loads of the payload are done before those of the mask */
+    /* The mask, then the state: a record that serves another epoch by now has had its state changed before its masks. */
+    uint64_t mask = hot == NULL ? 0 : shmd_load_acquire(&hot->gate_mask);
+    if ((mask >> gate & 1) != 0 && shmd_load_acquire(&hot->state) >> 8 == mapping->epoch)
+        return 1;
+    return shmd_gate_left(mapping->gates, gate) == lease_id; /* D1: drained with its bit set; nobody writes to a sealed epoch */
+}
+
 void shmd_mapping_hold(shmd_mapping *mapping) { (void)shmd_add32(&mapping->owners, 1); }
 
 void shmd_mapping_free(shmd_mapping *mapping)

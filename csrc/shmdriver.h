@@ -5,7 +5,7 @@
  *
  *     shmd_publish   have room -> state still open? -> mark the slot -> write -> commit -> head -> wake
  *     shmd_poll      commit word -> header -> fence -> own bit and state -> hand out
- *     shmd_advance   gate -> wake a waiting producer
+ *     shmd_advance   own bit -> gate -> wake a waiting producer
  *
  * No system call and no allocation on it. Every slow turn (room, sleep, seal, next epoch) is a
  * function of shmd_producer.c or shmd_consumer.c. A handle belongs to one thread at a time.
@@ -117,7 +117,7 @@ struct shmd_consumer {
     uint64_t fence_mask;                /* a fence at every crossing of this many seqs */
     uint64_t fenced_at;                 /* position at the last fence */
     uint64_t shard;                     /* seq % stride of what it reads */
-    uint64_t hold_seq;                  /* the caller still refers to what stands there; UINT64_MAX: to nothing */
+    uint64_t hold_seq;                  /* the caller refers to what stands there, or did when it last said; UINT64_MAX: to nothing */
     uint64_t hold_ns;                   /* how long it keeps off a producer in flow; 0: its ring is too small for that */
     uint64_t caught_up_ns;              /* when it last had nothing left to read, */
     uint64_t caught_up_at;              /* and where */
@@ -166,6 +166,7 @@ int shmd_producer_ended(shmd_producer *producer);
 void shmd_producer_wake(shmd_producer *producer);
 int shmd_publish_large(shmd_producer *producer, const void *data, uint32_t length, uint16_t type, uint16_t flags);
 int shmd_poll_slow(shmd_consumer *consumer, shmd_message *out);
+int shmd_consumer_overwritten(shmd_consumer *consumer);     /* its bit is cleared: gives up what was handed out, and returns why */
 void shmd_consumer_wake_producer(shmd_consumer *consumer);
 void shmd_consumer_note(shmd_consumer *consumer, const shmd_message *message);  /* its latency, publish to read */
 void shmd_consumer_note_run(shmd_consumer *consumer, uint64_t n);               /* of n messages from its position, which its gate protects */
@@ -270,13 +271,25 @@ static inline int shmd_slot_describe(const shmd_slot_t *slot, uint64_t seq, uint
     return (fields & length_and_arena) <= inline_max;
 }
 
-/* 1 while this gated reader still holds its place and the epoch is as it last saw it. */
+/* 1 while the producer respects this gated reader's gate. */
+static inline int shmd_consumer_stands(const shmd_consumer *c)
+{
+    /* C1: acquire fence after the loads of the payload or the header, before the mask: pairs with the driver's seq_cst store
+     * of it. A cleared bit means that the producer may have overwritten what was read. */
+    shmd_fence_acquire();
+    return (shmd_load_relaxed(&c->hot->gate_mask) & c->gate_bit) != 0;
+}
+
+/* Likewise, and the epoch is as this reader last saw it. */
 static inline int shmd_consumer_unchanged(const shmd_consumer *c)
 {
-    /* C1: acquire fence after the loads of what is to be handed out, before the mask and the state: pairs with the
-     * driver's seq_cst stores of them. A cleared bit means that the producer may have overwritten what was read. */
-    shmd_fence_acquire();
-    return (shmd_load_relaxed(&c->hot->gate_mask) & c->gate_bit) != 0 && shmd_load_relaxed(&c->hot->state) == c->open_word;
+    return shmd_consumer_stands(c) && shmd_load_relaxed(&c->hot->state) == c->open_word;
+}
+
+/* Below gated_from the reader handed out a copy of its own. A handle that a fork has wiped has no hot. */
+static inline int shmd_consumer_valid_inline(const shmd_consumer *c)
+{
+    return c->position < c->gated_from || (c->hot != NULL && shmd_consumer_stands(c));
 }
 
 static inline int shmd_poll_inline(shmd_consumer *c, shmd_message *out)
@@ -296,25 +309,34 @@ static inline int shmd_poll_inline(shmd_consumer *c, shmd_message *out)
     return 1;
 }
 
-static inline int shmd_advance_inline(shmd_consumer *c)
+static inline void shmd_consumer_pass(shmd_consumer *c, uint64_t n, uint64_t position)
 {
-    uint64_t before = c->position;
-    uint64_t position = before + c->polled * c->stride;
-    if (position == before)
-        return SHMD_OK;
-    c->consumed += c->polled;
+    c->consumed += n;
     c->polled = 0;
     c->position = position;
     shmd_store_relaxed(&c->gate->cursor, position);
-    if (position > c->gated_from) { /* false for ungated ones, whose gated_from is the largest number */
-        shmd_store_release(&c->gate->position, position - c->slack); /* C2: after the loads of the payload; pairs with the producer's acquire load of the gate */
-        SHMD_FAILPOINT("gate.stored");
-        c->gate_published = position - c->slack;
-        if (__builtin_expect(((before ^ position) & c->fence_mask) != 0, 0))
-            shmd_fence_seq_cst(); /* C3: once every quarter ring, so that a waiting producer is not missed for long */
-        if (__builtin_expect((shmd_load32_relaxed(&c->data->room_waiting) & 0xff) == c->gate_index + 1, 0))
-            shmd_consumer_wake_producer(c);
+}
+
+static inline int shmd_advance_inline(shmd_consumer *c)
+{
+    uint64_t before = c->position, n = c->polled;
+    uint64_t position = before + n * c->stride;
+    if (position == before)
+        return SHMD_OK;
+    if (position <= c->gated_from) { /* true for ungated ones, whose gated_from is the largest number */
+        shmd_consumer_pass(c, n, position);
+        return SHMD_OK;
     }
+    if (__builtin_expect(!shmd_consumer_stands(c), 0))
+        return shmd_consumer_overwritten(c);
+    shmd_consumer_pass(c, n, position);
+    shmd_store_release(&c->gate->position, position - c->slack); /* C2: after the loads of the payload; pairs with the producer's acquire load of the gate */
+    SHMD_FAILPOINT("gate.stored");
+    c->gate_published = position - c->slack;
+    if (__builtin_expect(((before ^ position) & c->fence_mask) != 0, 0))
+        shmd_fence_seq_cst(); /* C3: once every quarter ring, so that a waiting producer is not missed for long */
+    if (__builtin_expect((shmd_load32_relaxed(&c->data->room_waiting) & 0xff) == c->gate_index + 1, 0))
+        shmd_consumer_wake_producer(c);
     return SHMD_OK;
 }
 
@@ -322,6 +344,7 @@ static inline int shmd_advance_inline(shmd_consumer *c)
 #define shmd_publish(producer, data, length, type) shmd_publish_inline(producer, data, length, type)
 #define shmd_poll(consumer, out) shmd_poll_inline(consumer, out)
 #define shmd_advance(consumer) shmd_advance_inline(consumer)
+#define shmd_consumer_valid(consumer) shmd_consumer_valid_inline(consumer)
 #endif
 
 #ifdef __cplusplus

@@ -103,6 +103,7 @@ static void call_all_of_consumer(shmd_consumer *c)
     FORKED(shmd_consumer_settle(c));
     (void)shmd_advance(c); /* nothing was polled in this process */
     (void)shmd_advance_inline(c);
+    CHECK_EQ(shmd_consumer_valid(c), 0);
     shmd_consumer_info(c, &info);
     must_be((int64_t)info.head, 0, "shmd_consumer_info: head");
     shmd_consumer_begin_at(c, RIG_EPOCH, 1);

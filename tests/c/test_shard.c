@@ -1,5 +1,6 @@
 /* Shards: which messages a consumer gets, where its gate stands, what it counts. And producers that keep what is unread,
- * with readers that resume. */
+ * with readers that resume.
+ * fault: 43, 52 (a view held while its shard idles; a getter's successor that has nothing to read) */
 #include "rig.h"
 
 static void publish_many(shmd_producer *p, uint64_t n)
@@ -73,6 +74,39 @@ static void test_a_shard_holds_the_producer_at_its_next_message(void)
     rig_consumer_free(c);
     rig_producer_free(p);
     rig_stop(&rig);
+}
+
+static void test_a_shards_gate_does_not_pass_what_its_caller_holds(void)
+{
+    for (int is_batch = 0; is_batch <= 1; is_batch++) {
+        rig_t rig;
+        unsigned char out[4096] = {0};
+        shmd_batch_t batch;
+        rig_start(&rig, 64, 64, 262144, 0);
+        shmd_producer *p = rig_producer(&rig);
+        shmd_consumer *c = shard_of(&rig, 0, SHMD_DELIVERY_RELIABLE, 0, 2);
+        uint32_t length = is_batch ? 16 : 2048;
+        for (int i = 0; i < 2; i++)
+            CHECK_EQ(shmd_publish(p, out, length, 0), SHMD_OK);
+        int64_t found = is_batch ? shmd_guarded_fetch_records(c, UINT64_MAX, 1, length, 0, NULL, 0, &batch)
+                                 : shmd_guarded_fetch(c, UINT64_MAX, 1, 0, out, sizeof out, &batch);
+        CHECK_EQ(found, 1);
+        CHECK_EQ(batch.copied, 0);
+        shmd_consumer *many[1] = {c};
+        CHECK_EQ(shmd_guarded_wait(c, 1), 0);
+        CHECK_EQ(shmd_guarded_wait_many(many, 1, 1), 0);
+        CHECK_EQ(gate_of(&rig, c), 0);
+        CHECK_EQ(shmd_guarded_fetch(c, 0, 1, 0, out, sizeof out, &batch), 0); /* the caller says that it holds seq 0 */
+        CHECK_EQ(shmd_guarded_wait(c, 1), 0);
+        CHECK_EQ(gate_of(&rig, c), 0);
+        CHECK_EQ(shmd_guarded_release(c, UINT64_MAX), SHMD_OK);
+        CHECK_EQ(gate_of(&rig, c), 1);
+        CHECK_EQ(shmd_guarded_wait(c, 1), 0);
+        CHECK_EQ(gate_of(&rig, c), 2);
+        rig_consumer_free(c);
+        rig_producer_free(p);
+        rig_stop(&rig);
+    }
 }
 
 static void test_poll_many_takes_every_nth_and_one_advance_frees_them(void)
@@ -175,6 +209,43 @@ static void test_a_producer_that_keeps_overwrites_nothing_unread_also_without_a_
     rig_consumer_free(next);
     rig_producer_free(p);
     rig_stop(&rig);
+}
+
+/* A kept stream whose ten messages, all that may wait, were read by a reader that is gone; and its successor on the same gate. */
+static shmd_consumer *successor(rig_t *rig, shmd_producer **p)
+{
+    shmd_batch_t batch;
+    unsigned char out[1024];
+    rig_start(rig, 64, 64, 0, 0);
+    *p = rig_producer(rig);
+    CHECK_EQ(shmd_producer_keep(*p, 10), SHMD_OK);
+    publish_many(*p, 10);
+    shmd_consumer *c = rig_consumer(rig, 3, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 1, 0);
+    CHECK_EQ(shmd_guarded_fetch(c, UINT64_MAX, 10, 0, out, sizeof out, &batch), 10);
+    shmd_epoch_leave(rig->hot, 3);
+    rig_consumer_free(c);
+    return rig_consumer(rig, 3, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 1, 0);
+}
+
+static void test_a_reader_that_passes_over_what_was_read_tells_its_producer(void)
+{
+    rig_t rig;
+    shmd_producer *p;
+    for (int is_resumed = 0; is_resumed <= 1; is_resumed++) {
+        shmd_consumer *next = successor(&rig, &p);
+        CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED); /* nobody knows yet that it wants none of them */
+        if (is_resumed)
+            shmd_consumer_resume(next);
+        else
+            shmd_consumer_begin_at(next, RIG_EPOCH, 10);
+        CHECK_EQ(next->position, 10);
+        CHECK_EQ(shmd_gates_gate(rig.gates, 3)->cursor, 10);
+        publish_many(p, 10);
+        CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED);
+        rig_consumer_free(next);
+        rig_producer_free(p);
+        rig_stop(&rig);
+    }
 }
 
 static void test_a_lossy_reader_of_a_kept_stream_is_no_reader_of_it(void)
@@ -281,10 +352,12 @@ int main(void)
 {
     RUN(test_each_shard_gets_its_messages_and_its_gate_passes_the_others);
     RUN(test_a_shard_holds_the_producer_at_its_next_message);
+    RUN(test_a_shards_gate_does_not_pass_what_its_caller_holds);
     RUN(test_poll_many_takes_every_nth_and_one_advance_frees_them);
     RUN(test_a_lapped_shard_counts_its_own_messages_only);
     RUN(test_a_shard_ends_though_the_seal_is_before_its_next_message);
     RUN(test_a_producer_that_keeps_overwrites_nothing_unread_also_without_a_consumer);
+    RUN(test_a_reader_that_passes_over_what_was_read_tells_its_producer);
     RUN(test_a_lossy_reader_of_a_kept_stream_is_no_reader_of_it);
     RUN(test_what_nobody_else_can_read_any_more_is_drained_after_the_lease);
     RUN(test_what_another_reader_has_had_is_not_drained_again);

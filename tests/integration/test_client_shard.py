@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 
 import numpy as np
@@ -164,3 +165,46 @@ def test_impossible_shards_are_refused(client, shard):
 def test_what_is_no_pair_is_refused(client):
     with pytest.raises(TypeError, match=r"expected \(k, n\)"):
         client.consumer("s", shard=4)
+
+
+def read_with_fileno(reader, fetch):
+    select.select([reader], [], [], 30)
+    return fetch(reader)
+
+
+def read_with_wait(reader, fetch):
+    held = fetch(reader)
+    assert shmdriver.wait([reader], timeout=0.01) == []
+    return held
+
+
+def a_message(reader):
+    return reader.read(timeout=30)
+
+
+def a_batch(reader):
+    return reader.read_batch(timeout=30)
+
+
+@pytest.mark.fault(43, how="a view of a shard held with an fd, in waits and between reads, while the producer laps")
+@pytest.mark.parametrize("read", [read_with_fileno, read_with_wait])
+@pytest.mark.parametrize("fetch", [a_message, a_batch])
+def test_what_a_shard_hands_out_in_place_holds_its_place(client, read, fetch):
+    reader = client.consumer("s", shard=(0, 2))
+    if fetch is a_batch:
+        out, first, other = client.producer("s", dtype=TICK, slots=1024), records(7, 1), records(0, 1)
+    else:
+        out, first, other = client.producer("s", slots=1024, max_message=8192), b"7" * 8192, b"0" * 8192
+    send = out.try_publish
+    with reader, out:
+        assert send(first)
+        held = read(reader, fetch)
+        whole = bytes(memoryview(held))
+        sent = sum(bool(send(other)) for _ in range(3 * 1024))
+        assert bytes(memoryview(held)) == whole
+        assert 0 < sent < 1024
+        if fetch is a_message:
+            assert held.valid()
+        del held
+        reader.release()
+        assert send(other)

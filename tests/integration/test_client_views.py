@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,13 @@ def pair(client, stream="s", *, consumer=None, **producer):
 
 def payload(n):
     return bytes([n % 256]) * BIG
+
+
+def until(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.01)
 
 
 def test_a_large_message_of_a_reliable_stream_is_a_view(client):
@@ -163,6 +171,57 @@ def test_an_evicted_consumers_views_are_not_valid_any_more():
             with pytest.raises(shmdriver.LeaseRevoked, match="too slow") as caught:
                 into.read(timeout=5)
             assert caught.value.reason == shmdriver.Reason.EVICTED
+
+
+@pytest.mark.fault(43, how="an evicted reader asks when its epoch and its record are gone")
+def test_what_was_overwritten_stays_invalid_when_its_epoch_is_gone():
+    from shmdriver.driver.config import Config
+
+    config = Config.load(overrides={"profiles.default.evict_after_ms": 20, "policies.grace_ms": 0})
+    with shmdriver.embedded(config=config) as client, client.consumer("s") as into:
+        with client.producer("s", max_message=BIG, slots=16, slow_consumer="evict") as out:
+            out.publish(payload(1))
+            message = into.read(timeout=30)
+            for n in range(100):
+                out.publish(payload(n), timeout=30)
+        until(lambda: not any(stream.epochs for stream in client.streams()))
+        assert message is not None
+        assert message.data != payload(1)
+        assert not message.valid()
+        assert not into.valid()
+
+
+def test_what_was_read_to_the_end_stays_valid(client):
+    out, into = pair(client, max_message=BIG, slots=16)
+    with into:
+        with out:
+            out.publish(payload(1))
+            message = into.read(timeout=30)
+        with pytest.raises(shmdriver.EndOfStream):
+            into.read(timeout=30)
+        until(lambda: not any(stream.consumers for stream in client.streams()))
+        assert message.valid()
+        assert into.valid()
+        assert bytes(message) == payload(1)
+
+
+@pytest.mark.fault(43, how="an evicted reader asks for a batch that it uses")
+def test_a_consumer_says_whether_the_batches_in_use_are_whole():
+    from shmdriver.driver.config import Config
+
+    config = Config.load(overrides={"profiles.default.evict_after_ms": 20})
+    with shmdriver.embedded(config=config) as client:
+        dtype = np.dtype([("n", "<i8")])
+        with client.consumer("s") as into, client.producer("s", dtype=dtype, slots=64, slow_consumer="evict") as out:
+            assert into.valid()
+            out.publish(np.ones(8, dtype))
+            batch = into.read_batch(timeout=30)
+            assert batch is not None
+            assert into.valid()
+            for _ in range(4):
+                out.publish(np.zeros(64, dtype), timeout=30)
+            assert not into.valid()
+            assert not batch["n"].any()
 
 
 # ---- arrays

@@ -41,6 +41,20 @@ def test_gates_show_lag_and_what_views_hold(client: Client, view: Instance) -> N
         held.clear()
 
 
+def test_what_a_late_consumer_has_still_to_read_is_shown(client: Client, view: Instance) -> None:
+    with client.producer("s", slots=8) as producer:
+        for _ in range(4):
+            producer.publish(b"x")
+        with client.consumer("s", start="oldest") as consumer:
+            epoch = view.stream("s").current
+            assert epoch is not None
+            assert (epoch.gates[0].position, epoch.gates[0].cursor, epoch.gates[0].lag) == (4, 0, 4)
+            assert [consumer.read(timeout=60).seq for _ in range(4)] == [0, 1, 2, 3]
+            epoch = view.stream("s").current
+            assert epoch is not None
+            assert (epoch.gates[0].cursor, epoch.gates[0].lag) == (4, 0)
+
+
 def test_lossy_consumers_are_never_the_slowest(client: Client, view: Instance) -> None:
     with client.producer("s") as producer, client.consumer("s", delivery="lossy"):
         producer.publish(b"x")

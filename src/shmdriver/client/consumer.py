@@ -191,6 +191,15 @@ class Consumer(EventLoopReading, StreamHandle):
         """Whether it was closed."""
         return self._handle is None
 
+    def valid(self) -> bool:
+        """Whether all that it handed out in place, batches above all, is still what was published.
+
+        Ask after the use, as with :meth:`Message.valid`. False once the lease was revoked or the consumer
+        closed; what a consumer that was attached anew (``reconnect=True``) says is of its present lease.
+        """
+        mapping = self._mapping
+        return not self.closed and (mapping is None or bool(mapping.protected()))
+
     def release(self) -> None:
         """Advances the gate past all that was handed out and is referred to no more, without reading on.
 

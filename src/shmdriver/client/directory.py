@@ -12,10 +12,10 @@ from shmdriver._native import ffi, lib
 
 __all__ = [
     "Blocker",
-    "Gate",
     "StreamSlot",
     "blocker_of",
     "epoch_count",
+    "epoch_hot",
     "first_wired_epoch",
     "nearest_stream",
     "producer_pid",
@@ -104,13 +104,13 @@ def blocker_of(authority: Any, stream_index: int, gate: int) -> Blocker | None:
 
 def wired_consumers(authority: Any, stream_index: int, epoch: int) -> int:
     """How many consumers, of any delivery, are wired to an epoch of a stream."""
-    hot = _hot(authority, stream_index, epoch)
+    hot = epoch_hot(authority, stream_index, epoch)
     return 0 if hot is None else int(lib.shmd_word_load(ffi.addressof(hot, "wired_mask"))).bit_count()
 
 
 def reliable_consumers(authority: Any, stream_index: int, epoch: int) -> int:
     """How many consumers an epoch of a stream is kept for."""
-    hot = _hot(authority, stream_index, epoch)
+    hot = epoch_hot(authority, stream_index, epoch)
     return 0 if hot is None else int(lib.shmd_word_load(ffi.addressof(hot, "gate_mask"))).bit_count()
 
 
@@ -160,24 +160,7 @@ def sealed_epochs(authority: Any, stream_index: int) -> dict[int, int]:
     return found
 
 
-class Gate:
-    """One consumer's bit in the mask of one epoch, in place."""
-
-    __slots__ = ("_bit", "_epoch", "_hot")
-
-    def __init__(self, authority: Any, stream_index: int, epoch: int, gate: int) -> None:
-        self._bit = 1 << gate
-        self._epoch = epoch
-        self._hot = _hot(authority, stream_index, epoch)
-
-    def stands(self) -> bool:
-        """Whether the producer must respect it, or the epoch is over (then nobody writes there)."""
-        if self._hot is None or lib.shmd_word_load(ffi.addressof(self._hot, "state")) >> 8 != self._epoch:
-            return True
-        return bool(lib.shmd_word_load(ffi.addressof(self._hot, "gate_mask")) & self._bit)
-
-
-def _hot(authority: Any, stream_index: int, epoch: int) -> Any:
+def epoch_hot(authority: Any, stream_index: int, epoch: int) -> Any:
     """The words of an epoch that change; None when its record serves another by now."""
     record = lib.shmd_authority_stream(authority, stream_index)
     for slot in range(int(lib.SHMD_EPOCH_RECORDS)):

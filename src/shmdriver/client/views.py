@@ -14,10 +14,10 @@ messages live, they keep it, and the last of them to die unmaps it.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from shmdriver._native import ffi, lib
-from shmdriver.client.directory import Gate
+from shmdriver.client.directory import epoch_hot
 from shmdriver.client.hotpath import MappingCore
 
 if TYPE_CHECKING:
@@ -29,10 +29,13 @@ __all__ = ["Mapping"]
 class Mapping(MappingCore):
     """One epoch's memory and the live views in it."""
 
-    __slots__ = ("_consumer", "_gate", "_protected")
+    __slots__ = ("_consumer", "_gate", "_hot", "_lease_id", "_native", "_protected")
 
     _consumer: weakref.ref[Consumer]
-    _gate: Gate
+    _native: Any
+    _hot: Any
+    _gate: int
+    _lease_id: int
     _protected: bool
 
     @classmethod
@@ -44,15 +47,22 @@ class Mapping(MappingCore):
         if code != 0:
             raise consumer._failure(code)
         self = cls(int(ffi.cast("uintptr_t", held[0])), serial)
+        self._native = held[0]
         self._consumer = weakref.ref(consumer)
-        self._gate = Gate(consumer._link.authority, info.stream_index, info.epoch, info.gate_index)
+        self._hot = epoch_hot(consumer._link.authority, info.stream_index, info.epoch) or ffi.NULL
+        self._gate, self._lease_id = int(info.gate_index), int(info.lease_id)
         self._protected = True
         return self
 
     def protected(self) -> bool:
-        """Whether no producer can overwrite what was handed out; all places lose protection together."""
+        """Whether what was handed out is still what was published; all places lose protection together."""
         consumer = self._consumer()
-        if self._protected and consumer is not None and not consumer.closed and not self._gate.stands():
+        if (
+            self._protected
+            and consumer is not None
+            and not consumer.closed
+            and not lib.shmd_mapping_protects(self._native, self._hot, self._gate, self._lease_id)
+        ):
             self._protected = False
         return self._protected
 

@@ -148,7 +148,6 @@ def _gate_statuses(
         # The head is read after the gate: what was published in between is lag, never a negative one.
         head = int(lib.shmd_data_head(segments.data))
         gated = bool(reliable >> index & 1)
-        cursor = max(cursor, position) if gated else cursor
         last_read_ns = int(gate.last_read_ns)
         found.append(
             GateStatus(
