@@ -186,7 +186,9 @@ def a_batch(reader):
     return reader.read_batch(timeout=30)
 
 
-@pytest.mark.fault(43, how="a view of a shard held with an fd, in waits and between reads, while the producer laps")
+@pytest.mark.fault(
+    43, how="a view of a shard held with an fd, in waits and between reads, while the producer laps"
+)
 @pytest.mark.parametrize("read", [read_with_fileno, read_with_wait])
 @pytest.mark.parametrize("fetch", [a_message, a_batch])
 def test_what_a_shard_hands_out_in_place_holds_its_place(client, read, fetch):

@@ -212,7 +212,10 @@ def test_a_consumer_says_whether_the_batches_in_use_are_whole():
     config = Config.load(overrides={"profiles.default.evict_after_ms": 20})
     with shmdriver.embedded(config=config) as client:
         dtype = np.dtype([("n", "<i8")])
-        with client.consumer("s") as into, client.producer("s", dtype=dtype, slots=64, slow_consumer="evict") as out:
+        with (
+            client.consumer("s") as into,
+            client.producer("s", dtype=dtype, slots=64, slow_consumer="evict") as out,
+        ):
             assert into.valid()
             out.publish(np.ones(8, dtype))
             batch = into.read_batch(timeout=30)
