@@ -54,6 +54,7 @@ static void copy_seen(const shmd_consumer *c, shmd_watch *w)
     }
     s->mapping = c->mapping;
     s->client = c->client;
+    s->fork_generation = c->fork_generation;
     s->slots = c->slots;
     s->mask = c->mask;
     s->slot_bytes = c->slot_bytes;
