@@ -188,7 +188,8 @@ typedef struct shmd_client_record { /* 256 bytes */
     uint32_t provable;              /* @72  1: death can be proved by pidfd */
     uint32_t index;                 /* @76 */
     char name[64];                  /* @80 */
-    uint8_t pad[112];               /* @144 */
+    uint64_t time_namespace;        /* @144 inode; in which start_time was read. 0: not known */
+    uint8_t pad[104];               /* @152 */
 } shmd_client_record_t;
 
 typedef struct shmd_lease_record {  /* 256 bytes */
@@ -314,7 +315,8 @@ typedef struct shmd_authority {     /* 2048 bytes, then the tables at their offs
     uint64_t adoptions;             /* @576 likewise; how often the segments were taken over */
     uint64_t shutdown_deadline_ns;  /* @584 likewise; 0: not draining */
     uint64_t shutdown_mode;         /* @592 likewise; SHMD_SHUTDOWN_* */
-    uint8_t pad1[40];               /* @600 */
+    uint64_t driver_time_namespace; /* @600 likewise; in which driver_start_time was read */
+    uint8_t pad1[32];               /* @608 */
     uint64_t control_cursor;        /* @640 W:driver(release) R:clients(acquire), successor; next request position */
     uint64_t next_client_id;        /* @648 W:driver before it is used R:successor */
     uint64_t next_lease_id;         /* @656 likewise */
@@ -361,7 +363,7 @@ typedef struct shmd_request {       /* 2176 bytes */
     uint32_t kind;                  /* @40  SHMD_REQUEST_* */
     uint32_t layout_version;        /* @44 */
     int64_t pid;                    /* @48  Hello */
-    uint64_t start_time;            /* @56  Hello */
+    uint64_t start_time;            /* @56  Hello; 0: the client could not read its own */
     uint64_t pid_namespace;         /* @64  Hello */
     uint64_t nonce;                 /* @72  Hello: the client's; Shutdown, Admin: increasing */
     uint32_t role;                  /* @80  Attach, Detach */
@@ -385,7 +387,8 @@ typedef struct shmd_request {       /* 2176 bytes */
     char name[64];                  /* @256 Hello: the client's */
     char text[128];                 /* @320 reason */
     char schema[1536];              /* @448 */
-    uint8_t pad[192];               /* @1984 zero */
+    uint64_t time_namespace;        /* @1984 Hello */
+    uint8_t pad[184];               /* @1992 zero */
 } shmd_request_t;
 
 typedef struct shmd_control_slot {  /* 2304 bytes */
@@ -540,6 +543,27 @@ typedef struct shmd_client_watch {  /* the driver's memory of one client's heart
     uint64_t beat;
     uint64_t seen_ns;
 } shmd_client_watch_t;
+
+/* What identifies a process, and the namespaces in which its numbers are valid. 0 in any of them: not known. */
+typedef struct shmd_process {
+    int64_t pid;
+    uint64_t start_time;            /* clock ticks since boot, as /proc/PID/stat says in that time namespace */
+    uint64_t pid_namespace;         /* inode */
+    uint64_t time_namespace;        /* inode; 1: this kernel has none */
+} shmd_process_t;
+
+/* What is known of a process, and from what. A look that fails is UNKNOWN, never DEAD; whoever would free something treats
+ * UNKNOWN as ALIVE. */
+enum { SHMD_PROCESS_UNKNOWN = 0, SHMD_PROCESS_ALIVE = 1, SHMD_PROCESS_DEAD = 2 };
+enum {
+    SHMD_EVIDENCE_NONE = 0,
+    SHMD_EVIDENCE_START_TIME = 1,   /* ALIVE: it began when the process did that is meant */
+    SHMD_EVIDENCE_NO_PROCESS = 2, SHMD_EVIDENCE_PIDFD = 3, SHMD_EVIDENCE_OTHER_START = 4, /* DEAD */
+    SHMD_EVIDENCE_LOCK_FREE = 5, SHMD_EVIDENCE_EXIT_KIND = 6,                             /* DEAD, of a driver */
+    SHMD_EVIDENCE_PID_NAMESPACE = 7, SHMD_EVIDENCE_TIME_NAMESPACE = 8, SHMD_EVIDENCE_NAMESPACES = 9, /* UNKNOWN from here on */
+    SHMD_EVIDENCE_NO_DESCRIPTOR = 10, SHMD_EVIDENCE_NO_PIDFD = 11, SHMD_EVIDENCE_PROC_HIDDEN = 12, SHMD_EVIDENCE_PROC_FOREIGN = 13,
+    SHMD_EVIDENCE_PROC_UNREADABLE = 14, SHMD_EVIDENCE_NO_START_TIME = 15, SHMD_EVIDENCE_ZOMBIE = 16
+};
 
 enum { SHMD_CHECK_CONFIRMED = 1, SHMD_CHECK_UNCONFIRMED = 2, SHMD_CHECK_CLIENT_STALLED = 3,
        SHMD_CHECK_CLIENT_RECOVERED = 4, SHMD_CHECK_CLIENT_EXPIRED = 5 };
@@ -714,8 +738,13 @@ uint32_t shmd_last_reason(void);                /* SHMD_REASON_* of the last SHM
 uint32_t shmd_last_code(void);                  /* SHMD_CODE_* likewise */
 uint64_t shmd_now_ns(void);                     /* CLOCK_MONOTONIC */
 uint64_t shmd_hash(const void *data, uint64_t bytes, uint64_t seed);
-int shmd_process_start_time(int64_t pid, uint64_t *start_time);   /* 0, or SHMD_E_SYSTEM when there is no such process */
-uint64_t shmd_pid_namespace(void);
+void shmd_process_self(shmd_process_t *out);                      /* the calling one; what cannot be read is 0 */
+int shmd_process_look(const shmd_process_t *process, int *pidfd, uint32_t *evidence);
+    /* SHMD_PROCESS_*, and from what (SHMD_EVIDENCE_*). pidfd (may be NULL): one that fires when it ends, the caller's; -1: none.
+       It proves that death also when this look is UNKNOWN. */
+const char *shmd_evidence_text(uint32_t evidence);
+uint64_t shmd_pid_namespace(void);                                /* inode; 0: not known */
+int shmd_instance_is_embedded(const char *instance);              /* 1: made by an embedded driver for itself; no other one ever adopts it */
 
 uint64_t shmd_word_load(const uint64_t *word);                    /* acquire */
 void shmd_word_store(uint64_t *word, uint64_t value);             /* release */
@@ -816,7 +845,10 @@ void shmd_client_keep_authority(shmd_client *client);       /* the authority sta
 void shmd_client_drop_authority(shmd_client *client);       /* ... this, after which neither is used any more */
 uint64_t shmd_client_id(const shmd_client *client);
 uint64_t shmd_client_boot_id(const shmd_client *client);
-int shmd_driver_alive(const shmd_authority_t *authority);   /* 1 alive, 0 provably gone, cleanly stopped or superseded; text says which */
+int shmd_driver_alive(const shmd_authority_t *authority);   /* 1 alive or not known, 0 provably gone, cleanly stopped or superseded; text says which */
+int shmd_driver_look(const shmd_authority_t *authority, int authority_fd, uint32_t *evidence);
+    /* SHMD_PROCESS_* of its driver. authority_fd: an open descriptor of that segment, whose lock is tried when the process cannot
+       be looked at: a free one proves in every namespace that no driver drives. -1: none. DEAD sets a text */
 int shmd_client_driver_alive(const shmd_client *client);    /* likewise; 0 also when its segments were removed and nobody has them locked */
 uint64_t shmd_streams_named(const shmd_authority_t *authority, const char *prefix, uint32_t *indexes, uint64_t limit);
     /* the streams whose name begins with prefix, at most limit of them: how many, and where in the directory */

@@ -3,7 +3,6 @@
  * again with the same correlation id. Threads may ask at the same time: the ring has many writers. */
 #include "shmd_internal.h"
 
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sched.h>
@@ -17,25 +16,52 @@ enum { RESEND_NS = 250000000, LOOK_NS = 20000000, FULL_NS = 1000000, ANSWER_SPIN
 
 /* ---- the driver, seen from outside ----------------------------------------------------- */
 
-int shmd_driver_alive(const shmd_authority_t *a)
+static int driver_is_over(const shmd_authority_t *a, uint64_t exit_kind)
+{
+    const char *how = "was superseded by another one that began anew; connect anew to that";
+    if (exit_kind == SHMD_EXIT_HANDOVER)
+        return shmd_fail(SHMD_PROCESS_DEAD, "driver of instance %s handed over (pid %lld) and its successor is not there yet", a->instance, (long long)a->driver_pid);
+    if (exit_kind == SHMD_EXIT_CLEAN)
+        how = "was stopped; start one again with `shmdriver run`, and connect anew";
+    return shmd_fail(SHMD_PROCESS_DEAD, "driver of instance %s (pid %lld) %s", a->instance, (long long)a->driver_pid, how);
+}
+
+/* A lock that is free proves in every namespace that no driver drives. One that is held proves nothing: a child that its driver
+ * forked, or anybody who can open the segment, may hold it. Held for a moment only; a driver that starts tries again. */
+static int lock_is_free(int authority_fd)
+{
+    if (flock(authority_fd, LOCK_SH | LOCK_NB) != 0)
+        return 0;
+    (void)flock(authority_fd, LOCK_UN);
+    return 1;
+}
+
+int shmd_driver_look(const shmd_authority_t *a, int authority_fd, uint32_t *evidence)
 {
     uint64_t exit_kind = shmd_load_acquire(&a->exit_kind);
-    int64_t pid = a->driver_pid;
-    uint64_t start_time = 0;
-    if (exit_kind == SHMD_EXIT_HANDOVER)
-        return shmd_fail(0, "driver of instance %s handed over (pid %lld) and its successor is not there yet", a->instance, (long long)pid);
+    shmd_process_t driver = {.pid = a->driver_pid, .start_time = a->driver_start_time, .pid_namespace = a->driver_pid_namespace,
+                             .time_namespace = a->driver_time_namespace};
+    *evidence = SHMD_EVIDENCE_EXIT_KIND;
     if (exit_kind != SHMD_EXIT_NONE)
-        return shmd_fail(0, "driver of instance %s (pid %lld) %s", a->instance, (long long)pid,
-                         exit_kind == SHMD_EXIT_CLEAN ? "was stopped; start one again with `shmdriver run`, and connect anew"
-                                                      : "was superseded by another one that began anew; connect anew to that");
-    if (a->driver_pid_namespace != shmd_pid_namespace())
-        return 1; /* another PID namespace: its number means nothing here; silence is then judged by timeouts */
-    if (shmd_process_start_time(pid, &start_time) != SHMD_OK && kill((pid_t)pid, 0) != 0 && errno == EPERM)
-        return 1; /* another user's, and /proc hides it */
-    if (start_time != a->driver_start_time)
-        return shmd_fail(0, "driver of instance %s (pid %lld) is dead; start it again with `shmdriver run`, it takes over what is there",
-                         a->instance, (long long)pid);
-    return 1;
+        return driver_is_over(a, exit_kind);
+    int verdict = shmd_process_look(&driver, NULL, evidence);
+    if (verdict == SHMD_PROCESS_UNKNOWN && authority_fd >= 0 && lock_is_free(authority_fd)) {
+        *evidence = SHMD_EVIDENCE_LOCK_FREE;
+        verdict = SHMD_PROCESS_DEAD;
+    }
+    if (verdict != SHMD_PROCESS_DEAD)
+        return verdict;
+    if (shmd_instance_is_embedded(a->instance))
+        return shmd_fail(verdict, "the embedded driver of instance %s is dead, and the process that it ran in (pid %lld): nobody takes it over; connect to another instance",
+                         a->instance, (long long)driver.pid);
+    return shmd_fail(verdict, "driver of instance %s (pid %lld) is dead; start it again with `shmdriver run`, it takes over what is there", a->instance,
+                     (long long)driver.pid);
+}
+
+int shmd_driver_alive(const shmd_authority_t *a)
+{
+    uint32_t evidence;
+    return shmd_driver_look(a, -1, &evidence) != SHMD_PROCESS_DEAD;
 }
 
 /* Whether authority_fd is ours. */
@@ -45,30 +71,42 @@ static int has_fd(const shmd_client *client, struct stat *status)
            status->st_ino == client->authority_is.st_ino;
 }
 
+static int look_at_driver(const shmd_client *client, uint32_t *evidence)
+{
+    struct stat status;
+    return shmd_driver_look(client->authority, has_fd(client, &status) ? client->authority_fd : -1, evidence);
+}
+
+/* Unless it is proved dead: what cannot be looked at is waited for until the time is over. */
+static int may_answer(const shmd_client *client)
+{
+    uint32_t evidence;
+    return look_at_driver(client, &evidence) != SHMD_PROCESS_DEAD;
+}
+
 /* Whether the authority has no name and no driver any more. With its last name gone nobody new finds it to lock it; who opened it
  * before looks at the name again once it has the lock (driver/segments.py), so one look that finds both is final. */
 static int is_removed(const shmd_client *client)
 {
     struct stat status;
-    if (!has_fd(client, &status) || status.st_nlink != 0 || flock(client->authority_fd, LOCK_SH | LOCK_NB) != 0)
-        return 0;
-    (void)flock(client->authority_fd, LOCK_UN);
-    return 1;
+    return has_fd(client, &status) && status.st_nlink == 0 && lock_is_free(client->authority_fd);
 }
 
 /* 1: it is proved that no driver serves this connection, nor ever will; the text says how. A driver that was killed, or handed
- * over, is no such case as long as another one can adopt what is there. */
+ * over, is no such case as long as another one can adopt what is there; nobody adopts what an embedded one left. */
 static int is_abandoned(const shmd_client *client)
 {
     const shmd_authority_t *a = client->authority;
     uint64_t exit_kind = shmd_load_acquire(&a->exit_kind); /* A1 */
     if (exit_kind != SHMD_EXIT_NONE && exit_kind != SHMD_EXIT_HANDOVER)
-        return !shmd_driver_alive(a);
+        return !may_answer(client);
+    if (shmd_instance_is_embedded(a->instance) && !may_answer(client))
+        return 1;
     return is_removed(client) && !shmd_fail(0, "driver of instance %s (pid %lld) is gone and its segments were removed; start a driver with `shmdriver run` and connect anew",
                                             a->instance, (long long)a->driver_pid);
 }
 
-int shmd_client_driver_alive(const shmd_client *client) { return !is_abandoned(client) && shmd_driver_alive(client->authority); }
+int shmd_client_driver_alive(const shmd_client *client) { return !is_abandoned(client) && may_answer(client); }
 
 int shmd_client_check_fork(const shmd_client *client)
 {
@@ -113,16 +151,20 @@ static int is_in_vain(const shmd_client *client, const shmd_request_t *request)
 {
     if (is_abandoned(client))
         return 1;
-    return (!client->waits_for_driver || request->kind == SHMD_REQUEST_DETACH) && !shmd_driver_alive(client->authority);
+    return (!client->waits_for_driver || request->kind == SHMD_REQUEST_DETACH) && !may_answer(client);
 }
 
 static int give_up_asking(const shmd_client *client, int is_full)
 {
-    if (!shmd_client_driver_alive(client))
+    uint32_t evidence;
+    if (is_abandoned(client) || look_at_driver(client, &evidence) == SHMD_PROCESS_DEAD)
         return SHMD_E_DRIVER_UNAVAILABLE;
     if (is_full)
         return shmd_fail(SHMD_E_TIMEOUT, "control ring full: %d requests wait for the driver of instance %s (pid %lld)", SHMD_CONTROL_SLOTS, client->instance,
                          (long long)client->authority->driver_pid);
+    if (evidence != SHMD_EVIDENCE_START_TIME)
+        return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (pid %lld) did not answer in time, and whether it lives cannot be proved: %s", client->instance,
+                         (long long)client->authority->driver_pid, shmd_evidence_text(evidence));
     return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (pid %lld) did not answer in time; it is alive but hung, or overloaded: see `shmdriver doctor`",
                      client->instance, (long long)client->authority->driver_pid);
 }
@@ -150,7 +192,7 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
             return give_up_asking(client, is_full);
         uint64_t adoptions = shmd_load_relaxed(&client->authority->adoptions);
         int is_due = sent_ns == 0 || resend || adoptions != sent_to || now - sent_ns >= RESEND_NS;
-        if (is_due && shmd_driver_alive(client->authority)) {
+        if (is_due && may_answer(client)) {
             if (client->client_id != 0 && !is_registered(client))
                 return shmd_fail(SHMD_E_REVOKED, "client %llu is no longer registered with the driver (it was silent for too long, or the driver was started afresh); connect anew",
                                  (unsigned long long)client->client_id);
@@ -329,7 +371,7 @@ static int map_authority(shmd_client *client, int *is_between)
     client->stream_max = client->authority->stream_max;
     client->boot_id = client->authority->header.boot_id;
     *is_between = shmd_load_acquire(&client->authority->exit_kind) == SHMD_EXIT_HANDOVER;
-    return shmd_driver_alive(base) ? SHMD_OK : SHMD_E_DRIVER_UNAVAILABLE;
+    return may_answer(client) ? SHMD_OK : SHMD_E_DRIVER_UNAVAILABLE;
 }
 
 static void unmap_authority(shmd_client *client)
@@ -367,7 +409,7 @@ static int await_control_header(const shmd_client *client, uint64_t deadline_ns)
         int rc = shmd_header_check(client->control, client->control_bytes, SHMD_SEGMENT_CONTROL, client->boot_id, 0, 0);
         if (rc == SHMD_OK || shmd_now_ns() >= deadline_ns)
             return rc;
-        if (!shmd_driver_alive(client->authority))
+        if (!may_answer(client))
             return SHMD_E_DRIVER_UNAVAILABLE;
         if (shmd_futex_wait(&nothing, 0, LOOK_AGAIN_NS) == SHMD_E_INTERRUPTED)
             return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver to mend its control segment");
@@ -395,15 +437,16 @@ static int hello(shmd_client *client, uint64_t deadline_ns)
     shmd_event_t answer;
     memset(&request, 0, sizeof request);
     request.kind = SHMD_REQUEST_HELLO;
-    request.pid = getpid();
-    request.pid_namespace = shmd_pid_namespace();
+    shmd_process_t self;
+    shmd_process_self(&self);
+    request.pid = self.pid;
+    request.start_time = self.start_time;
+    request.pid_namespace = self.pid_namespace;
+    request.time_namespace = self.time_namespace;
     request.nonce = client->nonce;
     memcpy(request.name, client->name, sizeof request.name);
-    int rc = shmd_process_start_time(0, &request.start_time);
-    if (rc != SHMD_OK)
-        return rc;
     uint64_t now = shmd_now_ns();
-    rc = shmd_client_request(client, &request, &answer, deadline_ns > now ? deadline_ns - now : 0);
+    int rc = shmd_client_request(client, &request, &answer, deadline_ns > now ? deadline_ns - now : 0);
     if (rc != SHMD_OK)
         return rc;
     if (answer.client_id == 0 || answer.client_index >= client->client_max)

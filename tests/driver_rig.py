@@ -53,9 +53,13 @@ def rests(driver: Driver, now_ns: int) -> bool:
 
 
 def start_time_of(pid: int) -> int:
-    out = ffi.new("uint64_t *")
-    assert lib.shmd_process_start_time(pid, out) == 0
-    return int(out[0])
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def time_namespace() -> int:
+    own = ffi.new("shmd_process_t *")
+    lib.shmd_process_self(own)
+    return int(own.time_namespace)
 
 
 def hash_of(data: bytes, seed: int = 0) -> int:
@@ -170,6 +174,7 @@ class Requester:
                 "pid": self.pid,
                 "start_time": self.start_time,
                 "pid_namespace": self.namespace,
+                "time_namespace": time_namespace(),
                 "nonce": self.nonce,
                 "name": b"requester",
                 **fields,

@@ -64,17 +64,16 @@ static inline void rig_unlink(void)
     }
 }
 
-/* Proved: it is a process of this PID namespace, and has ended (a zombie has not, nor one that /proc hides). */
+/* Whether the process that the name names is proved to have ended. */
 static inline int rig_owner_is_gone(const char *name)
 {
     long pid;
-    unsigned long long started, namespace;
-    uint64_t found = 0;
-    if (sscanf(name, "shmd.ctest-%ld-%llu-%llu-", &pid, &started, &namespace) != 3 || namespace != shmd_pid_namespace())
+    unsigned long long started, pid_namespace, time_namespace;
+    uint32_t evidence;
+    if (sscanf(name, "shmd.ctest-%ld-%llu-%llu-%llu-", &pid, &started, &pid_namespace, &time_namespace) != 4)
         return 0;
-    if (shmd_process_start_time(pid, &found) == SHMD_OK)
-        return found != started;
-    return kill((pid_t)pid, 0) != 0 && errno == ESRCH;
+    shmd_process_t owner = {.pid = pid, .start_time = started, .pid_namespace = pid_namespace, .time_namespace = time_namespace};
+    return shmd_process_look(&owner, NULL, &evidence) == SHMD_PROCESS_DEAD;
 }
 
 /* What tests that were killed have left. */
@@ -92,12 +91,12 @@ static inline void rig_collect(void)
 static inline void rig_name(char *name, const char *kind)
 {
     static unsigned serial;
-    uint64_t started = 0;
+    shmd_process_t self;
     if (serial == 0)
         rig_collect();
-    CHECK_EQ(shmd_process_start_time(0, &started), SHMD_OK);
-    (void)snprintf(name, SHMD_SEGMENT_NAME_BYTES, "/shmd.ctest-%ld-%llu-%llu-%u.%s", (long)getpid(), (unsigned long long)started,
-                   (unsigned long long)shmd_pid_namespace(), serial++, kind);
+    shmd_process_self(&self);
+    (void)snprintf(name, SHMD_SEGMENT_NAME_BYTES, "/shmd.ctest-%ld-%llu-%llu-%llu-%u.%s", (long)self.pid, (unsigned long long)self.start_time,
+                   (unsigned long long)self.pid_namespace, (unsigned long long)self.time_namespace, serial++, kind);
 }
 
 static inline int rig_segment(const char *kind, uint64_t bytes, char *name)

@@ -8,6 +8,7 @@ from typing import Any
 from shmdriver._native import ffi as core
 from shmdriver._native import lib
 from shmdriver.errors import Code, Reason
+from tests.driver_rig import time_namespace
 from tests.simulation.kernel import Task, address
 from tests.simulation.model import OPEN, RETIRED, SEALED, SEALING, Boot, LeaseModel, demand, text_of
 from tests.simulation.native import ffi, load
@@ -113,6 +114,7 @@ class Process:
             pid=self.task.pid,
             start_time=self.task.start_time,
             pid_namespace=lib.shmd_pid_namespace(),
+            time_namespace=time_namespace(),
             nonce=self.nonce,
             name=b"sim",
         )

@@ -23,9 +23,8 @@ from shmdriver._native import ffi, lib
 from shmdriver.driver import authority, clients, control, failpoints, oversight, segments, shm
 from shmdriver.driver.authority import Authority
 from shmdriver.driver.memory import Completion, InlineMemory, Job
-from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.shm import SegmentMap
-from shmdriver.errors import Code, Reason
+from shmdriver.liveness import Look, Verdict
 
 MS = 1_000_000
 POINTS = (
@@ -176,18 +175,20 @@ class Kernel:
         task = self.tasks[pid] = Task(pid)
         return task
 
-    def prove_identity(self, pid: int, start_time: int, _namespace: int) -> int:
-        task = self.tasks.get(pid)
-        if task is None or not task.alive or task.start_time != start_time:
-            raise Rejection(Reason.UNKNOWN_CLIENT, f"there is no process {pid}", Code.INVALID_PARAMS)
+    def look_at_client(self, named: Any) -> Look:
+        """As driver/clients.py has it, of simulated processes."""
+        task = self.tasks.get(int(named.pid))
+        if task is None or not task.alive or task.start_time != int(named.start_time):
+            return Look(Verdict.DEAD, int(lib.SHMD_EVIDENCE_NO_PROCESS))
         fd = os.dup(task.fd)
         self._handed_out.append(fd)
-        return fd
+        return Look(Verdict.ALIVE, int(lib.SHMD_EVIDENCE_START_TIME), fd)
 
-    def proc(self, path: str) -> Any:
-        """As far as control.py asks /proc: whether a process exists."""
-        task = self.tasks.get(int(path.rsplit("/", 1)[1]))
-        return SimpleNamespace(exists=lambda: task is not None and task.alive)
+    def look_at_claimer(self, pid: int, *_: int) -> Look:
+        """As far as control.py asks: whether a process exists."""
+        task = self.tasks.get(pid)
+        verdict = Verdict.ALIVE if task is not None and task.alive else Verdict.DEAD
+        return Look(verdict, int(lib.SHMD_EVIDENCE_NO_PROCESS))
 
     # -- the driver's death
 
@@ -253,8 +254,8 @@ class Kernel:
         ipc = SimpleNamespace(**{**vars(posix_ipc), "unlink_shared_memory": self._unlink})
         core = Core(self)
         seams: list[tuple[Any, str, Any]] = [
-            (clients, "prove_identity", self.prove_identity),
-            (control, "Path", self.proc),
+            (clients, "look_at_client", self.look_at_client),
+            (control, "look_at_process", self.look_at_claimer),
             (shm, "posix_ipc", ipc),
             (failpoints, "_hit", self._failpoint),
             (authority, "EVENT_SLOTS", 256),

@@ -1,6 +1,6 @@
 """Names of a simulation's instances, and what one that was killed has left in /dev/shm.
 
-The name says whose it is: pid, start time and PID namespace, so that it can be proved that its owner is gone.
+The name says whose it is: pid, start time, PID and time namespace. So its owner's end can be proved.
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ from functools import cache
 from pathlib import Path
 
 from shmdriver._native import ffi, lib
+from shmdriver.liveness import Verdict, look_at_process
+from tests.driver_rig import start_time_of
 
 SHM = Path("/dev/shm")
-OWNED = re.compile(r"shmd\.simulation-(\d+)-(\d+)-(\d+)\..+")
-
-
-def start_time(pid: int) -> int | None:
-    """When that process began, in clock ticks since boot; None when that cannot be known."""
-    found = ffi.new("uint64_t *")
-    return int(found[0]) if lib.shmd_process_start_time(pid, found) == 0 else None
+OWNED = re.compile(r"shmd\.sim-(\d+)-([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]+)\..+")
 
 
 def instance_of(pid: int) -> str:
     """The instance that this process simulates under."""
-    return f"simulation-{pid}-{start_time(pid)}-{int(lib.shmd_pid_namespace())}"
+    own = ffi.new("shmd_process_t *")
+    lib.shmd_process_self(own)
+    return f"sim-{pid}-{start_time_of(pid):x}-{own.pid_namespace:x}-{own.time_namespace:x}"
 
 
 @cache  # once a process: a simulation starts thousands of worlds
@@ -39,23 +37,12 @@ def collect_dead() -> list[str]:
     removed = []
     for name in sorted(os.listdir(SHM)):  # noqa: PTH208 -- names, not paths
         owner = OWNED.fullmatch(name)
-        if owner and is_gone(*(int(number) for number in owner.groups())):
+        if owner and is_gone(int(owner[1]), *(int(number, 16) for number in owner.groups()[1:])):
             (SHM / name).unlink(missing_ok=True)
             removed.append(name)
     return removed
 
 
-def is_gone(pid: int, started: int, namespace: int) -> bool:
-    """Whether it is proved: a pid of another namespace proves nothing, nor does one that /proc hides."""
-    if namespace != lib.shmd_pid_namespace():
-        return False
-    found = start_time(pid)
-    if found is not None:
-        return found != started
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+def is_gone(pid: int, started: int, pid_namespace: int, time_namespace: int) -> bool:
+    """Whether it is proved."""
+    return look_at_process(pid, started, pid_namespace, time_namespace).verdict is Verdict.DEAD

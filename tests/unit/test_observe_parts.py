@@ -18,6 +18,7 @@ from shmdriver.errors import DriverUnavailable, LayoutMismatch, ShmDriverError
 from shmdriver.observe import Instance, ProcessStatus, instance_names, names, process_status
 from shmdriver.observe.driver_status import advice_for, judge
 from shmdriver.observe.host import instances_with_segments, segments_of
+from tests.driver_rig import start_time_of
 
 SECOND = 1_000_000_000
 RUNNING = ProcessStatus(42, "sleeping", "shmdriver run")
@@ -67,7 +68,7 @@ def test_unknown_numbers_are_shown_not_refused() -> None:
 def test_process_states_come_from_proc() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     try:
-        start = _start_time(child.pid)
+        start = start_time_of(child.pid)
         assert process_status(child.pid, start).state in ("running", "sleeping")
         assert process_status(child.pid, start + 1).state == "reused"
         assert process_status(child.pid, start, namespace=1).state == "elsewhere"
@@ -84,10 +85,6 @@ def test_process_states_come_from_proc() -> None:
         child.communicate()
     assert process_status(child.pid, start).state == "gone"
     assert process_status(child.pid, start).dead
-
-
-def _start_time(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 @pytest.mark.parametrize(

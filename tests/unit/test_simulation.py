@@ -174,12 +174,15 @@ def test_what_a_killed_simulation_left_is_collected_and_what_a_living_one_uses_i
 
 
 def test_only_a_pid_of_this_namespace_and_its_start_time_prove_a_simulation_gone():
-    pid, started, namespace = (int(number) for number in instance_of(os.getpid()).split("-")[1:])
-    assert not is_gone(pid, started, namespace)
-    assert is_gone(pid, started + 1, namespace)
-    assert not is_gone(pid, started + 1, namespace + 1)
+    pid = os.getpid()
+    own = [int(number, 16) for number in instance_of(pid).split("-")[2:]]
+    started, pid_namespace, time_namespace = own
+    assert not is_gone(pid, *own)
+    assert is_gone(pid, started + 1, pid_namespace, time_namespace)
+    assert not is_gone(pid, started + 1, pid_namespace + 1, time_namespace)
+    assert not is_gone(pid, started + 1, pid_namespace, time_namespace + 1)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-    assert not is_gone(ended.pid, started, namespace), "a zombie's number is taken yet"
+    assert is_gone(ended.pid, *own), "a zombie without a living thread has ended"
     ended.wait()
-    assert is_gone(ended.pid, started, namespace)
+    assert is_gone(ended.pid, *own)

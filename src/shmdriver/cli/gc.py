@@ -18,9 +18,9 @@ _HELP = """Remove shared memory that a killed driver left behind.
     $ shmdriver gc -i md --force
 
 An instance whose driver lives is left alone. So is one that a new driver is to take over: where clients still
-live and exchange messages, or after a handover. [bold]--force[/bold] removes those too: their streams
-cannot be adopted any more. Segments of an unknown layout version are never touched. Exit code 1: something
-could not be removed.
+live and exchange messages, or cannot be proved dead, or after a handover. [bold]--force[/bold] removes
+those too: their streams cannot be adopted any more. Segments of an unknown layout version are never touched.
+Exit code 1: something could not be removed.
 """
 
 
@@ -46,12 +46,14 @@ def _keep_reason(instance: str) -> str:
                 return driver.explanation
             if driver.status == "handover":
                 return "its driver handed over and its successor has not started yet (--force removes it)"
-            living = [client for client in view.clients() if not client.process.dead]
-            if living:
-                pids = ", ".join(str(client.pid) for client in living[:5])
+            kept = [client for client in view.clients() if not client.process.dead]
+            unproved = sorted({client.process.why for client in kept if client.process.unknown})
+            if kept:
+                pids = ", ".join(str(client.pid) for client in kept[:5])
+                why = f", or cannot be proved dead: {'; '.join(unproved)}" if unproved else ""
                 return (
-                    f"{len(living)} of its clients live (pid {pids}); start the driver and it adopts them: "
-                    f"shmdriver run -i {instance} (--force removes it)"
+                    f"{len(kept)} of its clients live (pid {pids}){why}; start the driver and it adopts "
+                    f"them: shmdriver run -i {instance} (--force removes it)"
                 )
     except ShmDriverError:
         pass  # half made or not ours: collect() decides and explains

@@ -60,9 +60,22 @@ def health(
             findings.append(
                 f"{stream.name} held back for {blocked.for_ns / 1e9:.1f} s (shmdriver why {stream.name})"
             )
+    unproved = _unproved(driver, leases)
     if findings:
-        return 1, "; ".join(findings)
-    return 0, f"healthy, {len(streams)} streams, {len(leases)} leases"
+        return 1, "; ".join(findings + unproved)
+    return 0, "; ".join([f"healthy, {len(streams)} streams, {len(leases)} leases", *unproved])
+
+
+def _unproved(driver: DriverStatus, leases: tuple[LeaseStatus, ...]) -> list[str]:
+    """What cannot be proved alive or dead: no fault by itself, but its death would show by silence only."""
+    found = [driver.explanation] if driver.process.unknown else []
+    whys: dict[str, set[str]] = {}
+    for lease in leases:
+        if lease.process.unknown:
+            whys.setdefault(lease.process.why, set()).add(lease.client_name or str(lease.pid))
+    for why, clients in sorted(whys.items()):
+        found.append(f"cannot be proved alive or dead ({why}): {', '.join(sorted(clients))}")
+    return found
 
 
 def as_data(what: str, instance: Instance) -> Any:

@@ -212,12 +212,13 @@ class Authority:
 
         ``keep_shutdown``: a shutdown that was under way goes on, its mode and deadline stay.
         """
-        start_time = ffi.new("uint64_t *")
-        lib.shmd_process_start_time(os.getpid(), start_time)
+        process = ffi.new("shmd_process_t *")
+        lib.shmd_process_self(process)
         failpoint("introduce.began")
-        self.base.driver_pid = os.getpid()
-        self.base.driver_start_time = start_time[0]
-        self.base.driver_pid_namespace = lib.shmd_pid_namespace()
+        self.base.driver_pid = process.pid
+        self.base.driver_start_time = process.start_time
+        self.base.driver_pid_namespace = process.pid_namespace
+        self.base.driver_time_namespace = process.time_namespace
         self.base.started_ns = now_ns
         for field in ("degraded", *(() if keep_shutdown else ("shutdown_deadline_ns", "shutdown_mode"))):
             self.store(field, 0)

@@ -2,12 +2,16 @@
 
 A record goes FREE -> ALIVE <-> STALLED -> GONE -> FREE. GONE is a client that fell silent past its
 deadline without proof of death: its line is not used again before the proof (a pidfd that fires) or
-its own Goodbye (rule 8 of the design).
+its own Goodbye.
+
+A look at a client's process says alive, dead or unknown. Unknown counts as alive. A client whose look
+failed because no descriptor was left is looked at again later.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import select
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,19 +21,26 @@ from shmdriver.driver.authority import Authority, publish_word, record_state, te
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.rejection import Rejection
 from shmdriver.errors import Code, Reason
+from shmdriver.liveness import Look, Verdict, look_at_process
 
-__all__ = ["Client", "ClientTable", "describe", "prove_identity"]
+__all__ = ["RESERVED_DESCRIPTORS", "Client", "ClientTable", "describe", "look_at_client"]
+
+RESERVED_DESCRIPTORS = 48  # what the driver itself needs besides a pidfd a client: pidfds leave so many free
 
 
 class Client:
-    """One client record, and the pidfd that proves its process dead (-1: it cannot be proved)."""
+    """One client record, and the pidfd that proves its process dead (-1: it cannot be proved).
 
-    __slots__ = ("index", "pidfd", "record")
+    ``progress``: what its leases had read and written when its silence was first seen; None: it beats.
+    """
+
+    __slots__ = ("index", "pidfd", "progress", "record")
 
     def __init__(self, record: Any, index: int) -> None:
         self.record = record
         self.index = index
         self.pidfd = -1
+        self.progress: dict[int, bytes] | None = None
 
     @property
     def client_id(self) -> int:
@@ -62,6 +73,8 @@ class ClientTable:
         self._by_id: dict[int, Client] = {}
         self._by_correlation: dict[int, Client] = {}
         self._by_pidfd: dict[int, Client] = {}
+        self._unproved: dict[int, Client] = {}  # no descriptor was left for them: looked at again later
+        self._dead: dict[int, Client] = {}  # proved without a pidfd, by such a later look
         self._poll = select.poll()
         self._free = list(range(authority.sizes.clients - 1, -1, -1))
         self.watches = ffi.new("shmd_client_watch_t[]", authority.sizes.clients)
@@ -120,7 +133,13 @@ class ClientTable:
                 f"{len(self._by_id)} of {self._limit} clients are connected (policies.limits.clients): "
                 "close some, or raise the limit",
             )
-        pidfd = prove_identity(int(request.pid), int(request.start_time), int(request.pid_namespace))
+        look = look_at_client(request)
+        if look.verdict is Verdict.DEAD:
+            raise Rejection(
+                Reason.UNKNOWN_CLIENT,
+                f"process {int(request.pid)} is not the one that asks: {look.text}",
+                Code.INVALID_PARAMS,
+            )
         index = self._free.pop()
         record = self._authority.client(index)
         client = Client(record, index)
@@ -129,12 +148,12 @@ class ClientTable:
         record.correlation_id = request.correlation_id
         record.nonce = request.nonce
         record.pid, record.start_time = request.pid, request.start_time
-        record.pid_namespace = request.pid_namespace
+        record.pid_namespace, record.time_namespace = request.pid_namespace, request.time_namespace
         record.attached_ns = record.seen_ns = now_ns
-        record.provable = int(pidfd >= 0)
         record.index = index
         ffi.memmove(record.name, request.name, ffi.sizeof(record.name))
-        self._watch(client, pidfd, now_ns)
+        self._enter(client, now_ns)
+        self._watch(client, look, now_ns)
         failpoint("client.filled")
         publish_word(record, lib.SHMD_CLIENT_ALIVE, reuse=True)
         failpoint("client.published")
@@ -150,25 +169,34 @@ class ClientTable:
                 self._free.append(index)
                 continue
             client = Client(record, index)
-            pidfd = -1
-            if record.provable:
-                try:
-                    pidfd = prove_identity(client.pid, int(record.start_time), int(record.pid_namespace))
-                except Rejection:
-                    dead.append(client)
-                else:
-                    record.provable = int(pidfd >= 0)
+            look = look_at_client(record)
             # All start afresh: the silence was the driver's, not theirs.
-            self._watch(client, pidfd, now_ns)
+            self._enter(client, now_ns)
+            self._watch(client, look, now_ns)
+            if look.verdict is Verdict.DEAD:
+                dead.append(client)
             if client.state == lib.SHMD_CLIENT_STALLED:
                 publish_word(record, lib.SHMD_CLIENT_ALIVE)
         return dead
 
     def deaths(self) -> list[Client]:
         """Clients whose processes are proved dead since they were last asked for."""
-        if not self._by_pidfd:
-            return []
-        return [self._by_pidfd[fd] for fd, _ in self._poll.poll(0) if fd in self._by_pidfd]
+        dead = list(self._dead.values())
+        if self._by_pidfd:
+            dead += [self._by_pidfd[fd] for fd, _ in self._poll.poll(0) if fd in self._by_pidfd]
+        return dead
+
+    def look_again(self, now_ns: int) -> None:
+        """Looks at clients for which no descriptor was left, as long as there are some now."""
+        for client in list(self._unproved.values()):
+            look = look_at_client(client.record)
+            if look.is_passing:
+                if look.pidfd >= 0:
+                    os.close(look.pidfd)
+                return
+            self._watch(client, look, now_ns)
+            if look.verdict is Verdict.DEAD:
+                self._dead[client.client_id] = client
 
     def mark(self, client: Client, state: int) -> None:
         """ALIVE, STALLED or GONE."""
@@ -181,6 +209,8 @@ class ClientTable:
         self.watches[client.index].client_id = 0
         self._by_id.pop(client.client_id, None)
         self._by_correlation.pop(int(client.record.correlation_id), None)
+        self._unproved.pop(client.client_id, None)
+        self._dead.pop(client.client_id, None)
         self._forget_pidfd(client)
         self._free.append(client.index)
 
@@ -194,7 +224,7 @@ class ClientTable:
         for client in self:
             self._forget_pidfd(client)
 
-    def _watch(self, client: Client, pidfd: int, now_ns: int) -> None:
+    def _enter(self, client: Client, now_ns: int) -> None:
         authority = self._authority
         line = lib.shmd_control_heartbeat(
             authority.control, authority.sizes.clients, authority.sizes.leases, client.index
@@ -205,12 +235,23 @@ class ClientTable:
         watch.seen_ns = now_ns
         self._by_id[client.client_id] = client
         self._by_correlation[int(client.record.correlation_id)] = client
-        client.pidfd = pidfd
-        if pidfd >= 0:
-            self._by_pidfd[pidfd] = client
-            self._poll.register(pidfd, select.POLLIN)
+
+    def _watch(self, client: Client, look: Look, now_ns: int) -> None:
+        self._forget_pidfd(client)
+        client.pidfd, client.record.provable = look.pidfd, int(look.pidfd >= 0)
+        self._unproved.pop(client.client_id, None)
+        if look.is_passing:
+            self._unproved[client.client_id] = client
+            self._authority.log_error(
+                "no descriptor is left for a client's pidfd, so its death shows by its silence only: raise "
+                "RLIMIT_NOFILE (LimitNOFILE= in the unit, ulimit -n) or lower policies.limits.clients",
+                now_ns,
+            )
+        if look.pidfd >= 0:
+            self._by_pidfd[look.pidfd] = client
+            self._poll.register(look.pidfd, select.POLLIN)
             if self.on_pidfd is not None:
-                self.on_pidfd(pidfd)
+                self.on_pidfd(look.pidfd)
 
     def _forget_pidfd(self, client: Client) -> None:
         if client.pidfd >= 0:
@@ -220,39 +261,24 @@ class ClientTable:
             client.pidfd = -1
 
 
-def prove_identity(pid: int, start_time: int, pid_namespace: int) -> int:
-    """A pidfd of exactly that process, or -1 when its death cannot be proved from here.
+def look_at_client(named: Any) -> Look:
+    """Looks at the process that a Hello or a client record names. ``pidfd`` fires when it ends.
 
-    The start time is compared after the pidfd is open: from then on the number cannot pass to another
-    process unnoticed. Raises Rejection when there is no such process.
+    A pidfd counts also when the look is UNKNOWN. Whoever has the number now, its end proves that the client
+    has ended: a number is given to another only after that.
     """
-    if pid_namespace != lib.shmd_pid_namespace():
-        return -1  # a pid of another namespace means nothing here: its heartbeat is all there is
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        raise Rejection(
-            Reason.UNKNOWN_CLIENT, f"there is no process {pid} in this PID namespace", Code.INVALID_PARAMS
-        ) from None
-    except OSError:
-        return -1  # out of descriptors, or not permitted: heartbeat only
-    found = ffi.new("uint64_t *")
-    if lib.shmd_process_start_time(pid, found) != 0 or int(found[0]) != start_time or _has_ended(pidfd):
-        os.close(pidfd)
-        raise Rejection(
-            Reason.UNKNOWN_CLIENT,
-            f"process {pid} is not the one that asks (start time {int(found[0])}, expected {start_time}): "
-            "it has "
-            "ended, or its number was given to another",
-            Code.INVALID_PARAMS,
-        )
-    return pidfd
-
-
-def _has_ended(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+    look = look_at_process(
+        int(named.pid),
+        int(named.start_time),
+        int(named.pid_namespace),
+        int(named.time_namespace),
+        keeps_pidfd=True,
+    )
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and look.pidfd >= max(limit - RESERVED_DESCRIPTORS, 0):
+        os.close(look.pidfd)  # the driver's own work comes first
+        return Look(Verdict.UNKNOWN, int(lib.SHMD_EVIDENCE_NO_DESCRIPTOR))
+    return look
 
 
 def describe(client: Client | None) -> str:

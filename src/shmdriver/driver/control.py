@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from shmdriver._native import ffi, lib
@@ -19,6 +18,7 @@ from shmdriver.driver.clients import ClientTable
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.shm import last_error
 from shmdriver.errors import Code, Reason, ShmDriverError
+from shmdriver.liveness import Verdict, look_at_process
 
 __all__ = ["ControlRing", "Request"]
 
@@ -234,7 +234,8 @@ class ControlRing:
         if who & PID_CLAIMER:
             # A Hello under way. In another PID namespace this number may be somebody else's or nobody's; a
             # claimer that writes late can then spoil one request, whose checksum tells.
-            return not Path(f"/proc/{who & ~PID_CLAIMER}").exists()
+            namespace = int(lib.shmd_pid_namespace())
+            return look_at_process(who & ~PID_CLAIMER, 0, namespace, 0).verdict is Verdict.DEAD
         record = self._authority.client(who - 1) if who else ffi.NULL
         if record == ffi.NULL:
             return True  # no such record: garbage, not a claimer

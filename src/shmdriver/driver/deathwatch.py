@@ -28,7 +28,10 @@ class DeathWatch:
 
     def add(self, pidfd: int) -> None:
         """Watches one more; a closed pidfd leaves by itself."""
-        self._epoll.register(pidfd, select.EPOLLIN | select.EPOLLONESHOT)
+        try:
+            self._epoll.register(pidfd, select.EPOLLIN | select.EPOLLONESHOT)
+        except OSError:
+            pass  # a limit of the kernel's (fs.epoll.max_user_watches): its death is found at a lease check
 
     def close(self) -> None:
         """Ends the thread."""

@@ -273,6 +273,7 @@ class Driver:
     def on_announce(self, now_ns: int) -> None:
         """All streams, for whoever missed something; and what should not change under a driver."""
         self.tables.announce_all()
+        self._lease_watch.look_for_deaths(now_ns)
         self._health.check_memory()
         self._health.check_events(now_ns)
         self._check_lock(now_ns)

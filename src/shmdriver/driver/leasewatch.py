@@ -56,7 +56,8 @@ class LeaseWatch:
                 self._note_client(what, index, silent_ns, now_ns)
 
     def look_for_deaths(self, now_ns: int) -> None:
-        """Dispatches an expiry for each client whose pidfd has fired."""
+        """Dispatches an expiry for each client that is proved dead."""
+        self._tables.clients.look_again(now_ns)
         for client in self._tables.clients.deaths():
             self._dispatch(Event.EXPIRY, now_ns, subject=ClientDied(client))
 

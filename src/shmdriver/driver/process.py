@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from datetime import UTC, datetime
 from types import FrameType
 
 from shmdriver.driver.authentication import create_token, default_token_path, read_token
+from shmdriver.driver.clients import RESERVED_DESCRIPTORS
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.lifecycle import ShutdownMode
@@ -40,6 +42,7 @@ def run_driver(config: Config, *, log: Callable[[str], None] = log_line) -> int:
     the effective configuration. Call it in the main thread of a process that is for this alone: its
     signal handlers stay.
     """
+    raise_descriptor_limit(config.policies.limits.clients, log)
     try:
         driver = Driver(config, log=log, token=_token(config), notifier=Notifier())
         _handle_signals(driver, config, log)  # before it starts: a signal meanwhile is obeyed, not fatal
@@ -52,6 +55,27 @@ def run_driver(config: Config, *, log: Callable[[str], None] = log_line) -> int:
         return EXIT_FAILED
     driver.run()
     return 0
+
+
+def raise_descriptor_limit(clients: int, log: Callable[[str], None]) -> None:
+    """Raises this process's soft limit of descriptors to its hard one: each client takes one, a pidfd.
+
+    The log is told when that is too little for ``clients``. The deaths of those beyond show by their
+    silence only.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    except (OSError, ValueError) as error:
+        log(f"RLIMIT_NOFILE stays at {soft}, it cannot be raised to {hard}: {error}")
+    need = clients + RESERVED_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < need:
+        log(
+            f"RLIMIT_NOFILE is {soft}, and {clients} clients (policies.limits.clients) need {need}: beyond "
+            f"{max(soft - RESERVED_DESCRIPTORS, 0)} of them a death shows by silence only. Raise the hard "
+            "limit (LimitNOFILE= in the unit, ulimit -Hn)"
+        )
 
 
 def _token(config: Config) -> bytes:

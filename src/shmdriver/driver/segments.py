@@ -19,6 +19,7 @@ import posix_ipc
 from shmdriver._native import ffi, lib
 from shmdriver.driver.shm import MOUNT, Modes, SegmentMap, ShmSpace, object_path, set_modes, unlink_segment
 from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, ShmDriverError
+from shmdriver.liveness import Verdict, look_at_driver
 
 __all__ = [
     "InstanceLock",
@@ -142,11 +143,13 @@ def lock_authority(instance: str, modes: Modes) -> InstanceLock:
                     set_modes(fd, modes, write_group=False)
                 return InstanceLock(instance, fd)
         except BlockingIOError:
-            pid, is_passing = _holder(fd), not _names(name, os.fstat(fd))
+            (pid, look), is_passing = _holder(fd), not _names(name, os.fstat(fd))
             os.close(fd)
             if is_passing:  # of an object without a name: a client that makes sure that nobody drives it
                 continue
-            if pid == 0 and turn < LOCK_TURNS - 1:  # it is being made or collected: a matter of milliseconds
+            # Unless a driver is proved alive: it is being made or collected, or clients make sure that nobody
+            # drives it. All of that takes milliseconds.
+            if look is not Verdict.ALIVE and turn < LOCK_TURNS - 1:
                 threading.Event().wait(LOCK_TURN_S)  # flock has no timeout of its own
                 continue
             raise DriverAlreadyRunning(
@@ -212,16 +215,17 @@ def _names(name: str, locked: os.stat_result) -> bool:
     return (found.st_ino, found.st_dev) == (locked.st_ino, locked.st_dev) and locked.st_nlink == 1
 
 
-def _holder(fd: int) -> int:
-    """The pid in a complete authority object, else 0."""
+def _holder(fd: int) -> tuple[int, Verdict]:
+    """The driver that a complete authority object names, and whether it lives; else 0."""
     size = os.fstat(fd).st_size
     if size < ffi.sizeof("shmd_authority_t"):
-        return 0
+        return 0, Verdict.UNKNOWN
     mapped = SegmentMap.of(fd, ffi.sizeof("shmd_authority_t"), writable=False)
     try:
         if lib.shmd_header_check(mapped.base, size, lib.SHMD_SEGMENT_AUTHORITY, 0, 0, 0) != 0:
-            return 0
-        return int(mapped.view("shmd_authority_t *").driver_pid)
+            return 0, Verdict.UNKNOWN
+        authority = mapped.view("shmd_authority_t *")
+        return int(authority.driver_pid), look_at_driver(authority).verdict
     finally:
         mapped.close()
 

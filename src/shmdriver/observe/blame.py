@@ -89,6 +89,8 @@ def _verdict(stream: StreamStatus, driver: DriverStatus, rate: float) -> _Verdic
     if producer.process.frozen:
         text = f"the producer {who} is itself {producer.process.state}"
         return "producer_stopped", text, (), (f"let it run again: kill -CONT {producer.pid}",), None
+    if producer.process.unknown:
+        who += f", which cannot be proved alive or dead: {producer.process.why}"
     if epoch.blocked is None:
         return _unblocked(stream, epoch, who, rate)
     since = f"{epoch.blocked.for_ns / 1e9:.1f} s"
@@ -182,13 +184,21 @@ def _blocked(stream: StreamStatus, epoch: EpochStatus, culprit: GateStatus, sinc
             culprit,
         )
     advice = (f"see what it is doing: py-spy dump --pid {pid}", *softer)
+    if culprit.process.unknown:
+        advice = ("look at it where its process can be seen: its own namespaces, its user or root", *softer)
     return (
         "consumer_slow",
-        f"{start}, which is {culprit.process.state} and reads too slowly",
+        f"{start}, which {_lives(culprit.process)} and reads too slowly",
         details,
         advice,
         culprit,
     )
+
+
+def _lives(process: ProcessStatus) -> str:
+    if process.unknown:
+        return f"cannot be proved alive or dead ({process.why}), so its place is not freed,"
+    return f"is {process.state}"
 
 
 def _describe(gate: GateStatus) -> str:

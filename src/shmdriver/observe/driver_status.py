@@ -14,7 +14,7 @@ _ADVICE: Final = {
     "paused": "let it run again: kill -CONT {pid}",
     "hung": "look at what the process does (py-spy dump --pid {pid}); if it is beyond help, kill -9 {pid} "
     "and start it again: it adopts everything",
-    "silent": "it lives in another PID namespace: look at it there",
+    "silent": "look at it where its process can be seen: in its own namespaces, as its user or as root",
     "dead": "start it again: shmdriver run -i {instance}   (it adopts all segments and leases)",
     "stopped": "start it: shmdriver run -i {instance}",
     "handover": "start its successor: shmdriver run -i {instance}",
@@ -37,13 +37,11 @@ def judge(
     if process.dead:
         return "dead", f"the driver (pid {pid}) is {process.state}, its last tick was {seconds:.1f} s ago"
     late = heartbeat_age_ns > hung_after_ns
-    if process.state == "elsewhere":
+    if process.unknown:
+        where = f"whether the driver (pid {pid}) lives cannot be proved: {process.why}"
         if late:
-            return (
-                "silent",
-                f"the driver runs in another PID namespace and has not ticked for {seconds:.1f} s",
-            )
-        return "running", "the driver runs in another PID namespace"
+            return "silent", f"{where}; it has not ticked for {seconds:.1f} s"
+        return "running", f"{where}; it ticked {seconds:.1f} s ago"
     if process.frozen:
         return "paused", f"the driver (pid {pid}) is {process.state}: messages flow, nobody can attach"
     if late:

@@ -20,12 +20,13 @@ from typing import Any, Self
 
 from shmdriver._native import ffi, lib
 from shmdriver.errors import DriverUnavailable, LayoutMismatch, ShmDriverError
+from shmdriver.liveness import driver_of, look_at_driver
 from shmdriver.names import instance_problem, nearest
 from shmdriver.observe import names
 from shmdriver.observe.driver_status import HUNG_AFTER_NS, advice_for, judge
 from shmdriver.observe.epochs import EpochSegments, epoch_status, live_consumers, text
 from shmdriver.observe.names import word
-from shmdriver.observe.process import process_status
+from shmdriver.observe.process import ProcessStatus, process_status
 from shmdriver.observe.records import (
     ClientStatus,
     DriverStatus,
@@ -133,9 +134,7 @@ class Instance:
     def driver(self) -> DriverStatus:
         """The driver's process, heartbeat and lifecycle."""
         authority, now_ns = self._mapped(), int(lib.shmd_now_ns())
-        process = process_status(
-            int(authority.driver_pid), int(authority.driver_start_time), int(authority.driver_pid_namespace)
-        )
+        process = self._driver_process()
         lifecycle = word(names.LIFECYCLES, int(authority.lifecycle))
         exit_kind = word(names.EXIT_KINDS, int(authority.exit_kind))
         age_ns = max(0, now_ns - int(authority.heartbeat_ns))
@@ -163,6 +162,22 @@ class Instance:
             lease_timeout_ns=int(authority.lease_timeout_ns),
         )
 
+    def _driver_process(self) -> ProcessStatus:
+        process = process_status(*driver_of(self._mapped()))
+        if not process.unknown or self._segment is None:
+            return process
+        try:
+            fd = os.open(SHM_FOLDER / self._segment.name.removeprefix("/"), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return process
+        try:
+            is_same = os.fstat(fd).st_ino == self._segment.inode
+            look = look_at_driver(self._authority, fd) if is_same else None
+        finally:
+            os.close(fd)
+        is_gone = look is not None and look.evidence == lib.SHMD_EVIDENCE_LOCK_FREE
+        return ProcessStatus(process.pid, "gone") if is_gone else process
+
     def wait(self, timeout_s: float) -> None:
         """Sleep until the driver publishes an event, at most ``timeout_s`` seconds."""
         word = ffi.addressof(self._mapped(), "event_word")
@@ -187,7 +202,9 @@ class Instance:
                     name=text(copy.name),
                     pid=pid,
                     state=word(names.CLIENT_STATES, int(copy.word) & 0xFF),
-                    process=process_status(pid, int(copy.start_time), int(copy.pid_namespace)),
+                    process=process_status(
+                        pid, int(copy.start_time), int(copy.pid_namespace), int(copy.time_namespace)
+                    ),
                     attached_ns=int(copy.attached_ns),
                     seen_age_ns=max(0, now_ns - int(copy.seen_ns)),
                     provable=bool(copy.provable),

@@ -1,4 +1,4 @@
-"""What the kernel knows of a process: read from /proc, never guessed."""
+"""What the kernel knows of a process: proved by the one look (liveness.py), described from /proc."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from shmdriver._native import lib
+from shmdriver._native import ffi, lib
+from shmdriver.liveness import Look, Verdict, look_at_process
 
 _STATES: Final = {
     "R": "running",
@@ -19,26 +20,39 @@ _STATES: Final = {
     "X": "gone",
     "I": "idle",
 }
-_START_TIME_FIELD: Final = 19  # field 22 of /proc/PID/stat, counted from the state (field 3)
+# After these /proc shows the process that is meant.
+_SHOWN: Final = (
+    lib.SHMD_EVIDENCE_START_TIME,
+    lib.SHMD_EVIDENCE_NO_START_TIME,
+    lib.SHMD_EVIDENCE_TIME_NAMESPACE,
+    lib.SHMD_EVIDENCE_ZOMBIE,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """One process as /proc shows it.
+    """One process, as far as it can be looked at.
 
     ``state`` is one of running, sleeping, stopped (by SIGSTOP or ^Z), traced (a debugger holds it),
     zombie (dead, not yet waited for), gone, reused (the pid belongs to a younger process), blocked
-    in the kernel, idle, elsewhere (another PID namespace: /proc here cannot tell).
+    in the kernel, idle, elsewhere (another PID namespace), unknown (it cannot be proved alive or dead).
+    ``why`` says what hinders the proof when state is elsewhere or unknown, "" otherwise.
     """
 
     pid: int
     state: str
     command: str = ""
+    why: str = ""
 
     @property
     def dead(self) -> bool:
-        """Whether the process is certainly over."""
+        """Whether the process is proved to be over."""
         return self.state in ("zombie", "gone", "reused")
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it can be proved neither alive nor dead. Treat it as alive."""
+        return self.state in ("elsewhere", "unknown")
 
     @property
     def frozen(self) -> bool:
@@ -46,7 +60,7 @@ class ProcessStatus:
         return self.state in ("stopped", "traced")
 
     def __str__(self) -> str:
-        return self.state
+        return f"{self.state} (cannot be proved: {self.why})" if self.unknown else self.state
 
 
 @cache
@@ -55,25 +69,52 @@ def own_namespace() -> int:
     return int(lib.shmd_pid_namespace())
 
 
-def process_status(pid: int, start_time: int = 0, namespace: int = 0) -> ProcessStatus:
+@cache
+def _own_time_namespace() -> int:
+    own = ffi.new("shmd_process_t *")
+    lib.shmd_process_self(own)
+    return int(own.time_namespace)
+
+
+def process_status(
+    pid: int, start_time: int = 0, namespace: int | None = None, time_namespace: int | None = None
+) -> ProcessStatus:
     """State of the process ``pid``.
 
-    ``start_time`` (clock ticks since boot; 0: do not compare) tells a reused pid from the process
-    that is meant; ``namespace`` (inode; 0: ours) says in which PID namespace the pid was valid.
+    ``start_time`` (clock ticks since boot) tells a reused pid from the process that is meant;
+    ``namespace`` (inode; None: ours) says in which PID namespace the pid was valid, ``time_namespace``
+    (inode; None: ours) where its start time was read. What is 0 is not known, and then not compared.
     """
     if pid <= 0:
         return ProcessStatus(pid, "gone")
-    if namespace not in (0, own_namespace()):
-        return ProcessStatus(pid, "elsewhere")
+    namespace = own_namespace() if namespace is None else namespace
+    time_namespace = _own_time_namespace() if time_namespace is None else time_namespace
+    look = look_at_process(pid, start_time, namespace, time_namespace)
+    if look.verdict is Verdict.DEAD:
+        return _dead(pid, look)
+    if look.evidence == lib.SHMD_EVIDENCE_PID_NAMESPACE:
+        return ProcessStatus(pid, "elsewhere", why=look.text)
+    letter, command = _shown(pid) if look.evidence in _SHOWN else ("", "")
+    if look.verdict is Verdict.UNKNOWN and not (start_time == 0 and letter):
+        return ProcessStatus(pid, "unknown", command, look.text)
+    # A zombie whose pidfd has not fired has threads that run: only its main thread has ended.
+    return ProcessStatus(pid, _STATES.get(letter, "running") if letter != "Z" else "running", command)
+
+
+def _dead(pid: int, look: Look) -> ProcessStatus:
+    if look.evidence == lib.SHMD_EVIDENCE_OTHER_START:
+        return ProcessStatus(pid, "reused", _shown(pid)[1])
+    return ProcessStatus(pid, "zombie" if look.evidence == lib.SHMD_EVIDENCE_PIDFD else "gone")
+
+
+def _shown(pid: int) -> tuple[str, str]:
+    """State's letter and command as /proc shows them, "" when it does not."""
     try:
         text = _read(f"/proc/{pid}/stat").decode("utf-8", "replace")
     except OSError:
-        return ProcessStatus(pid, "gone")
+        return "", ""
     name, _, rest = text.partition("(")[2].rpartition(")")
-    fields = rest.split()
-    if start_time and int(fields[_START_TIME_FIELD]) != start_time:
-        return ProcessStatus(pid, "reused", _command(pid) or name)
-    return ProcessStatus(pid, _STATES.get(fields[0], fields[0]), _command(pid) or name)
+    return rest.split()[0], _command(pid) or name
 
 
 def _read(path: str) -> bytes:

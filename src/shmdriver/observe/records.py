@@ -18,7 +18,7 @@ class DriverStatus:
     """The driver of an instance, alive or not.
 
     ``status`` is one of running, starting, paused (SIGSTOP), hung (alive, ticks no more), silent
-    (another PID namespace, ticks no more), dead (killed or crashed; a new one adopts), stopped
+    (cannot be proved alive or dead, ticks no more), dead (killed or crashed; a new one adopts), stopped
     (clean end), handover (clean end that left everything to its successor), superseded.
     """
 
