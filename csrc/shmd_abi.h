@@ -718,15 +718,12 @@ typedef struct shmd_run {
     shmd_batch_t batch;
 } shmd_run_t;
 
-/* A producer's memory, in which claims lie, as shmd_guarded_memory finds it. */
-typedef struct shmd_memory {
-    shmd_mapping *mapping;          /* with one more hold: the caller's */
-    void *slots;
-    void *arena;
-    uint64_t slots_bytes;
-    uint64_t arena_bytes;
-    uint64_t inline_max;            /* the longest message that lies in its slot */
-} shmd_memory_t;
+/* A second mapping of a producer's ring or arena, through which a caller that may keep pointers writes its claims. */
+typedef struct shmd_window {
+    void *start;
+    uint64_t bytes;
+    uint64_t inline_max;            /* the longest message that lies in its slot, and so in the ring's window */
+} shmd_window_t;
 
 /* ---- exported functions: common -------------------------------------------------------- */
 
@@ -926,7 +923,9 @@ int shmd_guarded_abort(shmd_producer *producer);
 int shmd_guarded_wait_room(shmd_producer *producer, uint32_t length, uint64_t timeout_ns);
 int shmd_guarded_producer_close(shmd_producer *producer, int aborted);   /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
 void shmd_guarded_producer_free(shmd_producer *producer);                /* a closed one's tombstone; an open one stays */
-int shmd_guarded_memory(shmd_producer *producer, shmd_memory_t *out);
+int shmd_guarded_window(shmd_producer *producer, uint64_t length, shmd_window_t *out); /* maps the one in which a claim of that length lies */
+int shmd_window_take_back(void *start, uint64_t bytes);                  /* its whole pages become private copies: pointers into them reach no message any more */
+void shmd_window_close(void *start, uint64_t bytes);
 int64_t shmd_guarded_fetch(shmd_consumer *consumer, uint64_t hold_seq, uint64_t limit, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch);
     /* first advances the gate to min(position, hold_seq); hold_seq UINT64_MAX: nothing is held. Then up to limit messages:
        a run of equal length is copied (and the gate passes it at once), a message in the arena of a gated consumer is left in place. count, 0 at the

@@ -2,6 +2,7 @@
  * call takes the handle, works, and gives it back; a second thread inside is told so. Several steps go into one call,
  * because crossing the border costs more than a message. The consumer's are in shmd_guarded_consumer.c. */
 #include "shmd_internal.h"
+#include "core/claim_window.h"
 
 #include <sched.h>
 #include <stdlib.h>
@@ -164,20 +165,16 @@ int shmd_guarded_producer_close(shmd_producer *p, int aborted)
     return rc;
 }
 
-int shmd_guarded_memory(shmd_producer *p, shmd_memory_t *out)
+int shmd_guarded_window(shmd_producer *p, uint64_t length, shmd_window_t *out)
 {
     int rc = enter_producer(p);
     if (rc != SHMD_OK)
         return rc;
-    shmd_mapping_hold(p->mapping);
-    *out = (shmd_memory_t){.mapping = p->mapping,
-                           .slots = p->slots,
-                           .arena = p->arena,
-                           .slots_bytes = 2 * (p->mask + 1) * p->slot_bytes, /* both are mapped twice in a row */
-                           .arena_bytes = 2 * p->arena_bytes,
-                           .inline_max = p->inline_max};
+    int is_arena = length > p->inline_max;
+    out->inline_max = p->inline_max;
+    rc = shmd_window_open(is_arena ? p->arena : p->slots, is_arena ? p->arena_bytes : (p->mask + 1) * p->slot_bytes, out);
     shmd_handle_leave(&p->busy);
-    return SHMD_OK;
+    return rc;
 }
 
 void shmd_guarded_producer_free(shmd_producer *p)

@@ -57,20 +57,6 @@ uint64_t shmd_py_mapping_hold_seq(shmd_py_mapping *m)
 
 /* ---- the type ----------------------------------------------------------------------------- */
 
-static PyObject *make(PyTypeObject *type, shmd_mapping *native, uint64_t serial)
-{
-    shmd_py_mapping *m = (shmd_py_mapping *)(void *)PyType_GenericAlloc(type, 0);
-    if (m == NULL) {
-        shmd_mapping_free(native);
-        return NULL;
-    }
-    m->native = native;
-    m->serial = serial;
-    return (PyObject *)m;
-}
-
-PyObject *shmd_py_mapping_new(shmd_mapping *native) { return make(shmd_py.mapping, native, 0); }
-
 /* MappingCore(address of the native mapping, of which it takes over one hold; serial) */
 static PyObject *mapping_make(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
@@ -82,7 +68,14 @@ static PyObject *mapping_make(PyTypeObject *type, PyObject *args, PyObject *keyw
     void *native = PyLong_AsVoidPtr(address);
     if (native == NULL)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "a mapping at address 0");
-    return make(type, native, serial);
+    shmd_py_mapping *m = (shmd_py_mapping *)(void *)PyType_GenericAlloc(type, 0);
+    if (m == NULL) {
+        shmd_mapping_free(native);
+        return NULL;
+    }
+    m->native = native;
+    m->serial = serial;
+    return (PyObject *)m;
 }
 
 static void mapping_dealloc(PyObject *self)
@@ -116,53 +109,4 @@ PyType_Spec shmd_py_mapping_spec = {
     .basicsize = (int)sizeof(shmd_py_mapping),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
     .slots = mapping_slots,
-};
-
-/* ---- regions: all the slots or all the arena of a producer -------------------------------- */
-
-typedef struct region {
-    PyObject_HEAD
-    PyObject *mapping;
-    void *start;
-    Py_ssize_t bytes;
-} region;
-
-static int region_buffer(PyObject *self, Py_buffer *view, int flags)
-{
-    region *r = (region *)self;
-    return PyBuffer_FillInfo(view, self, r->start, r->bytes, 0, flags);
-}
-
-static void region_dealloc(PyObject *self)
-{
-    Py_XDECREF(((region *)self)->mapping);
-    shmd_py_free(self);
-}
-
-PyObject *shmd_py_region_view(PyObject *mapping, void *start, uint64_t bytes)
-{
-    region *r = (region *)(void *)PyType_GenericAlloc(shmd_py.region, 0);
-    if (r == NULL)
-        return NULL;
-    Py_INCREF(mapping);
-    r->mapping = mapping;
-    r->start = start;
-    r->bytes = (Py_ssize_t)bytes;
-    PyObject *view = PyMemoryView_FromObject((PyObject *)r);
-    Py_DECREF((PyObject *)r);
-    return view;
-}
-
-static PyType_Slot region_slots[] = {
-    {Py_tp_doc, "Memory of a producer, which stays mapped while this lives."},
-    {Py_tp_dealloc, region_dealloc},
-    {Py_bf_getbuffer, region_buffer},
-    {0, NULL},
-};
-
-PyType_Spec shmd_py_region_spec = {
-    .name = "shmdriver._hotpath.Region",
-    .basicsize = (int)sizeof(region),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = region_slots,
 };

@@ -5,30 +5,43 @@ shmd_py_hooks shmd_py;
 
 static PyObject *names[SHMD_PY_NAMES]; /* interned: the cache of method lookups goes by the name's address */
 static const char *const spelled[SHMD_PY_NAMES] = {
-    [SHMD_PY_CLAIM_SLOW] = "_claim_slow",
+    [SHMD_PY_CLEAR] = "clear",
     [SHMD_PY_FAILURE] = "_failure",
+    [SHMD_PY_F_GLOBALS] = "f_globals",
     [SHMD_PY_IDLE] = "_idle",
+    [SHMD_PY_MAKE_ROOM] = "_make_room",
     [SHMD_PY_MAP] = "_map",
+    [SHMD_PY_MODULE_NAME] = "__name__",
     [SHMD_PY_OVER] = "_over",
-    [SHMD_PY_PUBLISH_SLOW] = "_publish_slow",
     [SHMD_PY_RECOVER] = "_recover",
-    [SHMD_PY_REFUSE_CLAIM] = "_refuse_claim",
     [SHMD_PY_RELEASE] = "release",
-    [SHMD_PY_TRY_PUBLISH_SLOW] = "_try_publish_slow",
+    [SHMD_PY_SETFLAGS] = "setflags",
+    [SHMD_PY_TB_FRAME] = "tb_frame",
+    [SHMD_PY_TB_NEXT] = "tb_next",
+    [SHMD_PY_TOBYTES] = "tobytes",
 };
+
+PyObject *shmd_py_attribute(PyObject *self, shmd_py_name name) { return PyObject_GetAttr(self, names[name]); }
+
+PyObject *shmd_py_global(PyObject *globals, shmd_py_name name) { return PyDict_GetItem(globals, names[name]); }
 
 PyObject *shmd_py_call(PyObject *self, shmd_py_name name, const char *format, ...)
 {
     va_list values;
-    if (format == NULL)
-        return PyObject_CallMethodObjArgs(self, names[name], NULL);
-    va_start(values, format);
-    PyObject *arguments = Py_VaBuildValue(format, values);
-    va_end(values);
-    PyObject *method = arguments == NULL ? NULL : PyObject_GetAttr(self, names[name]);
-    PyObject *result = method == NULL ? NULL : PyObject_CallObject(method, arguments);
-    Py_XDECREF(method);
-    Py_XDECREF(arguments);
+    PyObject *result;
+    if (format == NULL) {
+        result = PyObject_CallMethodObjArgs(self, names[name], NULL);
+    } else {
+        va_start(values, format);
+        PyObject *arguments = Py_VaBuildValue(format, values);
+        va_end(values);
+        PyObject *method = arguments == NULL ? NULL : PyObject_GetAttr(self, names[name]);
+        result = method == NULL ? NULL : PyObject_CallObject(method, arguments);
+        Py_XDECREF(method);
+        Py_XDECREF(arguments);
+    }
+    if (result == NULL && name != SHMD_PY_CLEAR)
+        shmd_py_clear_raised();
     return result;
 }
 
@@ -108,27 +121,38 @@ int shmd_py_arguments(const char *function, const char *const *names, Py_ssize_t
     return 0;
 }
 
-/* setup(message, claim, end_of_stream, address_of): the classes to make, what ends an iteration, a cffi pointer's address. */
+/* setup(message, claim, array_claim, end_of_stream, address_of, method, packages): shmd_py_hooks says what they are. */
 static PyObject *setup(PyObject *module, PyObject *args)
 {
     static PyInterpreterState *owner; /* there is one set of hooks; a second interpreter gets a copy of the module without another init */
-    PyObject *message, *claim, *end_of_stream, *address_of;
+    PyObject *message, *claim, *array_claim, *given[4];
     (void)module;
     if (owner != NULL && owner != PyInterpreterState_Get()) {
         PyErr_SetString(PyExc_ImportError, "shmdriver is in use by another interpreter of this process: sub-interpreters cannot share it");
         return NULL;
     }
     owner = PyInterpreterState_Get();
-    if (!PyArg_ParseTuple(args, "O!O!OO:setup", &PyType_Type, &message, &PyType_Type, &claim, &end_of_stream, &address_of))
+    if (!PyArg_ParseTuple(args, "O!O!O!OOOO!:setup", &PyType_Type, &message, &PyType_Type, &claim, &PyType_Type, &array_claim, &given[0], &given[1],
+                          &given[2], &PyFrozenSet_Type, &given[3]))
         return NULL;
-    Py_INCREF(message);
-    Py_INCREF(claim);
-    Py_INCREF(end_of_stream);
-    Py_INCREF(address_of);
+    Py_INCREF(args); /* for good, with all that is in it */
     shmd_py.message = (PyTypeObject *)(void *)message;
     shmd_py.claim = (PyTypeObject *)(void *)claim;
-    shmd_py.end_of_stream = end_of_stream;
-    shmd_py.address_of = address_of;
+    shmd_py.array_claim = (PyTypeObject *)(void *)array_claim;
+    shmd_py.end_of_stream = given[0];
+    shmd_py.address_of = given[1];
+    shmd_py.method = given[2];
+    shmd_py.packages = given[3];
+    Py_RETURN_NONE;
+}
+
+/* clear_frames(error): no frame of ours in its traceback, nor in those of its contexts, keeps its locals. */
+static PyObject *clear_frames(PyObject *module, PyObject *error)
+{
+    (void)module;
+    if (!PyExceptionInstance_Check(error))
+        return PyErr_Format(PyExc_TypeError, "clear_frames() takes an exception");
+    shmd_py_clear_frames(error);
     Py_RETURN_NONE;
 }
 
@@ -142,6 +166,7 @@ static PyObject *add_type(PyObject *module, const char *name, PyType_Spec *spec)
 
 static PyMethodDef functions[] = {
     {"setup", setup, METH_VARARGS, "Tells the classes to make and the functions to call."},
+    {"clear_frames", clear_frames, METH_O, "Clears the locals of this package's frames in an exception's traceback."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -161,14 +186,16 @@ PyMODINIT_FUNC PyInit__hotpath(void)
     if (module == NULL)
         return NULL;
     shmd_py.mapping = (PyTypeObject *)(void *)add_type(module, "MappingCore", &shmd_py_mapping_spec);
-    shmd_py.region = (PyTypeObject *)(void *)add_type(module, "Region", &shmd_py_region_spec);
+    shmd_py.window = (PyTypeObject *)(void *)add_type(module, "Window", &shmd_py_window_spec);
+    shmd_py.place = (PyTypeObject *)(void *)add_type(module, "Place", &shmd_py_place_spec);
     PyObject *cores[] = {
         add_type(module, "MessageCore", &shmd_py_message_spec),
         add_type(module, "ConsumerCore", &shmd_py_consumer_spec),
         add_type(module, "ProducerCore", &shmd_py_producer_spec),
         add_type(module, "ClaimCore", &shmd_py_claim_spec),
+        add_type(module, "Boundary", &shmd_py_boundary_spec),
     };
-    int is_complete = intern_names() == 0 && shmd_py.mapping != NULL && shmd_py.region != NULL;
+    int is_complete = intern_names() == 0 && shmd_py.mapping != NULL && shmd_py.window != NULL && shmd_py.place != NULL;
     for (size_t i = 0; i < sizeof cores / sizeof *cores; i++)
         is_complete = is_complete && cores[i] != NULL;
     if (!is_complete)

@@ -52,8 +52,6 @@ typedef struct shmd_py_mapping {
 int shmd_py_mapping_add(shmd_py_mapping *mapping, uint64_t seq, uint64_t *number); /* -1: no memory, an exception is set */
 void shmd_py_mapping_drop(shmd_py_mapping *mapping, uint64_t number);
 uint64_t shmd_py_mapping_hold_seq(shmd_py_mapping *mapping); /* the oldest seq that is referred to; UINT64_MAX: none */
-PyObject *shmd_py_region_view(PyObject *mapping, void *start, uint64_t bytes); /* a writable memoryview */
-PyObject *shmd_py_mapping_new(shmd_mapping *native); /* takes over one hold of it */
 
 /* ---- messages (shmd_py_message.c) --------------------------------------------------------- */
 
@@ -108,47 +106,98 @@ int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value, const char *type
         Py_DECREF(keep); \
     } while (0)
 
+typedef struct shmd_py_claim shmd_py_claim;
+
 typedef struct shmd_py_producer {
     PyObject_HEAD
     shmd_py_handle handle;
-    PyObject *mapping;
-    PyObject *memory[2]; /* memoryviews of the slots and of the arena, of which claims are slices */
-    int64_t inline_max;  /* the longest message that lies in its slot; -1: not known yet */
+    shmd_py_claim *open_claim; /* borrowed: the claim that the core has open for this handle, or NULL */
+    PyObject *windows[2];      /* through which claims are written: of the slots, of the arena. NULL: none was made yet */
+    int64_t inline_max;        /* the longest message that lies in its slot; -1: not known yet */
 } shmd_py_producer;
 
 PyObject *shmd_py_fail(PyObject *producer, int64_t code, Py_ssize_t length); /* NULL, with the exception that it stands for */
 
+/* ---- claims (shmd_py_claim.c) ------------------------------------------------------------- */
+
+/* Made before the core's claim is taken, which it owns from then on: whatever becomes of it, its end gives the claim back. */
+struct shmd_py_claim {
+    PyObject_HEAD
+    shmd_py_producer *producer; /* NULL: over, or nothing was claimed yet */
+    PyObject *place;            /* the memory; NULL: none yet */
+    PyObject *view;             /* a memoryview of the place; NULL: nobody has asked for it */
+    PyObject *array;            /* what a claimed array is, and the array of bytes below it; NULL: a claim of bytes */
+    PyObject *elements;
+    Py_ssize_t length;
+    uint16_t type;
+    uint16_t flags;
+};
+
+shmd_py_claim *shmd_py_claim_new(PyTypeObject *type, Py_ssize_t length, uint16_t message_type);
+
+/* The memory of one claim (shmd_py_place.c). It exports itself as a writable buffer until the claim is over. */
+typedef struct shmd_py_place {
+    PyObject_HEAD
+    PyObject *window;
+    unsigned char *start;
+    Py_ssize_t bytes;
+    Py_ssize_t exports;
+    int is_over;
+} shmd_py_place;
+
+PyObject *shmd_py_window_open(shmd_py_producer *producer, Py_ssize_t length); /* the one in which a claim of that length lies; borrowed */
+PyObject *shmd_py_place_new(PyObject *window, Py_ssize_t offset, Py_ssize_t bytes);
+int shmd_py_place_take_back(shmd_py_place *place); /* what still refers to it keeps a private copy. -1 with an exception */
+
+/* ---- exceptions (shmd_py_boundary.c) ------------------------------------------------------ */
+
+void shmd_py_clear_frames(PyObject *error); /* the locals of our frames in its traceback, and in those of its contexts */
+void shmd_py_clear_raised(void);            /* likewise of the exception that is set */
+
 /* ---- the module (shmd_py_module.c) -------------------------------------------------------- */
 
-extern PyType_Spec shmd_py_mapping_spec, shmd_py_region_spec, shmd_py_message_spec, shmd_py_consumer_spec, shmd_py_producer_spec, shmd_py_claim_spec;
+extern PyType_Spec shmd_py_mapping_spec, shmd_py_message_spec, shmd_py_consumer_spec, shmd_py_producer_spec, shmd_py_claim_spec, shmd_py_place_spec, shmd_py_window_spec,
+    shmd_py_boundary_spec;
 
 /* The types made here, and Python's classes and functions as _hotpath.setup() was told. */
 typedef struct shmd_py_hooks {
     PyTypeObject *mapping;
-    PyTypeObject *region;
+    PyTypeObject *window;
+    PyTypeObject *place;
     PyTypeObject *message;
     PyTypeObject *claim;
+    PyTypeObject *array_claim;
     PyObject *end_of_stream;
     PyObject *address_of;
+    PyObject *method;   /* makes bound methods */
+    PyObject *packages; /* a set: the names of packages whose frames are cleared */
 } shmd_py_hooks;
 
 /* What Python is called by. */
 typedef enum shmd_py_name {
-    SHMD_PY_CLAIM_SLOW,
+    SHMD_PY_CLEAR,
     SHMD_PY_FAILURE,
+    SHMD_PY_F_GLOBALS,
     SHMD_PY_IDLE,
+    SHMD_PY_MAKE_ROOM,
     SHMD_PY_MAP,
+    SHMD_PY_MODULE_NAME,
     SHMD_PY_OVER,
-    SHMD_PY_PUBLISH_SLOW,
     SHMD_PY_RECOVER,
-    SHMD_PY_REFUSE_CLAIM,
     SHMD_PY_RELEASE,
-    SHMD_PY_TRY_PUBLISH_SLOW,
+    SHMD_PY_SETFLAGS,
+    SHMD_PY_TB_FRAME,
+    SHMD_PY_TB_NEXT,
+    SHMD_PY_TOBYTES,
     SHMD_PY_NAMES
 } shmd_py_name;
 
-/* Calls that method of `self`; `format` (of Py_BuildValue) makes a tuple of arguments; NULL: there are none. A new reference, or NULL with an exception. */
+/* Calls that method of `self`; `format` (of Py_BuildValue) makes a tuple of arguments; NULL: there are none. A new reference, or NULL with an exception,
+ * which keeps nothing of ours alive. */
 PyObject *shmd_py_call(PyObject *self, shmd_py_name name, const char *format, ...);
+
+PyObject *shmd_py_attribute(PyObject *self, shmd_py_name name);  /* a new reference */
+PyObject *shmd_py_global(PyObject *globals, shmd_py_name name);  /* borrowed; NULL: there is none */
 
 extern shmd_py_hooks shmd_py;
 

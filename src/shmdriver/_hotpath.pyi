@@ -5,17 +5,27 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, overload
 
-from shmdriver.client.claim import Claim
+import numpy as np
+
+from shmdriver.client.claim import ArrayClaim, Claim
 from shmdriver.client.message import Message
 from shmdriver.client.producer import Publishable
 
 def setup(
     message: type[Message],
     claim: type[Claim],
+    array_claim: type[ArrayClaim],
     end_of_stream: type[BaseException],
     address_of: Callable[[Any, str], int],
+    method: Callable[[Any, Any], Any],
+    packages: frozenset[str],
     /,
 ) -> None: ...
+def clear_frames(error: BaseException, /) -> None: ...
+
+class Boundary:
+    def __new__(cls, function: Callable[..., Any], /) -> Self: ...
+    def __call__(self, *args: Any, **keywords: Any) -> Any: ...
 
 class MappingCore:
     serial: int
@@ -69,17 +79,32 @@ class ProducerCore:
     def publish(self, data: Publishable, type: int = 0, timeout: float | None = None) -> None: ...
     def try_publish(self, data: Publishable, type: int = 0) -> int: ...
     def claim(self, length: int, *, type: int = 0, timeout: float | None = None) -> Claim: ...
+    def _publish_array(
+        self, head: bytes, elements: Any, flags: int, type: int, timeout: float | None, /
+    ) -> None: ...
+    def _claim_array(
+        self,
+        head: bytes,
+        length: int,
+        make: Callable[[Any], tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]],
+        flags: int,
+        type: int,
+        timeout: float | None,
+        /,
+    ) -> ArrayClaim: ...
     def _publish_records(self, records: Any, timeout_ns: int, /) -> int: ...
     def _let_go_of_memory(self) -> None: ...
 
 class ClaimCore:
-    view: memoryview
-    _flags: int
+    @property
+    def view(self) -> memoryview: ...
+    @property
+    def array(self) -> np.ndarray[Any, Any]: ...
     @property
     def open(self) -> bool: ...
     def commit(self, length: int | None = None) -> None: ...
     def abort(self) -> None: ...
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Any: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...

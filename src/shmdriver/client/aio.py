@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast, overload
 
 from shmdriver._native import lib
+from shmdriver.client.boundary import clear_frames, public
 from shmdriver.client.hotpath import ConsumerCore
 from shmdriver.client.waiting import check_limit
 from shmdriver.errors import ConcurrentUseError, EndOfStream
@@ -39,6 +40,7 @@ _ORPHAN_LOOK_AFTER_S = 1.0  # with reconnect=True: whether another driver serves
 _TRY_AGAIN_S = 0.02
 
 
+@public
 class EventLoopReading(ConsumerCore):
     """What a Consumer is to event loops."""
 
@@ -73,7 +75,12 @@ class EventLoopReading(ConsumerCore):
         message = self._take()
         if message is not None:
             return message
-        return await _read(cast("Consumer", self), timeout)
+        try:
+            return await _read(cast("Consumer", self), timeout)
+        except BaseException as error:
+            clear_frames(error)
+            del self
+            raise
 
     @overload
     async def aread_batch(self, limit: int | None = None, timeout: None = None) -> Batch: ...
@@ -83,7 +90,12 @@ class EventLoopReading(ConsumerCore):
 
     async def aread_batch(self, limit: int | None = None, timeout: float | None = None) -> Batch | None:
         """:meth:`read_batch` for asyncio."""
-        return await _read_batch(cast("Consumer", self), limit, timeout)
+        try:
+            return await _read_batch(cast("Consumer", self), limit, timeout)
+        except BaseException as error:
+            clear_frames(error)
+            del self
+            raise
 
     def abatches(self, limit: int | None = None) -> AsyncIterator[Batch]:
         """:meth:`batches` for ``async for``."""
@@ -153,8 +165,12 @@ class AsyncMessages:
             return message
         try:
             fetched = await _read(self._consumer, None)
-        except EndOfStream:
-            raise StopAsyncIteration from None
+        except BaseException as error:
+            clear_frames(error)
+            del self
+            if isinstance(error, EndOfStream):
+                raise StopAsyncIteration from None
+            raise
         assert fetched is not None
         return fetched
 
@@ -175,8 +191,12 @@ class AsyncBatches:
     async def __anext__(self) -> Batch:
         try:
             batch = await _read_batch(self._consumer, self._limit, None)
-        except EndOfStream:
-            raise StopAsyncIteration from None
+        except BaseException as error:
+            clear_frames(error)
+            del self
+            if isinstance(error, EndOfStream):
+                raise StopAsyncIteration from None
+            raise
         assert batch is not None
         return batch
 
@@ -196,14 +216,14 @@ async def _read_batch(consumer: Consumer, limit: int | None, timeout: float | No
     check_limit(limit)
     reader = consumer._record_reader()
     if consumer.buffered:
-        return reader.from_rows(limit)
+        return reader.from_rows(consumer, limit)
     await _be_fair(consumer)
     consumer._check_open()
-    batch = _at_once(consumer, partial(reader.fetch, limit))
+    batch = _at_once(consumer, partial(reader.fetch, consumer, limit))
     end = None if timeout is None else time.monotonic() + timeout
     while batch is None and await _arrival(consumer, end):
         consumer._check_open()
-        batch = reader.fetch(limit, _AT_ONCE_NS)
+        batch = reader.fetch(consumer, limit, _AT_ONCE_NS)
     consumer._pending = 0
     return batch
 

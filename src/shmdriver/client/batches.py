@@ -11,6 +11,7 @@ import numpy as np
 
 from shmdriver._native import lib
 from shmdriver.client import directory
+from shmdriver.client.boundary import public
 from shmdriver.client.records import as_dtype, dtype_of
 from shmdriver.errors import EndOfStream, SchemaMismatch
 
@@ -26,6 +27,7 @@ _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 _COPIED_MAX = 65536  # records that a batch copies at most
 
 
+@public
 class Batches:
     """The iterator behind :meth:`Consumer.batches`. It keeps no batch: none holds its place longer."""
 
@@ -49,47 +51,47 @@ class Batches:
 
 
 class RecordReader:
-    """Fetches batches for one consumer, at most half the ring each: the producer has the other half."""
+    """Fetches batches for one consumer, at most half the ring each: the producer has the other half.
 
-    __slots__ = ("_address", "_consumer", "_copied_bytes", "_copies", "_half", "_serial", "dtype")
+    The consumer owns it and passes itself: no cycle, so that a dropped consumer's lease ends at once.
+    """
 
-    def __init__(self, consumer: Consumer, dtype: np.dtype[Any] | None) -> None:
-        self._consumer = consumer
+    __slots__ = ("_address", "_copied_bytes", "_copies", "_half", "_serial", "dtype")
+
+    def __init__(self, dtype: np.dtype[Any] | None) -> None:
         self.dtype = dtype
         self._copies: Batch | None = None
         self._address = self._copied_bytes = 0  # of the copies
         self._half = 0  # of the mapped ring; 0: not known yet
         self._serial = 0
 
-    def known_dtype(self) -> np.dtype[Any] | None:
+    def known_dtype(self, consumer: Consumer) -> np.dtype[Any] | None:
         """The dtype as passed, else as in the directory; None for bytes, or before the first producer."""
         if self.dtype is None:
-            consumer = self._consumer
             schema = directory.schema_of_stream(consumer._link.authority, consumer._info().stream_index)
             if schema is not None:
                 self.dtype = as_dtype(dtype_of(schema))
         return self.dtype
 
-    def fetch(self, limit: int | None, timeout_ns: int) -> Batch | None:
+    def fetch(self, consumer: Consumer, limit: int | None, timeout_ns: int) -> Batch | None:
         """The next batch, None when none came in time."""
-        dtype = self.dtype or self._await_dtype(timeout_ns)
+        dtype = self.dtype or self._await_dtype(consumer, timeout_ns)
         if dtype is None:
             return None
         size = dtype.itemsize
-        if not self._half and not self._learn_ring(size, timeout_ns):
+        if not self._half and not self._learn_ring(consumer, size, timeout_ns):
             return None
         most = self._half if limit is None or limit > self._half else limit
         copies = self._copies_for(most, dtype)
-        consumer = self._consumer
         found = consumer._fetch_records(most, size, timeout_ns, self._address, self._copied_bytes)
         if found.__class__ is not int:
             count = consumer._found_count
-        elif (count := self._count(found, timeout_ns)) == 0:
+        elif (count := self._count(consumer, found, timeout_ns)) == 0:
             return None
         changed = consumer._found_serial != self._serial
         if changed:
             self._half = 0
-            self._learn_ring(size, 0)
+            self._learn_ring(consumer, size, 0)
         if found.__class__ is int:
             self._copies = None
             copies.flags.writeable = False
@@ -100,12 +102,11 @@ class RecordReader:
         # A run of the ring before may be more than half of this one: kept in place, it would hold all of it.
         return placed.copy() if changed and count > self._half else placed
 
-    def from_rows(self, limit: int | None) -> Batch:
+    def from_rows(self, consumer: Consumer, limit: int | None) -> Batch:
         """Messages that were fetched one by one and not handed out, as records (copied)."""
-        dtype = self.known_dtype()
+        dtype = self.known_dtype(consumer)
         if dtype is None:
-            self._raise_bytes()
-        consumer = self._consumer
+            self._raise_bytes(consumer)
         count = consumer.buffered if limit is None else min(limit, consumer.buffered)
         messages = [consumer._take() for _ in range(count)]
         payloads = [bytes(message) for message in messages if message is not None]
@@ -117,12 +118,11 @@ class RecordReader:
             )
         return np.frombuffer(b"".join(payloads), dtype)
 
-    def _learn_ring(self, size: int, timeout_ns: int) -> bool:
+    def _learn_ring(self, consumer: Consumer, size: int, timeout_ns: int) -> bool:
         """Half the ring that is mapped, waiting for a first message when none is; whether it is known now."""
-        consumer = self._consumer
         slots = int(consumer._info().slots)
         if not slots:
-            self._count(consumer._fetch_records(0, size, timeout_ns, 0, 0), timeout_ns)
+            self._count(consumer, consumer._fetch_records(0, size, timeout_ns, 0, 0), timeout_ns)
             slots = int(consumer._info().slots)
         self._half = max(slots // 2 // consumer.shard[1], 1) if slots else 0
         self._serial = int(consumer._info().mapping_serial)
@@ -136,24 +136,23 @@ class RecordReader:
             self._address, self._copied_bytes = copies.ctypes.data, copies.nbytes
         return copies
 
-    def _await_dtype(self, timeout_ns: int) -> np.dtype[Any] | None:
-        if self.known_dtype() is None:
-            consumer = self._consumer
+    def _await_dtype(self, consumer: Consumer, timeout_ns: int) -> np.dtype[Any] | None:
+        if self.known_dtype(consumer) is None:
             code = lib.shmd_guarded_wait(consumer._open_handle, timeout_ns)
-            self._count(code, timeout_ns)
-            if self.known_dtype() is None and code > 0:
-                self._raise_bytes()
+            self._count(consumer, code, timeout_ns)
+            if self.known_dtype(consumer) is None and code > 0:
+                self._raise_bytes(consumer)
         return self.dtype
 
-    def _count(self, code: int, wait_ns: int) -> int:
+    def _count(self, consumer: Consumer, code: int, wait_ns: int) -> int:
         if code >= 0:
             return int(code)
         if code != _INTERRUPTED:
-            self._consumer._recover(code, wait_ns)
+            consumer._recover(code, wait_ns)
         return 0
 
-    def _raise_bytes(self) -> NoReturn:
+    def _raise_bytes(self, consumer: Consumer) -> NoReturn:
         raise TypeError(
-            f"stream {self._consumer.stream!r} carries bytes, not records: read messages, "
+            f"stream {consumer.stream!r} carries bytes, not records: read messages, "
             "or make its producer with dtype="
         )

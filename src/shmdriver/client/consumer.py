@@ -8,14 +8,15 @@ with the next fetch, so that the last run counts as read when it is used up.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client._raise import failure_of, raise_for
 from shmdriver.client.aio import EventLoopReading
-from shmdriver.client.claim import Claim
+from shmdriver.client.boundary import PACKAGES, public
+from shmdriver.client.claim import ArrayClaim, Claim
 from shmdriver.client.handle import StreamHandle
 from shmdriver.client.hotpath import ConsumerCore, setup
 from shmdriver.client.link import Deadline, Link, register
@@ -41,9 +42,10 @@ def _address_of(handle: Any, kind: str) -> int:
     return int(ffi.cast("uintptr_t", handle))
 
 
-setup(Message, Claim, errors.EndOfStream, _address_of)
+setup(Message, Claim, ArrayClaim, errors.EndOfStream, _address_of, MethodType, PACKAGES)
 
 
+@public
 class Consumer(EventLoopReading, StreamHandle):
     """A consumer of one stream, made by :meth:`Client.consumer`. It belongs to one thread at a time.
 
@@ -113,15 +115,15 @@ class Consumer(EventLoopReading, StreamHandle):
         check_limit(limit)
         reader = self._reader or self._record_reader()
         if self.buffered:
-            return reader.from_rows(limit)
+            return reader.from_rows(self, limit)
         self._check_open()
-        batch = reader.fetch(limit, 0)
+        batch = reader.fetch(self, limit, 0)
         if batch is not None or timeout == 0:
             return batch
         deadline = Deadline(timeout)
         while True:
             slice_ns = deadline.slice_ns()
-            batch = reader.fetch(limit, slice_ns)
+            batch = reader.fetch(self, limit, slice_ns)
             if batch is not None or slice_ns == 0:
                 return batch
             self._idle()
@@ -137,7 +139,7 @@ class Consumer(EventLoopReading, StreamHandle):
     @property
     def dtype(self) -> np.dtype[Any] | None:
         """The dtype of the records, as passed or as a producer declared; None: bytes, or not known yet."""
-        return self._record_reader().known_dtype()
+        return self._record_reader().known_dtype(self)
 
     # ---- state
 
@@ -304,7 +306,7 @@ class Consumer(EventLoopReading, StreamHandle):
             with LATE_IMPORT:  # numpy: only who reads records pays for it
                 from shmdriver.client.batches import RecordReader
 
-            self._reader = RecordReader(self, self._dtype)
+            self._reader = RecordReader(self._dtype)
         return self._reader
 
     def _info(self) -> Any:

@@ -14,9 +14,21 @@ from typing import TYPE_CHECKING, Any
 from shmdriver import _native
 
 if TYPE_CHECKING:
-    from shmdriver._hotpath import ClaimCore, ConsumerCore, MappingCore, MessageCore, ProducerCore, setup
+    from shmdriver._hotpath import (
+        Boundary,
+        ClaimCore,
+        ConsumerCore,
+        MappingCore,
+        MessageCore,
+        ProducerCore,
+        clear_frames,
+        setup,
+    )
 
-__all__ = ["ClaimCore", "ConsumerCore", "MappingCore", "MessageCore", "ProducerCore", "setup"]
+__all__ = [
+    "Boundary", "ClaimCore", "ConsumerCore", "MappingCore", "MessageCore", "ProducerCore", "clear_frames",
+    "setup",
+]  # fmt: skip
 
 _NAME = "shmdriver._hotpath"
 
@@ -34,9 +46,11 @@ def _load() -> Any:
 
 if not TYPE_CHECKING:
     _module = sys.modules.get(_NAME) or _load()
+    Boundary = _module.Boundary
     ClaimCore = _module.ClaimCore
     ConsumerCore = _module.ConsumerCore
     MappingCore = _module.MappingCore
     MessageCore = _module.MessageCore
     ProducerCore = _module.ProducerCore
+    clear_frames = _module.clear_frames
     setup = _module.setup

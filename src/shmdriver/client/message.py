@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmdriver._native import lib
+from shmdriver.client.boundary import public
 from shmdriver.client.hotpath import MessageCore
 from shmdriver.late import LATE_IMPORT
 
@@ -30,6 +31,7 @@ class LostRange(NamedTuple):
     last: int
 
 
+@public
 class Message(MessageCore):
     """One message. Always true; ``len(message)`` and ``bytes(message)`` are of its payload.
 

@@ -1,24 +1,22 @@
 """Producer: the one writer of a stream.
 
-publish(), try_publish() and claim() are C (csrc/python/shmd_py_producer.c); what does not succeed there at
-once (no room, no buffer, an error) comes to the slow paths here.
+What is published is C (csrc/python/shmd_py_producer.c), which alone refers to the caller's memory and to
+claims. It calls ``_make_room`` when a message does not go in at once.
 """
-
-# ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Sequence
 from math import prod
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias
 
 from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
 from shmdriver.client._raise import failure_of, raise_for
+from shmdriver.client.boundary import public
 from shmdriver.client.claim import ArrayClaim
 from shmdriver.client.handle import StreamHandle
 from shmdriver.client.hotpath import ProducerCore
@@ -33,18 +31,14 @@ if TYPE_CHECKING:
 
     Publishable: TypeAlias = bytes | bytearray | memoryview | Message | np.ndarray[Any, Any] | np.void
 
-__all__ = ["WAIT_AGAIN", "Producer", "readable"]
+__all__ = ["WAIT_AGAIN", "Producer"]
 
-_publish = lib.shmd_guarded_publish
-_publish_flags = lib.shmd_guarded_publish_flags
-_claim = lib.shmd_guarded_claim
-_BACK_PRESSURED = int(lib.SHMD_BACK_PRESSURED)
-WAIT_AGAIN = (_BACK_PRESSURED, int(lib.SHMD_E_TIMEOUT), int(lib.SHMD_E_INTERRUPTED))
+WAIT_AGAIN = (int(lib.SHMD_BACK_PRESSURED), int(lib.SHMD_E_TIMEOUT), int(lib.SHMD_E_INTERRUPTED))
 _NO_CONSUMER_YET = 65
-_TYPE_MAX = 0xFFFF
 _UNKNOWN = 2**64 - 1
 
 
+@public
 class Producer(ProducerCore, StreamHandle):
     """The producer of one stream, made by :meth:`Client.producer`. It belongs to one thread at a time.
 
@@ -84,8 +78,6 @@ class Producer(ProducerCore, StreamHandle):
         tensor = tensor_module()
         import numpy as np
 
-        if type:
-            _check_type(type)
         array = np.asanyarray(array)
         fortran = array.flags.f_contiguous and not array.flags.c_contiguous
         if not (array.flags.c_contiguous or fortran):
@@ -93,17 +85,7 @@ class Producer(ProducerCore, StreamHandle):
                 place[...] = array
             return
         head = tensor.head_of(array.shape, array.dtype, fortran, meta)
-        elements = ffi.from_buffer(array.T if fortran else array) if array.size else ffi.NULL
-        deadline: Deadline | None = None
-        self._check_open()
-        while True:
-            code = _publish_flags(
-                self._open_handle, head, len(head), elements, array.nbytes, type, tensor.FLAG
-            )
-            if code == 0:
-                return
-            length = len(head) + array.nbytes
-            deadline = self._make_room(code, length, timeout, deadline)
+        self._publish_array(head, array, tensor.FLAG, type, timeout)
 
     def claim_array(
         self,
@@ -126,12 +108,16 @@ class Producer(ProducerCore, StreamHandle):
         extents = (shape,) if isinstance(shape, int) else tuple(map(int, shape))
         if extents and min(extents) < 0:
             raise ValueError(f"shape {extents}: extents are at least 0")
-        head = tensor.head_of(extents, kind, order == "F", bytes(meta))
+        layout: Literal["C", "F"] = "F" if order == "F" else "C"
+        head = tensor.head_of(extents, kind, layout == "F", bytes(meta))
+        size = kind.itemsize * prod(extents)
         start = len(head)
-        claim = self.claim(start + kind.itemsize * prod(extents), type=type, timeout=timeout)
-        claim._flags = tensor.FLAG
-        claim.view[:start] = head
-        return ArrayClaim(claim, tensor.view_of(claim.view, extents, kind, order, start))
+
+        def make(place: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+            elements = np.ndarray((start + size,), "u1", place)
+            return np.ndarray(extents, kind, elements, start, None, layout), elements
+
+        return self._claim_array(head, start + size, make, tensor.FLAG, type, timeout)
 
     def wait_for_consumers(self, n: int = 1, timeout: float | None = None) -> int:
         """Waits until ``n`` consumers of any delivery are attached. How many are: fewer at the timeout."""
@@ -225,40 +211,6 @@ class Producer(ProducerCore, StreamHandle):
             self._abandon()
 
     # ---- the slow paths
-
-    def _publish_slow(self, data: Publishable, kind: int, timeout: float | None) -> None:
-        self._check_open()
-        _check_type(kind)
-        payload, length = readable(data)
-        deadline: Deadline | None = None
-        while True:
-            code = _publish(self._open_handle, payload, length, kind)
-            if code == 0:
-                return
-            deadline = self._make_room(code, length, timeout, deadline)
-
-    def _try_publish_slow(self, data: Publishable, kind: int) -> int:
-        self._check_open()
-        _check_type(kind)
-        payload, length = readable(data)
-        code = _publish(self._open_handle, payload, length, kind)
-        if code == 0:
-            return 1
-        if code != _BACK_PRESSURED:
-            self._recover(code, length, 0)
-        return 0
-
-    def _refuse_claim(self, length: Any, kind: Any) -> NoReturn:
-        self._check_open()
-        _check_type(kind)
-        raise ValueError(f"claim of {operator.index(length)} bytes: expected 0 or more")
-
-    def _claim_slow(self, code: int, length: int, timeout: float | None) -> int:
-        deadline: Deadline | None = None
-        while code < 0:
-            deadline = self._make_room(code, length, timeout, deadline)
-            code = int(_claim(self._open_handle, length))
-        return code
 
     def _make_room(
         self, code: int, length: int, timeout: float | None, deadline: Deadline | None
@@ -372,28 +324,3 @@ class Producer(ProducerCore, StreamHandle):
 
     def _forked(self) -> None:
         pass  # the C core's guard refuses every call in the child
-
-
-def _check_type(type: Any) -> None:  # noqa: A002
-    """Raises TypeError or ValueError unless it is a message's type, an int of 16 bits."""
-    try:
-        number = operator.index(type)
-    except TypeError:
-        raise TypeError(f"type={type!r}: expected an int from 0 to 65535") from None
-    if not 0 <= number <= _TYPE_MAX:
-        raise ValueError(f"type={number}: expected 0 to 65535")
-
-
-def readable(data: Any) -> tuple[Any, int]:
-    """What C can read of ``data``, and its length. TypeError when it is no buffer."""
-    if isinstance(data, bytes):
-        return data, len(data)
-    try:
-        view = memoryview(data)
-    except TypeError:
-        raise TypeError(
-            f"publish takes bytes, bytearray, memoryview or another buffer, found {type(data).__name__}"
-            + ("; encode text first: text.encode()" if isinstance(data, str) else "")
-        ) from None
-    buffer = ffi.from_buffer("uint8_t[]", view if view.c_contiguous else view.tobytes())
-    return buffer, len(buffer)

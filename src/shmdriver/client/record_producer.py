@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shmdriver.client.boundary import public
 from shmdriver.client.link import Deadline, Link
 from shmdriver.client.producer import WAIT_AGAIN, Producer
 from shmdriver.client.records import difference
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["RecordProducer"]
 
 
+@public
 class RecordProducer(Producer):
     """The producer of a stream of records of one dtype: n records are n messages, in one C call."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
 from shmdriver.client._raise import raise_for
+from shmdriver.client.boundary import boundary
 from shmdriver.client.link import TRY_AGAIN_NS, Deadline, nap
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def _callers_level() -> int:
     return level
 
 
+@boundary
 def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Consumer]:
     """Waits until one of several consumers has something to read: a message, or its stream's end.
 

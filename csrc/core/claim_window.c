@@ -1,0 +1,52 @@
+/* claim_window.c: a second mapping of a ring or an arena, for claims whose writer may keep pointers (Python's views and arrays).
+ *
+ * The core never writes through a window. So a window's pages can be replaced without a change to the core's own mapping.
+ * A pointer that is kept then leads into a private copy, and changes no delivered message. */
+#include "../shmd_internal.h"
+#include "claim_window.h"
+
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+enum { PREFAULT_BYTES_MAX = 16 << 20 }; /* as shmd_mapping_open */
+
+int shmd_window_open(void *from, uint64_t bytes, shmd_window_t *out)
+{
+    unsigned char *start = mmap(NULL, (size_t)bytes * 2, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED)
+        return shmd_fail_errno("reserving %llu bytes of address space for claims", (unsigned long long)bytes * 2);
+    for (size_t half = 0; half < 2; half++) {
+        /* mremap of 0 bytes of a shared mapping makes a second mapping of the same pages. */
+        if (mremap(from, 0, (size_t)bytes, MREMAP_MAYMOVE | MREMAP_FIXED, start + half * (size_t)bytes) == MAP_FAILED) {
+            int rc = shmd_fail_errno("mapping %llu bytes for claims", (unsigned long long)bytes);
+            (void)munmap(start, (size_t)bytes * 2);
+            return rc;
+        }
+    }
+    if (bytes <= PREFAULT_BYTES_MAX)
+        (void)madvise(start, (size_t)bytes * 2, MADV_POPULATE_WRITE); /* kernels before 5.14 fault pages in one by one */
+    out->start = start;
+    out->bytes = bytes * 2;
+    return SHMD_OK;
+}
+
+int shmd_window_take_back(void *start, uint64_t bytes)
+{
+    uintptr_t page = (uintptr_t)shmd_page_bytes();
+    uintptr_t first = (uintptr_t)start & ~(page - 1);
+    size_t whole = (size_t)((((uintptr_t)start + bytes + page - 1) & ~(page - 1)) - first);
+    void *copy = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (copy == MAP_FAILED)
+        return shmd_fail_errno("a private copy of %llu bytes of a claim", (unsigned long long)whole);
+    memcpy(copy, (const void *)first, whole);
+    if (mremap(copy, whole, whole, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)first) != MAP_FAILED) /* at once: no access in between fails */
+        return SHMD_OK;
+    int rc = shmd_fail_errno("taking back %llu bytes of a claim", (unsigned long long)whole);
+    (void)munmap(copy, whole);
+    return rc;
+}
+
+void shmd_window_close(void *start, uint64_t bytes) { (void)shmd_segment_unmap(start, bytes); }
