@@ -59,7 +59,7 @@ def failure_of(call: Callable[[list[Any]], object], held: list[Any]) -> BaseExce
     """What ``call`` raises with what is in ``held``; no frame of its traceback refers to that by itself."""
     try:
         call(held)
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         return error
     pytest.fail("nothing was raised")
 
@@ -318,7 +318,8 @@ CRASH = textwrap.dedent("""
     with shmdriver.embedded() as client:
         reader = client.consumer("s")
         out = client.producer("s", slots=16, max_message=8192)
-        many = [bytearray(1 << 20), memoryview(bytes(1 << 20)), array.array("d", [0] * 100000), np.zeros(1 << 20)]
+        size = 1 << 20
+        many = [bytearray(size), memoryview(bytes(size)), array.array("d", [0] * size), np.zeros(size)]
         for turn in range(20):
             for data in many:
                 for call in (out.publish, out.try_publish, lambda data: out.publish_array(np.asarray(data))):
