@@ -1,4 +1,4 @@
-"""Exceptions that a program keeps: they keep no handle, message or buffer, and collecting them crashes nothing.
+"""Exceptions that a program keeps keep no handle, message or buffer; collecting them crashes nothing.
 
 A handle stands in one list only, and no frame of a test refers to it. So it dies with the list, unless an
 exception refers to it. The collector is off: reference counts alone have to be enough.
