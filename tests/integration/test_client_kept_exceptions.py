@@ -25,6 +25,7 @@ from shmdriver.client.tensor import FLAG
 from tests.integration.test_client_reconnect import Instance, lease_of, revoke
 
 TICK = np.dtype([("n", "<i8")])
+SOON: Any = "soon"
 LARGE = 1 << 20  # more than any producer here takes
 PLACED = 6000  # bytes of a message that lies in the arena, and is handed out in place
 
@@ -98,12 +99,17 @@ PUBLISHING: dict[str, Callable[[list[Any]], object]] = {
     "full for an array": lambda held: fill(held[0]) and held[0].publish_array(np.zeros(8), timeout=0),
     "full for a claim": lambda held: fill(held[0]) and held[0].claim(64, timeout=0),
     "full for a claimed array": lambda held: fill(held[0]) and held[0].claim_array(64, timeout=0),
-    "claim open": lambda held: held.append(held[0].claim(8)) or held[0].publish(bytearray(8)),
+    "claim open": lambda held: publish_beside(held),
     "raise in a claim": lambda held: raise_within(held[0].claim(8)),
     "raise in a claimed array": lambda held: raise_within(held[0].claim_array(8)),
     "pickle": lambda held: held[0].__reduce__(),
     "wait": lambda held: held[0].wait_for_consumers(timeout=object()),
 }
+
+
+def publish_beside(held: list[Any]) -> None:
+    held.append(held[0].claim(8))
+    held[0].publish(bytearray(8))
 
 
 def raise_within(claim: Any) -> None:
@@ -168,7 +174,7 @@ READING: dict[str, Callable[[list[Any]], object]] = {
     "no records": lambda held: held[0].read_batch(),
     "batches": lambda held: next(held[0].batches()),
     "limit of batches": lambda held: held[0].batches(limit=0),
-    "wait": lambda held: shmdriver.wait([held[0]], timeout="soon"),
+    "wait": lambda held: shmdriver.wait(held, SOON),
     "pickle": lambda held: held[0].__reduce__(),
     "aread_batch": lambda held: asyncio.run(held[0].aread_batch()),
     "limit of abatches": lambda held: held[0].abatches(limit=0),
