@@ -135,7 +135,8 @@ enum { SHMD_SHUTDOWN_END = 1, SHMD_SHUTDOWN_HANDOVER = 2 };
 
 enum { SHMD_EVENT_HELLO_RESPONSE = 1, SHMD_EVENT_ATTACH_RESPONSE = 2, SHMD_EVENT_DETACH_RESPONSE = 3,
        SHMD_EVENT_LEASE_REVOKED = 4, SHMD_EVENT_STREAM_ANNOUNCE = 5, SHMD_EVENT_LIFECYCLE_CHANGED = 6,
-       SHMD_EVENT_DRIVER_SHUTDOWN = 7, SHMD_EVENT_ERROR = 8, SHMD_EVENT_ADMIN_RESPONSE = 9 };
+       SHMD_EVENT_DRIVER_SHUTDOWN = 7, SHMD_EVENT_ERROR = 8, SHMD_EVENT_ADMIN_RESPONSE = 9,
+       SHMD_EVENT_CONSUMERS_LEFT = 10 };
 
 /* Slot flags. */
 enum { SHMD_FLAG_ARENA = 1, SHMD_FLAG_TENSOR = 2 };
@@ -220,7 +221,8 @@ typedef struct shmd_lease_record {  /* 256 bytes */
     uint32_t slow_consumer;         /* @136 producer's policy */
     uint32_t min_consumers;         /* @140 */
     uint32_t index;                 /* @144 */
-    uint8_t pad[108];               /* @148 */
+    uint32_t shards;                /* @148 consumer: among so many the stream's messages are shared out; 0 or 1: not */
+    uint8_t pad[104];               /* @152 */
 } shmd_lease_record_t;
 
 /* What the hot paths load: one read-mostly line an epoch. */
@@ -381,7 +383,7 @@ typedef struct shmd_request {       /* 2176 bytes */
     uint64_t lease_id;              /* @136 Detach, Admin; 0 in a Detach: by target_correlation_id */
     uint64_t target_correlation_id; /* @144 Detach */
     uint32_t admin;                 /* @152 SHMD_ADMIN_*; Shutdown: SHMD_SHUTDOWN_* */
-    uint32_t reserved;              /* @156 zero */
+    uint32_t shards;                /* @156 Attach, consumer; among so many the stream's messages are shared out; 0: not */
     uint8_t hmac[32];               /* @160 Shutdown, Admin */
     char stream[64];                /* @192 */
     char name[64];                  /* @256 Hello: the client's */
@@ -822,8 +824,9 @@ int64_t shmd_lease_check(shmd_authority_t *authority, const shmd_control_t *cont
                          uint64_t now_ns, uint64_t stalled_ns, uint64_t timeout_ns, shmd_check_t *out, uint64_t limit);
 
 uint64_t shmd_epoch_join(shmd_epoch_hot_t *hot, const shmd_data_t *data, shmd_gates_t *gates, const shmd_geometry_t *geometry,
-                         uint32_t gate, int reliable, int may_sleep, uint64_t lease_id, int oldest, uint64_t *cursor);
-    /* wires a consumer into a live epoch: returns h, from which on it is lossless; *cursor: where it starts */
+                         uint32_t gate, int reliable, int may_sleep, uint64_t lease_id, int oldest, uint64_t peers, uint64_t *cursor);
+    /* wires a consumer into a live epoch: returns h, from which on it is lossless; *cursor: where it starts. peers: the gates of
+       reliable consumers, the slowest of which tells h; 0: h is the head */
 void shmd_epoch_leave(shmd_epoch_hot_t *hot, uint32_t gate);      /* clears its bits in all masks */
 uint64_t shmd_epoch_seal(shmd_epoch_hot_t *hot, const shmd_data_t *data, const void *ring, const shmd_geometry_t *geometry,
                          int clean, int proved);                  /* sealed_seq; state becomes SEALED. Idempotent */

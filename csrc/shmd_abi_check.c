@@ -63,7 +63,8 @@ AT(shmd_lease_record_t, quarantined, 132);
 AT(shmd_lease_record_t, slow_consumer, 136);
 AT(shmd_lease_record_t, min_consumers, 140);
 AT(shmd_lease_record_t, index, 144);
-AT(shmd_lease_record_t, pad, 148);
+AT(shmd_lease_record_t, shards, 148);
+AT(shmd_lease_record_t, pad, 152);
 
 SIZE(shmd_epoch_hot_t, 128);
 AT(shmd_epoch_hot_t, state, 0);
@@ -214,7 +215,7 @@ AT(shmd_request_t, arena_bytes, 128);
 AT(shmd_request_t, lease_id, 136);
 AT(shmd_request_t, target_correlation_id, 144);
 AT(shmd_request_t, admin, 152);
-AT(shmd_request_t, reserved, 156);
+AT(shmd_request_t, shards, 156);
 AT(shmd_request_t, hmac, 160);
 AT(shmd_request_t, stream, 192);
 AT(shmd_request_t, name, 256);

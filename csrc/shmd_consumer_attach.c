@@ -95,6 +95,7 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     request.start = choice.start;
     request.wait = choice.wait;
     request.flags = choice.flags;
+    request.shards = choice.shards;
     rc = shmd_client_attach(client, &request, &answer, choice.timeout_ns);
     if (rc != SHMD_OK)
         return rc;

@@ -36,7 +36,7 @@ void shmd_producer_unblocked(shmd_producer *p)
 }
 
 /* The smallest position of the gates in mask, clamped to what a gate can honestly be. gate: whose it is, + 1. */
-static uint64_t slowest(const shmd_producer *p, uint64_t mask, uint32_t *gate)
+static uint64_t slowest_of(const shmd_producer *p, uint64_t mask, uint32_t *gate)
 {
     uint64_t slots = p->mask + 1;
     uint64_t least = p->seq;
@@ -60,13 +60,24 @@ static uint64_t slowest(const shmd_producer *p, uint64_t mask, uint32_t *gate)
     return least;
 }
 
-/* As slowest, for a producer that keeps what is unread: without a consumer nothing more is free than was before. */
-static uint64_t unread(shmd_producer *p, uint64_t mask, uint32_t *gate)
+/* Of all gates that count. mask: what was seen of the mask before, and is changed to what is seen last. */
+static uint64_t slowest(const shmd_producer *p, uint64_t *mask, uint32_t *gate)
 {
-    uint64_t least = mask != 0 ? slowest(p, mask, gate) : p->kept;
+    for (;;) {
+        uint64_t least = slowest_of(p, *mask, gate);
+        uint64_t now = shmd_load_acquire(&p->hot->gate_mask);
+        if (now == *mask) /* J2: the gates before the mask here, the mask before the gates in shmd_epoch_join */
+            return least;
+        *mask = now;
+    }
+}
+
+/* For a producer that keeps what is unread: without a consumer nothing more is free than was before. */
+static uint64_t unread(shmd_producer *p, uint64_t mask, uint64_t least, uint32_t *gate)
+{
     if (mask == 0)
         *gate = NO_CONSUMER_YET;
-    return p->kept = shmd_max(p->kept, least);
+    return p->kept = mask == 0 ? p->kept : shmd_max(p->kept, least);
 }
 
 int shmd_producer_keep(shmd_producer *p, uint64_t bound)
@@ -110,7 +121,9 @@ int shmd_producer_room(shmd_producer *p, uint64_t arena_need)
     }
     p->min_consumers = 0;
     uint32_t gate;
-    uint64_t least = p->keeps ? unread(p, mask, &gate) : slowest(p, mask, &gate);
+    uint64_t least = slowest(p, &mask, &gate);
+    if (p->keeps)
+        least = unread(p, mask, least, &gate);
     p->limit = least + p->bound;
     if (p->arena_bytes != 0)
         free_spans(p, least);

@@ -98,6 +98,7 @@ static int attach_check(const shmd_request_t *r)
         rc = range("delivery", r->delivery, SHMD_DELIVERY_RELIABLE, SHMD_DELIVERY_LATEST);
         rc = rc ? rc : range("start", r->start, SHMD_START_NEWEST, SHMD_START_OLDEST);
         rc = rc ? rc : range("wait", r->wait, SHMD_WAIT_ADAPTIVE, SHMD_WAIT_SLEEP);
+        rc = rc ? rc : range("shards", r->shards, 0, SHMD_GATE_MAX);
         return rc ? rc : range("flags", r->flags & ~3u, 0, 0);
     }
     rc = range("slow_consumer", r->slow_consumer, SHMD_SLOW_DEFAULT, SHMD_SLOW_REFUSE);

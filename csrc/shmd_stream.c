@@ -11,8 +11,19 @@ static void set_bit(uint64_t *mask, uint32_t bit, int on)
     shmd_store_seq_cst(mask, with);
 }
 
+/* Where a joiner is to stand: at the head, or where the slowest of its peers stands, which are clients and can claim anything. */
+static uint64_t place_of_joiner(const shmd_data_t *data, shmd_gates_t *gates, const shmd_geometry_t *geometry, uint64_t peers)
+{
+    uint64_t head = shmd_load_seq_cst(&data->head);
+    uint64_t oldest = head > geometry->slots ? head - geometry->slots : 0;
+    uint64_t place = head;
+    for (; peers != 0; peers &= peers - 1)
+        place = shmd_min(place, shmd_gate_position(gates, (uint32_t)__builtin_ctzll(peers)));
+    return shmd_max(place, oldest);
+}
+
 uint64_t shmd_epoch_join(shmd_epoch_hot_t *hot, const shmd_data_t *data, shmd_gates_t *gates, const shmd_geometry_t *geometry,
-                         uint32_t gate_index, int reliable, int may_sleep, uint64_t lease_id, int oldest, uint64_t *cursor)
+                         uint32_t gate_index, int reliable, int may_sleep, uint64_t lease_id, int oldest, uint64_t peers, uint64_t *cursor)
 {
     shmd_gate_t *gate = shmd_gates_gate(gates, gate_index);
     shmd_store_relaxed(&gate->left, 0);
@@ -23,7 +34,7 @@ uint64_t shmd_epoch_join(shmd_epoch_hot_t *hot, const shmd_data_t *data, shmd_ga
     shmd_store_relaxed(&gate->last_read_ns, 0);
     for (uint32_t i = 0; i < SHMD_LATENCY_BUCKETS; i++)
         shmd_store32_relaxed(&gate->latency[i], 0);
-    shmd_store_release(&gate->position, shmd_load_acquire(&data->head));
+    shmd_store_release(&gate->position, place_of_joiner(data, gates, geometry, peers));
     shmd_store_release(&gate->lease_id, lease_id);
     SHMD_FAILPOINT("join.gate");
     if (reliable)
@@ -31,10 +42,12 @@ uint64_t shmd_epoch_join(shmd_epoch_hot_t *hot, const shmd_data_t *data, shmd_ga
     SHMD_FAILPOINT("join.mask");
     shmd_fence_seq_cst();
     /* J1: mask before head here, head before mask in shmd_producer_room, a seq_cst fence between either pair: one of the
-     * two sees the other, so the producer cannot pass the joiner by a ring. */
-    uint64_t joined = shmd_load_seq_cst(&data->head);
+     * two sees the other, so the producer cannot pass the joiner by a ring. J2: mask before the peers' gates here, gates before
+     * mask there: a producer that has not seen the bit has seen no gate of a peer further on than they are found here. */
+    uint64_t joined = place_of_joiner(data, gates, geometry, peers);
     shmd_store_release(&gate->position, joined);
-    uint64_t start = oldest ? (joined > geometry->slots ? joined - geometry->slots : 0) : joined;
+    uint64_t head = shmd_load_acquire(&data->head); /* P3 */
+    uint64_t start = oldest ? shmd_min(joined, head > geometry->slots ? head - geometry->slots : 0) : joined;
     shmd_store_relaxed(&gate->cursor, start);
     SHMD_FAILPOINT("join.position");
     if (may_sleep)

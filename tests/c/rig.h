@@ -257,7 +257,7 @@ static inline shmd_consumer *rig_consumer(rig_t *rig, uint32_t gate, uint32_t de
     c->hold_seq = UINT64_MAX;
     uint64_t start = 0;
     uint64_t joined = shmd_epoch_join(rig->hot, rig->data, rig->gates, &rig->geometry, gate, delivery == SHMD_DELIVERY_RELIABLE,
-                                      wait != SHMD_WAIT_SPIN, c->lease_id, oldest, &start);
+                                      wait != SHMD_WAIT_SPIN, c->lease_id, oldest, 0, &start);
     shmd_message message;
     (void)shmd_poll(c, &message); /* maps the epoch that it is wired to */
     CHECK(c->mapping != NULL);

@@ -324,7 +324,7 @@ static void test_a_following_consumer_goes_on_with_the_next_epoch(void)
     rig_epoch(&rig, 1, RIG_EPOCH + 1, 0);
     CHECK_EQ(poll(c), 0); /* not wired to it yet */
     uint64_t start;
-    (void)shmd_epoch_join(rig.hot, rig.data, rig.gates, &rig.geometry, 2, 1, 0, c->lease_id, 0, &start);
+    (void)shmd_epoch_join(rig.hot, rig.data, rig.gates, &rig.geometry, 2, 1, 0, c->lease_id, 0, 0, &start);
     p = rig_producer(&rig);
     publish_many(p, 64, 30);
     unsigned char byte = 0;

@@ -289,7 +289,7 @@ __attribute__((unused)) static void test_threads_look_at_a_consumer_that_goes_th
             rig_epoch_unmap(&rig);
             rig_unlink();
             rig_epoch(&rig, i % 2, epoch, 0);
-            (void)shmd_epoch_join(rig.hot, rig.data, rig.gates, &rig.geometry, 0, 1, 0, c->lease_id, 0, &start);
+            (void)shmd_epoch_join(rig.hot, rig.data, rig.gates, &rig.geometry, 0, 1, 0, c->lease_id, 0, 0, &start);
         }
         CHECK_EQ(shmd_poll(c, &message), 0);
         CHECK_EQ(c->epoch, epoch);

@@ -116,7 +116,7 @@ static void test_ends_revocations_and_new_epochs_make_an_fd_readable(void)
     rig_epoch_unmap(&rig);
     rig_epoch(&rig, 1, RIG_EPOCH + 1, 0);
     uint64_t cursor = 0;
-    (void)shmd_epoch_join(rig.hot, rig.data, rig.gates, &rig.geometry, 0, 1, 1, followed->lease_id, 0, &cursor);
+    (void)shmd_epoch_join(rig.hot, rig.data, rig.gates, &rig.geometry, 0, 1, 1, followed->lease_id, 0, 0, &cursor);
     CHECK(is_readable(fds[0], 10000));
     CHECK_EQ(shmd_poll(followed, &m), 0);
     CHECK_EQ(shmd_consumer_settle(followed), 0);

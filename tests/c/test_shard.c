@@ -1,6 +1,7 @@
 /* Shards: which messages a consumer gets, where its gate stands, what it counts. And producers that keep what is unread,
  * with readers that resume.
- * fault: 43, 52 (a view held while its shard idles; a getter's successor that has nothing to read) */
+ * fault: 43, 52 (a view held while its shard idles; a getter's successor that has nothing to read)
+ * fault: 55 (a shard joins in a full ring, among peers that claim anything) */
 #include "rig.h"
 
 static void publish_many(shmd_producer *p, uint64_t n)
@@ -107,6 +108,41 @@ static void test_a_shards_gate_does_not_pass_what_its_caller_holds(void)
         rig_producer_free(p);
         rig_stop(&rig);
     }
+}
+
+static void test_a_shard_joins_where_the_slowest_of_its_peers_stands(void)
+{
+    rig_t rig;
+    uint64_t start = 0;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c[2] = {shard_of(&rig, 0, SHMD_DELIVERY_RELIABLE, 0, 3), shard_of(&rig, 1, SHMD_DELIVERY_RELIABLE, 1, 3)};
+    publish_many(p, 64);
+    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED);
+    expect(c[0], 0);
+    expect(c[0], 3);
+    expect(c[1], 1);
+    CHECK_EQ(shmd_epoch_join(rig.hot, rig.data, rig.gates, &rig.geometry, 2, 1, 0, 77, 0, 3, &start), 2);
+    CHECK_EQ(start, 2);
+    CHECK_EQ(shmd_gate_position(rig.gates, 2), 2);
+    expect(c[0], 6);
+    expect(c[1], 4);
+    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_OK); /* into the slots before seq 2 only */
+    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_OK);
+    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED);
+    CHECK_EQ(shmd_epoch_join(rig.hot, rig.data, rig.gates, &rig.geometry, 3, 1, 0, 78, 1, 3, &start), 5);
+    CHECK_EQ(start, 2); /* the oldest that the ring still has */
+    CHECK_EQ(shmd_gate_position(rig.gates, 3), 5);
+    shmd_epoch_leave(rig.hot, 2);
+    shmd_store_release(&shmd_gates_gate(rig.gates, 0)->position, UINT64_MAX); /* claims */
+    shmd_store_release(&shmd_gates_gate(rig.gates, 1)->position, 1000);
+    CHECK_EQ(shmd_epoch_join(rig.hot, rig.data, rig.gates, &rig.geometry, 2, 1, 0, 79, 0, 3, &start), 66);
+    shmd_store_release(&shmd_gates_gate(rig.gates, 0)->position, 0);
+    CHECK_EQ(shmd_epoch_join(rig.hot, rig.data, rig.gates, &rig.geometry, 2, 1, 0, 80, 0, 3, &start), 2);
+    rig_consumer_free(c[0]);
+    rig_consumer_free(c[1]);
+    rig_producer_free(p);
+    rig_stop(&rig);
 }
 
 static void test_poll_many_takes_every_nth_and_one_advance_frees_them(void)
@@ -353,6 +389,7 @@ int main(void)
     RUN(test_each_shard_gets_its_messages_and_its_gate_passes_the_others);
     RUN(test_a_shard_holds_the_producer_at_its_next_message);
     RUN(test_a_shards_gate_does_not_pass_what_its_caller_holds);
+    RUN(test_a_shard_joins_where_the_slowest_of_its_peers_stands);
     RUN(test_poll_many_takes_every_nth_and_one_advance_frees_them);
     RUN(test_a_lapped_shard_counts_its_own_messages_only);
     RUN(test_a_shard_ends_though_the_seal_is_before_its_next_message);

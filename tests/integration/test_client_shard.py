@@ -210,3 +210,41 @@ def test_what_a_shard_hands_out_in_place_holds_its_place(client, read, fetch):
         del held
         reader.release()
         assert send(other)
+
+
+def fill(out):
+    """How many messages went in before somebody held the producer back."""
+    return sum(1 for _ in iter(lambda: out.try_publish(b"x"), 0))
+
+
+@pytest.mark.fault(55, how="shards that attach one after another, to a ring that the first one has filled")
+def test_shards_that_attach_one_after_another_are_merged_in_order(client):
+    with client.producer("s", slots=64) as out:
+        readers = [client.consumer("s", shard=(0, 4))]
+        assert fill(out) == out.slots
+        readers += [client.consumer("s", shard=(k, 4)) for k in (1, 2, 3)]
+        rest = threading.Thread(target=lambda: [out.publish(b"x", timeout=60) for _ in range(1000)])
+        rest.start()
+        merged = [readers[seq % 4].read(timeout=60) for seq in range(out.slots)]
+        assert [message.seq if message else None for message in merged] == list(range(out.slots))
+        for seq in range(64, 1064):
+            message = readers[seq % 4].read(timeout=60)
+            assert message is not None
+            assert message.seq == seq
+        rest.join()
+
+
+@pytest.mark.fault(55, how="a shard's worker is replaced while the ring is full")
+def test_a_worker_that_takes_over_a_shard_goes_on_where_the_slowest_stands(client):
+    with client.producer("s", slots=64) as out:
+        slow, gone = (client.consumer("s", shard=(k, 2)) for k in (0, 1))
+        other = client.consumer("s", shard=(2, 3))
+        assert fill(out) == out.slots
+        gone.close()
+        with client.consumer("s", shard=(1, 2)) as successor:
+            assert [successor.read(timeout=60).seq for _ in range(32)] == list(range(1, 64, 2))
+        other.close()
+        slow.close()
+        with client.consumer("s", shard=(1, 2)) as alone, client.consumer("s", shard=(0, 3)) as stranger:
+            assert alone.read(timeout=0) is None  # nobody shares with it: it begins with the newest
+            assert stranger.read(timeout=0) is None

@@ -195,6 +195,45 @@ def test_detached_consumer_leaves_no_bit_behind(rig: Rig) -> None:
     assert (hot.wired_mask, hot.gate_mask, hot.sleep_mask) == (0, 0, 0)
 
 
+@pytest.mark.fault(55, how="the consumers leave one after another")
+def test_producer_is_told_when_its_last_reliable_consumer_has_left(rig: Rig) -> None:
+    client = rig.client()
+    producer, first, second = client.produce(), client.consume(), client.consume()
+    lossy = client.consume(delivery=lib.SHMD_DELIVERY_LOSSY)
+    client.detach(first)
+    client.detach(lossy)
+    assert rig.events_of(lib.SHMD_EVENT_CONSUMERS_LEFT) == []
+    client.detach(second)
+    (told,) = rig.events_of(lib.SHMD_EVENT_CONSUMERS_LEFT)
+    assert (told.stream, told.epoch, told.lease_id) == ("s", producer.epoch, producer.lease_id)
+    third = client.consume()
+    client.detach(producer)
+    client.detach(third)
+    assert len(rig.events_of(lib.SHMD_EVENT_CONSUMERS_LEFT)) == 1
+
+
+@pytest.mark.fault(
+    55, how="shards join while others stand far behind, also with a driver that has adopted them"
+)
+def test_shard_joins_where_the_slowest_of_as_many_stands(rig: Rig) -> None:
+    client = rig.client()
+    producer, first = client.produce(), client.consume(shards=3)
+    rig.publish(producer, 40)
+    second = client.consume(shards=3)
+    assert (second.start_seq, second.value) == (0, 0)
+    with rig.epoch_memory(producer) as memory:
+        for consumer, position in ((first, 30), (second, 20)):
+            lib.shmd_gates_gate(memory.gates, consumer.gate).position = position
+    rig.restart()
+    assert client.consume(shards=3).value == 20
+    assert (client.consume(shards=3, **OLDEST).start_seq, client.consume(shards=3, **OLDEST).value) == (0, 20)
+    assert client.consume().value == 40
+    assert client.consume(shards=2).value == 40
+    assert client.consume(shards=3, delivery=lib.SHMD_DELIVERY_LOSSY).value == 40
+    refused = client.ask(client.attach_request("s", lib.SHMD_ROLE_CONSUMER, shards=65))
+    assert refused.code == lib.SHMD_CODE_INVALID_PARAMS
+
+
 # ---- schemas
 
 

@@ -170,7 +170,8 @@ class Client:
         ``delivery``: reliable (holds the producer back, gets everything), lossy (may be overrun; gaps are
         counted), latest (always the newest). ``follow``: goes on with the next producer after an end.
         ``shard=(k, n)``: only the messages with ``seq % n == k``, so that n consumers share the work; the
-        others are passed over and hold nobody back. ``wait``: how it waits for messages (spin never sleeps).
+        others are passed over and hold nobody back; a shard that joins others of the same n begins where the
+        slowest of them stands. ``wait``: how it waits for messages (spin never sleeps).
         Once this has returned, a reliable consumer misses nothing. Raises as :meth:`producer`.
         """
         self._check_stream(stream)

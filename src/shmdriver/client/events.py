@@ -21,6 +21,7 @@ _KINDS = {
     lib.SHMD_EVENT_DRIVER_SHUTDOWN: "driver_shutdown",
     lib.SHMD_EVENT_ERROR: "error",
     lib.SHMD_EVENT_ADMIN_RESPONSE: "admin_response",
+    lib.SHMD_EVENT_CONSUMERS_LEFT: "consumers_left",
 }
 
 

@@ -146,7 +146,11 @@ class Producer(ProducerCore, StreamHandle):
 
     @property
     def consumers(self) -> int:
-        """How many reliable consumers hold this producer back if they are slow."""
+        """How many reliable consumers hold this producer back if they are slow.
+
+        0: what is published now may be overwritten before anybody reads it. ``min_consumers`` guards only the
+        start. When the last one leaves, the driver tells :meth:`Client.on_event` ("consumers_left").
+        """
         return int(self._info().consumers)
 
     @property

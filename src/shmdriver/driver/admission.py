@@ -360,7 +360,8 @@ class Admission:
             epoch = ended[-1] if ended else None
         if epoch is None:
             return  # it is wired into the first epoch to come, at its first message
-        start, joined = epoch.join(lease, oldest=oldest)
+        peers = [peer for peer in stream.holders(epoch, reliable_only=True) if lease.shares_with(peer)]
+        start, joined = epoch.join(lease, oldest=oldest, peers=peers)
         if lease.record.delivery == lib.SHMD_DELIVERY_LATEST:
             start = max(joined - 1, 0)  # the newest message there is
         lease.record.first_epoch, lease.record.record = epoch.number, epoch.slot

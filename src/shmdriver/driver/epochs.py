@@ -87,8 +87,11 @@ class Epoch:
 
     # -- wiring
 
-    def join(self, lease: Lease, *, oldest: bool) -> tuple[int, int]:
-        """Wires a consumer into this epoch; (first seq it reads, seq from which on it is lossless)."""
+    def join(self, lease: Lease, *, oldest: bool, peers: Iterable[Lease] = ()) -> tuple[int, int]:
+        """Wires a consumer into this epoch; (first seq it reads, seq from which on it is lossless).
+
+        The latter is where the slowest of its ``peers`` stands, without any the head.
+        """
         cursor = ffi.new("uint64_t *")
         joined = lib.shmd_epoch_join(
             self.hot,
@@ -100,6 +103,7 @@ class Epoch:
             int(self.may_sleep(lease)),
             lease.lease_id,
             int(oldest),
+            sum(1 << peer.gate for peer in peers),
             cursor,
         )
         self.watch.positions[lease.gate] = joined

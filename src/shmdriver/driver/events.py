@@ -101,16 +101,22 @@ class EventLog:
 
     def stream_announce(self, stream: Any, epoch: Any | None) -> None:
         """A stream's newest epoch (``shmd_epoch_record_t *``) as it stands, or that it has none yet."""
-        event = self._begin(lib.SHMD_EVENT_STREAM_ANNOUNCE)
-        event.stream_index = stream.index
-        event.stream_id = stream.stream_id
-        ffi.memmove(event.stream, stream.name, ffi.sizeof(event.stream))
+        event = self._of_stream(lib.SHMD_EVENT_STREAM_ANNOUNCE, stream)
         if epoch is not None:
             event.epoch = epoch.epoch
             event.state = int(epoch.hot.state) & 0xFF
             event.lease_id = epoch.producer_lease_id
             event.reason = epoch.end_reason
             event.value = epoch.hot.sealed_seq
+        self._publish()
+
+    def consumers_left(self, stream: Any, epoch: Any) -> None:
+        """An open epoch's last reliable consumer has left; ``lease_id`` is its producer's."""
+        text = "its last reliable consumer has left: nothing is kept until another one attaches"
+        event = self._of_stream(lib.SHMD_EVENT_CONSUMERS_LEFT, stream, text)
+        event.epoch = epoch.epoch
+        event.state = lib.SHMD_EPOCH_OPEN
+        event.lease_id = epoch.producer_lease_id
         self._publish()
 
     def lifecycle_changed(self, lifecycle: int, text: str) -> None:
@@ -149,6 +155,12 @@ class EventLog:
         event.stream_index, event.stream_id = lease.stream_index, lease.stream_id
         event.state = record_state(lease)
         put_text(event.stream, stream_name)
+        return event
+
+    def _of_stream(self, kind: int, stream: Any, text: str = "") -> Any:
+        event = self._begin(kind, text=text)
+        event.stream_index, event.stream_id = stream.index, stream.stream_id
+        ffi.memmove(event.stream, stream.name, ffi.sizeof(event.stream))
         return event
 
     @staticmethod

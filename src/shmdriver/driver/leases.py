@@ -69,6 +69,11 @@ class Lease:
         """A consumer that goes on with the next epoch."""
         return bool(self.record.flags & lib.SHMD_ATTACH_FOLLOW)
 
+    def shares_with(self, other: Lease) -> bool:
+        """Whether both are reliable consumers among as many that share a stream's messages out."""
+        mine, others = int(self.record.shards), int(other.record.shards)
+        return mine == others > 1 and self.is_reliable and other.is_reliable
+
     @property
     def gate(self) -> int:
         """Index of a consumer's gate and mask bit, the same in every epoch."""
@@ -152,6 +157,7 @@ class LeaseTable:
         record.role, record.flags = request.role, request.flags
         record.delivery, record.start, record.wait = request.delivery, request.start, request.wait
         record.slow_consumer, record.min_consumers = request.slow_consumer, request.min_consumers
+        record.shards = request.shards
         record.attached_ns, record.deadline_ns = now_ns, deadline_ns
         if request.schema_bytes:
             record.schema_hash = lib.shmd_hash(request.schema, request.schema_bytes, 0)

@@ -43,6 +43,7 @@ EVENT_KINDS: Final = _labels(
     "SHMD_EVENT_",
     *("hello_response", "attach_response", "detach_response", "lease_revoked"),
     *("stream_announce", "lifecycle_changed", "driver_shutdown", "error", "admin_response"),
+    "consumers_left",
 )
 COUNTERS: Final = _labels(
     "SHMD_COUNTER_",
