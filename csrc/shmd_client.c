@@ -45,15 +45,16 @@ int shmd_driver_look(const shmd_authority_t *a, int authority_fd, uint32_t *evid
     if (exit_kind != SHMD_EXIT_NONE)
         return driver_is_over(a, exit_kind);
     int verdict = shmd_process_look(&driver, NULL, evidence);
-    if (verdict == SHMD_PROCESS_UNKNOWN && authority_fd >= 0 && lock_is_free(authority_fd)) {
+    int may_have_left = verdict == SHMD_PROCESS_ALIVE && shmd_instance_is_embedded(a->instance); /* its program lives on without it */
+    if ((verdict == SHMD_PROCESS_UNKNOWN || may_have_left) && authority_fd >= 0 && lock_is_free(authority_fd)) {
         *evidence = SHMD_EVIDENCE_LOCK_FREE;
         verdict = SHMD_PROCESS_DEAD;
     }
     if (verdict != SHMD_PROCESS_DEAD)
         return verdict;
     if (shmd_instance_is_embedded(a->instance))
-        return shmd_fail(verdict, "the embedded driver of instance %s is dead, and the process that it ran in (pid %lld): nobody takes it over; connect to another instance",
-                         a->instance, (long long)driver.pid);
+        return shmd_fail(verdict, "the embedded driver of instance %s (in pid %lld) is dead, and nobody takes it over; connect to another instance", a->instance,
+                         (long long)driver.pid);
     return shmd_fail(verdict, "driver of instance %s (pid %lld) is dead; start it again with `shmdriver run`, it takes over what is there", a->instance,
                      (long long)driver.pid);
 }
@@ -92,6 +93,11 @@ static int is_removed(const shmd_client *client)
     return has_fd(client, &status) && status.st_nlink == 0 && lock_is_free(client->authority_fd);
 }
 
+static int is_dead_embedded(const shmd_client *client)
+{
+    return shmd_instance_is_embedded(client->authority->instance) && !may_answer(client);
+}
+
 /* 1: it is proved that no driver serves this connection, nor ever will; the text says how. A driver that was killed, or handed
  * over, is no such case as long as another one can adopt what is there; nobody adopts what an embedded one left. */
 static int is_abandoned(const shmd_client *client)
@@ -100,10 +106,37 @@ static int is_abandoned(const shmd_client *client)
     uint64_t exit_kind = shmd_load_acquire(&a->exit_kind); /* A1 */
     if (exit_kind != SHMD_EXIT_NONE && exit_kind != SHMD_EXIT_HANDOVER)
         return !may_answer(client);
-    if (shmd_instance_is_embedded(a->instance) && !may_answer(client))
+    if (is_dead_embedded(client))
         return 1;
     return is_removed(client) && !shmd_fail(0, "driver of instance %s (pid %lld) is gone and its segments were removed; start a driver with `shmdriver run` and connect anew",
                                             a->instance, (long long)a->driver_pid);
+}
+
+/* A client that waits for drivers goes over to the next one by itself, and reads on meanwhile what its peers still write; nobody
+ * follows an embedded driver. Of one that was stopped or superseded the seals tell. */
+int shmd_client_over(const shmd_client *client, uint64_t now_ns)
+{
+    enum { LOOK_NS = 1000000000 };
+    shmd_client *own = (shmd_client *)(uintptr_t)client;
+    if (shmd_load32_relaxed(&client->is_over))
+        return 1;
+    uint64_t due_ns = shmd_load_relaxed(&client->over_look_ns);
+    if (now_ns < due_ns || !shmd_cas(&own->over_look_ns, due_ns, now_ns + LOOK_NS))
+        return 0;
+    if (due_ns == 0 || !(is_dead_embedded(client) || (!client->waits_for_driver && is_removed(client))))
+        return 0;
+    shmd_store32_release(&own->is_over, 1);
+    return 1;
+}
+
+int shmd_client_over_fail(const shmd_client *client, const char *stream)
+{
+    const shmd_authority_t *a = client->authority;
+    if (shmd_instance_is_embedded(a->instance))
+        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "stream %s: the embedded driver of instance %s (in pid %lld) is dead, and nobody takes its streams over; "
+                         "connect to another instance", stream, a->instance, (long long)a->driver_pid);
+    return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "stream %s: the driver of instance %s (pid %lld) is gone and its segments were removed, so that nobody new can come; connect again",
+                     stream, a->instance, (long long)a->driver_pid);
 }
 
 int shmd_client_driver_alive(const shmd_client *client) { return !is_abandoned(client) && may_answer(client); }

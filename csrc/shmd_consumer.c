@@ -149,6 +149,14 @@ static int ended(const shmd_consumer *c)
                      is_over ? "" : "; views of it may be overwritten from now on");
 }
 
+/* Nothing is there. Does anything come? */
+static int nothing_now(shmd_consumer *c)
+{
+    if (!shmd_load32_relaxed(&c->client->is_over))
+        return 0;
+    return shmd_client_over_fail(c->client, c->stream);
+}
+
 static int revoked(shmd_consumer *c)
 {
     uint32_t reason;
@@ -428,7 +436,7 @@ int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
         if (c->data == NULL) {
             int rc = enter_epoch(c);
             if (rc <= 0)
-                return rc;
+                return rc ? rc : nothing_now(c);
         }
         if (c->position >= c->look_until && c->position < c->bound)
             shmd_consumer_keep_off(c);
@@ -448,7 +456,7 @@ int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
             if (bound == UINT64_MAX) {
                 shmd_consumer_before_idle(c);
                 shmd_consumer_caught_up(c);
-                return 0;
+                return nothing_now(c);
             }
             note_lost(c, position, bound); /* sealed, below the seal, not committed: a head that lied. The epoch ends here. */
         }

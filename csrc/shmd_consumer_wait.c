@@ -12,7 +12,7 @@ int shmd_consumer_ready(const shmd_consumer *c)
         return 1;
     if (c->data == NULL) {
         return shmd_is_forked(c->fork_generation) || shmd_stream_next_epoch(c->client, c->stream_index, c->stream_id, c->last_epoch, c->gate_bit, &record, &index) ||
-               !shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason);
+               !shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason) || shmd_load32_relaxed(&c->client->is_over) != 0;
     }
     uint64_t seq = c->position;
     uint64_t state = shmd_load_acquire(&c->hot->state);
@@ -21,12 +21,14 @@ int shmd_consumer_ready(const shmd_consumer *c)
     if ((shmd_load_relaxed(c->gated_from == UINT64_MAX ? &c->hot->wired_mask : &c->hot->gate_mask) & c->gate_bit) == 0)
         return 1;
     if (state == ((uint64_t)c->epoch << 8 | SHMD_EPOCH_SEALING))
-        return 0;
+        return shmd_load32_relaxed(&c->client->is_over) != 0;
     if (c->delivery == SHMD_DELIVERY_LATEST) {
         uint64_t newest = shmd_shard_last(c, shmd_min(shmd_load_acquire(&c->data->head), c->bound));
         seq = newest > seq ? newest : seq;
     }
-    return shmd_load_acquire(&shmd_consumer_slot(c, seq)->commit) >= ((seq << 1) | 1); /* P2; larger: lapped */
+    if (shmd_load_acquire(&shmd_consumer_slot(c, seq)->commit) >= ((seq << 1) | 1)) /* P2; larger: lapped */
+        return 1;
+    return shmd_load32_relaxed(&c->client->is_over) != 0; /* the poll says so */
 }
 
 static int nap(uint64_t ns)
@@ -85,8 +87,11 @@ int shmd_wait(shmd_consumer *c, uint64_t timeout_ns)
         shmd_pause();
         if (shmd_consumer_ready(c))
             return 1;
-        if (i % 256 == 0 && (shmd_now_ns() >= deadline_ns || shmd_load32_relaxed(&c->closing)))
+        uint64_t now = i % 256 == 0 ? shmd_now_ns() : 0;
+        if (now != 0 && (now >= deadline_ns || shmd_load32_relaxed(&c->closing)))
             return 0;
+        if (now != 0 && shmd_client_over(c->client, now))
+            return 1;
         if (i % 256 == 0 && c->slack != 0)
             shmd_consumer_before_idle(c); /* other shards' messages came and must not fill the ring */
     }
@@ -99,6 +104,8 @@ int shmd_wait(shmd_consumer *c, uint64_t timeout_ns)
         uint64_t now = shmd_now_ns();
         if (now >= deadline_ns || shmd_load32_relaxed(&c->closing))
             return 0;
+        if (shmd_client_over(c->client, now))
+            return 1;
         if (sleep_once(c, shmd_min(deadline_ns - now, SLICE_NS)) == SHMD_E_INTERRUPTED)
             return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal");
         if (shmd_consumer_ready(c))
@@ -159,6 +166,8 @@ int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
         for (size_t i = 0; i < n; i++)
             if (round == 0 || consumers[i]->slack != 0)
                 shmd_consumer_before_idle(consumers[i]);
+        for (size_t i = 0; i < n && round >= SPINS; i++)
+            (void)shmd_client_over(consumers[i]->client, now); /* then it is ready */
         if (round < SPINS) {
             shmd_pause();
         } else {

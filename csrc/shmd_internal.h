@@ -128,6 +128,8 @@ struct shmd_client {
     uint64_t beat;
     uint32_t heartbeat_mode;
     uint32_t waits_for_driver;
+    uint32_t is_over;           /* 1: proved that nobody will ever serve it again; what waits on it ends (shmd_client_over) */
+    uint64_t over_look_ns;      /* when the next wait looks whether that is so */
     uint32_t thread_started;
     uint32_t stop_word;         /* private futex of the heartbeat thread */
     uint32_t fork_generation;
@@ -154,6 +156,11 @@ extern uint32_t shmd_waitv_missing; /* 1: this kernel has no futex_waitv; a test
 /* Sleeps until one of at most SHMD_WORDS_MAX words is woken or is not what was seen. Without futex_waitv: on the first
  * of them, at most a millisecond. 0, SHMD_E_TIMEOUT, SHMD_E_INTERRUPTED. */
 int shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_ns);
+
+/* 1: it is proved that nobody will ever serve this connection again, so that a wait on it is in vain. For the slow turns of waits;
+ * at most one of them a second looks (some 20 us), all others load a word. */
+int shmd_client_over(const shmd_client *client, uint64_t now_ns);
+int shmd_client_over_fail(const shmd_client *client, const char *stream); /* SHMD_E_DRIVER_UNAVAILABLE, with its text */
 
 void shmd_client_hold(shmd_client *client);
 void shmd_client_drop(shmd_client *client);      /* unmaps with the last */

@@ -157,6 +157,7 @@ static uint32_t look(shmd_notifier_t *n)
     for (shmd_watch *w = n->watches; w != NULL; w = w->next) {
         if (w->state != ARMED)
             continue;
+        (void)shmd_client_over(w->seen.client, now); /* then it is ready */
         int is_held = 0;
         if (!shmd_consumer_ready(&w->seen) && !(is_held = is_held_back(w, now)))
             continue;

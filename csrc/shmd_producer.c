@@ -103,6 +103,12 @@ static void free_spans(shmd_producer *p, uint64_t freed_below)
     p->arena_limit = tail + p->arena_bytes;
 }
 
+/* Is there ever room again? */
+static int no_room(const shmd_producer *p)
+{
+    return shmd_client_over(p->client, shmd_now_ns()) ? shmd_client_over_fail(p->client, p->stream) : SHMD_BACK_PRESSURED;
+}
+
 int shmd_producer_room(shmd_producer *p, uint64_t arena_need)
 {
     if (p->claim_open)
@@ -117,7 +123,7 @@ int shmd_producer_room(shmd_producer *p, uint64_t arena_need)
     uint64_t mask = shmd_load_acquire(&p->hot->gate_mask);
     if (p->min_consumers > (uint32_t)__builtin_popcountll(mask)) {
         blocked_begin(p, NO_CONSUMER_YET, p->seq);
-        return SHMD_BACK_PRESSURED;
+        return no_room(p);
     }
     p->min_consumers = 0;
     uint32_t gate;
@@ -130,7 +136,7 @@ int shmd_producer_room(shmd_producer *p, uint64_t arena_need)
     if (p->seq >= p->limit || p->arena_next + arena_need > p->arena_limit) {
         blocked_begin(p, gate, least);
         p->limit = p->seq; /* whatever is published next, however small, looks here again and ends the wait */
-        return SHMD_BACK_PRESSURED;
+        return no_room(p);
     }
     shmd_producer_unblocked(p);
     return SHMD_OK;
