@@ -113,13 +113,14 @@ enum { SHMD_ATTACH_CREATE = 1, SHMD_ATTACH_FOLLOW = 2, SHMD_ATTACH_NO_WAKEUPS = 
 /* SHMD_WAIT_FOR_DRIVER is added to either: a request whose driver dies is answered by the one that adopts, if it comes in time. */
 enum { SHMD_HEARTBEAT_THREAD = 0, SHMD_HEARTBEAT_MANUAL = 1, SHMD_WAIT_FOR_DRIVER = 2 };
 
-/* The low byte of a record's word; the rest is its generation, which grows with every reuse. */
+/* The low byte of a record's word; the rest is its generation, which grows with every reuse, and is odd while the record is rewritten. */
 enum { SHMD_RECORD_FREE = 0, SHMD_RECORD_USED = 1, SHMD_RECORD_ENDED = 2 };
 enum { SHMD_TABLE_CLIENTS = 1, SHMD_TABLE_LEASES = 2, SHMD_TABLE_STREAMS = 3 };
 enum { SHMD_CLIENT_FREE = 0, SHMD_CLIENT_ALIVE = 1, SHMD_CLIENT_STALLED = 2, SHMD_CLIENT_GONE = 3 };
 enum { SHMD_LEASE_FREE = 0, SHMD_LEASE_ATTACHED = 1, SHMD_LEASE_ACTIVE = 2, SHMD_LEASE_STALLED = 3,
        SHMD_LEASE_DETACHED = 4, SHMD_LEASE_EXPIRED = 5, SHMD_LEASE_REVOKED = 6 };
-/* The low byte of shmd_epoch_hot.state; the rest is the epoch's number. */
+/* The low byte of shmd_epoch_hot.state; the rest is the epoch's number, 0 while the record is rewritten. A free record keeps the
+ * number of its last epoch, and how that ended. */
 enum { SHMD_EPOCH_FREE = 0, SHMD_EPOCH_OPEN = 1, SHMD_EPOCH_SEALING = 2, SHMD_EPOCH_SEALED = 3,
        SHMD_EPOCH_RETIRED = 4 };
 
@@ -230,7 +231,7 @@ typedef struct shmd_epoch_hot {     /* 128 bytes */
     uint64_t state;                 /* @0   W:driver(release, seq_cst) R:all(acquire); epoch << 8 | SHMD_EPOCH_* */
     uint64_t gate_mask;             /* @8   W:driver(seq_cst) R:producer(acquire), consumers; reliable consumers */
     uint64_t sleep_mask;            /* @16  W:driver(seq_cst) R:producer; consumers that may sleep at all */
-    uint64_t sealed_seq;            /* @24  W:driver(release) R:all; valid when SEALED */
+    uint64_t sealed_seq;            /* @24  W:driver(release) R:all; valid when SEALED, and then until the record is rewritten */
     uint64_t wired_mask;            /* @32  W:driver(release) R:consumers, tools; all consumers of this epoch */
     uint8_t pad[88];                /* @40 */
 } shmd_epoch_hot_t;
@@ -751,7 +752,12 @@ void shmd_word_store_seq_cst(uint64_t *word, uint64_t value);
 uint32_t shmd_futex_load(const uint32_t *word);                   /* acquire */
 int shmd_futex_wait(const uint32_t *word, uint32_t seen, uint64_t timeout_ns); /* 0 woken or changed, SHMD_E_TIMEOUT, SHMD_E_INTERRUPTED */
 void shmd_futex_wake(const uint32_t *word);                       /* everybody */
-int shmd_record_copy(void *out, const void *record, uint64_t bytes); /* 1: consistent copy; 0: it changed meanwhile. The first 8 bytes are its word */
+void shmd_record_rewrite(uint64_t *word, uint64_t value);         /* from here on its fields are rewritten (core/shmd_seqlock.h); ends with shmd_word_store */
+int shmd_record_copy(void *out, const void *record, uint64_t bytes);
+    /* of a table entry. 1: consistent copy; 0: it changed meanwhile, or is being rewritten. The first 8 bytes are its word */
+int shmd_epoch_copy(shmd_epoch_record_t *out, const shmd_epoch_record_t *record); /* likewise, of an epoch; out->epoch says of which */
+int shmd_epoch_end(const shmd_epoch_record_t *record, uint32_t epoch, uint64_t *sealed_seq, uint32_t *reason);
+    /* 1: how that epoch ended and where its seal is; 0: it has not ended, or the record does not say (any more) */
 
 /* ---- exported functions: segments ------------------------------------------------------ */
 

@@ -171,10 +171,9 @@ static int revoked(shmd_consumer *c)
 static uint32_t look_back(shmd_consumer *c, int is_counted)
 {
     const shmd_epoch_record_t *record = &shmd_authority_stream(c->client->authority, c->stream_index)->epochs[c->record];
-    uint32_t reason = record->end_reason;
-    uint64_t sealed_seq = shmd_load_relaxed(&record->hot.sealed_seq);
-    shmd_fence_acquire(); /* T2: both are loaded before the look at whose they are */
-    if (record->epoch != c->epoch || reason == SHMD_REASON_NONE)
+    uint32_t reason;
+    uint64_t sealed_seq;
+    if (!shmd_epoch_end(record, c->epoch, &sealed_seq, &reason))
         return SHMD_REASON_ABORTED;
     c->sealed_seq = sealed_seq;
     if (!is_counted && c->delivery == SHMD_DELIVERY_LOSSY && c->position < sealed_seq)
@@ -199,11 +198,18 @@ static int leave_epoch(shmd_consumer *c, int is_counted)
     return ended(c);
 }
 
+/* The first epoch that this consumer was wired to; 0: none yet, or its lease has ended. */
+static uint32_t first_epoch(const shmd_consumer *c)
+{
+    shmd_lease_record_t lease;
+    return shmd_lease_copy(c->client, c->lease_index, c->lease_id, &lease) ? lease.first_epoch : 0;
+}
+
 /* Without `follow` an ungated reader has one epoch. That may be gone before it was ever mapped: then nothing comes any more. */
 static int missed_its_epoch(shmd_consumer *c)
 {
     const shmd_stream_record_t *stream = shmd_authority_stream(c->client->authority, c->stream_index);
-    uint32_t first = shmd_authority_lease(c->client->authority, c->lease_index)->first_epoch;
+    uint32_t first = first_epoch(c);
     if ((c->flags & SHMD_ATTACH_FOLLOW) != 0 || c->delivery == SHMD_DELIVERY_RELIABLE || first == 0 || first <= c->last_epoch ||
         shmd_load_acquire(&stream->epoch_count) < first)
         return 0;
@@ -211,9 +217,9 @@ static int missed_its_epoch(shmd_consumer *c)
     for (uint32_t i = 0; i < SHMD_EPOCH_RECORDS; i++) {
         uint64_t state = shmd_load_acquire(&stream->epochs[i].hot.state);
         uint32_t low = (uint32_t)(state & 0xff);
-        if (state >> 8 == first && low != SHMD_EPOCH_RETIRED)
+        if (state >> 8 == first && low != SHMD_EPOCH_RETIRED && low != SHMD_EPOCH_FREE)
             return 0; /* it was opened since the last look */
-        if (low == SHMD_EPOCH_FREE && stream->epochs[i].epoch == first)
+        if (state >> 8 == first)
             c->record = i;
     }
     c->epoch = c->last_epoch = first;
@@ -229,16 +235,15 @@ static void note_unseen(shmd_consumer *c, uint32_t last)
 {
     const shmd_stream_record_t *stream = shmd_authority_stream(c->client->authority, c->stream_index);
     uint32_t here = c->epoch;
-    uint32_t first = last != 0 ? last + 1 : shmd_authority_lease(c->client->authority, c->lease_index)->first_epoch;
+    uint32_t first = last != 0 ? last + 1 : first_epoch(c);
     if (c->delivery != SHMD_DELIVERY_LOSSY || first == 0)
         return;
     first = (uint32_t)shmd_max(first, here - shmd_min(here, SHMD_EPOCH_RECORDS)); /* earlier ones have no record any more */
     for (c->epoch = first; c->epoch < here; c->epoch++)
         for (uint32_t i = 0; i < SHMD_EPOCH_RECORDS; i++) {
-            uint32_t reason = stream->epochs[i].end_reason;
-            uint64_t sealed_seq = shmd_load_relaxed(&stream->epochs[i].hot.sealed_seq);
-            shmd_fence_acquire(); /* T2: both are loaded before the look at whose they are */
-            if (stream->epochs[i].epoch == c->epoch && reason != SHMD_REASON_NONE)
+            uint32_t reason;
+            uint64_t sealed_seq;
+            if (shmd_epoch_end(&stream->epochs[i], c->epoch, &sealed_seq, &reason))
                 note_lost(c, 0, sealed_seq);
         }
     c->epoch = here;
@@ -286,7 +291,10 @@ int shmd_consumer_look(shmd_consumer *c)
         return is_ungated(c) && now != state && (now >> 8 != c->epoch || (now & 0xff) != SHMD_EPOCH_SEALED) ? 1 : revoked(c);
     }
     if (low == SHMD_EPOCH_SEALED) {
-        c->sealed_seq = shmd_load_acquire(&c->hot->sealed_seq);
+        uint64_t sealed_seq = shmd_load_relaxed(&c->hot->sealed_seq);
+        if (!shmd_seqlock_same(&c->hot->state, state))
+            return is_ungated(c) ? 1 : revoked(c); /* the record is another epoch's by now, and so may be the seal */
+        c->sealed_seq = sealed_seq;
         c->open_word = state;
         c->bound = c->look_until = c->sealed_seq; /* the fast turn drains up to the seal */
         return c->position >= c->bound;
@@ -529,7 +537,10 @@ void shmd_consumer_info(const shmd_consumer *c, shmd_consumer_info_t *out)
     out->delivery = c->delivery;
     if (shmd_consumer_look_begin(c)) {
         out->head = shmd_load_acquire(&c->data->head); /* P3 */
-        out->producer_pid = shmd_authority_stream(c->client->authority, c->stream_index)->epochs[c->record].producer_pid;
+        const shmd_epoch_record_t *record = &shmd_authority_stream(c->client->authority, c->stream_index)->epochs[c->record];
+        uint64_t seen = shmd_seqlock_read(&record->hot.state);
+        int64_t pid = record->producer_pid;
+        out->producer_pid = seen >> 8 == c->epoch && shmd_seqlock_same(&record->hot.state, seen) ? pid : 0;
         shmd_consumer_look_end(c);
     }
 }

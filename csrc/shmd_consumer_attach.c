@@ -165,14 +165,12 @@ static int is_left_to_us(const shmd_consumer *c, const shmd_epoch_record_t *reco
     uint64_t state = shmd_load_acquire(&record->hot.state); /* X2 */
     uint32_t low = (uint32_t)(state & 0xff);
     int is_sealed = state == ((uint64_t)c->epoch << 8 | SHMD_EPOCH_SEALED);
-    if (state >> 8 == c->epoch && !is_sealed && low != SHMD_EPOCH_RETIRED)
+    if (!is_sealed && low != SHMD_EPOCH_RETIRED && low != SHMD_EPOCH_FREE)
         return 0;
     if (is_sealed && shmd_load_acquire(&record->hot.gate_mask) != 0)
         return 0;
-    uint32_t reason = record->end_reason;
-    *sealed_seq = shmd_load_relaxed(&record->hot.sealed_seq);
-    shmd_fence_acquire(); /* T2: both are loaded before the look at whose they are */
-    return record->epoch == c->epoch && reason != SHMD_REASON_NONE && !(is_sealed && reason == SHMD_REASON_CLOSED);
+    uint32_t reason;
+    return shmd_epoch_end(record, c->epoch, sealed_seq, &reason) && !(is_sealed && reason == SHMD_REASON_CLOSED);
 }
 
 int shmd_consumer_drain(shmd_consumer *c)
@@ -203,8 +201,7 @@ static uint64_t end_seq(const shmd_consumer *c)
     uint64_t state = shmd_load_acquire(&c->hot->state); /* X2 */
     if (state == ((uint64_t)c->epoch << 8 | SHMD_EPOCH_SEALED)) {
         uint64_t sealed = shmd_load_relaxed(&c->hot->sealed_seq);
-        shmd_fence_acquire(); /* T2 */
-        if (shmd_load_relaxed(&c->hot->state) == state)
+        if (shmd_seqlock_same(&c->hot->state, state))
             return sealed;
     }
     uint64_t seq = shmd_load_acquire(&c->data->head); /* P3 */

@@ -28,12 +28,11 @@ void shmd_heartbeat_free(shmd_client *client)
 static void confirm_again(shmd_client *client, uint32_t index)
 {
     uint64_t lease_id = client->confirmed[index];
-    const shmd_lease_record_t *record = shmd_authority_lease(client->authority, index);
+    shmd_lease_record_t lease;
     shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->client_max, client->lease_max, index);
     if (lease_id == 0 || shmd_load_relaxed(&line->confirmed) == lease_id)
         return;
-    /* In this order (T2): a record that is somebody else's by now shows its new id with its new word. */
-    if ((shmd_load_acquire(&record->word) & 0xff) == SHMD_LEASE_ATTACHED && record->lease_id == lease_id)
+    if (shmd_lease_copy(client, index, lease_id, &lease) && (lease.word & 0xff) == SHMD_LEASE_ATTACHED)
         shmd_store_release(&line->confirmed, lease_id); /* L2 */
 }
 

@@ -8,6 +8,7 @@
 #define SHMD_NO_INLINE 1
 #include "shmdriver.h"
 #include "core/shmd_fork.h"
+#include "core/shmd_seqlock.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -186,6 +187,8 @@ int shmd_stream_next_epoch(const shmd_client *client, uint32_t stream_index, uin
 shmd_epoch_hot_t *shmd_stream_hot(const shmd_client *client, uint32_t stream_index, uint32_t record);
 int shmd_epoch_record_check(const shmd_epoch_record_t *record); /* its geometry against the limits */
 int shmd_lease_live(const shmd_client *client, uint32_t lease_index, uint64_t lease_id, uint32_t *end_reason);
+/* 1: a whole copy of its record. 0: that serves another lease by now, or changes as fast as one looks. */
+int shmd_lease_copy(const shmd_client *client, uint32_t lease_index, uint64_t lease_id, shmd_lease_record_t *out);
 
 int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *record, uint32_t role, shmd_mapping **out);
 

@@ -242,17 +242,16 @@ void shmd_producer_wake(shmd_producer *p)
 
 int shmd_producer_ended(shmd_producer *p)
 {
-    uint64_t state = shmd_load_acquire(&p->hot->state); /* X2 */
-    if (p->ended_seal == UINT64_MAX && state == ((p->open_word & ~(uint64_t)0xff) | SHMD_EPOCH_SEALED))
-        p->ended_seal = shmd_load_relaxed(&p->hot->sealed_seq);
+    const shmd_epoch_record_t *record = (const shmd_epoch_record_t *)(const void *)p->hot; /* hot is its first field */
+    uint32_t reason = 0;
+    uint64_t sealed_seq;
+    int is_told = shmd_epoch_end(record, p->epoch, &sealed_seq, &reason);
+    if (p->ended_seal == UINT64_MAX && is_told)
+        p->ended_seal = sealed_seq;
     if (p->end_reason == 0)
         (void)shmd_lease_live(p->client, p->lease_index, p->lease_id, &p->end_reason);
-    if (p->end_reason == 0) { /* a driver that stops seals before it ends the leases: the epoch's record says why */
-        uint32_t reason = ((const shmd_epoch_record_t *)(const void *)p->hot)->end_reason; /* hot is its first field */
-        shmd_fence_acquire(); /* T2: the reason is loaded before the look at whose it is */
-        if (shmd_load_relaxed(&p->hot->state) >> 8 == p->epoch)
-            p->end_reason = reason;
-    }
+    if (p->end_reason == 0 && is_told) /* a driver that stops seals before it ends the leases: the epoch's record says why */
+        p->end_reason = reason;
     if (p->ended_seal == UINT64_MAX)
         return shmd_fail(SHMD_E_REVOKED, "stream %s: producer lease %llu has ended; its epoch %u is being sealed", p->stream,
                          (unsigned long long)p->lease_id, p->epoch);

@@ -146,16 +146,6 @@ void shmd_word_store(uint64_t *word, uint64_t value) { shmd_store_release(word, 
 void shmd_word_store_seq_cst(uint64_t *word, uint64_t value)
 {
     shmd_store_seq_cst(word, value);
-    shmd_fence_seq_cst(); /* T1: on ARM64 plain stores behind the word (a record filled anew) could otherwise pass it */
+    shmd_fence_seq_cst(); /* plain stores behind it do not pass it, on ARM64 either */
 }
 uint32_t shmd_futex_load(const uint32_t *word) { return shmd_load32_acquire(word); }
-
-int shmd_record_copy(void *out, const void *record, uint64_t bytes)
-{
-    const uint64_t *word = record;
-    uint64_t before = shmd_load_acquire(word); /* T1: pairs with the release store that published the record */
-    shmd_copy_from_shared(out, record, (size_t)bytes);
-    shmd_fence_acquire(); /* T2: the copy is loaded before the second look */
-    memcpy(out, &before, sizeof before);
-    return shmd_load_relaxed(word) == before;
-}

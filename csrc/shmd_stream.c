@@ -108,17 +108,6 @@ shmd_epoch_hot_t *shmd_stream_hot(const shmd_client *client, uint32_t stream_ind
     return &shmd_authority_stream(client->authority, stream_index)->epochs[record].hot;
 }
 
-/* A copy whose state word was the same before and after; the state may move on (OPEN to SEALED) without harm. */
-static int copy_epoch(const shmd_epoch_record_t *record, shmd_epoch_record_t *out)
-{
-    uint64_t before = shmd_load_acquire(&record->hot.state); /* T1 */
-    shmd_copy_from_shared(out, record, sizeof *out);
-    shmd_fence_acquire(); /* T2 */
-    out->data_name[sizeof out->data_name - 1] = 0;
-    out->gates_name[sizeof out->gates_name - 1] = 0;
-    return shmd_load_relaxed(&record->hot.state) >> 8 == before >> 8 && out->epoch == before >> 8;
-}
-
 static int is_readable(uint64_t state)
 {
     uint32_t low = (uint32_t)(state & 0xff);
@@ -131,7 +120,7 @@ int shmd_stream_epoch(const shmd_client *client, uint32_t stream_index, uint32_t
     const shmd_stream_record_t *stream = shmd_authority_stream(client->authority, stream_index);
     for (uint32_t i = 0; stream != NULL && i < SHMD_EPOCH_RECORDS; i++) {
         uint64_t state = shmd_load_acquire(&stream->epochs[i].hot.state);
-        if (state >> 8 == epoch && is_readable(state) && copy_epoch(&stream->epochs[i], out) && out->stream_id == stream_id) {
+        if (state >> 8 == epoch && is_readable(state) && shmd_epoch_copy(out, &stream->epochs[i]) && out->epoch == epoch && out->stream_id == stream_id) {
             *record = i;
             return shmd_epoch_record_check(out);
         }
@@ -155,16 +144,20 @@ int shmd_stream_next_epoch(const shmd_client *client, uint32_t stream_index, uin
     return shmd_stream_epoch(client, stream_index, stream_id, (uint32_t)best, out, record) == SHMD_OK;
 }
 
-/* A record is freed, and then filled anew, before its word says so: a name that was compared between two equal looks is one stream's. */
+/* A name stays as long as its record is in use, also while the schema is rewritten. */
 static int is_named(const shmd_stream_record_t *record, const char *prefix, size_t length)
 {
+    enum { TRIES = 16 };
     char name[sizeof record->name];
-    uint64_t word = shmd_load_acquire(&record->word); /* T1 */
-    if ((word & 0xff) != SHMD_RECORD_USED)
-        return 0;
-    shmd_copy_from_shared(name, record->name, sizeof name);
-    shmd_fence_acquire(); /* T2 */
-    return shmd_load_relaxed(&record->word) == word && strncmp(name, prefix, length) == 0;
+    for (int i = 0; i < TRIES; i++) {
+        uint64_t seen = shmd_seqlock_read(&record->word);
+        if ((seen & 0xff) != SHMD_RECORD_USED)
+            return 0;
+        shmd_copy_from_shared(name, record->name, sizeof name);
+        if (shmd_seqlock_unchanged(&record->word, seen))
+            return strncmp(name, prefix, length) == 0;
+    }
+    return 0;
 }
 
 uint64_t shmd_streams_named(const shmd_authority_t *authority, const char *prefix, uint32_t *indexes, uint64_t limit)
@@ -183,8 +176,11 @@ int shmd_lease_live(const shmd_client *client, uint32_t lease_index, uint64_t le
     shmd_lease_record_t copy;
     *end_reason = SHMD_REASON_REVOKED;
     for (int tries = 0; tries < 16; tries++) {
-        if (!shmd_record_copy(&copy, lease, sizeof copy))
+        if (!shmd_record_copy(&copy, lease, sizeof copy)) {
+            if ((shmd_seqlock_read(&lease->word) & 0xff) == SHMD_LEASE_FREE)
+                return 0; /* it is being filled for another lease */
             continue;
+        }
         uint32_t state = (uint32_t)(copy.word & 0xff);
         if (copy.lease_id != lease_id || state == SHMD_LEASE_FREE)
             return 0;

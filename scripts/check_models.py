@@ -97,8 +97,8 @@ def missing_functions(model: Model) -> list[str]:
     """Names in the model's `C:` line that the file after them does not have (any more)."""
     missing = []
     for names, file in re.findall(r"([\w, .]+?) \((\w+\.[ch]|driver/\w+\.py)\)", model.stands_for):
-        path = CSRC / file if file.endswith((".c", ".h")) else ROOT / "src" / "shmdriver" / file
-        text = path.read_text() if path.exists() else ""
+        folder = CSRC if file.endswith((".c", ".h")) else ROOT / "src" / "shmdriver"
+        text = "".join(path.read_text() for path in folder.rglob(file))
         for name in names.split(","):
             word = name.strip().rsplit(".", 1)[-1]
             if word and not re.search(rf"\b{re.escape(word)}\(", text):

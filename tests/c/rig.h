@@ -190,7 +190,7 @@ static inline uint64_t rig_lease(rig_t *rig, uint32_t index, uint32_t state)
     shmd_lease_record_t *lease = shmd_authority_lease(rig->authority, index);
     lease->lease_id = 1000 + index;
     lease->index = index;
-    shmd_store_release(&lease->word, (lease->word & ~(uint64_t)0xff) + 0x100 + state);
+    shmd_store_release(&lease->word, (lease->word & ~(uint64_t)0xff) + 0x200 + state);
     return lease->lease_id;
 }
 

@@ -22,7 +22,7 @@ static void start(bench_t *b, uint64_t cursor)
         record->client_id = 100 + i;
         record->nonce = 7000 + i;
         record->index = i;
-        record->word = 0x100 | SHMD_CLIENT_ALIVE;
+        record->word = 0x200 | SHMD_CLIENT_ALIVE;
     }
     b->rig.authority->control_cursor = cursor;
     for (uint64_t at = cursor; at < cursor + SHMD_CONTROL_SLOTS; at++)

@@ -27,7 +27,7 @@ static void set_client(check_t *k, uint32_t index, uint64_t id, uint32_t state)
 {
     shmd_client_record_t *record = shmd_authority_client(k->rig.authority, index);
     record->client_id = id;
-    shmd_word_store(&record->word, 0x100 | state);
+    shmd_word_store(&record->word, 0x200 | state);
 }
 
 static void beat(check_t *k, uint32_t index)

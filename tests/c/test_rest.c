@@ -31,7 +31,7 @@ static void start(rest_rig_t *k)
     k->list[0] = &k->watch;
     shmd_client_record_t *client = shmd_authority_client(k->rig.authority, 1);
     client->client_id = 11;
-    shmd_word_store(&client->word, 0x100 | SHMD_CLIENT_ALIVE);
+    shmd_word_store(&client->word, 0x200 | SHMD_CLIENT_ALIVE);
     k->watches[1] = (shmd_client_watch_t){.client_id = 11, .seen_ns = 0};
     k->rest = (shmd_rest_t){.authority = k->rig.authority,
                             .control = k->rig.control,
@@ -81,7 +81,7 @@ static void test_silence_ends_the_rest_and_what_stands_there_stays(void)
     CHECK_EQ(k.rest.looked_ns, STALLED_NS);
     CHECK_EQ(k.rig.authority->heartbeat_ns, STALLED_NS);
     beat(&k);
-    shmd_word_store(&shmd_authority_client(k.rig.authority, 1)->word, 0x100 | SHMD_CLIENT_STALLED);
+    shmd_word_store(&shmd_authority_client(k.rig.authority, 1)->word, 0x200 | SHMD_CLIENT_STALLED);
     CHECK_EQ(shmd_driver_rests(&k.rest, STALLED_NS + 2), 0); /* whose recovery is a tick's matter: its beat is not taken */
     CHECK_EQ(k.watches[1].beat, 1);
     stop(&k);
@@ -194,7 +194,7 @@ static void test_sleep_ends_when_stirred_rung_or_due(void)
     CHECK_EQ(shmd_driver_sleep(&k.rest, 0, 1, hour_ns), 0);
     k.rest.stirred = 0;
     k.rest.check_due_ns = 1;
-    shmd_word_store(&shmd_authority_client(k.rig.authority, 1)->word, 0x100 | SHMD_CLIENT_STALLED);
+    shmd_word_store(&shmd_authority_client(k.rig.authority, 1)->word, 0x200 | SHMD_CLIENT_STALLED);
     CHECK_EQ(shmd_driver_sleep(&k.rest, 0, 1, hour_ns), 0); /* a check is due, and would find something */
     stop(&k);
 }

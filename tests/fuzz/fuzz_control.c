@@ -27,7 +27,7 @@ static void restart(void)
         client->client_id = 100 + i;
         client->nonce = NONCE + i;
         client->index = i;
-        client->word = 0x100 | SHMD_CLIENT_ALIVE;
+        client->word = 0x200 | SHMD_CLIENT_ALIVE;
     }
 }
 

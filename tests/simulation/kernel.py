@@ -30,6 +30,7 @@ MS = 1_000_000
 POINTS = (
     "shmd_word_store",
     "shmd_word_store_seq_cst",
+    "shmd_record_rewrite",
     "shmd_event_publish",
     "shmd_epoch_join",
     "shmd_epoch_leave",

@@ -5,6 +5,7 @@ Reads the directory in place, as any tool may; no driver is needed. Every record
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 from shmdriver import names
@@ -27,7 +28,8 @@ __all__ = [
     "wired_consumers",
 ]
 
-_COPY_TRIES = 100
+_COPY_TRIES = 1000
+_EPOCH_TRIES = 8
 _READABLE = (lib.SHMD_EPOCH_OPEN, lib.SHMD_EPOCH_SEALING, lib.SHMD_EPOCH_SEALED)
 
 
@@ -50,18 +52,16 @@ def streams_with_prefix(authority: Any, prefix: str) -> list[StreamSlot]:
     """The streams whose name begins with ``prefix``."""
     found = []
     for index in _indexes(authority, prefix):
-        record = lib.shmd_authority_stream(authority, index)
-        producer = lib.shmd_word_load(ffi.addressof(record, "producer_lease_id"))
-        gates = int(lib.shmd_word_load(ffi.addressof(record, "gates_used")))
-        name = _name_of(record)
-        if name.startswith(prefix):
-            found.append(StreamSlot(name, producer != 0, gates.bit_count()))
+        stream = _stream(authority, index)
+        if stream is not None and (name := _text(stream.name)).startswith(prefix):
+            has_producer = stream.producer_lease_id != 0
+            found.append(StreamSlot(name, has_producer, int(stream.gates_used).bit_count()))
     return found
 
 
 def schema_of_stream(authority: Any, stream_index: int) -> str | None:
     """The canonical schema text of a stream, None when it carries bytes."""
-    record = _copy("shmd_stream_record_t *", lib.shmd_authority_stream(authority, stream_index))
+    record = _stream(authority, stream_index)
     if record is None or record.schema_bytes == 0 or record.schema_bytes >= lib.SHMD_SCHEMA_BYTES:
         return None
     return bytes(ffi.buffer(record.schema, record.schema_bytes)).decode("utf-8", "replace")
@@ -97,33 +97,28 @@ def blocker_of(authority: Any, stream_index: int, gate: int) -> Blocker | None:
             and lease.client_index < authority.client_max
         ):
             client = _copy("shmd_client_record_t *", lib.shmd_authority_client(authority, lease.client_index))
-            if client is not None:
+            if client is not None and client.client_id == lease.client_id:
                 return Blocker(_text(client.name), int(client.pid))
     return None
 
 
 def wired_consumers(authority: Any, stream_index: int, epoch: int) -> int:
     """How many consumers, of any delivery, are wired to an epoch of a stream."""
-    hot = epoch_hot(authority, stream_index, epoch)
-    return 0 if hot is None else int(lib.shmd_word_load(ffi.addressof(hot, "wired_mask"))).bit_count()
+    return sum(int(record.hot.wired_mask).bit_count() for record in _epochs(authority, stream_index, epoch))
 
 
 def reliable_consumers(authority: Any, stream_index: int, epoch: int) -> int:
     """How many consumers an epoch of a stream is kept for."""
-    hot = epoch_hot(authority, stream_index, epoch)
-    return 0 if hot is None else int(lib.shmd_word_load(ffi.addressof(hot, "gate_mask"))).bit_count()
+    return sum(int(record.hot.gate_mask).bit_count() for record in _epochs(authority, stream_index, epoch))
 
 
 def producer_pid(authority: Any, stream: str) -> int:
     """Of the process that produces a stream, as it said; 0 when there is none."""
     for index in _indexes(authority, stream):
-        if _stream_name(authority, index) == stream:
-            record = lib.shmd_authority_stream(authority, index)
-            if lib.shmd_word_load(ffi.addressof(record, "producer_lease_id")) == 0:
-                return 0
-            newest = epoch_count(authority, index)
-            pids = [int(epoch.producer_pid) for epoch in record.epochs if int(epoch.epoch) == newest]
-            return pids[0] if pids else 0
+        found = _stream(authority, index)
+        if found is not None and _text(found.name) == stream:
+            newest = _epochs(authority, index, epoch_count(authority, index))
+            return sum(int(record.producer_pid) for record in newest if found.producer_lease_id != 0)
     return 0
 
 
@@ -136,28 +131,21 @@ def epoch_count(authority: Any, stream_index: int) -> int:
 def first_wired_epoch(authority: Any, stream_index: int, gate: int) -> int:
     """The oldest epoch that the consumer at ``gate`` may read; the next one to come when that is none yet."""
     after = epoch_count(authority, stream_index) + 1
-    record = lib.shmd_authority_stream(authority, stream_index)
-    wired = []
-    for slot in range(int(lib.SHMD_EPOCH_RECORDS)):
-        hot = ffi.addressof(record.epochs[slot], "hot")
-        state = int(lib.shmd_word_load(ffi.addressof(hot, "state")))
-        if state & 0xFF in _READABLE and lib.shmd_word_load(ffi.addressof(hot, "wired_mask")) >> gate & 1:
-            wired.append(state >> 8)
+    wired = [
+        int(record.epoch)
+        for record in _epochs(authority, stream_index)
+        if int(record.hot.state) & 0xFF in _READABLE and int(record.hot.wired_mask) >> gate & 1
+    ]
     return min(wired, default=after)
 
 
 def sealed_epochs(authority: Any, stream_index: int) -> dict[int, int]:
     """How many messages each sealed epoch of a stream has, of those that are still in the directory."""
-    record = lib.shmd_authority_stream(authority, stream_index)
-    found = {}
-    for slot in range(int(lib.SHMD_EPOCH_RECORDS)):
-        hot = ffi.addressof(record.epochs[slot], "hot")
-        state = int(lib.shmd_word_load(ffi.addressof(hot, "state")))
-        sealed = int(lib.shmd_word_load(ffi.addressof(hot, "sealed_seq")))
-        unchanged = lib.shmd_word_load(ffi.addressof(hot, "state")) == state
-        if unchanged and state & 0xFF == lib.SHMD_EPOCH_SEALED:
-            found[state >> 8] = sealed
-    return found
+    return {
+        int(record.epoch): int(record.hot.sealed_seq)
+        for record in _epochs(authority, stream_index)
+        if int(record.hot.state) & 0xFF == lib.SHMD_EPOCH_SEALED
+    }
 
 
 def epoch_hot(authority: Any, stream_index: int, epoch: int) -> Any:
@@ -170,6 +158,19 @@ def epoch_hot(authority: Any, stream_index: int, epoch: int) -> Any:
     return None
 
 
+def _epochs(authority: Any, stream_index: int, number: int | None = None) -> list[Any]:
+    """Copies of the epoch records of a stream, or of the one of that number."""
+    stream = lib.shmd_authority_stream(authority, stream_index)
+    found = []
+    for slot in range(int(lib.SHMD_EPOCH_RECORDS)):
+        out = ffi.new("shmd_epoch_record_t *")
+        # one that is rewritten serves no epoch yet: no reason to wait
+        tries = (lib.shmd_epoch_copy(out, ffi.addressof(stream.epochs[slot])) for _ in range(_EPOCH_TRIES))
+        if any(tries) and number in (None, int(out.epoch)):
+            found.append(out)
+    return found
+
+
 def _indexes(authority: Any, prefix: str) -> list[int]:
     """Where the streams stand whose name begins with ``prefix``."""
     most = int(authority.stream_max)
@@ -178,21 +179,23 @@ def _indexes(authority: Any, prefix: str) -> list[int]:
 
 
 def _stream_name(authority: Any, index: int) -> str:
-    return _name_of(lib.shmd_authority_stream(authority, index))
+    record = _stream(authority, index)
+    return "" if record is None else _text(record.name)
 
 
-def _name_of(record: Any) -> str:
-    if lib.shmd_word_load(ffi.addressof(record, "word")) & 0xFF != lib.SHMD_RECORD_USED:
-        return ""
-    return _text(record.name)
+def _stream(authority: Any, index: int) -> Any:
+    """A copy of the record of a stream; None when it serves none."""
+    record = _copy("shmd_stream_record_t *", lib.shmd_authority_stream(authority, index))
+    return record if record is not None and int(record.word) & 0xFF == lib.SHMD_RECORD_USED else None
 
 
 def _copy(kind: str, record: Any) -> Any:
-    """A consistent copy of a record; None when it kept changing."""
+    """A consistent copy of a record; None when it kept changing, or a driver was killed that rewrote it."""
     out = ffi.new(kind)
     for _ in range(_COPY_TRIES):
         if lib.shmd_record_copy(out, record, ffi.sizeof(out[0])):
             return out
+        os.sched_yield()
     return None
 
 

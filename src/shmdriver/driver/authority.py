@@ -53,15 +53,27 @@ def record_state(record: Any) -> int:
 
 
 def publish_word(record: Any, state: int, *, reuse: bool = False) -> None:
-    """Makes a filled record visible in ``state`` (release); ``reuse`` begins a new generation."""
-    generation = (int(record.word) >> 8) + (1 if reuse else 0)
+    """Makes a filled record visible in ``state`` (release); ``reuse`` ends what ``rewrite_record`` began."""
+    generation = int(record.word) >> 8
+    if reuse:
+        generation = (generation | 1) + 1
     lib.shmd_word_store(ffi.addressof(record, "word"), (generation << 8 | state) & (2**64 - 1))
 
 
+def rewrite_record(record: Any, state: int) -> None:
+    """Begins a new generation, an odd one: no reader takes what it finds, until the record is published."""
+    generation = (int(record.word) >> 8) + 1 | 1
+    lib.shmd_record_rewrite(ffi.addressof(record, "word"), (generation << 8 | state) & (2**64 - 1))
+
+
+def is_rewritten(record: Any) -> bool:
+    """Whether a driver was killed between ``rewrite_record`` and ``publish_word``."""
+    return bool(int(record.word) >> 8 & 1)
+
+
 def clear_record(record: Any) -> None:
-    """A FREE record of a new generation with nothing but its word: whoever copies it meanwhile sees that."""
-    generation = (int(record.word) >> 8) + 1
-    lib.shmd_word_store_seq_cst(ffi.addressof(record, "word"), generation << 8 & (2**64 - 1))
+    """Begins to fill a FREE record: nothing is in it but its word."""
+    rewrite_record(record, 0)
     rest = ffi.sizeof(record[0]) - ffi.sizeof("uint64_t")
     ffi.memmove(ffi.cast("char *", record) + ffi.sizeof("uint64_t"), bytes(rest), rest)
 

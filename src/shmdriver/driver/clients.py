@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.authority import Authority, publish_word, record_state, text_of
+from shmdriver.driver.authority import Authority, clear_record, publish_word, record_state, text_of
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.rejection import Rejection
 from shmdriver.errors import Code, Reason
@@ -144,6 +144,7 @@ class ClientTable:
         record = self._authority.client(index)
         client = Client(record, index)
         # Data, then state: a record that was filled and not published is free for a successor.
+        clear_record(record)
         record.client_id = self._authority.take_id("next_client_id")
         record.correlation_id = request.correlation_id
         record.nonce = request.nonce

@@ -180,7 +180,8 @@ class Epoch:
 
 
 def fill_record(record: Any, job: Provision, *, lease_id: int, pid: int) -> None:
-    """All of a new epoch's record but its hot line; the record is FREE, so nobody reads it yet."""
+    """All of a new epoch's record but its masks. From here on it says nothing of the epoch before."""
+    lib.shmd_record_rewrite(ffi.addressof(record.hot, "state"), lib.SHMD_EPOCH_FREE)  # nobody's: number 0
     record.producer_lease_id = lease_id
     record.producer_pid = pid
     record.opened_ns = job.now_ns
@@ -196,7 +197,7 @@ def fill_record(record: Any, job: Provision, *, lease_id: int, pid: int) -> None
 
 
 def free_record(record: Any) -> None:
-    """The last steps of retiring, also those that a killed driver left to do."""
+    """The last steps of retiring, also those that a killed driver left to do. It keeps how it ended."""
     unlink_segment(text_of(record.data_name))
     failpoint("retire.data_unlinked")
     unlink_segment(text_of(record.gates_name))
@@ -205,4 +206,5 @@ def free_record(record: Any) -> None:
     for mask in ("gate_mask", "sleep_mask", "wired_mask"):
         lib.shmd_word_store(ffi.addressof(hot, mask), 0)
     failpoint("retire.masks")
-    lib.shmd_word_store_seq_cst(ffi.addressof(hot, "state"), lib.SHMD_EPOCH_FREE)
+    number = int(hot.state) >> 8
+    lib.shmd_word_store_seq_cst(ffi.addressof(hot, "state"), number << 8 | lib.SHMD_EPOCH_FREE)

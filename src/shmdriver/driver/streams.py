@@ -10,7 +10,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.authority import Authority, clear_record, publish_word, put_text, record_state, text_of
+from shmdriver.driver.authority import (
+    Authority,
+    clear_record,
+    is_rewritten,
+    publish_word,
+    put_text,
+    record_state,
+    rewrite_record,
+    text_of,
+)
 from shmdriver.driver.epochs import Epoch, fill_record, free_record
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry
@@ -116,10 +125,10 @@ class Stream:
     # -- schema
 
     def set_schema(self, text: str) -> None:
-        """Replaces the schema. The word moves on before and after, so that a copy taken meanwhile shows."""
+        """Replaces the schema."""
         if text == self.schema:
             return
-        publish_word(self.record, lib.SHMD_RECORD_USED, reuse=True)
+        rewrite_record(self.record, lib.SHMD_RECORD_USED)
         data = text.encode()
         failpoint("schema.began")
         self.record.schema_bytes = 0
@@ -275,6 +284,8 @@ class StreamDirectory:
             if record_state(record) != lib.SHMD_RECORD_USED:
                 self._free.append(index)
                 continue
+            if is_rewritten(record):  # killed while it replaced the schema: the next attach says which
+                publish_word(record, lib.SHMD_RECORD_USED, reuse=True)
             stream = self._enter(Stream(record, index))
             for slot in range(lib.SHMD_EPOCH_RECORDS):
                 problems += self._load_epoch(stream, slot)

@@ -40,6 +40,7 @@ from shmdriver.observe.segment import Segment, last_error
 
 SHM_FOLDER = Path("/dev/shm")  # noqa: S108  where POSIX shared memory stands on Linux
 _COPY_ATTEMPTS = 8
+_READABLE_EPOCHS = {"open", "sealing", "sealed"}
 _CLIENTS = {"alive", "stalled"}
 _FOLLOW = int(lib.SHMD_ATTACH_FOLLOW)
 
@@ -234,7 +235,8 @@ class Instance:
         authority = self._mapped()
         if index >= int(authority.stream_max):
             return ""
-        return text(lib.shmd_authority_stream(authority, index).name)
+        copy = ffi.new("shmd_stream_record_t *")
+        return text(copy.name) if _copy(copy, lib.shmd_authority_stream(authority, index)) else ""
 
     # ---- streams -----------------------------------------------------------------------------
 
@@ -296,14 +298,11 @@ class Instance:
     def _epoch_status(
         self, copy: Any, record: Any, number: int, leases: tuple[LeaseStatus, ...]
     ) -> EpochStatus | None:
-        epoch = copy.epochs[number]
-        before, now = (
-            int(epoch.hot.state),
-            int(lib.shmd_word_load(ffi.addressof(record.epochs[number].hot, "state"))),
+        epoch = ffi.new("shmd_epoch_record_t *")
+        is_whole = any(
+            lib.shmd_epoch_copy(epoch, ffi.addressof(record.epochs[number])) for _ in range(_COPY_ATTEMPTS)
         )
-        state = word(names.EPOCH_STATES, before & 0xFF)
-        # Another epoch number now: the driver reused the record while it was copied.
-        if state not in ("open", "sealing", "sealed") or now >> 8 != before >> 8:
+        if not is_whole or word(names.EPOCH_STATES, int(epoch.hot.state) & 0xFF) not in _READABLE_EPOCHS:
             return None
         segments, problem = self._epoch_segments(epoch, int(copy.stream_id))
         return epoch_status(epoch, segments, problem, live_consumers(leases), int(lib.shmd_now_ns()))
@@ -391,8 +390,10 @@ def _indexes(authority: Any, table: int, states: Iterable[int]) -> Iterator[int]
 
 
 def _copy(out: Any, record: Any) -> bool:
+    """A consistent copy of a record that is in use."""
     size = ffi.sizeof(out[0])
-    return any(lib.shmd_record_copy(out, record, size) == 1 for _ in range(_COPY_ATTEMPTS))
+    is_whole = any(lib.shmd_record_copy(out, record, size) == 1 for _ in range(_COPY_ATTEMPTS))
+    return is_whole and int(out.word) & 0xFF != lib.SHMD_RECORD_FREE
 
 
 def _lease_status(copy: Any, index: int, stream: str, client: ClientStatus | None) -> LeaseStatus:
