@@ -178,7 +178,7 @@ static uint32_t look_back(shmd_consumer *c, int is_counted)
     c->sealed_seq = sealed_seq;
     if (!is_counted && c->delivery == SHMD_DELIVERY_LOSSY && c->position < sealed_seq)
         note_lost(c, c->position, sealed_seq);
-    return reason;
+    return reason != SHMD_REASON_NONE ? reason : (uint32_t)SHMD_REASON_ABORTED;
 }
 
 /* Everything below the seal was handed out, or is counted: say so, then go on or end. */

@@ -32,7 +32,8 @@ int shmd_epoch_end(const shmd_epoch_record_t *record, uint32_t epoch, uint64_t *
         return 0;
     *reason = shmd_load32_relaxed(&record->end_reason);
     *sealed_seq = shmd_load_relaxed(&record->hot.sealed_seq);
-    return shmd_seqlock_same(&record->hot.state, seen) && *reason != SHMD_REASON_NONE;
+    /* An epoch whose segments were lost is retired without a reason and without a seal. */
+    return shmd_seqlock_same(&record->hot.state, seen) && (low == SHMD_EPOCH_SEALED || *reason != SHMD_REASON_NONE);
 }
 
 int shmd_lease_copy(const shmd_client *client, uint32_t index, uint64_t lease_id, shmd_lease_record_t *out)

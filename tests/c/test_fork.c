@@ -56,7 +56,7 @@ static void call_all_of(shmd_producer *p)
 {
     unsigned char bytes[LARGE] = {0};
     shmd_producer_info_t info;
-    shmd_memory_t memory;
+    shmd_window_t window;
     void *room;
     FORKED(shmd_publish(p, bytes, 0, 0));
     FORKED(shmd_publish_inline(p, bytes, 8, 0));
@@ -79,7 +79,7 @@ static void call_all_of(shmd_producer *p)
     FORKED(shmd_guarded_commit(p, 8, 0, 0));
     FORKED(shmd_guarded_abort(p));
     FORKED(shmd_guarded_wait_room(p, 8, UINT64_MAX));
-    FORKED(shmd_guarded_memory(p, &memory));
+    FORKED(shmd_guarded_window(p, 8, &window));
     FORKED(shmd_guarded_producer_close(p, 1));
     shmd_guarded_producer_free(p);
 }
@@ -101,6 +101,7 @@ static void call_all_of_consumer(shmd_consumer *c)
     FORKED(shmd_wait_many(&c, 1, UINT64_MAX));
     FORKED(shmd_consumer_watch(c, 0));
     FORKED(shmd_consumer_settle(c));
+    must_be(shmd_consumer_valid(c), 0, "shmd_consumer_valid");
     (void)shmd_advance(c); /* nothing was polled in this process */
     (void)shmd_advance_inline(c);
     CHECK_EQ(shmd_consumer_valid(c), 0);

@@ -105,7 +105,7 @@ static void test_a_record_says_how_its_epoch_ended_until_it_is_rewritten(void)
         CHECK_EQ(shmd_epoch_end(&record, 5, &sealed_seq, &reason), 0);
         CHECK_EQ(shmd_epoch_copy(&copy, &record), 1);
     }
-    record.hot.state = 5u << 8 | SHMD_EPOCH_SEALED;
+    record.hot.state = 5u << 8 | SHMD_EPOCH_RETIRED;
     record.end_reason = SHMD_REASON_NONE; /* given up by an adopting driver */
     CHECK_EQ(shmd_epoch_end(&record, 5, &sealed_seq, &reason), 0);
     shmd_record_rewrite(&record.hot.state, SHMD_EPOCH_FREE);
