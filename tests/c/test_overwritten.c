@@ -28,9 +28,9 @@ static void publish_one(shmd_producer *p, uint32_t length)
 
 static void evict(scene_t *s)
 {
-    shmd_epoch_leave(s->rig.hot, GATE);
-    (void)rig_lease(&s->rig, GATE + 1, SHMD_LEASE_REVOKED);
     shmd_authority_lease(s->rig.authority, GATE + 1)->end_reason = SHMD_REASON_EVICTED;
+    (void)rig_lease(&s->rig, GATE + 1, SHMD_LEASE_REVOKED);
+    shmd_epoch_leave(s->rig.hot, GATE);
 }
 
 static void go_round(scene_t *s, uint32_t length)
@@ -213,6 +213,85 @@ static void test_what_an_ungated_reader_hands_out_is_its_own(void)
     stop(&s);
 }
 
+/* ---- between threads: the driver evicts at any moment, the producer never waits for the reader after that ---------- */
+
+typedef struct race {
+    scene_t scene;
+    uint32_t is_over;
+    uint64_t seed;
+    uint64_t got;
+    uint64_t refused;
+} race_t;
+
+static void *publish_on(void *argument)
+{
+    race_t *r = argument;
+    unsigned char payload[512];
+    while (!shmd_load32_acquire(&r->is_over)) {
+        rig_fill(payload, sizeof payload, r->scene.p->seq);
+        int rc = shmd_publish_wait(r->scene.p, payload, sizeof payload, 5, 1000000);
+        CHECK(rc == SHMD_OK || rc == SHMD_BACK_PRESSURED);
+    }
+    return NULL;
+}
+
+static void *evict_at_random(void *argument)
+{
+    race_t *r = argument;
+    for (uint64_t n = r->seed * 0x9e3779b97f4a7c15u % 20000; n > 0; n--)
+        shmd_pause();
+    evict(&r->scene);
+    return NULL;
+}
+
+static void *read_until_evicted(void *argument)
+{
+    race_t *r = argument;
+    shmd_consumer *c = r->scene.c;
+    unsigned char bytes[512];
+    shmd_message m;
+    int rc = SHMD_OK;
+    while (rc >= 0) {
+        uint64_t seq = c->position;
+        if (r->seed % 2 == 0) {
+            rc = shmd_copy(c, bytes, sizeof bytes, &m);
+            CHECK(rc != 1 || rig_matches(bytes, sizeof bytes, seq));
+        } else if ((rc = shmd_poll(c, &m)) == 1) {
+            for (uint32_t n = 0; n < 200; n++) /* a user that takes its time */
+                shmd_pause();
+            shmd_copy_from_shared(bytes, m.data, sizeof bytes); /* the use, with the loads that TSAN knows to be racing */
+            int is_valid = shmd_consumer_valid(c);
+            CHECK(!is_valid || rig_matches(bytes, sizeof bytes, seq));
+        }
+        if (rc != 1)
+            continue;
+        rc = shmd_advance(c);
+        CHECK(rc != SHMD_OK || rig_matches(bytes, sizeof bytes, seq));
+        r->got += rc == SHMD_OK;
+        r->refused += rc != SHMD_OK;
+    }
+    CHECK_EQ(rc, SHMD_E_REVOKED);
+    shmd_store32_release(&r->is_over, 1);
+    return NULL;
+}
+
+static void test_what_an_advance_or_a_copy_confirms_was_whole_whenever_the_driver_evicts(void)
+{
+    for (uint64_t seed = 1; seed <= test_scale(400); seed++) {
+        race_t race = {.seed = seed};
+        rig_start(&race.scene.rig, 2, 1024, 0, 0);
+        race.scene.p = rig_producer(&race.scene.rig);
+        race.scene.c = rig_consumer(&race.scene.rig, GATE, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, 0);
+        pthread_t threads[3] = {test_thread(read_until_evicted, &race), test_thread(publish_on, &race), test_thread(evict_at_random, &race)};
+        for (int i = 0; i < 3; i++)
+            test_join(threads[i]);
+        CHECK(race.refused <= 1);
+        rig_consumer_free(race.scene.c);
+        rig_producer_free(race.scene.p);
+        rig_stop(&race.scene.rig);
+    }
+}
+
 int main(void)
 {
     RUN(test_a_copy_that_an_eviction_interrupts_is_refused);
@@ -223,5 +302,6 @@ int main(void)
     RUN(test_an_advance_over_what_was_overwritten_is_refused);
     RUN(test_what_is_handed_out_stays_valid_through_a_seal_and_its_end);
     RUN(test_what_an_ungated_reader_hands_out_is_its_own);
+    RUN(test_what_an_advance_or_a_copy_confirms_was_whole_whenever_the_driver_evicts);
     return test_report();
 }

@@ -70,6 +70,15 @@ def test_gated_poll_has_its_acquire_load_and_the_fence_before_the_mask() -> None
     assert order.index("acquire") < order.index("ishld")  # P2, C1
 
 
+@pytest.mark.fault(42, 43, how="instructions of the ARM64 code")
+def test_a_use_is_over_before_the_second_look_at_the_mask() -> None:
+    advance = ordering(code_of("shmd_consumer.c", "shmd_advance"))
+    assert advance.index("ishld") < advance.index("release")  # C1, C2
+    assert "ishld" in ordering(code_of("shmd_consumer.c", "shmd_consumer_valid"))
+    assert ordering(code_of("shmd_consumer.c", "shmd_copy")).count("ishld") >= 2
+    assert ordering(code_of("shmd_mapping.c", "shmd_mapping_protects"))[0] == "ishld"
+
+
 @pytest.mark.fault(42, how="instructions of the ARM64 code")
 def test_room_and_wake_have_full_fences() -> None:
     assert "ish" in ordering(code_of("shmd_producer.c", "shmd_producer_room"))  # J1
