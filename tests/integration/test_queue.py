@@ -59,6 +59,22 @@ def test_a_getter_that_is_killed_is_replaced_by_one_that_goes_on(client):
     assert [queue.get(timeout=60) for _ in range(130)] == list(range(70, 200))
 
 
+def get_some(queue, count):
+    for number in range(count):
+        assert queue.get(timeout=60) == number
+
+
+@pytest.mark.fault(52, how="one getter's process after another ends when it has read all there is")
+def test_a_queue_goes_on_when_its_getters_process_has_ended(client):
+    queue = client.queue("q", maxsize=4)
+    for _ in range(4):
+        for number in range(4):
+            queue.put(number, timeout=60)
+        process = start(get_some, queue, 4, method="spawn")
+        process.join()
+        assert process.exitcode == 0
+
+
 def put_one(queue, item):
     queue.put(item)
 

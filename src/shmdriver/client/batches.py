@@ -99,15 +99,15 @@ class RecordReader:
         # By way of frombuffer: it keeps the read-only view, so that the array cannot be made writable.
         place = np.frombuffer(found.data, np.uint8)
         placed = np.ndarray((count,), dtype, place, strides=(consumer._found_stride,))
-        return self._private(placed, timeout_ns) if changed and count > self._half else placed
-
-    def _private(self, placed: Batch, timeout_ns: int) -> Batch | None:
-        """A copy of a run that is more than half of its ring: kept in place, it would hold all of it."""
+        if not changed or count <= self._half:
+            return placed
+        # A run of the ring before may be more than half of this one: kept in place, it would hold all of it.
         copied = placed.copy()
-        if self._consumer.valid():  # asked after the last byte
+        if consumer.valid():  # asked after the last byte
             return copied
-        self._consumer._pending = 0
-        self._count(self._consumer._look(), timeout_ns)
+        del placed, place, found
+        consumer._pending = 0
+        self._count(consumer, consumer._look(), timeout_ns)
         return None
 
     def from_rows(self, consumer: Consumer, limit: int | None) -> Batch:
