@@ -933,6 +933,7 @@ int shmd_guarded_wait_room(shmd_producer *producer, uint32_t length, uint64_t ti
 int shmd_guarded_producer_close(shmd_producer *producer, int aborted);   /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
 void shmd_guarded_producer_free(shmd_producer *producer);                /* a closed one's tombstone; an open one stays */
 int shmd_guarded_window(shmd_producer *producer, uint64_t length, shmd_window_t *out); /* maps the one in which a claim of that length lies */
+void shmd_window_prefault(void *start, uint64_t bytes);                  /* so that writing there takes no page faults */
 int shmd_window_take_back(void *start, uint64_t bytes);                  /* its whole pages become private copies: pointers into them reach no message any more */
 void shmd_window_close(void *start, uint64_t bytes);
 int64_t shmd_guarded_fetch(shmd_consumer *consumer, uint64_t hold_seq, uint64_t limit, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch);

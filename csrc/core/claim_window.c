@@ -11,7 +11,13 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-enum { PREFAULT_BYTES_MAX = 16 << 20 }; /* as shmd_mapping_open */
+/* The whole pages that hold `bytes` at `start`. */
+static uintptr_t first_page(const void *start) { return (uintptr_t)start & ~((uintptr_t)shmd_page_bytes() - 1); }
+
+static size_t pages_bytes(const void *start, uint64_t bytes)
+{
+    return (size_t)shmd_round_up((uintptr_t)start + bytes - first_page(start), shmd_page_bytes());
+}
 
 int shmd_window_open(void *from, uint64_t bytes, shmd_window_t *out)
 {
@@ -26,19 +32,21 @@ int shmd_window_open(void *from, uint64_t bytes, shmd_window_t *out)
             return rc;
         }
     }
-    if (bytes <= PREFAULT_BYTES_MAX)
-        (void)madvise(start, (size_t)bytes * 2, MADV_POPULATE_WRITE); /* kernels before 5.14 fault pages in one by one */
     out->start = start;
     out->bytes = bytes * 2;
     return SHMD_OK;
 }
 
+void shmd_window_prefault(void *start, uint64_t bytes)
+{
+    (void)madvise((void *)first_page(start), pages_bytes(start, bytes), MADV_POPULATE_WRITE); /* kernels before 5.14 fault the pages in one by one */
+}
+
 int shmd_window_take_back(void *start, uint64_t bytes)
 {
-    uintptr_t page = (uintptr_t)shmd_page_bytes();
-    uintptr_t first = (uintptr_t)start & ~(page - 1);
-    size_t whole = (size_t)((((uintptr_t)start + bytes + page - 1) & ~(page - 1)) - first);
-    void *copy = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uintptr_t first = first_page(start);
+    size_t whole = pages_bytes(start, bytes);
+    void *copy = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (copy == MAP_FAILED)
         return shmd_fail_errno("a private copy of %llu bytes of a claim", (unsigned long long)whole);
     memcpy(copy, (const void *)first, whole);

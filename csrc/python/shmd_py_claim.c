@@ -73,6 +73,7 @@ static int take_back(shmd_py_claim *c)
     if (shmd_py_place_take_back(place) < 0)
         return -1;
     PyObject **windows = c->producer->windows;
+    c->producer->has_taken_back = 1;
     for (int i = 0; i < 2; i++)
         if (windows[i] == place->window)
             Py_CLEAR(windows[i]);

@@ -3,6 +3,8 @@
  * private copy for them, and later claims get another window. */
 #include "shmd_python.h"
 
+enum { PREFAULT_BYTES_MAX = 16 << 20 }; /* as of any mapping; it is mapped twice in a row */
+
 /* ---- windows ------------------------------------------------------------------------------ */
 
 typedef struct window {
@@ -23,6 +25,8 @@ PyObject *shmd_py_window_open(shmd_py_producer *p, Py_ssize_t length)
         Py_DECREF((PyObject *)w);
         return shmd_py_fail((PyObject *)p, code, length);
     }
+    if (!p->has_taken_back && w->native.bytes <= 2 * PREFAULT_BYTES_MAX)
+        shmd_window_prefault(w->native.start, w->native.bytes);
     p->inline_max = (int64_t)w->native.inline_max;
     known = &p->windows[length > p->inline_max];
     PyObject *before = *known; /* a finaliser may have opened one meanwhile */
@@ -57,7 +61,7 @@ PyType_Spec shmd_py_window_spec = {
 
 /* ---- places ------------------------------------------------------------------------------- */
 
-PyObject *shmd_py_place_new(PyObject *of, Py_ssize_t offset, Py_ssize_t bytes)
+PyObject *shmd_py_place_new(PyObject *of, Py_ssize_t offset, Py_ssize_t bytes, int prefault)
 {
     const window *w = (const window *)of;
     if (offset < 0 || (uint64_t)offset + (uint64_t)bytes > w->native.bytes)
@@ -69,6 +73,8 @@ PyObject *shmd_py_place_new(PyObject *of, Py_ssize_t offset, Py_ssize_t bytes)
     place->window = of;
     place->start = (unsigned char *)w->native.start + offset;
     place->bytes = bytes;
+    if (prefault)
+        shmd_window_prefault(place->start, (uint64_t)bytes);
     return (PyObject *)place;
 }
 

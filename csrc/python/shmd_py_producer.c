@@ -262,7 +262,7 @@ static int claim(shmd_py_producer *p, shmd_py_claim *c, PyObject *timeout)
     Py_XDECREF(deadline);
     PyObject *window = shmd_py_window_open(p, c->length);
     Py_XINCREF(window); /* a finaliser that runs meanwhile may close this producer */
-    c->place = window == NULL ? NULL : shmd_py_place_new(window, (Py_ssize_t)offset, c->length);
+    c->place = window == NULL ? NULL : shmd_py_place_new(window, (Py_ssize_t)offset, c->length, p->has_taken_back);
     Py_XDECREF(window);
     return c->place == NULL ? -1 : 0;
 }

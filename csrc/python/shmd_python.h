@@ -113,6 +113,7 @@ typedef struct shmd_py_producer {
     shmd_py_handle handle;
     shmd_py_claim *open_claim; /* borrowed: the claim that the core has open for this handle, or NULL */
     PyObject *windows[2];      /* through which claims are written: of the slots, of the arena. NULL: none was made yet */
+    int has_taken_back;        /* from a claim of which something was kept: its windows are used up soon, and prefaulted claim by claim */
     int64_t inline_max;        /* the longest message that lies in its slot; -1: not known yet */
 } shmd_py_producer;
 
@@ -146,7 +147,7 @@ typedef struct shmd_py_place {
 } shmd_py_place;
 
 PyObject *shmd_py_window_open(shmd_py_producer *producer, Py_ssize_t length); /* the one in which a claim of that length lies; borrowed */
-PyObject *shmd_py_place_new(PyObject *window, Py_ssize_t offset, Py_ssize_t bytes);
+PyObject *shmd_py_place_new(PyObject *window, Py_ssize_t offset, Py_ssize_t bytes, int prefault);
 int shmd_py_place_take_back(shmd_py_place *place); /* what still refers to it keeps a private copy. -1 with an exception */
 
 /* ---- exceptions (shmd_py_boundary.c) ------------------------------------------------------ */
