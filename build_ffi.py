@@ -59,7 +59,9 @@ def hotpath_objects(folder: str) -> list[str]:
 def build_failpoints() -> Path:
     """The module with failpoints compiled in, for tests that kill; nothing when it is up to date."""
     return _build_variant(
-        "failpoints", ["-DSHMD_FAILPOINTS=1", "-O2"], "void shmd_failpoint(const char *name);"
+        "failpoints",
+        ["-DSHMD_FAILPOINTS=1", "-O2"],
+        "void shmd_failpoint(const char *name); uint64_t shmd_waits_entered(void);",
     )
 
 

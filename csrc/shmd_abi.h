@@ -845,6 +845,8 @@ uint64_t shmd_gate_left(const shmd_gates_t *gates, uint32_t gate);       /* acqu
 int shmd_connect(const char *instance, uint64_t timeout_ns, shmd_client **out);
 int shmd_connect_named(const char *instance, const char *name, int heartbeat, uint64_t timeout_ns, shmd_client **out);
 int shmd_disconnect(shmd_client *client);       /* goodbye, join the heartbeat thread, free; not waiting for the answer. With handles open: when the last is closed */
+void shmd_client_abandon(shmd_client *client);  /* likewise for finalisers: never waits. The heartbeat thread frees it. With manual heartbeats a full
+       ring takes no goodbye, and the thread that feeds fds is joined, which waits for nobody */
 int shmd_keepalive(shmd_client *client);        /* for SHMD_HEARTBEAT_MANUAL */
 const shmd_authority_t *shmd_client_authority(const shmd_client *client);
 void shmd_client_keep_authority(shmd_client *client);       /* the authority stays mapped, past the disconnect, until ... */
@@ -871,6 +873,8 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
 int shmd_producer_close(shmd_producer *producer);          /* clean end, frees the handle */
 int shmd_producer_abort(shmd_producer *producer);          /* aborted end, frees the handle */
 int shmd_consumer_close(shmd_consumer *consumer);
+void shmd_producer_abandon(shmd_producer *producer);       /* for finalisers: an aborted end that never waits, neither for the driver nor for a thread. Frees the handle; */
+void shmd_consumer_abandon(shmd_consumer *consumer);       /* the client's beats see to it that the lease ends, whenever a driver serves */
 
 int shmd_publish(shmd_producer *producer, const void *data, uint32_t length, uint16_t type);
 int shmd_publish_wait(shmd_producer *producer, const void *data, uint32_t length, uint16_t type, uint64_t timeout_ns);
@@ -931,7 +935,7 @@ int shmd_guarded_commit(shmd_producer *producer, uint32_t length, uint16_t type,
 int shmd_guarded_abort(shmd_producer *producer);
 int shmd_guarded_wait_room(shmd_producer *producer, uint32_t length, uint64_t timeout_ns);
 int shmd_guarded_producer_close(shmd_producer *producer, int aborted);   /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
-void shmd_guarded_producer_free(shmd_producer *producer);                /* a closed one's tombstone; an open one stays */
+int shmd_guarded_producer_abandon(shmd_producer *producer);              /* likewise as aborted, and never waits; SHMD_E_CONCURRENT: not now, a thread is inside */
 int shmd_guarded_window(shmd_producer *producer, uint64_t length, shmd_window_t *out); /* maps the one in which a claim of that length lies */
 void shmd_window_prefault(void *start, uint64_t bytes);                  /* so that writing there takes no page faults */
 int shmd_window_take_back(void *start, uint64_t bytes);                  /* its whole pages become private copies: pointers into them reach no message any more */
@@ -951,7 +955,7 @@ int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout
 int shmd_guarded_watch(shmd_consumer *consumer, int fd, int is_readable); /* is_readable: the caller has messages of a run left */
 int shmd_guarded_settle(shmd_consumer *consumer); /* the run that shmd_guarded_fetch copied is used up; other fetches settle by themselves */
 int shmd_guarded_consumer_close(shmd_consumer *consumer);                /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
-void shmd_guarded_consumer_free(shmd_consumer *consumer);                /* a closed one's tombstone; an open one stays */
+int shmd_guarded_consumer_abandon(shmd_consumer *consumer);              /* never waits; SHMD_E_CONCURRENT: not now, a thread is inside */
 int shmd_guarded_consumer_mapping(shmd_consumer *consumer, shmd_mapping **out); /* the current one with one more hold, the caller's; NULL without an epoch */
 uint64_t shmd_consumer_copies(const shmd_consumer *consumer);
     /* how many bytes of one message the next fetch may have to copy; UINT64_MAX: not known, or it may have an epoch to map or unmap */
@@ -961,6 +965,31 @@ int shmd_mapping_protects(const shmd_mapping *mapping, const shmd_epoch_hot_t *h
 void shmd_mapping_hold(shmd_mapping *mapping);                           /* one more owner */
 void shmd_mapping_free(shmd_mapping *mapping);                           /* one owner less; unmaps with the last */
 uint32_t shmd_fork_generation(void);                                     /* grows in every forked child */
+
+/* ---- exported functions: owners, which Python makes before it acquires (core/shmd_owner.c). `drop` is a destructor: it never waits */
+
+typedef struct shmd_connection {
+    shmd_client *client;            /* NULL: not connected yet; its authority stays mapped until the drop */
+    uint32_t state;
+    uint32_t opening;               /* 1: a thread connects */
+    uint32_t fork_generation;       /* in another process it does nothing */
+} shmd_connection_t;
+
+void shmd_connection_init(shmd_connection_t *connection);
+int shmd_connection_open(shmd_connection_t *connection, const char *instance, const char *name, int heartbeat, uint64_t timeout_ns);
+    /* connects; threads that come at once get the same client. SHMD_E_CLOSED after a close */
+void shmd_connection_close(shmd_connection_t *connection);               /* as shmd_disconnect; twice is once */
+void shmd_connection_abandon(shmd_connection_t *connection);             /* as shmd_client_abandon; twice is once */
+void shmd_connection_drop(shmd_connection_t *connection);
+int shmd_guarded_producer_attach(shmd_client *client, const char *stream, const shmd_producer_options *options, shmd_producer **slot);
+int shmd_guarded_consumer_attach(shmd_client *client, const char *stream, const shmd_consumer_options *options, shmd_consumer **slot);
+    /* also while another thread closes the client: SHMD_E_CLOSED; the caller keeps the client's authority */
+void shmd_guarded_producer_drop(shmd_producer **slot);                   /* abandons and frees */
+void shmd_guarded_consumer_drop(shmd_consumer **slot);
+void shmd_mapping_drop(shmd_mapping **slot);
+int shmd_descriptor_open_event(int *slot);                               /* a non-blocking eventfd */
+int shmd_descriptor_copy(int fd, int *slot);
+void shmd_descriptor_close(int *slot);
 
 #ifdef __cplusplus
 }

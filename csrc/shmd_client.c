@@ -100,7 +100,7 @@ static int is_dead_embedded(const shmd_client *client)
 
 /* 1: it is proved that no driver serves this connection, nor ever will; the text says how. A driver that was killed, or handed
  * over, is no such case as long as another one can adopt what is there; nobody adopts what an embedded one left. */
-static int is_abandoned(const shmd_client *client)
+int shmd_client_is_orphaned(const shmd_client *client)
 {
     const shmd_authority_t *a = client->authority;
     uint64_t exit_kind = shmd_load_acquire(&a->exit_kind); /* A1 */
@@ -139,7 +139,7 @@ int shmd_client_over_fail(const shmd_client *client, const char *stream)
                      stream, a->instance, (long long)a->driver_pid);
 }
 
-int shmd_client_driver_alive(const shmd_client *client) { return !is_abandoned(client) && may_answer(client); }
+int shmd_client_driver_alive(const shmd_client *client) { return !shmd_client_is_orphaned(client) && may_answer(client); }
 
 int shmd_client_check_fork(const shmd_client *client)
 {
@@ -157,7 +157,7 @@ static int is_registered(const shmd_client *client)
 }
 
 /* Also one that has expired: its detach and its goodbye free its lines. */
-static int is_known(const shmd_client *client)
+int shmd_client_is_known(const shmd_client *client)
 {
     const shmd_client_record_t *record = shmd_authority_client(client->authority, client->index);
     return (shmd_load_acquire(&record->word) & 0xff) != SHMD_CLIENT_FREE && record->client_id == client->client_id;
@@ -182,7 +182,7 @@ static int look_for_answer(const shmd_client *client, uint64_t *cursor, uint64_t
  * request, under the same correlation id, is otherwise answered by the driver that adopts, as it was meant. */
 static int is_in_vain(const shmd_client *client, const shmd_request_t *request)
 {
-    if (is_abandoned(client))
+    if (shmd_client_is_orphaned(client))
         return 1;
     return (!client->waits_for_driver || request->kind == SHMD_REQUEST_DETACH) && !may_answer(client);
 }
@@ -294,26 +294,22 @@ int shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd_event_
     return rc;
 }
 
-/* Sends without waiting; what is lost with a dead driver its successor finds in the tables. */
-static int tell(shmd_client *client, shmd_request_t *request)
+int shmd_client_tell(shmd_client *client, shmd_request_t *request, uint64_t patience_ns)
 {
-    enum { PATIENCE_NS = 20000000 };
     int rc = shmd_client_check_fork(client);
     if (rc != SHMD_OK)
         return rc;
     identify(client, request, UINT64_MAX);
-    if (is_known(client))
-        rc = shmd_control_send(client->control, client->authority, request, client->index + 1, client->nonce, shmd_deadline(PATIENCE_NS));
+    if (shmd_client_is_known(client))
+        rc = shmd_control_send(client->control, client->authority, request, client->index + 1, client->nonce, patience_ns == 0 ? 0 : shmd_deadline(patience_ns));
     return rc;
 }
 
-/* As tell, whatever comes of it: the text of the failure before stays. */
-static void tell_quietly(shmd_client *client, shmd_request_t *request)
+int shmd_client_tell_quietly(shmd_client *client, shmd_request_t *request, uint64_t patience_ns)
 {
     char text[sizeof ((shmd_event_t *)0)->text];
     (void)snprintf(text, sizeof text, "%s", shmd_last_error());
-    (void)tell(client, request);
-    (void)shmd_fail(SHMD_OK, "%s", text);
+    return shmd_fail(shmd_client_tell(client, request, patience_ns), "%s", text);
 }
 
 void shmd_client_give_up(shmd_client *client, const shmd_request_t *attach)
@@ -324,7 +320,7 @@ void shmd_client_give_up(shmd_client *client, const shmd_request_t *attach)
     request.role = attach->role;
     request.target_correlation_id = attach->correlation_id;
     memcpy(request.stream, attach->stream, sizeof request.stream);
-    tell_quietly(client, &request);
+    (void)shmd_client_tell_quietly(client, &request, SHMD_TELL_PATIENCE_NS);
 }
 
 int shmd_client_attach_failed(shmd_client *client, const shmd_request_t *request, const shmd_event_t *answer, int rc)
@@ -333,7 +329,7 @@ int shmd_client_attach_failed(shmd_client *client, const shmd_request_t *request
     int is_live = shmd_lease_live(client, answer->lease_index, answer->lease_id, &reason);
     if (is_live)
         shmd_client_give_up(client, request);
-    if (is_abandoned(client))
+    if (shmd_client_is_orphaned(client))
         return SHMD_E_DRIVER_UNAVAILABLE;
     if (is_live)
         return rc;
@@ -360,7 +356,7 @@ int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, co
     if (rc == SHMD_E_DRIVER_UNAVAILABLE) {
         /* No driver now: leave the request in the ring, its successor reads it and ends the lease as it was meant. */
         request.correlation_id = 0;
-        (void)tell(client, &request);
+        (void)shmd_client_tell(client, &request, SHMD_TELL_PATIENCE_NS);
         return SHMD_OK;
     }
     return rc == SHMD_E_REVOKED || rc == SHMD_E_REJECTED || rc == SHMD_E_INTERRUPTED ? SHMD_OK : rc;
@@ -530,7 +526,7 @@ int shmd_connect_named(const char *instance, const char *name, int heartbeat, ui
     if (rc == SHMD_OK && client->heartbeat_mode == SHMD_HEARTBEAT_THREAD)
         rc = shmd_heartbeat_start(client);
     if (rc != SHMD_OK) {
-        shmd_client_drop(client);
+        shmd_client_drop(client, 1);
         return rc;
     }
     *out = client;
@@ -547,29 +543,53 @@ int shmd_connect(const char *instance, uint64_t timeout_ns, shmd_client **out)
 int shmd_disconnect(shmd_client *client)
 {
     if (client != NULL)
-        shmd_client_drop(client);
+        shmd_client_drop(client, 1);
     return SHMD_OK;
 }
 
-static void leave(shmd_client *client)
+void shmd_client_abandon(shmd_client *client)
 {
-    shmd_heartbeat_stop(client);
-    shmd_notifier_stop(&client->notifier);
-    shmd_request_t request;
-    memset(&request, 0, sizeof request);
-    request.kind = SHMD_REQUEST_GOODBYE;
-    if (client->client_id != 0)
-        tell_quietly(client, &request);
+    if (client != NULL)
+        shmd_client_drop(client, 0);
 }
 
 void shmd_client_hold(shmd_client *client) { (void)shmd_add32(&client->references, 1); }
 
-void shmd_client_drop(shmd_client *client)
+int shmd_client_try_hold(shmd_client *client)
+{
+    for (;;) {
+        uint32_t references = shmd_load32_acquire(&client->references);
+        if (references == 0)
+            return shmd_fail(SHMD_E_CLOSED, "this client is closed; connect again");
+        if (shmd_cas32(&client->references, references, references + 1))
+            return SHMD_OK;
+    }
+}
+
+int shmd_client_goodbye(shmd_client *client, uint64_t patience_ns)
+{
+    shmd_request_t request;
+    memset(&request, 0, sizeof request);
+    request.kind = SHMD_REQUEST_GOODBYE;
+    return client->client_id == 0 ? SHMD_OK : shmd_client_tell_quietly(client, &request, patience_ns);
+}
+
+void shmd_client_drop(shmd_client *client, int may_wait)
 {
     if (shmd_sub32(&client->references, 1) != 1)
         return;
-    if (!shmd_is_forked(client->fork_generation))
-        leave(client);
+    if (!shmd_is_forked(client->fork_generation)) {
+        if (!may_wait && shmd_heartbeat_takes_over(client))
+            return;
+        shmd_heartbeat_stop(client);
+        shmd_notifier_stop(&client->notifier);
+        (void)shmd_client_goodbye(client, may_wait ? SHMD_TELL_PATIENCE_NS : 0);
+    }
+    shmd_client_release(client);
+}
+
+void shmd_client_release(shmd_client *client)
+{
     (void)shmd_segment_unmap(client->control, client->control_bytes);
     client->control = NULL;
     shmd_heartbeat_free(client);

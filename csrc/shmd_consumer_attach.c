@@ -57,7 +57,7 @@ int shmd_consumer_check_fork(const shmd_consumer *c)
     return shmd_fail(SHMD_E_FORKED, "stream %s: this consumer was made before fork; attach a new one in the child", c->stream);
 }
 
-static void give_back(shmd_consumer *c)
+static void give_back(shmd_consumer *c, int may_wait)
 {
     shmd_mapping_free(c->mapping);
     shmd_mapping_free(c->retired);
@@ -67,7 +67,7 @@ static void give_back(shmd_consumer *c)
     c->bound = c->look_until = 0;
     free(c->scratch);
     c->scratch = NULL;
-    shmd_client_drop(c->client);
+    shmd_client_drop(c->client, may_wait);
     c->client = NULL;
 }
 
@@ -121,7 +121,7 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     rc = wire_first(c, &answer);
     if (rc != SHMD_OK) {
         rc = shmd_client_attach_failed(client, &request, &answer, rc);
-        give_back(c);
+        give_back(c, 1);
         shmd_consumer_free(c);
         return rc;
     }
@@ -219,20 +219,26 @@ uint64_t shmd_consumer_end_seq(const shmd_consumer *c)
     return seq;
 }
 
-int shmd_consumer_end(shmd_consumer *c)
+int shmd_consumer_end(shmd_consumer *c, int how)
 {
     int rc = SHMD_OK;
     if (!shmd_is_forked(c->fork_generation)) {
         shmd_watch_end(c);
-        rc = shmd_client_detach(c->client, c->lease_id, SHMD_ROLE_CONSUMER, c->stream, 0);
+        if (how == SHMD_END_ABANDONED)
+            shmd_client_end_later(c->client, c->lease_index, c->lease_id, SHMD_ROLE_CONSUMER, c->stream);
+        else
+            rc = shmd_client_detach(c->client, c->lease_id, SHMD_ROLE_CONSUMER, c->stream, 0);
     }
-    give_back(c);
+    give_back(c, how != SHMD_END_ABANDONED);
     return rc;
 }
 
-int shmd_consumer_close(shmd_consumer *consumer)
+static int end_and_free(shmd_consumer *c, int how)
 {
-    int rc = consumer == NULL ? SHMD_OK : shmd_consumer_end(consumer);
-    shmd_consumer_free(consumer);
+    int rc = c == NULL ? SHMD_OK : shmd_consumer_end(c, how);
+    shmd_consumer_free(c);
     return rc;
 }
+
+int shmd_consumer_close(shmd_consumer *consumer) { return end_and_free(consumer, SHMD_END_CLEAN); }
+void shmd_consumer_abandon(shmd_consumer *consumer) { (void)end_and_free(consumer, SHMD_END_ABANDONED); }

@@ -35,4 +35,9 @@ void shmd_failpoint(const char *name)
     (void)syscall(SYS_tgkill, getpid(), (pid_t)syscall(SYS_gettid), with_signal);
 }
 
+static _Thread_local uint64_t waits_entered;
+
+void shmd_enters_wait(void) { waits_entered++; }
+uint64_t shmd_waits_entered(void) { return waits_entered; }
+
 #endif

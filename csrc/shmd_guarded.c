@@ -27,6 +27,7 @@ int shmd_guard_none(const char *what) { return shmd_fail(SHMD_E_CLOSED, "%s: thi
 static int take_from_others(const shmd_guard_t *guard, uint64_t deadline_ns)
 {
     while (shmd_exchange32(guard->busy, 1) != 0) {
+        SHMD_ENTERS_WAIT();
         if (shmd_is_closed(guard->closing))
             return 0;
         if (shmd_now_ns() > deadline_ns)
@@ -53,6 +54,23 @@ int shmd_guard_take_over(const shmd_guard_t *guard)
     else
         (void)shmd_sub32(guard->closing, SHMD_HANDLE_CLOSING);
     return rc;
+}
+
+int shmd_guard_try_over(const shmd_guard_t *guard)
+{
+    if (shmd_is_closed(guard->closing))
+        return 0;
+    if (shmd_is_forked(guard->fork_generation))
+        return SHMD_E_FORKED;
+    (void)shmd_add32(guard->closing, SHMD_HANDLE_CLOSING); /* this mark stays: nobody opens an abandoned handle again, and a thread that waits inside leaves */
+    if (shmd_exchange32(guard->busy, 1) != 0)
+        return SHMD_E_CONCURRENT;
+    int is_closed = shmd_is_closed(guard->closing);
+    shmd_fence_seq_cst(); /* H1: as shmd_await_lookers */
+    if (!is_closed && shmd_load32_acquire(guard->lookers) == 0)
+        return 1;
+    shmd_handle_leave(guard->busy);
+    return is_closed ? 0 : SHMD_E_CONCURRENT;
 }
 
 /* ---- producer --------------------------------------------------------------------------- */
@@ -160,9 +178,22 @@ int shmd_guarded_producer_close(shmd_producer *p, int aborted)
     int rc = shmd_guard_take_over(&guard);
     if (rc != 1)
         return rc;
-    rc = shmd_producer_end(p, aborted);
+    rc = shmd_producer_end(p, aborted ? SHMD_END_ABORTED : SHMD_END_CLEAN);
     shmd_guard_closed(&guard);
     return rc;
+}
+
+int shmd_guarded_producer_abandon(shmd_producer *p)
+{
+    if (p == NULL)
+        return SHMD_OK;
+    shmd_guard_t guard = guard_of(p);
+    int rc = shmd_guard_try_over(&guard);
+    if (rc != 1)
+        return rc;
+    (void)shmd_producer_end(p, SHMD_END_ABANDONED);
+    shmd_guard_closed(&guard);
+    return SHMD_OK;
 }
 
 int shmd_guarded_window(shmd_producer *p, uint64_t length, shmd_window_t *out)
@@ -175,10 +206,4 @@ int shmd_guarded_window(shmd_producer *p, uint64_t length, shmd_window_t *out)
     rc = shmd_window_open(is_arena ? p->arena : p->slots, is_arena ? p->arena_bytes : (p->mask + 1) * p->slot_bytes, out);
     shmd_handle_leave(&p->busy);
     return rc;
-}
-
-void shmd_guarded_producer_free(shmd_producer *p)
-{
-    if (p != NULL && shmd_is_closed(&p->closing))
-        shmd_producer_free(p);
 }

@@ -388,13 +388,20 @@ int shmd_guarded_consumer_close(shmd_consumer *c)
     int rc = shmd_guard_take_over(&guard);
     if (rc != 1)
         return rc;
-    rc = shmd_consumer_end(c);
+    rc = shmd_consumer_end(c, SHMD_END_CLEAN);
     shmd_guard_closed(&guard);
     return rc;
 }
 
-void shmd_guarded_consumer_free(shmd_consumer *c)
+int shmd_guarded_consumer_abandon(shmd_consumer *c)
 {
-    if (c != NULL && shmd_is_closed(&c->closing))
-        shmd_consumer_free(c);
+    if (c == NULL)
+        return SHMD_OK;
+    shmd_guard_t guard = guard_of(c);
+    int rc = shmd_guard_try_over(&guard);
+    if (rc != 1)
+        return rc;
+    (void)shmd_consumer_end(c, SHMD_END_ABANDONED);
+    shmd_guard_closed(&guard);
+    return SHMD_OK;
 }

@@ -1,5 +1,6 @@
 /* shmd_heartbeat.c: what a client keeps writing into its lines of the control segment: its beat, and the leases that it
- * confirms. It runs in a thread of its own, which never needs the GIL; or from shmd_keepalive. */
+ * confirms. It runs in a thread of its own, which never needs the GIL; or from shmd_keepalive. That thread also ends what was
+ * abandoned: leases (core/shmd_abandon.c), and at last the client itself. */
 #include "shmd_internal.h"
 
 #include <signal.h>
@@ -20,6 +21,7 @@ void shmd_heartbeat_free(shmd_client *client)
         return;
     if (shmd_client_check_fork(client) == SHMD_OK) /* else it may have been held when it was copied */
         (void)pthread_mutex_destroy(&client->lines);
+    shmd_client_forget_noted(client);
     free(client->confirmed);
 }
 
@@ -66,21 +68,46 @@ void shmd_client_unconfirm(shmd_client *client, uint64_t lease_id)
 void shmd_client_beat(shmd_client *client)
 {
     shmd_heartbeat_t *line = shmd_control_heartbeat(client->control, client->client_max, client->lease_max, client->index);
-    shmd_store_release(&line->beat, ++client->beat); /* L1 */
     (void)pthread_mutex_lock(&client->lines);
+    if (client->is_silent) { /* its goodbye is said: these lines may be another client's by now */
+        (void)pthread_mutex_unlock(&client->lines);
+        return;
+    }
+    shmd_store_release(&line->beat, ++client->beat); /* L1 */
     for (uint64_t i = 0; i < client->confirmed_max; i++)
         confirm_again(client, (uint32_t)i);
+    shmd_client_end_noted(client);
     (void)pthread_mutex_unlock(&client->lines);
+}
+
+enum { STOPPED = 1, TAKES_OVER = 2 }; /* what stop_word says */
+
+static uint64_t interval_ns_of(const shmd_client *client)
+{
+    return shmd_min(shmd_max(shmd_load_relaxed(&client->authority->heartbeat_interval_ns), 1000000), 10000000000u);
+}
+
+/* Nobody has the client any more but this thread, which nobody joins. A full control ring is waited for here. Without beats
+ * the client expires in the end, too. */
+static void part(shmd_client *client)
+{
+    (void)pthread_detach(pthread_self());
+    shmd_notifier_stop(&client->notifier);
+    while (!client->is_parted && shmd_client_goodbye(client, 0) == SHMD_E_TIMEOUT && !shmd_client_is_orphaned(client))
+        (void)shmd_futex_wait(&client->stop_word, TAKES_OVER, interval_ns_of(client));
+    shmd_client_release(client);
 }
 
 static void *heartbeat_thread(void *argument)
 {
     shmd_client *client = argument;
-    while (shmd_load32_acquire(&client->stop_word) == 0) {
+    uint32_t told;
+    while ((told = shmd_load32_acquire(&client->stop_word)) == 0) { /* A2 */
         shmd_client_beat(client);
-        uint64_t interval_ns = shmd_load_relaxed(&client->authority->heartbeat_interval_ns);
-        (void)shmd_futex_wait(&client->stop_word, 0, shmd_min(shmd_max(interval_ns, 1000000), 10000000000u));
+        (void)shmd_futex_wait(&client->stop_word, 0, interval_ns_of(client));
     }
+    if (told == TAKES_OVER)
+        part(client);
     return NULL;
 }
 
@@ -114,10 +141,25 @@ void shmd_heartbeat_stop(shmd_client *client)
 {
     if (!client->thread_started)
         return;
-    shmd_store32_release(&client->stop_word, 1);
+    shmd_store32_release(&client->stop_word, STOPPED);
     shmd_futex_wake(&client->stop_word);
+    SHMD_ENTERS_WAIT();
     (void)pthread_join((pthread_t)client->thread, NULL);
     client->thread_started = 0;
+}
+
+int shmd_heartbeat_takes_over(shmd_client *client)
+{
+    if (!client->thread_started)
+        return 0;
+    (void)pthread_mutex_lock(&client->lines);
+    client->is_silent = 1;
+    (void)pthread_mutex_unlock(&client->lines);
+    client->is_parted = shmd_client_goodbye(client, 0) != SHMD_E_TIMEOUT; /* now, if it can be: a process that ends next takes its threads with it */
+    const uint32_t *word = &client->stop_word; /* a wake-up looks at its address alone: the thread may have freed the client by then */
+    shmd_store32_release(&client->stop_word, TAKES_OVER); /* A2: after all that this caller did with the client; pairs with the thread's load */
+    shmd_futex_wake(word);
+    return 1;
 }
 
 int shmd_keepalive(shmd_client *client)

@@ -111,6 +111,14 @@ extern uint64_t shmd_notifier_slice_ns;
 void shmd_notifier_init(shmd_notifier_t *notifier);
 void shmd_notifier_stop(shmd_notifier_t *notifier); /* joins the thread */
 
+/* A lease that was abandoned (core/shmd_abandon.c). */
+typedef struct shmd_ending {
+    struct shmd_ending *next;
+    shmd_request_t request;     /* its detach; position: where it was sent last */
+    uint64_t sent_ns;           /* 0: not yet */
+    uint32_t lease_index;
+} shmd_ending_t;
+
 struct shmd_client {
     const shmd_authority_t *authority;
     shmd_control_t *control;
@@ -137,9 +145,12 @@ struct shmd_client {
     uint32_t references;        /* the connection's own, and handles that still use the mappings */
     uint32_t readers;           /* who reads the authority only, without the connection (shmd_client_keep_authority) */
     unsigned long thread;
-    pthread_mutex_t lines;      /* confirmed, and the lease lines of the control segment that it names */
+    pthread_mutex_t lines;      /* confirmed, and the lease lines of the control segment that it names; ending. Nobody waits while holding it */
     uint64_t *confirmed;        /* lease id by lease index, 0: none */
     uint64_t confirmed_max;
+    uint32_t is_silent;         /* under `lines`: no beat any more */
+    uint32_t is_parted;         /* its goodbye is in the ring, or needs not be said */
+    shmd_ending_t *ending;      /* leases that were abandoned, and have not ended yet */
     shmd_notifier_t notifier;
     char instance[SHMD_NAME_BYTES];
     char name[SHMD_NAME_BYTES];
@@ -164,7 +175,16 @@ int shmd_client_over(const shmd_client *client, uint64_t now_ns);
 int shmd_client_over_fail(const shmd_client *client, const char *stream); /* SHMD_E_DRIVER_UNAVAILABLE, with its text */
 
 void shmd_client_hold(shmd_client *client);
-void shmd_client_drop(shmd_client *client);      /* unmaps with the last */
+int shmd_client_try_hold(shmd_client *client);   /* SHMD_E_CLOSED: its last holder has gone; the caller reads the authority yet (shmd_client_keep_authority) */
+void shmd_client_drop(shmd_client *client, int may_wait); /* the last says goodbye and unmaps; with may_wait 0 the heartbeat thread does so */
+void shmd_client_release(shmd_client *client);   /* after its goodbye: unmaps, frees */
+int shmd_client_goodbye(shmd_client *client, uint64_t patience_ns);
+enum { SHMD_TELL_PATIENCE_NS = 20000000 };
+/* Sends without waiting for an answer, for room in the ring at most patience_ns (0: not at all). SHMD_E_TIMEOUT: it was full. */
+int shmd_client_tell(shmd_client *client, shmd_request_t *request, uint64_t patience_ns);
+int shmd_client_tell_quietly(shmd_client *client, shmd_request_t *request, uint64_t patience_ns); /* and this thread's last text stays */
+int shmd_client_is_known(const shmd_client *client);    /* its record is not free: a detach or a goodbye of its is read */
+int shmd_client_is_orphaned(const shmd_client *client);
 int shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns);
 void shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id);
 void shmd_client_unconfirm(shmd_client *client, uint64_t lease_id); /* before its detach is sent */
@@ -174,6 +194,11 @@ int shmd_heartbeat_init(shmd_client *client);
 int shmd_heartbeat_start(shmd_client *client);
 void shmd_heartbeat_stop(shmd_client *client);
 void shmd_heartbeat_free(shmd_client *client);
+int shmd_heartbeat_takes_over(shmd_client *client); /* 1: its thread says goodbye and releases the client; 0: it has no thread */
+/* Ends a lease as aborted, without waiting: sends its detach, and keeps a note of it from which it is sent again until the lease has ended. */
+void shmd_client_end_later(shmd_client *client, uint32_t lease_index, uint64_t lease_id, uint32_t role, const char *stream);
+void shmd_client_end_noted(shmd_client *client);        /* at each beat, with `lines` held: sends what is due */
+void shmd_client_forget_noted(shmd_client *client);     /* frees the notes */
 int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, const char *stream, int aborted);
 void shmd_client_give_up(shmd_client *client, const shmd_request_t *attach); /* detach by correlation id, no answer wanted */
 /* What was granted could not be mapped, for `rc`: gives it back. rc, or what has ended it meanwhile: SHMD_E_DRIVER_UNAVAILABLE, SHMD_E_REJECTED. */
@@ -214,6 +239,7 @@ int shmd_guard_refuse(const shmd_guard_t *guard, int code); /* code, with its te
 int shmd_guard_none(const char *what);                      /* SHMD_E_CLOSED: there never was a handle */
 /* 1: the caller has the handle, ends it and calls shmd_guard_closed; 0: it is closed already; SHMD_E_FORKED, SHMD_E_CONCURRENT. */
 int shmd_guard_take_over(const shmd_guard_t *guard);
+int shmd_guard_try_over(const shmd_guard_t *guard); /* likewise, without waiting: SHMD_E_CONCURRENT also while somebody looks. Leaves no text */
 
 /* Takes a handle for one call: SHMD_OK, SHMD_E_FORKED, SHMD_E_CONCURRENT, SHMD_E_CLOSED. */
 static inline int shmd_guard_enter(const shmd_guard_t *guard)
@@ -243,8 +269,10 @@ static inline void shmd_look_end(uint32_t *lookers) { (void)shmd_sub32(lookers, 
 static inline void shmd_await_lookers(const uint32_t *lookers)
 {
     shmd_fence_seq_cst(); /* H1: the flag before this, who looks after it; pairs with shmd_look_begin */
-    while (shmd_load32_acquire(lookers) != 0) /* H1: pairs with shmd_look_end */
+    while (shmd_load32_acquire(lookers) != 0) { /* H1: pairs with shmd_look_end */
+        SHMD_ENTERS_WAIT();
         (void)sched_yield();
+    }
 }
 
 static inline void shmd_guard_closed(const shmd_guard_t *guard)
@@ -261,7 +289,9 @@ int shmd_producer_check_length(const shmd_producer *producer, uint64_t length);
 int shmd_commit_flags(shmd_producer *producer, uint32_t length, uint16_t type, uint16_t flags);
 int64_t shmd_publish_strided(shmd_producer *producer, const void *records, uint32_t record_bytes, uint64_t stride, uint64_t n, uint64_t timeout_ns);
 void shmd_producer_unblocked(shmd_producer *producer);
-int shmd_producer_end(shmd_producer *producer, int aborted);     /* detaches, gives all back but the handle itself */
+/* How a handle ends. Only the first two wait for the driver's answer; an abandoned producer's stream ends as an aborted one. */
+enum { SHMD_END_CLEAN = 0, SHMD_END_ABORTED = 1, SHMD_END_ABANDONED = 2 };
+int shmd_producer_end(shmd_producer *producer, int how);         /* detaches, gives all back but the handle itself */
 
 /* A consumer's parts, likewise. */
 shmd_consumer *shmd_consumer_new(shmd_client *client, const char *stream);
@@ -285,7 +315,7 @@ void shmd_watch_resume(shmd_consumer *consumer);    /* its owner has slept, and 
 void shmd_watch_released(shmd_consumer *consumer);  /* its gate has moved */
 void shmd_watch_signal(shmd_consumer *consumer);    /* there is something, out of the notifier's sight */
 void shmd_watch_end(shmd_consumer *consumer);       /* its fd is readable from now on; nobody looks after it */
-int shmd_consumer_end(shmd_consumer *consumer); /* likewise */
+int shmd_consumer_end(shmd_consumer *consumer, int how); /* likewise */
 static inline int shmd_consumer_is_protected(const shmd_consumer *c) /* its gate keeps the producer off its position */
 {
     return c->gated_from != UINT64_MAX && c->position >= c->gated_from;

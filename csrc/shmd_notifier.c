@@ -212,8 +212,10 @@ void shmd_notifier_stop(shmd_notifier_t *n)
     uint32_t started = n->started;
     n->started = 0;
     (void)pthread_mutex_unlock(&n->mutex);
-    if (started)
+    if (started) {
+        SHMD_ENTERS_WAIT();
         (void)pthread_join((pthread_t)n->thread, NULL);
+    }
 }
 
 /* ---- the owner's calls ------------------------------------------------------------------- */

@@ -46,13 +46,13 @@ int shmd_producer_forked(const shmd_producer *p)
     return shmd_fail(SHMD_E_FORKED, "stream %s: this producer was made before fork; attach a new one in the child", p->stream);
 }
 
-static void give_back(shmd_producer *p)
+static void give_back(shmd_producer *p, int may_wait)
 {
     shmd_mapping_free(p->mapping);
     p->mapping = NULL;
     free(p->spans);
     p->spans = NULL;
-    shmd_client_drop(p->client);
+    shmd_client_drop(p->client, may_wait);
     p->client = NULL;
 }
 
@@ -119,7 +119,7 @@ int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_pro
     rc = wire_producer(p, &answer, options->min_consumers);
     if (rc != SHMD_OK) {
         rc = shmd_client_attach_failed(client, &request, &answer, rc);
-        give_back(p);
+        give_back(p, 1);
         shmd_producer_free(p);
         return rc;
     }
@@ -130,25 +130,29 @@ int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_pro
     return SHMD_OK;
 }
 
-int shmd_producer_end(shmd_producer *p, int aborted)
+int shmd_producer_end(shmd_producer *p, int how)
 {
     int rc = SHMD_OK;
     if (p->claim_open)
         (void)shmd_abort(p);
     if (!shmd_is_forked(p->fork_generation)) {
         shmd_producer_unblocked(p);
-        rc = shmd_client_detach(p->client, p->lease_id, SHMD_ROLE_PRODUCER, p->stream, aborted);
+        if (how == SHMD_END_ABANDONED)
+            shmd_client_end_later(p->client, p->lease_index, p->lease_id, SHMD_ROLE_PRODUCER, p->stream);
+        else
+            rc = shmd_client_detach(p->client, p->lease_id, SHMD_ROLE_PRODUCER, p->stream, how == SHMD_END_ABORTED);
     }
-    give_back(p);
+    give_back(p, how != SHMD_END_ABANDONED);
     return rc;
 }
 
-static int end_and_free(shmd_producer *p, int aborted)
+static int end_and_free(shmd_producer *p, int how)
 {
-    int rc = p == NULL ? SHMD_OK : shmd_producer_end(p, aborted);
+    int rc = p == NULL ? SHMD_OK : shmd_producer_end(p, how);
     shmd_producer_free(p);
     return rc;
 }
 
-int shmd_producer_close(shmd_producer *producer) { return end_and_free(producer, 0); }
-int shmd_producer_abort(shmd_producer *producer) { return end_and_free(producer, 1); }
+int shmd_producer_close(shmd_producer *producer) { return end_and_free(producer, SHMD_END_CLEAN); }
+int shmd_producer_abort(shmd_producer *producer) { return end_and_free(producer, SHMD_END_ABORTED); }
+void shmd_producer_abandon(shmd_producer *producer) { (void)end_and_free(producer, SHMD_END_ABANDONED); }

@@ -9,6 +9,7 @@
 
 int shmd_futex_wait(const uint32_t *word, uint32_t seen, uint64_t timeout_ns)
 {
+    SHMD_ENTERS_WAIT();
     struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000u), .tv_nsec = (long)(timeout_ns % 1000000000u)};
     long rc = syscall(SYS_futex, word, FUTEX_WAIT, seen, timeout_ns == UINT64_MAX ? NULL : &timeout, NULL, 0);
     if (rc == 0 || errno == EAGAIN)
@@ -38,6 +39,7 @@ int shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_n
 {
     enum { SIZE_U32 = 2, LOOK_NS = 1000000 };
     waitv_t list[SHMD_WORDS_MAX];
+    SHMD_ENTERS_WAIT();
     if (n == 0 || shmd_load32_relaxed(&shmd_waitv_missing))
         return shmd_futex_wait(n == 0 ? &shmd_waitv_missing : words[0].word, n == 0 ? shmd_waitv_missing : words[0].seen, shmd_min(timeout_ns, LOOK_NS));
     for (uint32_t i = 0; i < n; i++)

@@ -138,7 +138,7 @@ class Attacher:
 
     def __init__(self, instance: str) -> None:
         self._client = shmdriver.connect(instance, timeout=30)
-        self._handle = self._client._connected().handle  # noqa: SLF001 -- the C call is what is measured
+        self._handle = self._client._connected().native  # noqa: SLF001 -- the C call is what is measured
         self._consumer = ffi.new("shmd_consumer_options *")
         self._consumer.delivery, self._consumer.start = lib.SHMD_DELIVERY_RELIABLE, lib.SHMD_START_NEWEST
         self._consumer.wait, self._consumer.timeout_ns = lib.SHMD_WAIT_ADAPTIVE, 10_000_000_000

@@ -189,7 +189,7 @@ static PyObject *fetch(consumer *c, uint64_t timeout_ns)
     if (c->left != 0) /* a handler or another thread may have fetched meanwhile */
         return next_of_run(c);
     if (c->is_fetching) /* another thread, which is about to look at what it found */
-        return recover(c, SHMD_E_CONCURRENT, timeout_ns);
+        return recover(c, c->handle.native == NULL ? SHMD_E_CLOSED : SHMD_E_CONCURRENT, timeout_ns);
     if (check_pending(c, MESSAGE) < 0)
         return NULL;
     uint64_t hold_seq = hold_of(c);
@@ -390,6 +390,7 @@ static PyMemberDef consumer_members[] = {
     {"_found_count", T_ULONGLONG, offsetof(consumer, run.batch.count), READONLY, "How many records were found."},
     {"_found_serial", T_ULONGLONG, offsetof(consumer, run.batch.mapping_serial), READONLY, "Which mapping the records lie in that were found."},
     {"_found_stride", T_UINT, offsetof(consumer, run.batch.stride), READONLY, "Bytes from one of them to the next."},
+    {"_event", T_OBJECT, offsetof(consumer, event), 0, "The cffi pointer that owns the eventfd, or None."},
     {"_settles", T_INT, offsetof(consumer, settles), 0, "Whether the core is told that a run is used up."},
     {NULL, 0, 0, 0, NULL},
 };
@@ -428,6 +429,7 @@ static void consumer_dealloc(PyObject *self)
 {
     consumer *c = (consumer *)self;
     Py_XDECREF(c->handle.cdata);
+    Py_XDECREF(c->event);
     Py_XDECREF(c->mapping);
     Py_XDECREF(c->buffer);
     for (int i = 0; i < SPARE_BUFFERS; i++)

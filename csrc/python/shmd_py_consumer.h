@@ -23,6 +23,7 @@ typedef struct consumer {
     const unsigned char *at;        /* the rest of a run */
     uint64_t left;
     Py_ssize_t length; /* of each message of the run */
+    PyObject *event;   /* the owner of the fd that the native handle feeds; goes after it */
     int settles;       /* an fd is watched: the core is told when a run is used up */
     int is_fetching;   /* from the call into the core until what it found is held or handed out */
     int pending;       /* MESSAGE or RECORDS: that was found in place, and is not in the caller's hands yet */

@@ -57,7 +57,7 @@ uint64_t shmd_py_mapping_hold_seq(shmd_py_mapping *m)
 
 /* ---- the type ----------------------------------------------------------------------------- */
 
-/* MappingCore(address of the native mapping, of which it takes over one hold; serial) */
+/* MappingCore(address of the shmd_mapping * that owns one hold of a native mapping, and owns it no more when this has returned; serial) */
 static PyObject *mapping_make(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PyObject *address;
@@ -65,16 +65,15 @@ static PyObject *mapping_make(PyTypeObject *type, PyObject *args, PyObject *keyw
     (void)keywords;
     if (!PyArg_ParseTuple(args, "O!K:MappingCore", &PyLong_Type, &address, &serial))
         return NULL;
-    void *native = PyLong_AsVoidPtr(address);
-    if (native == NULL)
+    shmd_mapping **slot = PyLong_AsVoidPtr(address);
+    if (slot == NULL || *slot == NULL)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "a mapping at address 0");
     shmd_py_mapping *m = (shmd_py_mapping *)(void *)PyType_GenericAlloc(type, 0);
-    if (m == NULL) {
-        shmd_mapping_free(native);
+    if (m == NULL)
         return NULL;
-    }
-    m->native = native;
+    m->native = *slot;
     m->serial = serial;
+    *slot = NULL;
     return (PyObject *)m;
 }
 

@@ -40,7 +40,7 @@ PyObject *shmd_py_fetch_records(PyObject *self, PyObject *const *args, Py_ssize_
     if (is_forked(c))
         return PyLong_FromLong(SHMD_E_FORKED);
     if (c->is_fetching)
-        return PyLong_FromLong(SHMD_E_CONCURRENT);
+        return PyLong_FromLong(c->handle.native == NULL ? SHMD_E_CLOSED : SHMD_E_CONCURRENT);
     if (check_pending(c, RECORDS) < 0)
         return NULL;
     wanted_records wanted = {given[0], given[1], given[2], given[3], given[4]};

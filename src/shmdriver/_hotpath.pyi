@@ -51,6 +51,7 @@ class ConsumerCore:
     _handle: Any
     _mapping: Any
     _run_limit: int
+    _event: Any
     _settles: int
     _pending: int
     @property

@@ -81,7 +81,7 @@ static void call_all_of(shmd_producer *p)
     FORKED(shmd_guarded_wait_room(p, 8, UINT64_MAX));
     FORKED(shmd_guarded_window(p, 8, &window));
     FORKED(shmd_guarded_producer_close(p, 1));
-    shmd_guarded_producer_free(p);
+    shmd_guarded_producer_drop(&p);
 }
 
 static void call_all_of_consumer(shmd_consumer *c)
@@ -124,7 +124,7 @@ static void call_all_of_consumer(shmd_consumer *c)
     FORKED(shmd_guarded_settle(c));
     FORKED(shmd_guarded_consumer_mapping(c, &mapping));
     FORKED(shmd_guarded_consumer_close(c));
-    shmd_guarded_consumer_free(c);
+    shmd_guarded_consumer_drop(&c);
 }
 
 static void call_all_of_client(shmd_client *client)

@@ -133,7 +133,7 @@ static void test_two_threads_may_close_one_handle(void)
         CHECK_EQ((intptr_t)close_producer(p), SHMD_OK);
         test_join(other);
         CHECK_EQ(shmd_guarded_publish(p, (const uint8_t *)"x", 1, 0), SHMD_E_CLOSED);
-        shmd_guarded_producer_free(p);
+        shmd_guarded_producer_drop(&p);
         rig_stop(&rig);
     }
 }
@@ -168,7 +168,7 @@ static void test_a_closer_that_gives_up_lets_nobody_look_while_another_closes(vo
     shmd_handle_leave(&c->busy);
     test_join(patient);
     CHECK(shmd_is_closed(&c->closing));
-    shmd_guarded_consumer_free(c);
+    shmd_guarded_consumer_drop(&c);
     rig_stop(&rig);
 }
 
@@ -188,7 +188,7 @@ static void test_a_handle_that_nobody_could_close_is_open_as_before(void)
     CHECK_EQ(shmd_guarded_consumer_close(c), SHMD_OK);
     CHECK_EQ(shmd_guarded_consumer_close(c), SHMD_OK);
     CHECK_EQ(shmd_guarded_release(c, UINT64_MAX), SHMD_E_CLOSED);
-    shmd_guarded_consumer_free(c);
+    shmd_guarded_consumer_drop(&c);
     rig_stop(&rig);
 }
 
@@ -231,7 +231,7 @@ static void test_closers_lookers_and_a_caller_meet(void)
         for (size_t t = 0; t < sizeof threads / sizeof threads[0]; t++)
             test_join(threads[t]);
         CHECK_EQ(c->closing, SHMD_HANDLE_CLOSED); /* no mark is left */
-        shmd_guarded_consumer_free(c);
+        shmd_guarded_consumer_drop(&c);
         rig_stop(&rig);
     }
     shmd_store_relaxed(&shmd_guard_patience_ns, 500000000);

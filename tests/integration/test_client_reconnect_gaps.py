@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import shmdriver
+from shmdriver.client.attach import acquire
 from shmdriver.errors import Reason
 from tests.integration.test_client_reconnect import (
     PATIENCE_S,
@@ -183,12 +184,11 @@ def test_waiting_for_several_that_all_wait_for_a_driver_sleeps_between_its_tries
     readers = [client.consumer(stream, follow=True) for stream in ("a", "b")]
     instance.end()
     tries: list[object] = []
-    attach = shmdriver.Client._attach
 
     def counted(*arguments: Any, **options: Any) -> Any:
         tries.append(arguments)
-        return attach(*arguments, **options)
+        return acquire(*arguments, **options)
 
-    monkeypatch.setattr(shmdriver.Client, "_attach", counted)
+    monkeypatch.setattr("shmdriver.client.reattach.acquire", counted)
     assert shmdriver.wait(readers, timeout=0.5) == []
     assert 0 < len(tries) < 100  # each of the two at most once in 20 ms

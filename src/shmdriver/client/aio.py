@@ -14,9 +14,10 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from shmdriver._native import lib
+from shmdriver._native import ffi, lib
+from shmdriver.client.attach import descriptor
 from shmdriver.client.boundary import clear_frames, public
 from shmdriver.client.hotpath import ConsumerCore
 from shmdriver.client.waiting import check_limit
@@ -44,10 +45,9 @@ _TRY_AGAIN_S = 0.02
 class EventLoopReading(ConsumerCore):
     """What a Consumer is to event loops."""
 
-    __slots__ = ("_fd", "_is_ahead", "_is_awaited", "_misses", "_waits_unlooked")
+    __slots__ = ("_is_ahead", "_is_awaited", "_misses", "_waits_unlooked")
 
     def __init__(self) -> None:
-        self._fd = -1  # an eventfd, once fileno() was asked for
         self._is_ahead = False  # the last awaited fetch did not wait
         self._is_awaited = False
         self._misses = 0  # looks in vain, one after the other
@@ -60,8 +60,8 @@ class EventLoopReading(ConsumerCore):
         still return None: it was wanted only so that the gate advances, or an epoch began. A closed
         consumer's fd stays readable, so that whoever waits for it reads and is told. Raises OSError.
         """
-        if self._fd < 0:
-            self._fd = _open_fd(cast("Consumer", self))
+        if not self._settles:
+            _open_fd(cast("Consumer", self))
         return self._fd
 
     @overload
@@ -104,28 +104,38 @@ class EventLoopReading(ConsumerCore):
     def __aiter__(self) -> AsyncIterator[Message]:
         return AsyncMessages(cast("Consumer", self))
 
+    @property
+    def _fd(self) -> int:
+        """The eventfd, once fileno() was asked for; else -1."""
+        return -1 if self._event is None else int(self._event[0])
+
     def _watch_again(self) -> None:
         """Another native handle feeds the same fd."""
-        if self._fd >= 0:
+        if self._settles:
             lib.shmd_guarded_watch(self._handle, self._fd, 0)
 
     def _close_fd(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        event = self._event
+        if event is not None:
+            lib.shmd_descriptor_close(event)
+            self._event = None
             self._settles = 0
 
 
-def _open_fd(consumer: Consumer) -> int:
-    """An eventfd that the C core feeds for ``consumer`` from now on; the consumer closes it."""
-    consumer._check_open()
-    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    code = lib.shmd_guarded_watch(consumer._handle, fd, consumer.buffered > 0)
+def _open_fd(consumer: Consumer) -> None:
+    """Makes an eventfd that the C core feeds for ``consumer`` from now on; the consumer owns it."""
+    handle = consumer._open_handle
+    event = consumer._event
+    if event is None:
+        event = descriptor()
+        if lib.shmd_descriptor_open_event(event) != 0:
+            raise OSError(ffi.errno, os.strerror(ffi.errno))
+        consumer._event = event  # before the C core has it: the core never feeds an fd that is closed
+    code = lib.shmd_guarded_watch(handle, event[0], consumer.buffered > 0)
     if code < 0:
-        os.close(fd)
+        consumer._close_fd()
         raise consumer._failure(code)
     consumer._settles = 1  # before the last message of a run is handed out, the fd is told
-    return fd
 
 
 def try_later(consumer: Consumer) -> None:
@@ -136,16 +146,16 @@ def try_later(consumer: Consumer) -> None:
         os.eventfd_read(consumer._fd)
     except BlockingIOError:
         pass
-    timer = threading.Timer(_TRY_AGAIN_S, _ring, (os.dup(consumer._fd),))
+    copy = descriptor()
+    if lib.shmd_descriptor_copy(consumer._fd, copy) != 0:
+        raise OSError(ffi.errno, os.strerror(ffi.errno))
+    timer = threading.Timer(_TRY_AGAIN_S, _ring, (copy,))
     timer.daemon = True
     timer.start()
 
 
-def _ring(fd: int) -> None:
-    try:
-        os.eventfd_write(fd, 1)
-    finally:
-        os.close(fd)
+def _ring(fd: Any) -> None:
+    os.eventfd_write(fd[0], 1)
 
 
 class AsyncMessages:

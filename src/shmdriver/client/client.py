@@ -6,23 +6,23 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from shmdriver import errors, names
-from shmdriver._native import ffi, lib
-from shmdriver.client import directory
-from shmdriver.client._raise import failure_of, last_error
+from shmdriver._native import lib
+from shmdriver.client.attach import AttachSpec, acquire, choice, shard_of, size
 from shmdriver.client.consumer import Consumer
-from shmdriver.client.link import Deadline, Link, wait_for_a_driver
+from shmdriver.client.link import Link
 from shmdriver.client.producer import Producer
-from shmdriver.client.reattach import ConsumerComeback, ProducerComeback, Recipe
+from shmdriver.client.reattach import ConsumerComeback, ProducerComeback
 from shmdriver.late import LATE_IMPORT
 
 if TYPE_CHECKING:
     from shmdriver.client.queue import Queue
+    from shmdriver.driver.embedded import EmbeddedDriver
     from shmdriver.observe import LeaseStatus, StreamStatus
 
 __all__ = ["Client", "connect", "embedded"]
@@ -61,8 +61,8 @@ class Client:
     __slots__ = (
         "__weakref__",
         "_closed",
+        "_first",
         "_handles",
-        "_link",
         "_queues",
         "instance",
         "name",
@@ -82,7 +82,7 @@ class Client:
         self.name = name
         self.timeout = timeout
         self.reconnect = reconnect
-        self._link: Link | None = None
+        self._first: dict[int, Link] = {}  # by fork generation: each leads to the newest
         self._handles: weakref.WeakSet[Producer | Consumer] = weakref.WeakSet()
         self._queues: weakref.WeakSet[Queue] = weakref.WeakSet()
         self._closed = False
@@ -111,36 +111,25 @@ class Client:
         ``timestamps``: every message carries its publish time, and tools show latencies. Raises
         AttachRejected (SchemaMismatch), AttachTimeout (after ``attach_timeout`` seconds), DriverUnavailable.
         """
-        self._check_stream(stream)
-        options = ffi.new("shmd_producer_options *")
-        kind, schema, keep = self._schema(dtype, options)
+        spec = AttachSpec(self, stream, dtype, is_producer=True)
+        kind, options = spec.dtype, spec.options
         if kind is not None and slot_bytes is None and max_message is None:
             slot_bytes = -(-(lib.SHMD_SLOT_HEADER_BYTES + kind.itemsize) // 64) * 64
             arena = 0 if arena is None else arena
         if max_message is not None and max_message > _INLINE_MAX_DERIVED and arena is None:
             max_message += _ARRAY_HEAD_BYTES  # an array of max_message bytes fits with its head
-        options.max_message = _size("max_message", max_message, 0, _U32_MAX)
-        options.slots = _size("slots", slots, 0, lib.SHMD_SLOTS_MAX)
-        options.slot_bytes = _size("slot_bytes", slot_bytes, 0, lib.SHMD_SLOT_BYTES_MAX)
-        options.arena_bytes = _size("arena", arena, _ARENA_DERIVED, 2**62)
-        options.min_consumers = _size("min_consumers", min_consumers, 0, lib.SHMD_GATE_MAX)
-        options.slow_consumer = _choice("slow_consumer", slow_consumer, _SLOW)
+        options.max_message = size("max_message", max_message, 0, _U32_MAX)
+        options.slots = size("slots", slots, 0, lib.SHMD_SLOTS_MAX)
+        options.slot_bytes = size("slot_bytes", slot_bytes, 0, lib.SHMD_SLOT_BYTES_MAX)
+        options.arena_bytes = size("arena", arena, _ARENA_DERIVED, 2**62)
+        options.min_consumers = size("min_consumers", min_consumers, 0, lib.SHMD_GATE_MAX)
+        options.slow_consumer = choice("slow_consumer", slow_consumer, _SLOW)
         options.flags = (
             (lib.SHMD_ATTACH_CREATE if create else 0)
             | (0 if wakeups else lib.SHMD_ATTACH_NO_WAKEUPS)
             | (lib.SHMD_ATTACH_TIMESTAMPS if timestamps else 0)
         )
-        recipe = Recipe(
-            self,
-            lib.shmd_producer_attach,
-            "shmd_producer **",
-            lib.shmd_guarded_producer_free,
-            stream,
-            options,
-            schema,
-            keep,
-        )
-        handle, link = self._attach(recipe, attach_timeout, waits=self.reconnect)
+        handle, link = acquire(spec, attach_timeout, waits=self.reconnect)
         if kind is None:
             made = Producer(handle, link, stream)
         else:
@@ -149,7 +138,7 @@ class Client:
 
             made = RecordProducer(handle, link, stream, kind)
         if self.reconnect:
-            made._comeback = ProducerComeback(recipe)
+            made._comeback = ProducerComeback(spec)
         return self._keep(made)
 
     def consumer(
@@ -174,31 +163,20 @@ class Client:
         slowest of them stands. ``wait``: how it waits for messages (spin never sleeps).
         Once this has returned, a reliable consumer misses nothing. Raises as :meth:`producer`.
         """
-        self._check_stream(stream)
-        options = ffi.new("shmd_consumer_options *")
-        kind, schema, keep = self._schema(dtype, options)
-        options.delivery = _choice("delivery", delivery, _DELIVERY)
-        options.start = _choice("start", start, _START)
-        options.wait = _choice("wait", wait, _WAIT)
+        spec = AttachSpec(self, stream, dtype, is_producer=False)
+        options = spec.options
+        options.delivery = choice("delivery", delivery, _DELIVERY)
+        options.start = choice("start", start, _START)
+        options.wait = choice("wait", wait, _WAIT)
         if shard is not None:
-            options.shard, options.shards = _shard(shard)
+            options.shard, options.shards = shard_of(shard)
         options.flags = (lib.SHMD_ATTACH_CREATE if create else 0) | (lib.SHMD_ATTACH_FOLLOW if follow else 0)
-        recipe = Recipe(
-            self,
-            lib.shmd_consumer_attach,
-            "shmd_consumer **",
-            lib.shmd_guarded_consumer_free,
-            stream,
-            options,
-            schema,
-            keep,
-        )
-        handle, link = self._attach(recipe, attach_timeout, waits=self.reconnect)
-        made = Consumer(handle, link, stream, delivery, kind, shard)
+        handle, link = acquire(spec, attach_timeout, waits=self.reconnect)
+        made = Consumer(handle, link, stream, delivery, spec.dtype, shard)
         if self.reconnect:
             if delivery != "latest":
                 options.start = lib.SHMD_START_OLDEST  # from now on: as little as possible is missed
-            made._comeback = comeback = ConsumerComeback(recipe)
+            made._comeback = comeback = ConsumerComeback(spec)
             comeback.note_base(made)
         return self._keep(made)
 
@@ -244,8 +222,7 @@ class Client:
     @property
     def client_id(self) -> int:
         """This connection's id, never used twice by a driver instance."""
-        with self._connected().used() as native:
-            return int(lib.shmd_client_id(native))
+        return int(lib.shmd_client_id(self._connected().native))
 
     @property
     def boot_id(self) -> int:
@@ -279,31 +256,47 @@ class Client:
         return _at, (self.instance, self.name, self.timeout, self.reconnect)
 
     def __repr__(self) -> str:
-        state = (
-            "closed" if self._closed else "connected" if self._link and self._link.usable else "not connected"
-        )
+        state = "closed" if self._closed else "connected" if self._link else "not connected"
         return f"<Client of instance {self.instance!r}, {state}>"
 
     # ---- inside
 
+    @property
+    def _link(self) -> Link | None:
+        """The newest connection of this process; None before there is one, and in a child that was forked."""
+        link = self._first.get(lib.shmd_fork_generation())
+        while link is not None and link.successor is not None:
+            link = link.successor
+        return link if link is not None and link.native is not None else None
+
     def _connected(self, timeout: float | None = None) -> Link:
-        """The connection of this process, made when there is none (in ``timeout`` seconds; None: its own)."""
+        """The connection of this process, made when there is none (in ``timeout`` seconds; None: its own).
+
+        Threads that come at once get the same one: which object it is ``setdefault`` decides, and its
+        C side connects once. Nothing here is locked, so a signal handler or finaliser may come at any time.
+        """
         timeout = self.timeout if timeout is None else min(timeout, self.timeout)
-        if self._closed:
-            raise errors.HandleClosed(f"instance {self.instance!r}: this client is closed; connect again")
         link = self._link
-        if link is None or not link.usable:
+        if link is None and not self._closed:
+            made = self._new_link()
+            link = self._first.setdefault(made.generation, made)
+            link.open(timeout, waits=self.reconnect)
+        if self._closed:
             if link is not None:
-                self._handles = weakref.WeakSet()  # the parent's
-            self._link = link = Link(
-                self.instance, self.name, timeout, waits=self.reconnect, reconnect=self.reconnect
-            )
-        elif self.reconnect and not link.driver_alive():
+                link.close()
+            raise errors.HandleClosed(f"instance {self.instance!r}: this client is closed; connect again")
+        assert link is not None
+        if link.closed:
+            return self._relink(link, timeout, forced=True)
+        if self.reconnect and not link.driver_alive():
             try:
                 link = self._relink(link, timeout)
             except errors.DriverUnavailable:
                 pass  # the old connection says so in its own words
         return link
+
+    def _new_link(self) -> Link:
+        return Link(self.instance, self.name, reconnect=self.reconnect)
 
     def _relink(self, old: Link, timeout: float, *, forced: bool = False) -> Link:
         """A connection to the next incarnation of the driver; handles of the old one keep theirs.
@@ -311,32 +304,24 @@ class Client:
         The old one is returned when its driver was adopted, unless ``forced`` (it was expired). Raises
         DriverUnavailable, AttachTimeout, AttachRejected.
         """
-        link = Link(self.instance, self.name, timeout, reconnect=self.reconnect)
-        if link.boot_id == old.boot_id and not forced:
-            link.close()  # adopted: the old connection is as good as ever
-            return old
-        self._link = link
-        return link
-
-    def _attach(self, recipe: Recipe, timeout: float, *, waits: bool) -> tuple[Any, Link]:
-        """A native handle, and the connection that it belongs to; ``waits``: also for a driver to come."""
-        deadline = Deadline(timeout)
-        out = ffi.new(recipe.out_type)
         while True:
-            link = self._connected(deadline.rest_s())
-            if self.reconnect and not waits and not link.driver_alive():
-                raise errors.DriverUnavailable(last_error(), instance=self.instance)
-            recipe.options.timeout_ns = deadline.rest_ns()
-            with link.used() as native:
-                code = recipe.call(native, recipe.stream.encode(), recipe.options, out)
-            if code == 0:
-                return ffi.gc(out[0], recipe.free), link  # freed when no thread can have it any more
-            if code == lib.SHMD_E_REVOKED and self.reconnect:
-                code = self._join_anew(link, deadline.rest_s())
-            if code == lib.SHMD_E_DRIVER_UNAVAILABLE and waits and deadline.slice_ns() > 0:
-                wait_for_a_driver(deadline)
-            elif code not in (0, lib.SHMD_E_INTERRUPTED):
-                raise self._attach_failure(code, recipe, link, timeout)
+            made = old.candidates.setdefault(0, self._new_link())
+            try:
+                made.open(timeout)
+                break
+            except errors.HandleClosed:  # another thread found that its driver was adopted
+                old.candidates.pop(0, None)
+                if self._closed:
+                    raise
+        if made.boot_id == old.boot_id and not forced and old.successor is None:
+            old.candidates.pop(0, None)
+            made.close()  # adopted: the old connection is as good as ever
+            return old
+        old.successor = made
+        self._first[made.generation] = made  # the old one goes with its last handle
+        if self._closed:
+            made.close()
+        return made
 
     def _join_anew(self, forgotten: Link, timeout: float) -> int:
         """Connects in place of a client that was silent for too long: 0, or that there is no driver."""
@@ -354,58 +339,22 @@ class Client:
             self._connected()
         return made
 
-    def _attach_failure(self, code: int, recipe: Recipe, link: Link, timeout: float) -> Exception:
-        stream, schema = recipe.stream, recipe.schema
-        if code == lib.SHMD_E_INVALID:
-            text = f"stream {stream!r}: {last_error()}"
-            return errors.AttachRejected(text, code=errors.Code.INVALID_PARAMS, stream=stream)
-        return failure_of(
-            code,
-            stream=stream,
-            instance=self.instance,
-            doing="attaching",
-            timeout_s=timeout,
-            schema=schema,
-            stream_schema=directory.schema_by_name(link.authority, stream) if schema else None,
-        )
-
-    def _schema(self, dtype: Any, options: Any) -> tuple[Any, str | None, Any]:
-        """The dtype, its canonical text (into ``options``), and what keeps that text's memory."""
-        if dtype is None:
-            options.schema = ffi.NULL
-            return None, None, None
-        with LATE_IMPORT:
-            from shmdriver.client.records import as_dtype, schema_of
-
-        kind = as_dtype(dtype)
-        schema = schema_of(kind)
-        keep = ffi.new("char[]", schema.encode())
-        options.schema = keep
-        return kind, schema, keep
-
-    def _check_stream(self, stream: str) -> None:
-        problem = names.stream_problem(stream)
-        if problem:
-            raise errors.AttachRejected(
-                problem, code=errors.Code.INVALID_PARAMS, reason=errors.Reason.BAD_NAME, stream=stream
-            )
-
     def _end(self, *, aborted: bool) -> None:
-        if self._closed:
-            return
         link = self._link
-        for queue in [] if aborted or link is None or not link.usable else list(self._queues):
-            queue._end()
-        self._closed = True
-        if link is None or not link.usable:
-            return
+        if not self._closed and not aborted and link is not None:
+            for queue in list(self._queues):
+                queue._end()
+        self._closed = True  # from now on; what follows is done again by a second call, if it was interrupted
         for handle in list(self._handles):
-            if not handle.closed:
+            if not handle.closed and handle._link.usable:
                 if aborted and isinstance(handle, Producer):
                     handle.abort()
                 else:
                     handle.close()
-        link.close()
+        first = self._first.get(lib.shmd_fork_generation())
+        for opened in (link, first):
+            if opened is not None:
+                opened.close()
 
 
 def connect(
@@ -438,55 +387,50 @@ def connect(
     return client
 
 
-@contextmanager
-def embedded(instance: str | None = None, *, config: Any = None) -> Iterator[Client]:
+def embedded(instance: str | None = None, *, config: Any = None) -> AbstractContextManager[Client]:
     """A client with a driver inside: ``with shmdriver.embedded() as client``, the driver in a thread.
 
     ``instance`` is a private name unless given; children reach the driver by the client. On exit the
     client closes, then the driver stops and leaves nothing in /dev/shm.
     """
-    with LATE_IMPORT:
-        from shmdriver.driver.embedded import EmbeddedDriver
+    return _Embedded(instance, config)
 
-    generation = lib.shmd_fork_generation()
-    driver = EmbeddedDriver(instance, config)
-    driver.start()
-    try:
-        with connect(driver.instance) as client:
-            yield client
-    finally:
-        if generation == lib.shmd_fork_generation():
+
+class _Embedded(AbstractContextManager["Client"]):
+    """What embedded() returns. Its EmbeddedDriver owns the driver: when it is dropped, the thread ends."""
+
+    def __init__(self, instance: str | None, config: Any) -> None:
+        self._instance = instance
+        self._config = config
+        self._generation = lib.shmd_fork_generation()
+        self._driver: EmbeddedDriver | None = None
+        self._client: Client | None = None
+
+    def __enter__(self) -> Client:
+        with LATE_IMPORT:
+            from shmdriver.driver.embedded import EmbeddedDriver
+
+        driver = self._driver = EmbeddedDriver(self._instance, self._config)
+        driver.start()
+        try:
+            client = self._client = connect(driver.instance)
+        except BaseException:
+            driver.stop()
+            raise
+        return client
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        client, driver = self._client, self._driver
+        if driver is None or self._generation != lib.shmd_fork_generation():
+            return
+        try:
+            if client is not None:
+                client._end(aborted=kind is not None)
+        finally:
             driver.stop()
 
 
 def _at(instance: str, name: str | None, timeout: float, reconnect: bool) -> Client:
     return Client(instance, name=name, timeout=timeout, reconnect=reconnect)
-
-
-def _size(argument: str, value: int | None, default: int, limit: int) -> int:
-    if value is None:
-        return default
-    if not 0 <= value <= limit:
-        raise ValueError(f"{argument}={value}: expected 0 to {limit}")
-    return int(value)
-
-
-def _shard(shard: tuple[int, int]) -> tuple[int, int]:
-    try:
-        index, count = (int(number) for number in shard)
-    except (TypeError, ValueError):
-        raise TypeError(f"shard={shard!r}: expected (k, n), as (0, 4) for the first of four") from None
-    if not 0 <= index < count <= lib.SHMD_GATE_MAX:
-        raise ValueError(f"shard={shard!r}: expected (k, n) with 0 <= k < n <= {int(lib.SHMD_GATE_MAX)}")
-    return index, count
-
-
-def _choice(argument: str, value: str | None, known: dict[Any, int]) -> int:
-    try:
-        return known[value]
-    except (KeyError, TypeError):
-        near = names.nearest(str(value), [name for name in known if name])
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise ValueError(
-            f"{argument}={value!r}: expected one of {', '.join(repr(name) for name in known if name)}{hint}"
-        ) from None

@@ -70,8 +70,8 @@ class Consumer(EventLoopReading, StreamHandle):
         dtype: np.dtype[Any] | None,
         shard: tuple[int, int] | None = None,
     ) -> None:
-        self._handle = handle
         self._link: Link = link
+        self._handle = handle
         self.stream = stream
         self.delivery = delivery
         self.shard = shard or (0, 1)
@@ -244,9 +244,9 @@ class Consumer(EventLoopReading, StreamHandle):
         return f"<Consumer of {self.stream!r}, {self.delivery}, {state}>"
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
+        if self._handle is not None:
             self._abandon()
-        if getattr(self, "_fd", -1) >= 0 and self._handle is None:
+        if self._handle is None:
             self._close_fd()
 
     # ---- inside
@@ -330,8 +330,13 @@ class Consumer(EventLoopReading, StreamHandle):
         )
 
     def _abandon(self) -> None:
-        if self._handle is not None and self._link.usable:
-            self.close()
+        """Closes it without waiting, for finalisers. A thread that is inside keeps the handle until then."""
+        handle = self._handle
+        if handle is not None and self._link.usable:
+            self._handle = None
+            lib.shmd_guarded_consumer_abandon(handle)
+            self._drop_run()
+            self._expose()
 
     def _forked(self) -> None:
         self._drop_run()  # the parent hands them out; the next fetch is refused

@@ -55,16 +55,20 @@ def listen(
     thread = threading.Thread(
         target=_run, args=(link, callback, idle, cursor, stopping), name="shmdriver-events", daemon=True
     )
-    thread.start()
 
     def stop() -> None:
         stopping.set()
-        if thread is not threading.current_thread():
+        if thread.ident is not None and thread is not threading.current_thread():
             thread.join()
 
-    link.listeners.append(stop)
-    if link.handle is None:
-        stop()  # closed meanwhile, by a thread that may not have seen this listener
+    try:
+        link.listeners.append(stop)  # before there is a thread: who closes the link ends it
+        thread.start()
+        if link.closed:
+            stop()  # closed meanwhile, by a thread that may not have seen this listener
+    except BaseException:
+        stopping.set()
+        raise
     return stop
 
 

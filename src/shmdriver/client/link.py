@@ -14,8 +14,9 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
+from operator import is_
 from typing import Any, Protocol
 
 from shmdriver._native import ffi, lib
@@ -28,6 +29,7 @@ __all__ = [
     "Deadline",
     "Handle",
     "Link",
+    "keeping",
     "nap",
     "register",
     "wait_for_a_driver",
@@ -83,59 +85,70 @@ class Handle(Protocol):
 
 
 class Link:
-    """One native connection: a hello has been answered, a C thread beats for it."""
+    """One native connection, once ``open`` has returned: a hello has been answered, a C thread beats for it.
+
+    It owns the connection before there is one (csrc/core/shmd_owner.c). When nothing refers to it any more,
+    the connection parts, without waiting; the authority stays mapped until then, closed or not.
+    """
 
     abandon_turn = 2
 
     __slots__ = (
         "__weakref__",
-        "_parting",
-        "_users",
+        "_mode",
+        "_name",
+        "_owner",
         "authority",
         "boot_id",
+        "candidates",
+        "closed",
         "generation",
-        "handle",
         "instance",
         "listeners",
+        "native",
+        "successor",
     )
 
-    def __init__(
-        self,
-        instance: str,
-        name: str | None,
-        timeout: float,
-        *,
-        waits: bool = False,
-        reconnect: bool = False,
-    ) -> None:
-        """Connects, waiting up to ``timeout`` seconds for the driver's answer.
-
-        Raises DriverUnavailable (there is none: at once unless ``waits``), AttachTimeout, AttachRejected.
-        With ``reconnect`` its requests wait, up to their own timeouts, for a driver that adopts.
-        """
-        self.handle: Any = None
-        self._users: set[object] = set()  # calls inside, each a token of its own
-        self._parting: list[Any] = []  # the handle, closed while somebody was inside
+    def __init__(self, instance: str, name: str | None, *, reconnect: bool) -> None:
+        """With ``reconnect`` its requests wait, up to their own timeouts, for a driver that adopts."""
+        self.instance = instance
+        self.generation = int(lib.shmd_fork_generation())
+        self.closed = False
+        self.native: Any = None  # the client, which threads that are inside may use past the close
+        self.authority: Any = None
+        self.boot_id = 0
+        self.candidates: dict[int, Link] = {}  # 0: what may take its place, tried by one or several threads
+        self.successor: Link | None = None  # what has taken its place
         # What ends the threads that stay inside until they are told, before the mapping goes.
         self.listeners: list[Callable[[], None]] = []
+        self._name = ffi.NULL if name is None else name.encode()
+        self._mode = lib.SHMD_HEARTBEAT_THREAD | (lib.SHMD_WAIT_FOR_DRIVER if reconnect else 0)
+        self._owner = ffi.gc(ffi.new("shmd_connection_t *"), lib.shmd_connection_drop)
+        lib.shmd_connection_init(self._owner)
+
+    def open(self, timeout: float, *, waits: bool = False) -> None:
+        """Connects, waiting up to ``timeout`` seconds for the driver's answer; once, whoever calls how often.
+
+        Raises DriverUnavailable (there is none: at once unless ``waits``), AttachTimeout, AttachRejected,
+        HandleClosed.
+        """
         deadline = Deadline(timeout)
-        mode = lib.SHMD_HEARTBEAT_THREAD | (lib.SHMD_WAIT_FOR_DRIVER if reconnect else 0)
-        out = ffi.new("shmd_client **")
-        client_name = ffi.NULL if name is None else name.encode()
+        instance = self.instance.encode()
         while True:
-            code = lib.shmd_connect_named(instance.encode(), client_name, mode, deadline.rest_ns() or 0, out)
+            rest_ns = deadline.rest_ns() or 0
+            code = lib.shmd_connection_open(self._owner, instance, self._name, self._mode, rest_ns)
             if code == lib.SHMD_E_DRIVER_UNAVAILABLE and waits and deadline.slice_ns() > 0:
                 wait_for_a_driver(deadline)
             elif code != lib.SHMD_E_INTERRUPTED:
                 break
+        if code == lib.SHMD_E_CLOSED:
+            raise HandleClosed(f"instance {self.instance!r}: this client is closed; connect again")
         if code != 0:
-            raise_for(code, instance=instance, doing="connecting", timeout_s=timeout)
-        self.instance = instance
-        self.handle = out[0]
-        self.generation = int(lib.shmd_fork_generation())
-        self.boot_id = int(lib.shmd_client_boot_id(self.handle))
-        # Mapped as long as this object lives: whoever reads in it need not know whether it was closed.
-        self.authority: Any = _kept_authority(self.handle)
+            raise_for(code, instance=self.instance, doing="connecting", timeout_s=timeout)
+        client = self._owner.client
+        self.boot_id = int(lib.shmd_client_boot_id(client))
+        self.authority = keeping(lib.shmd_client_authority(client), self._owner)
+        self.native = keeping(client, self._owner)
         register(self)
 
     @property
@@ -145,66 +158,31 @@ class Link:
 
     def driver_alive(self) -> bool:
         """Whether the driver behind it lives, as far as it can be proved."""
-        try:
-            with self.used() as native:
-                return bool(lib.shmd_client_driver_alive(native))
-        except HandleClosed:
-            return False
-
-    @contextmanager
-    def used(self) -> Iterator[Any]:
-        """The native handle, which stays until the block is left, whoever closes the link meanwhile.
-
-        Raises HandleClosed.
-        """
-        token = object()
-        self._users.add(token)
-        try:
-            handle = self.handle
-            if handle is None:
-                raise HandleClosed(f"instance {self.instance!r}: this client is closed; connect again")
-            yield handle
-        finally:
-            self._users.discard(token)
-            self._part()
+        return not self.closed and bool(lib.shmd_client_driver_alive(self.native))
 
     def event_head(self) -> int:
         """How many events the driver has told: something has changed when that has."""
         return int(lib.shmd_word_load(ffi.addressof(self.authority, "event_head")))
 
     def close(self) -> None:
-        """Says goodbye and unmaps, or has the last thread inside do it. Nothing in a child of its process."""
-        handle, self.handle = self.handle, None
-        if handle is not None and self.usable:
+        """Says goodbye, or has the last thread inside do it. Nothing in a child of its process."""
+        self.closed = True
+        if self.usable:
             for stop in self.listeners:
                 stop()
-            self._parting.append(handle)
-            self._part()
-
-    def _part(self) -> None:
-        # The closer parks the handle, then looks at the users; a user leaves, then looks for the handle: at
-        # least one of them sees both, and only one takes it. No lock: a finaliser may close meanwhile.
-        if self._parting and not self._users and self.usable:
-            try:
-                handle = self._parting.pop()
-            except IndexError:
-                return
-            lib.shmd_disconnect(handle)
-
-    def __del__(self) -> None:
-        if getattr(self, "handle", None) is not None:
-            self.close()
+            lib.shmd_connection_close(self._owner)
 
     def _abandon(self) -> None:
-        self.close()
+        """Parts without waiting: the interpreter goes."""
+        lib.shmd_connection_abandon(self._owner)
 
     def _forked(self) -> None:
-        self.handle = None  # the parent's; nothing of it is freed here
+        self.closed = True  # the parent's; nothing of it is freed here
 
 
-def _kept_authority(client: Any) -> Any:
-    lib.shmd_client_keep_authority(client)
-    return ffi.gc(lib.shmd_client_authority(client), lambda _: lib.shmd_client_drop_authority(client))
+def keeping(pointer: Any, owner: Any) -> Any:
+    """``pointer`` as an object that keeps ``owner``: its destructor refers to that, and does nothing."""
+    return ffi.gc(pointer, partial(is_, owner))
 
 
 class _Registry:

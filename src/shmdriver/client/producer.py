@@ -56,8 +56,8 @@ class Producer(ProducerCore, StreamHandle):
     stream: str
 
     def __init__(self, handle: Any, link: Link, stream: str) -> None:
-        self._handle = handle
         self._link: Link = link
+        self._handle = handle
         self._comeback: ProducerComeback | None = None  # of a client with reconnect=True
         self.stream = stream
         register(self)
@@ -205,7 +205,7 @@ class Producer(ProducerCore, StreamHandle):
         return f"<{type(self).__name__} of {self.stream!r}, {state}>"
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None and self._link.usable:
+        if self._handle is not None and self._link.usable:
             warnings.warn(
                 f"{self!r} was dropped without close(): its stream ends as aborted",
                 ResourceWarning,
@@ -323,8 +323,11 @@ class Producer(ProducerCore, StreamHandle):
             raise_for(code, stream=self.stream)
 
     def _abandon(self) -> None:
-        if self._handle is not None and self._link.usable:
-            self._end(aborted=True)
+        """Aborts it without waiting, for finalisers. A thread that is inside keeps the handle until then."""
+        handle = self._handle
+        if handle is not None and self._link.usable:
+            self._handle = None
+            lib.shmd_guarded_producer_abandon(handle)
 
     def _forked(self) -> None:
         pass  # the C core's guard refuses every call in the child

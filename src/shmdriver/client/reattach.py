@@ -20,12 +20,14 @@ from shmdriver import errors
 from shmdriver._native import lib
 from shmdriver.client import directory
 from shmdriver.client.aio import try_later
+from shmdriver.client.attach import acquire
 from shmdriver.client.link import TRY_AGAIN_NS, nap
 from shmdriver.client.message import LostRange
 from shmdriver.errors import Code, Reason
 from shmdriver.late import LATE_IMPORT
 
 if TYPE_CHECKING:
+    from shmdriver.client.attach import AttachSpec
     from shmdriver.client.client import Client
     from shmdriver.client.consumer import Consumer
     from shmdriver.client.link import Link
@@ -36,7 +38,6 @@ __all__ = [
     "OrphanLook",
     "ProducerComeback",
     "Reattachment",
-    "Recipe",
     "epoch_before",
     "left_behind",
     "removed_error",
@@ -127,32 +128,6 @@ def removed_error(link: Link, who: str) -> errors.DriverUnavailable:
     )
 
 
-class Recipe:
-    """An attach that can be repeated: the C call, its options and what keeps their memory."""
-
-    __slots__ = ("call", "client", "free", "keep", "options", "out_type", "schema", "stream")
-
-    def __init__(
-        self,
-        client: Client,
-        call: Any,
-        out_type: str,
-        free: Any,
-        stream: str,
-        options: Any,
-        schema: str | None,
-        keep: Any,
-    ) -> None:
-        self.client = client
-        self.call = call
-        self.out_type = out_type
-        self.free = free
-        self.stream = stream
-        self.options = options
-        self.schema = schema
-        self.keep = keep
-
-
 class _Left(NamedTuple):
     """Where a handle was when it left."""
 
@@ -168,13 +143,13 @@ class _Left(NamedTuple):
 class _Comeback:
     """Of one handle: how to attach it anew, and what became of the times before."""
 
-    __slots__ = ("history", "is_orphan", "left", "prepare", "recipe")
+    __slots__ = ("history", "is_orphan", "left", "prepare", "spec")
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, spec: AttachSpec) -> None:
+        self.spec = spec
         self.left: _Left | None = None  # it has left, and is not attached
         self.history: deque[Reattachment] = deque(maxlen=KEPT)
-        self.is_orphan = OrphanLook(recipe.client).is_orphan
+        self.is_orphan = OrphanLook(spec.client).is_orphan
         self.prepare: Callable[[Any], object] | None = None  # what a new native handle is told first
 
     def covers(self, error: Exception) -> bool:
@@ -188,7 +163,7 @@ class _Comeback:
     def attach(self, wait_ns: int) -> tuple[Any, Link] | None:
         """One try; None: not yet, ``wait_ns`` at most were waited. Raises AttachRejected for good reasons."""
         try:
-            found = self.recipe.client._attach(self.recipe, ATTACH_S, waits=False)
+            found = acquire(self.spec, ATTACH_S, waits=False)
             if self.prepare is not None:
                 self.prepare(found[0])
             return found
@@ -207,8 +182,8 @@ class ConsumerComeback(_Comeback):
 
     __slots__ = ("_base_epoch", "lost", "ranges", "skipped")
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
+    def __init__(self, spec: AttachSpec) -> None:
+        super().__init__(spec)
         self.lost = 0
         self.skipped = 0
         self.ranges: deque[LostRange] = deque(maxlen=KEPT)
@@ -278,9 +253,9 @@ class ConsumerComeback(_Comeback):
 
     def _note(self, epoch: int, first: int, end: int) -> int:
         own = range(first, end)
-        shards = int(self.recipe.options.shards)
+        shards = int(self.spec.options.shards)
         if shards > 1:
-            first += (int(self.recipe.options.shard) - first) % shards
+            first += (int(self.spec.options.shard) - first) % shards
             own = range(first, end, shards)
         if own:
             self.lost += len(own)
@@ -320,8 +295,8 @@ class ProducerComeback(_Comeback):
 
     __slots__ = ("_met_ns",)
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
+    def __init__(self, spec: AttachSpec) -> None:
+        super().__init__(spec)
         self._met_ns = 0  # when a seal was met that was not complete
 
     def come_back(self, producer: Producer, reason: int, wait_ns: int) -> None:

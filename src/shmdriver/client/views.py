@@ -42,12 +42,13 @@ class Mapping(MappingCore):
     def of(cls, consumer: Consumer, serial: int) -> Self:
         """Of the epoch that ``consumer`` has mapped now."""
         info = consumer._info()
-        held = ffi.new("shmd_mapping **")
+        held = ffi.gc(ffi.new("shmd_mapping **"), lib.shmd_mapping_drop)  # owns the hold until `self` does
         code = lib.shmd_guarded_consumer_mapping(consumer._open_handle, held)
         if code != 0:
             raise consumer._failure(code)
-        self = cls(int(ffi.cast("uintptr_t", held[0])), serial)
-        self._native = held[0]
+        native = held[0]
+        self = cls(int(ffi.cast("uintptr_t", held)), serial)
+        self._native = native
         self._consumer = weakref.ref(consumer)
         self._hot = epoch_hot(consumer._link.authority, info.stream_index, info.epoch) or ffi.NULL
         self._gate, self._lease_id = int(info.gate_index), int(info.lease_id)

@@ -42,11 +42,22 @@ class EmbeddedDriver:
         if self._driver is not None:
             raise ShmDriverError(f"embedded driver {self.instance!r} runs already")
         collect_dead_embedded()
-        driver = Driver(self._config)
-        driver.start()
-        self._driver, self._pid = driver, os.getpid()
-        self._thread = threading.Thread(target=driver.run, name=f"shmdriver-{self.instance}", daemon=True)
-        self._thread.start()
+        self._pid = os.getpid()
+        driver = self._driver = Driver(self._config)  # owned before it has anything
+        try:
+            driver.start()
+            self._thread = threading.Thread(target=driver.run, name=f"shmdriver-{self.instance}", daemon=True)
+            self._thread.start()
+        except BaseException:
+            self._undo_start(driver)
+            raise
+
+    def _undo_start(self, driver: Driver) -> None:
+        """Nobody has this driver: ends it, in its thread if there is one, else here."""
+        thread, self._driver, self._thread = self._thread, None, None
+        driver.request_shutdown(ShutdownMode.END, "embedded driver not started")
+        if driver.is_started and (thread is None or thread.ident is None):
+            driver.run()
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Drains, seals and unlinks. In a child of the process that started it, it does nothing.
@@ -54,10 +65,10 @@ class EmbeddedDriver:
         Raises DriverUnavailable when the thread does not end in time.
         """
         driver, thread = self._driver, self._thread
-        self._driver = self._thread = None
         if driver is None or thread is None or os.getpid() != self._pid:
             return
         driver.request_shutdown(ShutdownMode.END, "embedded driver stopped")
+        self._driver = self._thread = None
         for patience_s in (timeout_s, STOP_NOW_S):
             for _ in range(int(patience_s / STOP_POLL_S)):
                 thread.join(STOP_POLL_S)
@@ -69,6 +80,12 @@ class EmbeddedDriver:
             f"embedded driver {self.instance!r} did not stop in {timeout_s + STOP_NOW_S} s",
             instance=self.instance,
         )
+
+    def __del__(self) -> None:
+        """Asks the thread to end; it is not waited for, and may be the one that runs this."""
+        driver = getattr(self, "_driver", None)
+        if driver is not None and os.getpid() == self._pid:
+            driver.request_shutdown(ShutdownMode.END, "embedded driver dropped")
 
 
 def collect_dead_embedded() -> list[str]:

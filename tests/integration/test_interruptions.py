@@ -1,0 +1,355 @@
+"""An exception at any step of any public call: nothing is left without an owner, and everything goes on.
+
+A signal handler that raises does that to users. `make stress` raises at each step of each scene, many times;
+`make test` at some of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import pickle
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shmdriver
+from shmdriver.observe import Instance
+from tests.chaos.stage import wait_until
+from tests.interruption import run_until
+
+PATIENCE_S = 60.0
+TICK = np.dtype([("n", "<i8"), ("px", "<f8")])
+SHM = Path("/dev/shm")
+SMALL = dict(slots=8, max_message=64)
+LARGE = dict(slots=8, max_message=100_000)
+
+
+class Stage:
+    """A driver in a process of its own, a client with long-lived handles, and what there is besides them."""
+
+    def __init__(self, instance: str) -> None:
+        self.instance = instance
+        self._driver = subprocess.Popen(
+            [sys.executable, "-m", "shmdriver", "run", "--instance", instance], stderr=subprocess.DEVNULL
+        )
+        self.client = shmdriver.connect(instance, reconnect=True, timeout=PATIENCE_S)
+        self.consumer = self.client.consumer("kept")
+        self.producer = self.client.producer("kept", **LARGE)
+        self.reader = self.client.consumer("records", dtype=TICK)
+        self.writer = self.client.producer("records", dtype=TICK, slots=64)
+        self.records = np.zeros(4, TICK)
+        self.probes = 0
+        self.view = Instance(instance)
+        self.before = self.state()
+
+    def end(self) -> None:
+        self.view.close()
+        self.client.close()
+        self._driver.send_signal(signal.SIGTERM)
+        assert self._driver.wait(PATIENCE_S) == 0
+
+    def state(self) -> tuple[object, ...]:
+        """Leases, clients, descriptors and threads; and segments, but for those of streams that have ended."""
+        leases = sorted(lease.lease_id for lease in self.view.leases())
+        clients = sorted(client.client_id for client in self.view.clients())
+        live = {lease.stream for lease in self.view.leases()}
+        open_epochs = sum(
+            epoch.state == "open" for stream in self.view.streams() if stream.name not in live for epoch in stream.epochs
+        )
+        descriptors = sorted(os.listdir("/proc/self/fd"))
+        threads = sorted(os.listdir("/proc/self/task"))
+        return leases, clients, open_epochs, len(descriptors), len(threads), embedded_segments()
+
+    def check(self, where: str) -> None:
+        """What an interrupted scene has left goes, and what was there before is usable."""
+        try:
+            wait_until(lambda: self.state() == self.before, "what was interrupted to go", PATIENCE_S)
+        except AssertionError:
+            assert self.state() == self.before, where
+        try:
+            self.probe()
+        except BaseException as error:
+            raise AssertionError(f"after an interruption at {where}: {error!r}") from error
+
+    def probe(self) -> None:
+        """One message and one record go through the handles that were there before."""
+        self.probes += 1
+        text = b"probe %d" % self.probes
+        self.consumer.release()
+        while not self.producer.try_publish(text):
+            drain(self.consumer)
+        while bytes(self.consumer.read(timeout=PATIENCE_S)) != text:
+            pass
+        drain(self.reader)
+        self.records["n"] = self.probes
+        self.writer.publish(self.records[:1], timeout=PATIENCE_S)
+        batch = self.reader.read_batch(timeout=PATIENCE_S)
+        while batch["n"][-1] != self.probes:
+            batch = self.reader.read_batch(timeout=PATIENCE_S)
+
+
+def drain(consumer: shmdriver.Consumer) -> None:
+    if consumer.dtype is None:
+        while consumer.read(timeout=0) is not None:
+            pass
+    else:
+        while consumer.read_batch(timeout=0) is not None:
+            pass
+
+
+def embedded_segments() -> list[str]:
+    return sorted(entry.name for entry in SHM.iterdir() if entry.name.startswith(f"shmd.embedded-{os.getpid()}-"))
+
+
+# ---- scenes: what a program does. Each makes what it needs and drops it.
+
+
+def connects(stage: Stage) -> None:
+    client = shmdriver.connect(stage.instance, timeout=PATIENCE_S)
+    client.close()
+
+
+def connects_and_drops(stage: Stage) -> None:
+    shmdriver.connect(stage.instance, timeout=PATIENCE_S)
+
+
+def connects_in_a_block(stage: Stage) -> None:
+    with shmdriver.connect(stage.instance, timeout=PATIENCE_S) as client:
+        client.producer("own", **SMALL)
+        client.consumer("own")
+
+
+def unpickles_a_client(stage: Stage) -> None:
+    client = pickle.loads(pickle.dumps(stage.client))
+    client.consumer("own")
+
+
+def attaches_a_producer(stage: Stage) -> None:
+    with stage.client.producer("own", **SMALL) as producer:
+        producer.publish(b"x")
+
+
+def drops_a_producer(stage: Stage) -> None:
+    stage.client.producer("own", **SMALL).publish(b"x")
+
+
+def aborts_a_producer(stage: Stage) -> None:
+    stage.client.producer("own", **SMALL).abort()
+
+
+def attaches_a_consumer(stage: Stage) -> None:
+    with stage.client.consumer("own", shard=(0, 2)) as consumer:
+        consumer.read(timeout=0)
+
+
+def drops_consumers(stage: Stage) -> None:
+    stage.client.consumer("kept", delivery="lossy").read(timeout=0)
+    stage.client.consumer("kept", delivery="latest").read(timeout=0)
+
+
+def attaches_for_records(stage: Stage) -> None:
+    producer = stage.client.producer("own", dtype=TICK)
+    consumer = stage.client.consumer("own", dtype=TICK)
+    producer.publish(stage.records)
+    consumer.read_batch(timeout=0)
+
+
+def publishes(stage: Stage) -> None:
+    for data in (b"x", bytearray(b"xy"), memoryview(b"xyz"), bytes(50_000)):
+        stage.producer.publish(data)
+        stage.producer.try_publish(data)
+        drain(stage.consumer)
+
+
+def publishes_too_much(stage: Stage) -> None:
+    for data in (bytes(200_000), bytearray(200_000)):
+        try:
+            stage.producer.publish(data)
+        except shmdriver.MessageTooLarge:
+            pass
+
+
+def meets_back_pressure(stage: Stage) -> None:
+    while stage.producer.try_publish(b"x"):
+        pass
+    try:
+        stage.producer.publish(bytearray(b"x"), timeout=0.001)
+    except shmdriver.BackPressured:
+        pass
+
+
+def claims(stage: Stage) -> None:
+    claim = stage.producer.claim(8)
+    claim.view[:] = b"12345678"
+    claim.commit()
+    stage.producer.claim(50_000).abort()
+    with stage.producer.claim(8) as claim:
+        claim.view[0] = 1
+
+
+def claims_without_room(stage: Stage) -> None:
+    while stage.producer.try_publish(b"x"):
+        pass
+    try:
+        stage.producer.claim(8, timeout=0.001)
+    except shmdriver.BackPressured:
+        pass
+
+
+def drops_a_claim(stage: Stage) -> None:
+    stage.producer.claim(8)
+
+
+def claims_an_array(stage: Stage) -> None:
+    with stage.producer.claim_array((4, 4), "f4") as array:
+        array[:] = 1
+    claim = stage.producer.claim_array(8)
+    claim.abort()
+    drain(stage.consumer)
+
+
+def publishes_arrays(stage: Stage) -> None:
+    stage.producer.publish_array(np.arange(4.0), meta=b"m")
+    stage.producer.publish_array(np.arange(16.0).reshape(4, 4)[:, ::2])
+    array = stage.consumer.read(timeout=PATIENCE_S).array
+    assert array.ndim
+
+
+def publishes_records(stage: Stage) -> None:
+    stage.writer.publish(stage.records)
+    stage.writer.try_publish(stage.records)
+    stage.reader.read_batch(timeout=0)
+
+
+def reads(stage: Stage) -> None:
+    for data in (b"x", b"y", bytes(50_000), b"z"):
+        stage.producer.publish(data)
+    held = [stage.consumer.read(timeout=PATIENCE_S), stage.consumer.read()]
+    assert held[0].valid()
+    for message in stage.consumer:
+        if bytes(message.data[:1]) == b"z":
+            break
+    assert stage.consumer.lag == 0
+    assert repr(stage.consumer)
+
+
+def reads_batches(stage: Stage) -> None:
+    stage.writer.publish(stage.records)
+    for batch in stage.reader.batches(limit=2):
+        assert len(batch)
+        break
+    stage.reader.read_batch(limit=2)
+    stage.reader.release()
+
+
+def waits(stage: Stage) -> None:
+    stage.producer.publish(b"x")
+    assert shmdriver.wait([stage.consumer, stage.reader], timeout=PATIENCE_S)
+    stage.producer.wait_for_consumers(1, timeout=0)
+
+
+def selects(stage: Stage) -> None:
+    consumer = stage.client.consumer("kept")
+    with selectors.DefaultSelector() as selector:
+        selector.register(consumer, selectors.EVENT_READ)
+        while not stage.producer.try_publish(b"x"):
+            drain(stage.consumer)
+        selector.select(PATIENCE_S)
+        consumer.read(timeout=0)
+        selector.unregister(consumer)
+
+
+def reads_in_a_loop(stage: Stage) -> None:
+    async def read() -> None:
+        with stage.client.consumer("kept") as consumer:
+            stage.producer.try_publish(b"x")
+            await consumer.aread(timeout=0.001)
+
+    asyncio.run(read())
+
+
+def looks_around(stage: Stage) -> None:
+    assert stage.client.streams()
+    assert stage.client.leases()
+    assert stage.client.driver_alive
+    assert stage.client.client_id
+
+
+def listens(stage: Stage) -> None:
+    client = shmdriver.connect(stage.instance, timeout=PATIENCE_S)
+    try:
+        client.on_event(print)()
+    finally:
+        client.close()
+
+
+SCENES: dict[str, Callable[[Stage], None]] = {
+    scene.__name__: scene
+    for scene in (
+        connects, connects_and_drops, connects_in_a_block, unpickles_a_client,
+        attaches_a_producer, drops_a_producer, aborts_a_producer, attaches_a_consumer, drops_consumers,
+        attaches_for_records, publishes, publishes_too_much, meets_back_pressure, claims, claims_without_room,
+        drops_a_claim, claims_an_array, publishes_arrays, publishes_records, reads, reads_batches, waits, selects,
+        reads_in_a_loop, looks_around, listens,
+    )
+}  # fmt: skip
+
+
+@pytest.fixture
+def stage(instance_name: str) -> Iterator[Stage]:
+    stage = Stage(instance_name)
+    yield stage
+    stage.end()
+
+
+def interrupt(stage: Stage, scene: Callable[[Stage], None], stride: int) -> int:
+    """An exception at each ``stride``-th step of a scene, from a random one on; how many there were."""
+
+    def act() -> None:
+        scene(stage)
+
+    drain(stage.consumer)
+    act()  # late imports, caches
+    gc.collect()
+    stage.check(f"{scene.__name__}, not interrupted")
+    injected, at, steps = 0, 1 + secrets.randbelow(stride), None
+    while True:
+        drain(stage.consumer)
+        drain(stage.reader)
+        steps = run_until(act, at)
+        if not steps.where:
+            return injected
+        injected += 1
+        stage.check(f"{scene.__name__}: {steps.where}")
+        at += stride
+
+
+@pytest.mark.fault(49, how="an exception at some of the lines and C returns of each public call")
+def test_an_exception_anywhere_leaves_nothing_without_an_owner(stage: Stage, fault_cycles) -> None:
+    injected = sum(interrupt(stage, scene, stride=29) for scene in SCENES.values())
+    assert injected > len(SCENES)
+    fault_cycles(injected)
+
+
+@pytest.mark.stress
+@pytest.mark.fault(49, how="an exception at each line and C return of each public call")
+def test_ten_thousand_exceptions_leave_nothing_without_an_owner(stage: Stage, fault_cycles) -> None:
+    counts: dict[str, int] = dict.fromkeys(SCENES, 0)
+    while sum(counts.values()) < 10_000:
+        for name, scene in SCENES.items():
+            counts[name] += interrupt(stage, scene, stride=1)
+    for name, count in counts.items():
+        print(f"  {count:6} exceptions in {name}")
+    leases, clients, _, descriptors, threads, segments = stage.state()
+    print(f"  {sum(counts.values())} in all; left beyond what was there before: 0 of {len(leases)} leases, 0 of "
+          f"{len(clients)} clients, 0 of {descriptors} descriptors, 0 of {threads} threads, {len(segments)} segments")
+    fault_cycles(sum(counts.values()))

@@ -1,0 +1,86 @@
+"""Raises an exception at the n-th step of what the main thread does inside this package.
+
+A step is a line of a shmdriver file, or the return of a C function to a frame of one (or to a frame of the
+caller's own file). That is where a signal handler may raise, and some places more.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import shmdriver
+
+PACKAGE = str(Path(shmdriver.__file__).parent) + os.sep
+
+
+class Interruption(BaseException):
+    """What is raised, once."""
+
+
+class Steps:
+    """Counts steps, and raises at one of them."""
+
+    def __init__(self, own_file: str, at: int, skipped: tuple[str, ...] = ()) -> None:
+        self.count = 0
+        self.where = ""
+        self._at = at
+        self._own_file = own_file
+        self._skipped = tuple(PACKAGE + folder for folder in skipped)
+
+    def _step(self, frame: FrameType, what: str) -> None:
+        self.count += 1
+        if self.count == self._at:
+            name = frame.f_code.co_filename.removeprefix(PACKAGE)
+            self.where = f"{name}:{frame.f_lineno} ({frame.f_code.co_name}), {what}"
+            raise Interruption(self.where)
+
+    def _is_ours(self, file: str) -> bool:
+        return file.startswith(PACKAGE) and not file.startswith(self._skipped)
+
+    def trace(self, frame: FrameType, event: str, _argument: Any) -> Any:
+        if not self._is_ours(frame.f_code.co_filename):
+            return None
+        if event == "line":
+            self._step(frame, "line")
+        return self.trace
+
+    def profile(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "c_return":
+            file = frame.f_code.co_filename
+            if file == self._own_file or self._is_ours(file):
+                self._step(frame, f"return of {getattr(argument, '__name__', argument)}")
+
+
+@contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """Exceptions that finalisers swallow are part of this."""
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda _unraisable: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def run_until(act: Callable[[], object], at: int, skipped: tuple[str, ...] = ()) -> Steps:
+    """Runs ``act``, with an Interruption at step ``at`` (0: never). Afterwards all that it made is collected."""
+    steps = Steps(act.__code__.co_filename, at, skipped)
+    with _nothing_printed():
+        try:
+            sys.setprofile(steps.profile)
+            sys.settrace(steps.trace)
+            act()
+        except Interruption:
+            pass
+        finally:
+            sys.settrace(None)
+            sys.setprofile(None)
+        gc.collect()
+    return steps
