@@ -70,7 +70,7 @@ def _nothing_printed() -> Iterator[None]:
 
 
 def run_until(act: Callable[[], object], at: int, skipped: tuple[str, ...] = ()) -> Steps:
-    """Runs ``act``, with an Interruption at step ``at`` (0: never). Afterwards all that it made is collected."""
+    """Runs ``act``, with an Interruption at step ``at`` (0: never); then all that it made is collected."""
     steps = Steps(act.__code__.co_filename, at, skipped)
     with _nothing_printed():
         try:
