@@ -190,7 +190,7 @@ static int is_in_vain(const shmd_client *client, const shmd_request_t *request)
 static int give_up_asking(const shmd_client *client, int is_full)
 {
     uint32_t evidence;
-    if (is_abandoned(client) || look_at_driver(client, &evidence) == SHMD_PROCESS_DEAD)
+    if (shmd_client_is_orphaned(client) || look_at_driver(client, &evidence) == SHMD_PROCESS_DEAD)
         return SHMD_E_DRIVER_UNAVAILABLE;
     if (is_full)
         return shmd_fail(SHMD_E_TIMEOUT, "control ring full: %d requests wait for the driver of instance %s (pid %lld)", SHMD_CONTROL_SLOTS, client->instance,

@@ -300,7 +300,7 @@ SCENES: dict[str, Callable[[Stage], None]] = {
         attaches_a_producer, drops_a_producer, aborts_a_producer, attaches_a_consumer, drops_consumers,
         attaches_for_records, publishes, publishes_too_much, meets_back_pressure, claims, claims_without_room,
         drops_a_claim, claims_an_array, publishes_arrays, publishes_records, reads, reads_batches, waits,
-        selects, reads_in_a_loop, looks_around, listens,
+        selects, reads_in_a_loop, listens,
     )
 }  # fmt: skip
 
