@@ -948,7 +948,8 @@ int64_t shmd_guarded_next(shmd_consumer *consumer, int64_t hold_seq, uint64_t ti
     /* the same with fewer arguments; hold_seq -1: nothing is held. Copied messages' length << SHMD_RUN_LENGTH_SHIFT | count;
        INT64_MAX: one in place */
 int64_t shmd_guarded_fetch_records(shmd_consumer *consumer, uint64_t hold_seq, uint64_t limit, uint32_t record_bytes, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch);
-    /* a contiguous run of inline messages of record_bytes each: in place (gated; batch->data, stride) or packed into out */
+    /* a contiguous run of inline messages of record_bytes each: in place (gated; batch->data, stride) or packed into out. All of the epoch
+       whose mapping batch->mapping_serial names; 0 and another name there: the next message is of that one. limit 0: 1 when there is a message, which stays */
 int shmd_guarded_release(shmd_consumer *consumer, uint64_t hold_seq);    /* advances the gate only */
 int shmd_guarded_wait(shmd_consumer *consumer, uint64_t timeout_ns);
 int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns);
@@ -957,6 +958,8 @@ int shmd_guarded_settle(shmd_consumer *consumer); /* the run that shmd_guarded_f
 int shmd_guarded_consumer_close(shmd_consumer *consumer);                /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
 int shmd_guarded_consumer_abandon(shmd_consumer *consumer);              /* never waits; SHMD_E_CONCURRENT: not now, a thread is inside */
 int shmd_guarded_consumer_mapping(shmd_consumer *consumer, shmd_mapping **out); /* the current one with one more hold, the caller's; NULL without an epoch */
+int64_t shmd_guarded_schema(shmd_consumer *consumer, uint64_t mapping_serial, char *out, uint64_t out_bytes);
+    /* of the epoch in that mapping, the present one or the one before: its length, 0: bytes; SHMD_E_LAYOUT: it is not mapped any more */
 uint64_t shmd_consumer_copies(const shmd_consumer *consumer);
     /* how many bytes of one message the next fetch may have to copy; UINT64_MAX: not known, or it may have an epoch to map or unmap */
 int shmd_mapping_protects(const shmd_mapping *mapping, const shmd_epoch_hot_t *hot, uint32_t gate, uint64_t lease_id);

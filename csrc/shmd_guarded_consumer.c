@@ -274,6 +274,7 @@ int64_t shmd_guarded_fetch_records(shmd_consumer *c, uint64_t hold_seq, uint64_t
                                    uint64_t out_bytes, shmd_batch_t *batch)
 {
     shmd_message first;
+    uint64_t expected = batch->mapping_serial;
     int64_t rc = enter_to_fetch(c, timeout_ns);
     if (rc != SHMD_OK)
         return rc;
@@ -281,7 +282,7 @@ int64_t shmd_guarded_fetch_records(shmd_consumer *c, uint64_t hold_seq, uint64_t
     rc = await(c, hold_seq, timeout_ns, &first);
     if (rc > 0) {
         describe(c, &first, batch);
-        rc = limit == 0 ? 0 : fetch_records(c, limit, record_bytes, out, out_bytes, batch);
+        rc = limit == 0 ? 1 : c->mapping_serial != expected ? 0 : fetch_records(c, limit, record_bytes, out, out_bytes, batch);
     }
     if (__builtin_expect(c->watch != NULL, 0))
         (void)shmd_consumer_settle(c);
@@ -370,6 +371,30 @@ int shmd_guarded_consumer_mapping(shmd_consumer *c, shmd_mapping **out)
     *out = c->mapping;
     shmd_handle_leave(&c->busy);
     return SHMD_OK;
+}
+
+static int64_t copy_schema(const shmd_consumer *c, uint64_t mapping_serial, char *out, uint64_t out_bytes)
+{
+    const shmd_mapping *mapping = c->mapping != NULL && c->mapping->serial == mapping_serial ? c->mapping : c->retired;
+    if (mapping == NULL || mapping->serial != mapping_serial)
+        return shmd_fail(SHMD_E_LAYOUT, "stream %s: the epoch that this was read from is not mapped any more", c->stream);
+    const shmd_data_t *data = mapping->data;
+    uint32_t bytes = shmd_load32_relaxed(&data->schema_bytes); /* its producer can write there */
+    if (bytes >= shmd_min(sizeof data->schema, out_bytes))
+        return shmd_fail(SHMD_E_CORRUPT, "stream %s: epoch %u says that its schema has %u bytes", c->stream, mapping->epoch, bytes);
+    shmd_copy_from_shared(out, data->schema, bytes);
+    out[bytes] = 0;
+    return bytes;
+}
+
+int64_t shmd_guarded_schema(shmd_consumer *c, uint64_t mapping_serial, char *out, uint64_t out_bytes)
+{
+    int64_t rc = enter_consumer(c);
+    if (rc != SHMD_OK)
+        return rc;
+    rc = copy_schema(c, mapping_serial, out, out_bytes);
+    shmd_handle_leave(&c->busy);
+    return rc;
 }
 
 uint64_t shmd_consumer_copies(const shmd_consumer *c)

@@ -4,7 +4,7 @@
 
 enum {
     RUN_MAX = 256,                            /* messages fetched ahead, into private memory */
-    BUFFER_BYTES = 65536 + SHMD_PY_HEAD_BYTES,
+    BUFFER_BYTES = 65536 + SHMD_PY_HEAD_BYTES + SHMD_PY_ALIGNED,
     PRIVATE_FROM_BYTES = 4096,                /* larger copies are handed out as they are, not copied again */
     FOREVER_SLICE_NS = 50000000,              /* between slices Python runs signal handlers */
     FOREVER_S = 1000000000,
@@ -17,9 +17,11 @@ static int use_buffer(consumer *c, PyObject *buffer)
     if (buffer == NULL)
         return -1;
     PyObject *before = c->buffer;
+    uintptr_t start = (uintptr_t)PyByteArray_AsString(buffer);
+    uintptr_t shift = -(start + SHMD_PY_HEAD_BYTES) % SHMD_PY_ALIGNED; /* the first message's payload is aligned */
     c->buffer = buffer;
-    c->run.out = PyByteArray_AsString(buffer);
-    c->run.out_bytes = (uint64_t)PyByteArray_Size(buffer);
+    c->run.out = (unsigned char *)start + shift;
+    c->run.out_bytes = (uint64_t)PyByteArray_Size(buffer) - shift;
     Py_XDECREF(before);
     return 0;
 }
@@ -173,7 +175,7 @@ static int may_hand_out(const consumer *c, int waited)
 
 static int grow_buffer(consumer *c)
 {
-    return use_buffer(c, PyByteArray_FromStringAndSize(NULL, 2 * ((Py_ssize_t)c->run.batch.length + SHMD_PY_HEAD_BYTES)));
+    return use_buffer(c, PyByteArray_FromStringAndSize(NULL, 2 * ((Py_ssize_t)c->run.batch.length + SHMD_PY_HEAD_BYTES + SHMD_PY_ALIGNED)));
 }
 
 /* A message, None when none came in time or the consumer was attached anew, NULL with an exception. */

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+_Static_assert(offsetof(shmd_py_message, payload) % 8 == 0, "a copied payload is aligned to a word");
+
 /* ---- making them -------------------------------------------------------------------------- */
 
 static shmd_py_message *allocate(PyTypeObject *type, Py_ssize_t inline_bytes, Py_ssize_t length)
@@ -24,13 +26,43 @@ static void unpack_head(shmd_py_message *m, const unsigned char *record)
     memcpy(&m->flags, record + 18, 2);
 }
 
-PyObject *shmd_py_message_packed(const unsigned char *record, Py_ssize_t length)
+/* An array's payload begins with what the wire says of it (shmd_tensor_t), which is no part of its bytes. One that is impossible
+ * stays where it is, and message.array says so. */
+static void pass_wire_head(shmd_py_message *m)
 {
-    shmd_py_message *m = allocate(shmd_py.message, length, length);
+    uint32_t bytes; /* of shared memory perhaps, and then loaded once */
+    if ((m->flags & SHMD_FLAG_TENSOR) == 0 || m->length < SHMD_PY_ALIGNED)
+        return;
+    memcpy(&bytes, m->data, sizeof bytes);
+    if (bytes < SHMD_PY_ALIGNED || bytes % SHMD_PY_ALIGNED != 0 || (Py_ssize_t)bytes > m->length)
+        return;
+    m->wire_head_bytes = bytes;
+    m->data += bytes;
+    m->length -= bytes;
+}
+
+/* A copy in the object itself. An array's head is a multiple of what its elements are aligned to; other payloads cost no padding. */
+static shmd_py_message *copied(PyTypeObject *type, uint16_t flags, const void *payload, Py_ssize_t length)
+{
+    int is_array = (flags & SHMD_FLAG_TENSOR) != 0;
+    shmd_py_message *m = allocate(type, length + (is_array ? SHMD_PY_ALIGNED - 1 : 0), length);
     if (m == NULL)
         return NULL;
-    unpack_head(m, record);
-    memcpy(m->payload, record + SHMD_PY_HEAD_BYTES, (size_t)length);
+    unsigned char *place = m->payload + (is_array ? -(uintptr_t)m->payload % SHMD_PY_ALIGNED : 0);
+    memcpy(place, payload, (size_t)length);
+    m->data = place;
+    m->flags = flags;
+    pass_wire_head(m);
+    return m;
+}
+
+PyObject *shmd_py_message_packed(const unsigned char *record, Py_ssize_t length)
+{
+    uint16_t flags;
+    memcpy(&flags, record + 18, sizeof flags);
+    shmd_py_message *m = copied(shmd_py.message, flags, record + SHMD_PY_HEAD_BYTES, length);
+    if (m != NULL)
+        unpack_head(m, record);
     return (PyObject *)m;
 }
 
@@ -41,6 +73,7 @@ PyObject *shmd_py_message_private(const unsigned char *record, Py_ssize_t length
         return NULL;
     unpack_head(m, record);
     m->data = record + SHMD_PY_HEAD_BYTES;
+    pass_wire_head(m);
     Py_INCREF(owner);
     m->owner = owner;
     return (PyObject *)m;
@@ -61,6 +94,7 @@ PyObject *shmd_py_message_placed(const shmd_batch_t *batch, Py_ssize_t length, s
     m->type = batch->type;
     m->flags = batch->flags;
     m->data = batch->data;
+    pass_wire_head(m);
     Py_INCREF((PyObject *)mapping);
     m->owner = (PyObject *)mapping;
     m->hold = hold;
@@ -91,13 +125,11 @@ static PyObject *message_make(PyTypeObject *type, PyObject *args, PyObject *keyw
     int is_bad = 0;
     for (int i = 0; i < 4 && !is_bad; i++)
         is_bad = unsigned_of(number[i], i < 2 ? UINT64_MAX : UINT16_MAX, &value[i]) < 0;
-    shmd_py_message *m = is_bad ? NULL : allocate(type, payload.len, payload.len);
+    shmd_py_message *m = is_bad ? NULL : copied(type, (uint16_t)value[3], payload.buf, payload.len);
     if (m != NULL) {
         m->seq = value[0];
         m->timestamp_ns = value[1];
         m->type = (uint16_t)value[2];
-        m->flags = (uint16_t)value[3];
-        memcpy(m->payload, payload.buf, (size_t)payload.len);
     }
     PyBuffer_Release(&payload);
     return (PyObject *)m;
@@ -141,6 +173,13 @@ static PyObject *message_data(PyObject *self, void *nothing)
     return PyMemoryView_FromObject(self);
 }
 
+static PyObject *message_wire_head(PyObject *self, void *nothing)
+{
+    shmd_py_message *m = (shmd_py_message *)self;
+    (void)nothing;
+    return PyBytes_FromStringAndSize((const char *)m->data - m->wire_head_bytes, m->wire_head_bytes);
+}
+
 static PyObject *message_mapping(PyObject *self, void *nothing)
 {
     shmd_py_message *m = (shmd_py_message *)self;
@@ -159,7 +198,8 @@ static PyMemberDef message_members[] = {
 };
 
 static PyGetSetDef message_getters[] = {
-    {"data", message_data, NULL, "The payload, read-only, not copied.", NULL},
+    {"data", message_data, NULL, "The payload, read-only, not copied; of an array its elements, as they lie in memory.", NULL},
+    {"_wire_head", message_wire_head, NULL, "What stands before an array's elements: a shmd_tensor_t with its tail; b\"\": none.", NULL},
     {"_mapping", message_mapping, NULL, "The shared memory that it lies in; None when it was copied.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -56,7 +56,7 @@ uint64_t shmd_py_mapping_hold_seq(shmd_py_mapping *mapping); /* the oldest seq t
 /* ---- messages (shmd_py_message.c) --------------------------------------------------------- */
 
 /* The payload is in the object itself, or elsewhere while `owner` lives: in a private buffer, or in shared memory, where
- * the message is a place that its mapping's holds know. It exports its payload as a read-only buffer. */
+ * the message is a place that its mapping's holds know. It exports its payload as a read-only buffer; of an array, its elements. */
 typedef struct shmd_py_message {
     PyObject_VAR_HEAD
     uint64_t seq;
@@ -65,13 +65,17 @@ typedef struct shmd_py_message {
     PyObject *owner;
     const unsigned char *data;
     Py_ssize_t length;
+    uint32_t wire_head_bytes; /* they stand right before data */
     uint16_t type;
     uint16_t flags;
-    uint8_t is_placed;
+    uint64_t is_placed; /* a word, so that what follows is aligned to one */
     unsigned char payload[];
 } shmd_py_message;
 
-enum { SHMD_PY_HEAD_BYTES = 20 }; /* of a packed record: shmd_batch_t says what it holds */
+enum {
+    SHMD_PY_HEAD_BYTES = 20, /* of a packed record: shmd_batch_t says what it holds */
+    SHMD_PY_ALIGNED = 64,    /* where an array's elements begin, also those of a copy */
+};
 
 PyObject *shmd_py_message_packed(const unsigned char *record, Py_ssize_t length);                   /* copies it */
 PyObject *shmd_py_message_private(const unsigned char *record, Py_ssize_t length, PyObject *owner); /* keeps a reference to owner */

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import shmdriver
 from shmdriver._native import ffi, lib
-from shmdriver.client.tensor import decode, head_of
+from shmdriver.client.message import Message
+from shmdriver.client.tensor import FLAG, head_of
 from shmdriver.errors import ShmDriverError
 from shmdriver.observe import Instance
 
@@ -26,7 +27,7 @@ ARRAY = HEAD + bytes(24)
 @example(ARRAY)
 def test_any_payload_as_an_array_is_an_array_or_refused(payload: bytes) -> None:
     with contextlib.suppress(ShmDriverError):
-        decode(memoryview(payload))
+        _ = Message(0, 0, 0, FLAG, payload).array
 
 
 @given(at=st.integers(0, len(ARRAY) - 1), value=st.binary(min_size=1, max_size=8))
@@ -39,9 +40,9 @@ def test_any_payload_as_an_array_is_an_array_or_refused(payload: bytes) -> None:
 def test_any_change_of_an_array_message_is_an_array_or_refused(at: int, value: bytes) -> None:
     changed = (ARRAY[:at] + value + ARRAY[at + len(value) :])[: len(ARRAY)]
     with contextlib.suppress(ShmDriverError):
-        array, meta = decode(memoryview(changed))
-        assert array.nbytes <= len(ARRAY)
-        assert len(meta) <= lib.SHMD_TENSOR_META_MAX
+        message = Message(0, 0, 0, FLAG, changed)
+        assert message.array.nbytes <= len(ARRAY)
+        assert len(message.meta) <= lib.SHMD_TENSOR_META_MAX
 
 
 def look_at_everything(instance: str) -> None:

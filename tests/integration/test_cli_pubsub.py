@@ -141,6 +141,18 @@ def test_arrays_travel_as_npy(driver: Client, tmp_path: Path) -> None:
     assert not stream.read()
 
 
+def test_sub_writes_the_elements_of_an_array_and_not_what_the_wire_adds(driver: Client) -> None:
+    array = np.arange(300, dtype="<u2").reshape(3, 100)
+    with driver.producer("a", slots=4, max_message=8192, min_consumers=2) as out:
+        raw = start("sub", "a", "-i", driver.instance, stdout=subprocess.PIPE)
+        told = start("sub", "a", "--json", "-i", driver.instance, stdout=subprocess.PIPE)
+        out.publish_array(array, meta=b"mine", timeout=PATIENCE_S)
+    assert finish(raw) == (0, array.tobytes(), "")
+    code, line, _ = finish(told)
+    assert code == 0
+    assert json.loads(line)["length"] == array.nbytes
+
+
 def test_pub_says_that_it_waits_for_a_consumer(driver: Client) -> None:
     pub = start("pub", "s", "-i", driver.instance, stdin=subprocess.DEVNULL)
     assert pub.stderr is not None

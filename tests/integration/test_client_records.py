@@ -227,3 +227,90 @@ def test_records_of_dtypes_that_have_no_buffer_format_travel_too(client, dtype, 
     got = reader.read_batch(timeout=5)
     assert got.dtype == kind
     assert got.tobytes() == sent.tobytes()
+
+
+class LooksLikeADataFrame:
+    def __array__(self, dtype=None, copy=None):
+        return np.array([[1.0, 2.0, 3.0, 4.0]], dtype)
+
+    def to_records(self):
+        raise AssertionError("nobody asked")
+
+
+@pytest.mark.fault(53, how="tables, lists of lists, flat lists and masked arrays, each published as records")
+@pytest.mark.parametrize("call", ["publish", "try_publish"])
+@pytest.mark.parametrize(
+    "data",
+    [LooksLikeADataFrame(), [[1, 2.0, 3.0, 4]], [1, 2.0, 3.0, 4], 5, np.ma.masked_array(ticks(2))],
+    ids=["table", "lists", "flat", "scalar", "masked"],
+)
+def test_records_that_nobody_meant_are_refused_and_nothing_is_published(client, call, data):
+    out, into = pair(client)
+    with into, out:
+        with pytest.raises(TypeError, match="stream 's': "):
+            getattr(out, call)(data)
+        out.publish([(1, 2.0, 3.0, 4)])
+        assert into.read_batch(timeout=5).tolist() == [(1, 2.0, 3.0, 4)]
+        assert out.seq == 1
+
+
+def test_the_advice_for_tables_works_whatever_the_order_of_their_columns(client):
+    pandas = pytest.importorskip("pandas")
+    df = pandas.DataFrame(
+        {"id": [1, 2], "qty": [3.5, 4.5], "px": [5.5, 6.5], "ts": [7, 8], "more": ["x", "y"]}
+    )
+    out, into = pair(client)
+    with into, out:
+        with pytest.raises(
+            TypeError, match=r"df\[list\(producer.dtype.names\)\].to_records\(index=False\).astype"
+        ):
+            out.publish(df)
+        out.publish(df[list(out.dtype.names)].to_records(index=False).astype(out.dtype))
+        assert into.read_batch(timeout=5).tolist() == [(7, 5.5, 3.5, 1), (8, 6.5, 4.5, 2)]
+
+
+def test_a_claim_on_a_record_stream_is_one_record(client):
+    out, into = pair(client)
+    with into, out:
+        for length in (0, 8, 31, 64):
+            with pytest.raises(ValueError, match="where a record has 32"):
+                out.claim(length)
+        with out.claim(TICK.itemsize) as claim:
+            claim.view[:] = ticks(1, 7).tobytes()
+        assert into.read_batch(timeout=5)["id"].tolist() == [7]
+
+
+def test_a_record_stream_takes_no_arrays_with_shapes_of_their_own(client):
+    out, into = pair(client)
+    with into, out:
+        with pytest.raises(TypeError, match=r"publish\(records\)"):
+            out.publish_array(ticks(1))
+        with pytest.raises(TypeError, match=r"publish\(records\)"):
+            out.claim_array((1,), TICK)
+        assert out.seq == 0
+
+
+def test_a_forwarded_message_of_records_is_those_records(client):
+    out, into = pair(client)
+    on, last = pair(client, "next")
+    with into, out, on, last:
+        out.publish(ticks(3))
+        for _ in range(3):
+            on.publish(into.read(timeout=5))
+        assert last.read_batch(timeout=5)["id"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.fault(54, how="back-pressure and refusals kept by their user")
+def test_an_exception_that_is_kept_keeps_no_buffer_of_records(client):
+    out, into = pair(client, slots=256)
+    with into, out:
+        data = bytearray(ticks(out.slots + 1).tobytes())
+        with pytest.raises(shmdriver.BackPressured) as full:
+            out.publish(data, timeout=0.01)
+        with pytest.raises(TypeError) as odd:
+            out.publish(memoryview(data).cast("d"))
+        data.append(1)  # BufferError while somebody exports it
+    with pytest.raises(shmdriver.HandleClosed) as closed:
+        out.publish(data[:32])
+    data.append(1)
+    assert all(caught.value.args for caught in (full, odd, closed))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shmdriver.client import tensor
+from shmdriver.client.message import Message
 from shmdriver.errors import ShmDriverError
 
 
@@ -13,6 +14,10 @@ def message_of(array, meta=b""):
     fortran = array.flags.f_contiguous and not array.flags.c_contiguous
     head = tensor.head_of(array.shape, array.dtype, fortran, meta)
     return head + array.tobytes(order="F" if fortran else "C")
+
+
+def received(payload):
+    return Message(0, 0, 0, tensor.FLAG, payload)
 
 
 @pytest.mark.parametrize(
@@ -30,8 +35,9 @@ def message_of(array, meta=b""):
     ids=lambda array: f"{array.dtype}-{array.ndim}d",
 )
 def test_what_goes_in_comes_out(array):
-    decoded, meta = tensor.decode(memoryview(message_of(array, b"tag")))
-    assert meta == b"tag"
+    message = received(message_of(array, b"tag"))
+    decoded = message.array
+    assert message.meta == b"tag"
     assert decoded.dtype == array.dtype
     assert decoded.shape == array.shape
     assert np.array_equal(decoded, array)
@@ -39,7 +45,7 @@ def test_what_goes_in_comes_out(array):
 
 
 def test_a_decoded_array_is_read_only_for_good():
-    decoded, _ = tensor.decode(memoryview(bytearray(message_of(np.arange(8)))).toreadonly())
+    decoded = received(message_of(np.arange(8))).array
     with pytest.raises(ValueError, match="read-only"):
         decoded[0] = 1
     with pytest.raises(ValueError, match="WRITEABLE"):
@@ -64,7 +70,7 @@ def test_too_long_meta_is_refused_with_both_numbers():
 @pytest.mark.parametrize("cut", [0, 3, 15, 40, 63, 70])
 def test_a_truncated_message_is_refused(cut):
     with pytest.raises(ShmDriverError, match="array message"):
-        tensor.decode(memoryview(message_of(np.arange(100)))[:cut])
+        _ = received(message_of(np.arange(100))[:cut]).array
 
 
 @pytest.mark.parametrize(
@@ -74,4 +80,4 @@ def test_a_lying_head_is_refused(offset, value):
     payload = bytearray(message_of(np.arange(10)))
     payload[offset] = value
     with pytest.raises(ShmDriverError):
-        tensor.decode(memoryview(payload))
+        _ = received(payload).array

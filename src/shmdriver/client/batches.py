@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from shmdriver._native import lib
-from shmdriver.client import directory
+from shmdriver._native import ffi, lib
+from shmdriver.client._raise import last_error
 from shmdriver.client.boundary import public
-from shmdriver.client.records import as_dtype, dtype_of
+from shmdriver.client.records import as_dtype, difference, dtype_of, schema_of
 from shmdriver.errors import EndOfStream, SchemaMismatch
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ __all__ = ["Batch", "Batches", "RecordReader"]
 
 Batch = np.ndarray[Any, np.dtype[Any]]
 
+_ALIGN = 64
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
+_TENSOR = int(lib.SHMD_FLAG_TENSOR)
 _COPIED_MAX = 65536  # records that a batch copies at most
 
 
@@ -53,104 +55,116 @@ class Batches:
 class RecordReader:
     """Fetches batches for one consumer, at most half the ring each: the producer has the other half.
 
-    The consumer owns it and passes itself: no cycle, so that a dropped consumer's lease ends at once.
+    What records are is a matter of each epoch: its producer's schema lies in its memory. The consumer owns
+    this and passes itself: no cycle, so that a dropped consumer's lease ends at once.
     """
 
-    __slots__ = ("_address", "_copied_bytes", "_copies", "_half", "_serial", "dtype")
+    __slots__ = (
+        "_address", "_copied_bytes", "_copies", "_declared", "_dtype", "_half", "_serial",
+    )  # fmt: skip
 
     def __init__(self, dtype: np.dtype[Any] | None) -> None:
-        self.dtype = dtype
+        self._declared = dtype
         self._copies: Batch | None = None
         self._address = self._copied_bytes = 0  # of the copies
-        self._half = 0  # of the mapped ring; 0: not known yet
-        self._serial = 0
+        self._serial = 0  # which mapping, and so which epoch, these are of:
+        self._dtype: np.dtype[Any] | None = None  # None: none is known yet
+        self._half = 0
 
     def known_dtype(self, consumer: Consumer) -> np.dtype[Any] | None:
-        """The dtype as passed, else as in the directory; None for bytes, or before the first producer."""
-        if self.dtype is None:
-            schema = directory.schema_of_stream(consumer._link.authority, consumer._info().stream_index)
-            if schema is not None:
-                self.dtype = as_dtype(dtype_of(schema))
-        return self.dtype
+        """The dtype as passed, else of what was read last or comes first; None: bytes, or not known yet."""
+        if self._declared is not None:
+            return self._declared
+        if consumer._found_serial:
+            return self._dtype_in(consumer, consumer._found_serial)
+        consumer._look()
+        info = consumer._info()
+        return self._dtype_in(consumer, int(info.mapping_serial)) if info.slots else None
 
     def fetch(self, consumer: Consumer, limit: int | None, timeout_ns: int) -> Batch | None:
         """The next batch, None when none came in time."""
-        dtype = self.dtype or self._await_dtype(consumer, timeout_ns)
-        if dtype is None:
-            return None
-        size = dtype.itemsize
-        if not self._half and not self._learn_ring(consumer, size, timeout_ns):
-            return None
-        most = self._half if limit is None or limit > self._half else limit
-        copies = self._copies_for(most, dtype)
-        found = consumer._fetch_records(most, size, timeout_ns, self._address, self._copied_bytes)
-        if found.__class__ is not int:
-            count = consumer._found_count
-        elif (count := self._count(consumer, found, timeout_ns)) == 0:
-            return None
-        changed = consumer._found_serial != self._serial
-        if changed:
-            self._half = 0
-            self._learn_ring(consumer, size, 0)
-        if found.__class__ is int:
-            self._copies = None
-            copies.flags.writeable = False
-            return copies[:count]
-        # By way of frombuffer: it keeps the read-only view, so that the array cannot be made writable.
-        place = np.frombuffer(found.data, np.uint8)
-        placed = np.ndarray((count,), dtype, place, strides=(consumer._found_stride,))
-        if not changed or count <= self._half:
-            return placed
-        # A run of the ring before may be more than half of this one: kept in place, it would hold all of it.
-        copied = placed.copy()
-        if consumer.valid():  # asked after the last byte
-            return copied
-        del placed, place, found
-        consumer._pending = 0
-        self._count(consumer, consumer._look(), timeout_ns)
+        while self._dtype is not None or self._learn(consumer, timeout_ns):
+            dtype = self._dtype
+            assert dtype is not None
+            most = self._half if limit is None or limit > self._half else limit
+            copies = self._copies_for(most, dtype)
+            found = consumer._fetch_records(
+                most, dtype.itemsize, timeout_ns, self._address, self._copied_bytes, self._serial
+            )
+            if found is None:  # the next producer's
+                self._dtype = None
+            elif found.__class__ is not int:
+                # By way of frombuffer: it keeps the read-only view, so that the array stays so.
+                place = np.frombuffer(found.data, np.uint8)
+                return np.ndarray((consumer._found_count,), dtype, place, strides=(consumer._found_stride,))
+            elif self._count(consumer, found, timeout_ns) == 0:
+                break
+            else:
+                self._copies = None
+                return _read_only(copies)[:found]
         return None
 
     def from_rows(self, consumer: Consumer, limit: int | None) -> Batch:
         """Messages that were fetched one by one and not handed out, as records (copied)."""
-        dtype = self.known_dtype(consumer)
+        dtype = self._dtype_in(consumer, consumer._found_serial)
         if dtype is None:
             self._raise_bytes(consumer)
         count = consumer.buffered if limit is None else min(limit, consumer.buffered)
         messages = [consumer._take() for _ in range(count)]
-        payloads = [bytes(message) for message in messages if message is not None]
-        odd = next((len(payload) for payload in payloads if len(payload) != dtype.itemsize), None)
+        rows = [(bytes(message), message.flags) for message in messages if message is not None]
+        odd = next((row for row in rows if len(row[0]) != dtype.itemsize or row[1] & _TENSOR), None)
         if odd is not None:
+            kind, size = "an array" if odd[1] & _TENSOR else "a message", dtype.itemsize
             raise SchemaMismatch(
-                f"stream {consumer.stream!r}: a message of {odd} bytes, where a record has {dtype.itemsize}",
+                f"stream {consumer.stream!r}: {kind} of {len(odd[0])} bytes, where a record has {size}",
                 stream=consumer.stream,
             )
-        return np.frombuffer(b"".join(payloads), dtype)
+        batch = _aligned(len(rows), dtype)
+        batch.view(np.uint8)[:] = np.frombuffer(b"".join(row[0] for row in rows), np.uint8)
+        return _read_only(batch)[:]
 
-    def _learn_ring(self, consumer: Consumer, size: int, timeout_ns: int) -> bool:
-        """Half the ring that is mapped, waiting for a first message when none is; whether it is known now."""
-        slots = int(consumer._info().slots)
-        if not slots:
-            self._count(consumer, consumer._fetch_records(0, size, timeout_ns, 0, 0), timeout_ns)
-            slots = int(consumer._info().slots)
-        self._half = max(slots // 2 // consumer.shard[1], 1) if slots else 0
-        self._serial = int(consumer._info().mapping_serial)
-        return slots > 0
+    def _learn(self, consumer: Consumer, timeout_ns: int) -> bool:
+        """Waits for a message, and takes notice of its epoch; whether there is one."""
+        # That a wait is over says only that there is something to see: perhaps an end. A fetch says what.
+        if self._count(consumer, consumer._fetch_records(0, 0, timeout_ns, 0, 0, 0), timeout_ns) == 0:
+            return False
+        serial, info = consumer._found_serial, consumer._info()
+        if info.mapping_serial != serial:
+            return False  # a signal's handler has read on
+        dtype = self._dtype_in(consumer, serial)
+        if dtype is None:
+            self._raise_bytes(consumer)
+        self._serial = serial
+        self._half = max(int(info.slots) // 2 // consumer.shard[1], 1)
+        self._copies = None
+        self._dtype = dtype  # from here on the three go together
+        return True
+
+    def _dtype_in(self, consumer: Consumer, serial: int) -> np.dtype[Any] | None:
+        """Of the records in the mapping with that number; None: bytes. Raises SchemaMismatch."""
+        if serial == self._serial and self._dtype is not None:
+            return self._dtype
+        stream, declared = consumer.stream, self._declared
+        text = ffi.new("char[]", int(lib.SHMD_SCHEMA_BYTES))
+        length = int(lib.shmd_guarded_schema(consumer._open_handle, serial, text, ffi.sizeof(text)))
+        if length in (lib.SHMD_E_LAYOUT, lib.SHMD_E_CORRUPT):
+            raise SchemaMismatch(f"{last_error()}: what was read cannot be taken for records", stream=stream)
+        if length < 0:
+            raise consumer._failure(length)
+        schema = bytes(ffi.buffer(text, length)).decode("utf-8", "replace")
+        found = as_dtype(dtype_of(schema)) if schema else None
+        if declared is not None and schema != schema_of(declared):
+            words = difference(found, declared) if found is not None else "found bytes"
+            raise SchemaMismatch(f"stream {stream!r}: {words}", stream=stream, found=schema)
+        return found
 
     def _copies_for(self, most: int, dtype: np.dtype[Any]) -> Batch:
         """Private memory for records that the gate does not protect; handed out when it was used."""
         copies = self._copies
         if copies is None or len(copies) < min(most, _COPIED_MAX):
-            copies = self._copies = np.empty(min(most, _COPIED_MAX), dtype)
+            copies = self._copies = _aligned(min(most, _COPIED_MAX), dtype)
             self._address, self._copied_bytes = copies.ctypes.data, copies.nbytes
         return copies
-
-    def _await_dtype(self, consumer: Consumer, timeout_ns: int) -> np.dtype[Any] | None:
-        if self.known_dtype(consumer) is None:
-            code = lib.shmd_guarded_wait(consumer._open_handle, timeout_ns)
-            self._count(consumer, code, timeout_ns)
-            if self.known_dtype(consumer) is None and code > 0:
-                self._raise_bytes(consumer)
-        return self.dtype
 
     def _count(self, consumer: Consumer, code: int, wait_ns: int) -> int:
         if code >= 0:
@@ -164,3 +178,18 @@ class RecordReader:
             f"stream {consumer.stream!r} carries bytes, not records: read messages, "
             "or make its producer with dtype="
         )
+
+
+def _aligned(n: int, dtype: np.dtype[Any]) -> Batch:
+    """Memory for ``n`` records that begins at a multiple of 64."""
+    memory = np.empty(n * dtype.itemsize + _ALIGN - 1, np.uint8)
+    start = -memory.ctypes.data % _ALIGN
+    return memory[start : start + n * dtype.itemsize].view(dtype)
+
+
+def _read_only(batch: Batch) -> Batch:
+    """``batch`` of :func:`_aligned`, from which on no view of it can be made writable."""
+    memory = batch.base
+    assert isinstance(memory, np.ndarray)
+    memory.flags.writeable = batch.flags.writeable = False
+    return batch

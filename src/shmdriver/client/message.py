@@ -1,8 +1,9 @@
 """Messages as a consumer hands them out.
 
-A Message is one object that exports its payload as a read-only buffer. The payload of a small one is
-copied into it; one that lies in the arena of a reliable stream is shared memory, which is kept from the
-producer as long as the message, or anything made of it, lives.
+A Message is one object that exports its payload as a read-only buffer; of an array that is its elements,
+at an address that is a multiple of 64. The payload of a small one is copied into it; one that lies in the
+arena of a reliable stream is shared memory, which is kept from the producer as long as the message, or
+anything made of it, lives.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class LostRange(NamedTuple):
 class Message(MessageCore):
     """One message. Always true; ``len(message)`` and ``bytes(message)`` are of its payload.
 
-    Two messages are equal when seq, timestamp, type, flags and payload are.
+    Of an array they are its elements, as they lie in memory. Two messages are equal when seq, timestamp,
+    type, flags and payload are (of an array: shape, dtype and meta, too).
     """
 
     __slots__ = ()
@@ -55,7 +57,7 @@ class Message(MessageCore):
                 f"message {self.seq} carries bytes, no array: "
                 "read message.data, or publish with publish_array"
             )
-        array: np.ndarray[Any, np.dtype[Any]] = tensor_module().decode(self.data)[0]
+        array: np.ndarray[Any, np.dtype[Any]] = tensor_module().decode(self._wire_head, self.data)[0]
         return array
 
     @property
@@ -63,7 +65,7 @@ class Message(MessageCore):
         """The ``meta=`` that was published with the array; b"" when none, or when it was bytes."""
         if not self.flags & _TENSOR:
             return b""
-        meta: bytes = tensor_module().decode(self.data)[1]
+        meta: bytes = tensor_module().decode(self._wire_head, self.data)[1]
         return meta
 
     def valid(self) -> bool:
@@ -77,16 +79,17 @@ class Message(MessageCore):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Message):
             return NotImplemented
-        return _head(self) == _head(other) and self.data == other.data
+        return _fields(self) == _fields(other) and self.data == other.data
 
     def __lt__(self, other: Message) -> bool:  # for heaps of (time, message), and sorted()
-        return (*_head(self), bytes(self)) < (*_head(other), bytes(other))
+        return (*_fields(self), bytes(self)) < (*_fields(other), bytes(other))
 
     def __hash__(self) -> int:
-        return hash(_head(self))
+        return hash(_fields(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self.__class__, (*_head(self), bytes(self))
+        *fields, wire_head = _fields(self)
+        return self.__class__, (*fields, wire_head + bytes(self))
 
     def __repr__(self) -> str:
         head = bytes(self.data[:32])
@@ -103,5 +106,6 @@ def tensor_module() -> Any:
     return tensor
 
 
-def _head(message: Message) -> tuple[int, int, int, int]:
-    return message.seq, message.timestamp_ns, message.type, message.flags
+def _fields(message: Message) -> tuple[int, int, int, int, bytes]:
+    """All but the payload."""
+    return message.seq, message.timestamp_ns, message.type, message.flags, message._wire_head  # noqa: SLF001

@@ -79,6 +79,7 @@ class Producer(ProducerCore, StreamHandle):
         import numpy as np
 
         array = np.asanyarray(array)
+        tensor.check_unmasked(array)
         fortran = array.flags.f_contiguous and not array.flags.c_contiguous
         if not (array.flags.c_contiguous or fortran):
             with self.claim_array(array.shape, array.dtype, type=type, meta=meta, timeout=timeout) as place:

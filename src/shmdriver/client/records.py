@@ -1,4 +1,7 @@
-"""numpy dtypes as schemas: one canonical text for each, and the difference of two in words."""
+"""numpy dtypes as schemas: one canonical text for each, and the difference of two in words.
+
+What has no text that means just it is refused: another process would take it for something else.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 from shmdriver._native import lib
 from shmdriver.errors import SchemaMismatch
 
-__all__ = ["as_dtype", "difference", "dtype_of", "schema_of"]
+__all__ = ["as_dtype", "check_unmasked", "description_of", "difference", "dtype_of", "schema_of"]
 
 _SCHEMA_BYTES_MAX = int(lib.SHMD_SCHEMA_BYTES) - 1
 _RECORD_BYTES_MAX = int(lib.SHMD_SLOT_BYTES_MAX) - int(lib.SHMD_SLOT_HEADER_BYTES)
@@ -34,8 +37,8 @@ def as_dtype(dtype: Any) -> np.dtype[Any]:
 
 
 def schema_of(dtype: np.dtype[Any]) -> str:
-    """The canonical text of ``dtype``, the same on every machine and in every process."""
-    text = repr(np.lib.format.dtype_to_descr(dtype))
+    """:func:`description_of`, as long as the directory keeps it."""
+    text = description_of(dtype)
     if len(text.encode()) > _SCHEMA_BYTES_MAX:
         raise ValueError(
             f"schema of {len(text.encode())} bytes: the directory keeps at most {_SCHEMA_BYTES_MAX}; "
@@ -44,11 +47,41 @@ def schema_of(dtype: np.dtype[Any]) -> str:
     return text
 
 
+def description_of(dtype: np.dtype[Any]) -> str:
+    """The canonical text of ``dtype``, the same on every machine and in every process. TypeError: none."""
+    if dtype.hasobject:
+        raise TypeError(f"dtype {dtype}: Python objects cannot live in shared memory")
+    if dtype.subdtype is not None:
+        raise TypeError(
+            f"dtype {dtype}: numpy describes a bare subarray without its shape; make it a field, as "
+            f"[('values', {dtype.subdtype[0].str!r}, {dtype.subdtype[1]})], or part of the array's shape"
+        )
+    try:
+        text = repr(np.lib.format.dtype_to_descr(dtype))
+    except ValueError as error:
+        raise TypeError(f"dtype {dtype}: numpy has no description of it: {error}") from error
+    if dtype_of(text) != dtype:
+        raise TypeError(
+            f"dtype {dtype}: numpy describes it only as {text}, which is something else in another process; "
+            "publish its bits, as array.view('u1') or 'u2', and read them as what they are"
+        )
+    return text
+
+
+def check_unmasked(array: Any) -> None:
+    """TypeError for a masked array: its mask would not travel, and its hidden values would."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            "a masked array would lose its mask: publish array.filled(value), or its data and "
+            "np.ma.getmaskarray(array) each by themselves"
+        )
+
+
 def dtype_of(schema: str) -> np.dtype[Any]:
     """The dtype that a canonical text describes. SchemaMismatch when it is none."""
     try:
         return np.dtype(np.lib.format.descr_to_dtype(ast.literal_eval(schema)))
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, LookupError, RecursionError, MemoryError) as error:
         raise SchemaMismatch(
             f"the stream's schema is no numpy dtype description: {schema!r}", found=schema
         ) from error

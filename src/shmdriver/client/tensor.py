@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 
 from shmdriver._native import lib
-from shmdriver.client.records import dtype_of
+from shmdriver.client.records import check_unmasked, description_of, dtype_of
 from shmdriver.errors import ShmDriverError
 
-__all__ = ["FLAG", "HEAD_BYTES_MAX", "decode", "head_of", "view_of"]
+__all__ = ["FLAG", "HEAD_BYTES_MAX", "check_unmasked", "decode", "head_of", "view_of"]
 
 FLAG = int(lib.SHMD_FLAG_TENSOR)
 _FIXED = struct.Struct("<IHHBBB5x")
@@ -33,13 +33,11 @@ HEAD_BYTES_MAX = 512
 @lru_cache(maxsize=64)
 def head_of(shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool, meta: bytes) -> bytes:
     """The head for an array. TypeError and ValueError for what cannot be sent."""
-    if dtype.hasobject:
-        raise TypeError(f"dtype {dtype}: Python objects cannot live in shared memory")
     if len(shape) > _DIMS_MAX:
         raise ValueError(f"array of {len(shape)} dimensions: at most {_DIMS_MAX}")
     if len(meta) > _META_MAX:
         raise ValueError(f"meta of {len(meta)} bytes: at most {_META_MAX}")
-    text = repr(np.lib.format.dtype_to_descr(dtype)).encode()
+    text = description_of(dtype).encode()
     if len(text) > _DTYPE_MAX:
         raise ValueError(f"dtype description of {len(text)} bytes: at most {_DTYPE_MAX}")
     body = struct.pack(f"<{len(shape)}Q", *shape) + text + meta
@@ -48,21 +46,21 @@ def head_of(shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool, meta: b
     return (fixed + body).ljust(total, b"\0")
 
 
-def decode(data: memoryview) -> tuple[np.ndarray[Any, np.dtype[Any]], bytes]:
-    """The array in a payload, in place, and its meta. ShmDriverError when the payload is no array."""
-    if len(data) < _FIXED.size:
-        raise ShmDriverError(f"array message of {len(data)} bytes: shorter than its head of {_FIXED.size}")
-    head_bytes = _FIXED.unpack_from(data)[0]
-    if head_bytes > len(data) or head_bytes % _ALIGN or head_bytes < _ALIGN:
-        raise ShmDriverError(f"array message of {len(data)} bytes with an impossible head of {head_bytes}")
+def decode(head: bytes, data: memoryview) -> tuple[np.ndarray[Any, np.dtype[Any]], bytes]:
+    """The array whose elements are ``data``, in place, and its meta. ShmDriverError: it is no array.
+
+    The C core has cut the payload there; an empty ``head`` says that it could not.
+    """
+    if not head:
+        raise ShmDriverError(f"array message of {len(data)} bytes: its head is impossible")
     try:
-        shape, dtype, order, meta, count = _layout(bytes(data[:head_bytes]))
-        if len(data) - head_bytes != count * dtype.itemsize:
+        shape, dtype, order, meta, count = _layout(head)
+        if len(data) != count * dtype.itemsize:
             raise ShmDriverError(
-                f"array message with {len(data) - head_bytes} bytes of elements: "
+                f"array message with {len(data)} bytes of elements: "
                 f"shape {shape} of {dtype} has {count * dtype.itemsize}"
             )
-        return view_of(data, shape, dtype, order, head_bytes), meta
+        return view_of(data, shape, dtype, order), meta
     except (ValueError, TypeError, SyntaxError, OverflowError) as error:  # a dtype or a shape that is none
         raise ShmDriverError(f"array message whose head makes no array: {error}") from error
 
