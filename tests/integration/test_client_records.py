@@ -178,8 +178,8 @@ def test_batches_go_on_with_the_next_producer(client):
     assert got == list(range(3000))
 
 
-@pytest.mark.fault(43, how="eviction between a fetch and the copy of what it found")
-def test_a_run_that_is_overwritten_before_it_was_copied_is_not_handed_out(monkeypatch):
+@pytest.mark.fault(43, how="eviction between a look at the next epoch and the fetch of its records")
+def test_a_run_that_is_overwritten_before_it_was_fetched_is_not_handed_out(monkeypatch):
     from shmdriver.client.batches import RecordReader
     from shmdriver.driver.config import Config
 
@@ -189,19 +189,29 @@ def test_a_run_that_is_overwritten_before_it_was_copied_is_not_handed_out(monkey
             out.publish(ticks(1))
         assert into.read_batch(timeout=30) is not None
         with client.producer("s", dtype=TICK, slots=16, slow_consumer="evict") as out:
-            out.publish(
-                ticks(out.slots)
-            )  # more than half of this ring, which the reader takes for the other one
-            learn = RecordReader._learn_ring
+            out.publish(ticks(out.slots))
+            learn = RecordReader._learn
 
             def learn_and_be_evicted(*args):
                 learnt = learn(*args)
                 out.publish(ticks(out.slots, 1000), timeout=30)
                 return learnt
 
-            monkeypatch.setattr(RecordReader, "_learn_ring", learn_and_be_evicted)
+            monkeypatch.setattr(RecordReader, "_learn", learn_and_be_evicted)
             with pytest.raises(shmdriver.LeaseRevoked):
                 into.read_batch(timeout=30)
+
+
+def test_a_first_batch_of_the_next_ring_is_at_most_half_of_that_one(client):
+    with client.consumer("s", dtype=TICK, follow=True) as into:
+        with client.producer("s", dtype=TICK, slots=1024) as out:
+            out.publish(ticks(1))
+        assert len(into.read_batch(timeout=30)) == 1
+        with client.producer("s", dtype=TICK, slots=64) as out:
+            out.publish(ticks(out.slots))
+            batch = into.read_batch(timeout=30)
+            assert len(batch) == out.slots // 2
+            assert batch.strides == (64,)  # in place
 
 
 def test_a_lossy_batch_consumer_counts_its_gaps(client):
