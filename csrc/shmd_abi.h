@@ -934,6 +934,8 @@ int64_t shmd_guarded_claim(shmd_producer *producer, uint32_t length);
 int shmd_guarded_commit(shmd_producer *producer, uint32_t length, uint16_t type, uint16_t flags);
 int shmd_guarded_abort(shmd_producer *producer);
 int shmd_guarded_wait_room(shmd_producer *producer, uint32_t length, uint64_t timeout_ns);
+int64_t shmd_guarded_unread(shmd_producer *producer, uint64_t bound);
+    /* for one that keeps: how many messages nobody has read; from now on at most bound may wait to be read (at most the ring's slots) */
 int shmd_guarded_producer_close(shmd_producer *producer, int aborted);   /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
 int shmd_guarded_producer_abandon(shmd_producer *producer);              /* likewise as aborted, and never waits; SHMD_E_CONCURRENT: not now, a thread is inside */
 int shmd_guarded_window(shmd_producer *producer, uint64_t length, shmd_window_t *out); /* maps the one in which a claim of that length lies */
@@ -953,6 +955,12 @@ int64_t shmd_guarded_fetch_records(shmd_consumer *consumer, uint64_t hold_seq, u
 int shmd_guarded_release(shmd_consumer *consumer, uint64_t hold_seq);    /* advances the gate only */
 int shmd_guarded_wait(shmd_consumer *consumer, uint64_t timeout_ns);
 int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns);
+uint64_t shmd_consumer_count(const shmd_consumer *consumer, uint64_t types);
+    /* from any thread: how many messages that it has not read, in the epoch that is mapped, have a type whose last 6 bits are in
+       `types`, one bit a type */
+int64_t shmd_guarded_oldest(shmd_consumer **consumers, uint32_t n, uint32_t most);
+    /* index of the one whose next message was published first (its producer stamps), and << 32 how many messages of that one, at most
+       `most`, come before those of all others; -1: none has any. One that a fetch has an end to tell of comes first */
 int shmd_guarded_watch(shmd_consumer *consumer, int fd, int is_readable); /* is_readable: the caller has messages of a run left */
 int shmd_guarded_settle(shmd_consumer *consumer); /* the run that shmd_guarded_fetch copied is used up; other fetches settle by themselves */
 int shmd_guarded_consumer_close(shmd_consumer *consumer);                /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */

@@ -170,6 +170,16 @@ int shmd_guarded_wait_room(shmd_producer *p, uint32_t length, uint64_t timeout_n
     return rc;
 }
 
+int64_t shmd_guarded_unread(shmd_producer *p, uint64_t bound)
+{
+    int rc = enter_producer(p);
+    if (rc != SHMD_OK)
+        return rc;
+    int64_t count = (int64_t)shmd_producer_unread(p, bound);
+    shmd_handle_leave(&p->busy);
+    return count;
+}
+
 int shmd_guarded_producer_close(shmd_producer *p, int aborted)
 {
     if (p == NULL)

@@ -17,6 +17,8 @@ static int enter_consumer(shmd_consumer *c)
     return shmd_guard_enter(&guard);
 }
 
+int shmd_consumer_enter(shmd_consumer *c) { return enter_consumer(c); }
+
 /* Moves the gate to min(position, hold_seq), never back. */
 static void release_to(shmd_consumer *c, uint64_t hold_seq)
 {

@@ -286,6 +286,7 @@ shmd_producer *shmd_producer_new(shmd_client *client, const char *stream); /* ze
 void shmd_producer_free(shmd_producer *producer);
 int shmd_producer_forked(const shmd_producer *producer);         /* SHMD_E_FORKED with its text */
 int shmd_producer_check_length(const shmd_producer *producer, uint64_t length);
+uint64_t shmd_producer_unread(shmd_producer *producer, uint64_t bound); /* shmd_guarded_unread, inside the guard */
 int shmd_commit_flags(shmd_producer *producer, uint32_t length, uint16_t type, uint16_t flags);
 int64_t shmd_publish_strided(shmd_producer *producer, const void *records, uint32_t record_bytes, uint64_t stride, uint64_t n, uint64_t timeout_ns);
 void shmd_producer_unblocked(shmd_producer *producer);
@@ -302,6 +303,7 @@ uint64_t shmd_consumer_batch(shmd_consumer *consumer, uint64_t limit); /* of at 
 void shmd_consumer_flow_begin(shmd_consumer *consumer);     /* in a new epoch */
 void shmd_consumer_caught_up(shmd_consumer *consumer);      /* nothing is left to read: may keep off the producer for a moment */
 void shmd_consumer_keep_off(shmd_consumer *consumer);       /* read up to look_until: looks at the head, and moves look_until */
+int shmd_consumer_enter(shmd_consumer *consumer); /* takes the guard of a handle, which may be NULL; shmd_handle_leave gives it back */
 int shmd_consumer_drain(shmd_consumer *consumer);
 int shmd_consumer_look_begin(const shmd_consumer *consumer); /* from any thread: 1 when what it is mapped to may be looked at, until ... */
 void shmd_consumer_look_end(const shmd_consumer *consumer);  /* ... this */

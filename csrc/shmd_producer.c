@@ -93,6 +93,16 @@ int shmd_producer_keep(shmd_producer *p, uint64_t bound)
     return SHMD_OK;
 }
 
+uint64_t shmd_producer_unread(shmd_producer *p, uint64_t bound)
+{
+    uint32_t gate;
+    p->bound = shmd_min(shmd_max(bound, 1), p->mask + 1);
+    p->limit = shmd_min(p->limit, p->seq); /* whatever is published next looks at the gates, with the new bound */
+    shmd_store_release(&p->data->head, p->seq);
+    shmd_fence_seq_cst(); /* J1, as in shmd_producer_room */
+    return p->seq - unread(p, shmd_load_acquire(&p->hot->gate_mask), &gate);
+}
+
 static void free_spans(shmd_producer *p, uint64_t freed_below)
 {
     uint64_t tail = p->arena_limit - p->arena_bytes;

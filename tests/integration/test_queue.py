@@ -128,18 +128,20 @@ def test_an_object_larger_than_the_lane_goes_in_parts(client):
     assert got["b"] == b"x" * 500_000
 
 
-def test_an_object_that_went_in_only_half_is_void(client):
+@pytest.mark.fault(52, how="an object of 16 lanes' size, and a bound of 1")
+def test_a_bound_counts_objects_however_large(client):
     queue = client.queue("q", maxsize=2, max_bytes=1 << 16)
+    queue.put_nowait(bytes(1_000_000))
+    queue.put_nowait("second")
     with pytest.raises(standard.Full):
-        queue.put(bytes(1_000_000), timeout=0.05)
-    while True:
-        try:
-            queue.put("whole", timeout=0)
-            break
-        except standard.Full:
-            with pytest.raises(standard.Empty):
-                queue.get_nowait()  # takes the parts that are there out of the way
-    assert queue.get(timeout=60) == "whole"
+        queue.put_nowait("third")
+    assert queue.full()
+    assert len(queue.get(timeout=60)) == 1_000_000
+    queue.put("third", timeout=60)
+    assert queue.get(timeout=60) == "second"
+    assert queue.get(timeout=60) == "third"
+    assert queue.empty()
+    assert not queue.full()
 
 
 def test_what_cannot_be_pickled_is_told_to_the_putter(client):

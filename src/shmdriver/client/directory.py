@@ -13,8 +13,10 @@ from shmdriver._native import ffi, lib
 
 __all__ = [
     "Blocker",
+    "EpochEnd",
     "StreamSlot",
     "blocker_of",
+    "end_of_epoch",
     "epoch_count",
     "epoch_hot",
     "first_wired_epoch",
@@ -40,12 +42,20 @@ class Blocker(NamedTuple):
     pid: int
 
 
+class EpochEnd(NamedTuple):
+    """Why an epoch has ended, and how many messages it has."""
+
+    reason: int
+    seq: int
+
+
 class StreamSlot(NamedTuple):
-    """A stream as the directory shows it: whether it has a producer, and how many consumers are attached."""
+    """A stream as the directory shows it: whether it has a producer, how many consumers and epochs."""
 
     name: str
     producer: bool
     consumers: int
+    epochs: int
 
 
 def streams_with_prefix(authority: Any, prefix: str) -> list[StreamSlot]:
@@ -55,7 +65,8 @@ def streams_with_prefix(authority: Any, prefix: str) -> list[StreamSlot]:
         stream = _stream(authority, index)
         if stream is not None and (name := _text(stream.name)).startswith(prefix):
             has_producer = stream.producer_lease_id != 0
-            found.append(StreamSlot(name, has_producer, int(stream.gates_used).bit_count()))
+            consumers = int(stream.gates_used).bit_count()
+            found.append(StreamSlot(name, has_producer, consumers, int(stream.epoch_count)))
     return found
 
 
@@ -146,6 +157,16 @@ def sealed_epochs(authority: Any, stream_index: int) -> dict[int, int]:
         for record in _epochs(authority, stream_index)
         if int(record.hot.state) & 0xFF == lib.SHMD_EPOCH_SEALED
     }
+
+
+def end_of_epoch(authority: Any, stream_index: int, epoch: int) -> EpochEnd | None:
+    """How an epoch has ended: None while it has not; reason 0, seq 0 when that is not known any more."""
+    for record in _epochs(authority, stream_index):
+        if int(record.hot.state) >> 8 == epoch:
+            if int(record.hot.state) & 0xFF in (lib.SHMD_EPOCH_OPEN, lib.SHMD_EPOCH_SEALING):
+                return None
+            return EpochEnd(int(record.end_reason), int(record.hot.sealed_seq))
+    return EpochEnd(0, 0)
 
 
 def epoch_hot(authority: Any, stream_index: int, epoch: int) -> Any:

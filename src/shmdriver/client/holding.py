@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,16 +21,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Holder"]
 
+_LOGGER = logging.getLogger("shmdriver")
+
 
 class Holder:
     """Of one queue. A thread of its own calls ``changed`` when its streams may have."""
 
-    __slots__ = ("_changed", "_client", "_link", "_look", "_prefix", "_stop", "lease")
+    __slots__ = ("_again", "_changed", "_client", "_link", "_look", "_prefix", "_stop", "_told", "lease")
 
-    def __init__(self, client: Client, queue: str, changed: Callable[[], object]) -> None:
-        """Raises AttachRejected (PRODUCER_EXISTS: another process holds it), DriverUnavailable."""
+    def __init__(self, client: Client, queue: str, changed: Callable[[], bool]) -> None:
+        """``changed`` returns whether it is to be called again soon.
+
+        Raises AttachRejected (PRODUCER_EXISTS: another process holds it), DriverUnavailable.
+        """
         self._client = client
         self._changed = changed
+        self._again = False
+        self._told = ""
         self._prefix = stream_name(queue, "")
         self._look = OrphanLook(client)
         self.lease: Producer = client.producer(stream_name(queue, "keep"), slots=2)
@@ -56,16 +64,19 @@ class Holder:
 
     def _idle(self) -> None:
         """Now and then: a driver that was removed says nothing, and one that is waited for neither."""
-        if self._look.is_due or (self.lease._comeback is not None and self.lease._comeback.left is not None):
+        comeback = self.lease._comeback
+        if self._again or self._look.is_due or (comeback is not None and comeback.left is not None):
             self._turn()
 
     def _turn(self) -> None:
         try:
-            if self._holds_on():
-                self._changed()
-        except errors.ShmDriverError:
-            if not self._client.closed and self._client.driver_alive:
-                raise
+            self._again = self._holds_on() and self._changed()
+        except errors.ShmDriverError as error:
+            # A refusal, or a driver that goes. The next turn tries again; putters that wait say so.
+            self._again = not isinstance(error, errors.HandleClosed)
+            if str(error) != self._told and not self._client.closed:
+                self._told = str(error)
+                _LOGGER.warning("queue holder: %s", error)
 
     def _holds_on(self) -> bool:
         """Whether its lease stands, perhaps anew, and perhaps with another driver."""

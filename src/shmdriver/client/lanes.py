@@ -13,11 +13,11 @@ a note that objects are lost.
 
 from __future__ import annotations
 
-import math
 import struct
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
 
 from shmdriver import errors
 from shmdriver._native import lib
@@ -33,19 +33,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Inlet", "lane_name", "lanes_of", "loss", "stream_name"]
 
-_T = TypeVar("_T")
-
 PLAIN, BUFFERS = 0, 1  # a whole object
 FIRST, MORE, LAST = 2, 3, 4  # a part of one; the first says how long it is, and how it is encoded
 LOST = 5  # how many objects that came before are lost
+WAITING = 6  # objects wait in their putter's memory, and die with it, up to one without this in its type:
+MORE_WAITS = 0x100
+WHOLE_OBJECTS = 1 << PLAIN | 1 << BUFFERS | 1 << LAST  # types, of which each message completes an object
 PART_HEAD = struct.Struct("<QQ")
 LOST_COUNT = struct.Struct("<Q")
 NOT_KNOWN = 2**64 - 1
 SLOT_BYTES = 256
 INLINE_MAX = SLOT_BYTES - int(lib.SHMD_SLOT_HEADER_BYTES)  # a larger message lies in the arena
 SLOTS_UNBOUNDED = 1024
-SLOTS_BOUNDED_MAX = 65536
-WIRED_S = 1.0  # whoever holds the queue notices a new lane long before this
+SLOTS_BOUNDED_MIN, SLOTS_BOUNDED_MAX = 64, 65536
+WIRED_S = 1.0  # the holder of the queue notices a new lane long before this
 LOOK_S = 1.0  # between two looks of one that waits for room
 _TAKEN = (errors.Reason.PRODUCER_EXISTS, errors.Reason.UNDRAINED)
 _UNKNOWN_SEAL = 2**64 - 1
@@ -83,33 +84,55 @@ class _AnewError(Exception):
     """The lane is another one by now: what goes in parts begins again."""
 
 
+class _Several:
+    """Messages that are not one object each: the parts of one, or a note."""
+
+    __slots__ = ("first", "is_open", "messages", "objects")
+
+    def __init__(self, first: int) -> None:
+        self.first = first  # seq
+        self.messages = 0
+        self.objects = 0  # 1 once the object is complete
+        self.is_open = True  # more may come
+
+    def is_read(self, seq: int) -> bool:
+        """Whether nothing of it stands at ``seq`` or behind."""
+        return not self.is_open and self.first + self.messages <= seq
+
+
 class Inlet:
-    """The putting end in one process: the producer of one lane, or of the one that follows it."""
+    """The putting end in one process: the producer of one lane, or of the one that follows it.
 
-    __slots__ = ("_bound", "_client", "_encoder", "_look", "_max_bytes", "_number", "_queue", "look_at",
-                 "max_part", "producer")  # fmt: skip
+    Its user lets one thread in at a time. No call waits, but for a driver that answers.
+    """
 
-    def __init__(self, client: Client, queue: str, maxsize: int, max_bytes: int, deadline: Deadline) -> None:
-        """Takes a free lane, or makes one. Raises AttachRejected, AttachTimeout, DriverUnavailable."""
+    __slots__ = ("_bound", "_client", "_is_stamped", "_look", "_max_bytes", "_number", "_queue",
+                 "_several", "_slots", "_tells", "look_at", "max_part", "more_waits", "producer")  # fmt: skip
+
+    def __init__(
+        self, client: Client, queue: str, maxsize: int, max_bytes: int, *, is_stamped: bool = True
+    ) -> None:
+        """Takes a free lane, or makes one. Raises AttachRejected, AttachTimeout, DriverUnavailable.
+
+        What goes into a lane without stamps is read before all else: for objects of putters that have ended.
+        """
         self._client = client
         self._queue = queue
         self._bound = maxsize
         self._max_bytes = max_bytes
+        self._is_stamped = is_stamped
         self._number = -1
-        self._encoder = pickling.Encoder()
+        self._tells = False  # the getter knows that objects wait in this process's memory
+        self.more_waits = False  # in this process's memory, behind what is put now
         self._look = OrphanLook(client)
-        self.look_at = time.monotonic() if client.reconnect else math.inf  # when look() is due
+        self.look_at = 0.0  # before this put_small() will do
         self.producer: Producer
-        self._take_lane(deadline, attach_s=5.0)
+        self._take_lane(attach_s=5.0)
 
     # ---- putting
 
-    def encode(self, obj: object) -> tuple[bytes, list[memoryview]]:
-        """As it is put; the buffers are the object's own memory."""
-        return self._encoder.encode(obj)
-
     def put_small(self, head: bytes) -> bool:
-        """Puts a pickle without buffers, if it fits and there is room at once."""
+        """Puts a pickle without buffers, if it fits and there is room at once. Only before ``look_at``."""
         try:
             return len(head) <= self.max_part and self.producer.try_publish(head) == 1
         except errors.ShmDriverError:
@@ -117,32 +140,78 @@ class Inlet:
                 raise
             return False  # its lane has ended: put() says so, or has another one
 
-    def put(self, head: bytes, buffers: list[memoryview], deadline: Deadline) -> None:
+    def put(self, head: bytes, buffers: list[memoryview]) -> bool:
+        """Puts an object now, or not: then parts of it that went in are void. Raises as steps()."""
+        return next(self.steps(head, buffers), True)
+
+    def steps(self, head: bytes, buffers: list[memoryview]) -> Iterator[bool]:
         """Puts an object, by another lane when this one has ended and the client reconnects.
 
-        Raises BackPressured when there was no room in time (parts of the object that went in are void),
-        LeaseRevoked, ObjectsLost (the object was not put), DriverUnavailable.
+        Yields False whenever there is no room. Raises LeaseRevoked, ObjectsLost (the object was not put),
+        DriverUnavailable.
         """
         while True:
             try:
-                if self.producer.closed:
-                    self._come_back(deadline)
-                self._put(head, buffers, deadline)
+                while self.producer.closed and not self._came_back():
+                    yield False
+                yield from self._steps(head, buffers)
                 return
             except _AnewError:
                 pass
             except errors.LeaseRevoked as error:
                 self._leave(error)
 
-    def note_lost(self, count: int | None) -> None:
-        """Tells the getter that so many objects are lost."""
-        told = LOST_COUNT.pack(NOT_KNOWN if count is None else count)
-        self._when_there_is_room(lambda wait_s: self.producer.publish(told, LOST, wait_s), Deadline(None))
+    def unread(self) -> int:
+        """How many of its objects nobody has got. Sees to it that no more than the bound are put."""
+        handle = self.producer._handle
+        if handle is None:
+            return 0
+        messages = int(lib.shmd_guarded_unread(handle, self._bound or self._slots - 1))
+        if messages < 0:
+            return 0  # it has ended, as the next put says
+        several = 0
+        if self._several:
+            read = self.producer.seq - messages
+            while self._several and self._several[0].is_read(read):
+                self._several.popleft()
+            for some in self._several:
+                several += some.first + some.messages - max(read, some.first) - some.objects
+        if self._bound:
+            if several:
+                lib.shmd_guarded_unread(handle, min(self._bound + several, self._slots - 1))
+            self._note_look()
+        return messages - several
 
-    def forward(self, message: Message) -> None:
-        """Puts a message of another lane as it is."""
-        kind = message.type
-        self._when_there_is_room(lambda wait_s: self.producer.publish(message, kind, wait_s), Deadline(None))
+    @property
+    def lane(self) -> str:
+        """The stream that it puts into."""
+        return lane_name(self._queue, self._number)
+
+    def tell_waiting(self) -> None:
+        """Tells the getter that objects wait in this process's memory. One more slot is kept for that."""
+        handle = self.producer._handle
+        if self._tells or handle is None:
+            return
+        lib.shmd_guarded_unread(handle, self._slots)
+        note = _Several(self.producer.seq)
+        try:
+            if self.producer.try_publish(b"", WAITING) == 1:
+                self._tells = True
+                note.messages = 1
+                note.is_open = False
+                self._several.append(note)
+            self.unread()
+        except errors.ShmDriverError:
+            pass  # its lane has ended, as the feeder says
+
+    def note_lost(self, count: int | None) -> bool:
+        """Tells the getter that so many objects are lost, if there is room for that."""
+        told = LOST_COUNT.pack(NOT_KNOWN if count is None else count)
+        return self.producer.try_publish(told, LOST) == 1
+
+    def forward(self, message: Message, kind: int) -> bool:
+        """Puts a message of another lane, if there is room."""
+        return self.producer.try_publish(message, kind) == 1
 
     def leave_if_over(self) -> None:
         """Notices the end of its lane. Raises LeaseRevoked, or ObjectsLost."""
@@ -150,21 +219,22 @@ class Inlet:
         if handle is not None and lib.shmd_guarded_wait_room(handle, 1, 0) == _REVOKED:
             self._leave(self.producer._failure(_REVOKED, 0))
 
-    def has_room(self, length: int = 1) -> bool:
+    def has_room(self, length: int = 1, wait_ns: int = 0) -> bool:
         """Whether an object of this size would go in now, or the first part of one that goes in parts."""
         handle = self.producer._handle
         length = min(length, self.max_part)
-        return handle is not None and lib.shmd_guarded_wait_room(handle, length, 0) == 0
+        return handle is not None and lib.shmd_guarded_wait_room(handle, length, wait_ns) == 0
 
     def look(self) -> None:
         """Goes over to the next driver when this one's segments were removed; looks once a second.
 
         What it has put stays where it is, and a getter that is attached to it reads that to the end.
+        Raises DriverUnavailable when it is not to go over.
         """
-        if not self._client.reconnect:
-            return
-        self.look_at = time.monotonic() + LOOK_S
+        self._note_look()
         if not self.producer.closed and self._look.is_orphan(self.producer._link):
+            if not self._client.reconnect:
+                raise removed_error(self.producer._link, f"queue {self._queue!r}")
             self.producer.close()
 
     def close(self) -> None:
@@ -173,62 +243,77 @@ class Inlet:
 
     # ---- inside
 
-    def _put(self, head: bytes, buffers: list[memoryview], deadline: Deadline) -> None:
+    def _note_look(self) -> None:
+        if self._several and self._bound:
+            self.look_at = 0.0  # the core counts messages, not objects
+        else:
+            self.look_at = time.monotonic() + LOOK_S
+
+    def _steps(self, head: bytes, buffers: list[memoryview]) -> Iterator[bool]:
         size = pickling.size_of(head, buffers)
         if size > self.max_part:
-            self._put_parts(head, buffers, size, deadline)
+            yield from self._part_steps(head, buffers, size)
         elif not buffers:
-            self._when_there_is_room(lambda wait_s: self.producer.publish(head, PLAIN, wait_s), deadline)
+            while self.producer.try_publish(head, self._kind(PLAIN)) != 1:
+                self._check_driver()
+                yield False
         else:
-            with self._claim(size, BUFFERS, deadline) as claim:
+            with (yield from self._claim(size, self._kind(BUFFERS))) as claim:
                 at = 0
                 for chunk in pickling.chunks_of(head, buffers):
                     claim.view[at : at + len(chunk)] = chunk
                     at += len(chunk)
 
-    def _put_parts(self, head: bytes, buffers: list[memoryview], size: int, deadline: Deadline) -> None:
+    def _part_steps(self, head: bytes, buffers: list[memoryview], size: int) -> Iterator[bool]:
         chunks = pickling.chunks_of(head, buffers)
         chunk = memoryview(b"")
         prefix = PART_HEAD.pack(size, BUFFERS if buffers else PLAIN)
         left = size
         kind = FIRST
-        while left:
-            length = min(left, self.max_part - len(prefix))
-            left -= length
-            kind = kind if left else LAST
-            with self._claim(len(prefix) + length, kind, deadline) as claim:
-                claim.view[: len(prefix)] = prefix
-                at = len(prefix)
-                while at < len(claim.view):
-                    if not chunk:
-                        chunk = next(chunks)
-                    some = min(len(chunk), len(claim.view) - at)
-                    claim.view[at : at + some] = chunk[:some]
-                    chunk = chunk[some:]
-                    at += some
-            prefix = b""
-            kind = MORE
+        several = _Several(self.producer.seq)
+        self._several.append(several)
+        try:
+            while left:
+                length = min(left, self.max_part - len(prefix))
+                left -= length
+                with (yield from self._claim(len(prefix) + length, kind if left else LAST)) as claim:
+                    claim.view[: len(prefix)] = prefix
+                    at = len(prefix)
+                    while at < len(claim.view):
+                        chunk = chunk or next(chunks)
+                        some = min(len(chunk), len(claim.view) - at)
+                        claim.view[at : at + some] = chunk[:some]
+                        chunk = chunk[some:]
+                        at += some
+                several.messages += 1
+                prefix = b""
+                kind = MORE
+            several.objects = 1
+        finally:
+            several.is_open = False
+            self.unread()
 
-    def _claim(self, length: int, kind: int, deadline: Deadline) -> Any:
-        return self._when_there_is_room(
-            lambda wait_s: self.producer.claim(length, type=kind, timeout=wait_s), deadline
-        )
-
-    def _when_there_is_room(self, act: Callable[[float], _T], deadline: Deadline) -> _T:
-        """``act(seconds to wait)``, and a look at the driver now and then while there is no room."""
+    def _claim(self, length: int, kind: int) -> Generator[bool, None, Any]:
         while True:
-            rest_ns = deadline.rest_ns()
-            wait_s = LOOK_S if rest_ns is None else min(LOOK_S, rest_ns / 1e9)
+            self.unread()  # the bound counts objects, and parts of one may be there
             try:
-                return act(wait_s)
+                return self.producer.claim(length, type=self._kind(kind), timeout=0)
             except errors.BackPressured:
-                if deadline.rest_ns() == 0:
-                    raise
-            self.look()
-            if self.producer.closed:
-                raise _AnewError
-            if not self._client.reconnect and self._look.is_orphan(self.producer._link):
-                raise removed_error(self.producer._link, f"queue {self._queue!r}")
+                self._check_driver()
+            yield False
+
+    def _kind(self, kind: int) -> int:
+        """Says with what completes an object whether more wait behind it."""
+        if kind in (FIRST, MORE):
+            return kind
+        self._tells = self._tells and self.more_waits
+        return kind | MORE_WAITS if self._tells else kind
+
+    def _check_driver(self) -> None:
+        """While there is no room: whether there will ever be."""
+        self.look()
+        if self.producer.closed:
+            raise _AnewError
 
     def _leave(self, error: Exception) -> None:
         """After its lease has ended: leaves the lane. Raises ``error`` when it is not to take another one."""
@@ -243,34 +328,35 @@ class Inlet:
                 self._queue, beyond, "this process was putting when its lane was sealed; put again"
             ) from error
 
-    def _come_back(self, deadline: Deadline) -> None:
-        """Takes a lane again. Raises DriverUnavailable when that could not be in time."""
-        while True:
-            try:
-                self._take_lane(deadline, attach_s=ATTACH_S)
-                return
-            except (errors.DriverUnavailable, errors.AttachTimeout) as error:
-                if deadline.rest_ns() == 0:
-                    raise errors.DriverUnavailable(str(error), instance=self._client.instance) from error
+    def _came_back(self) -> bool:
+        """Takes a lane again: one try. False: no driver admits it yet."""
+        try:
+            self._take_lane(attach_s=ATTACH_S)
+        except (errors.DriverUnavailable, errors.AttachTimeout):
+            return False
+        return True
 
-    def _take_lane(self, deadline: Deadline, attach_s: float) -> None:
+    def _take_lane(self, attach_s: float) -> None:
         self.producer = producer = self._free_lane(attach_s)
         producer._comeback = None  # a lane of the same name may be another process's by then
-        bound = min(self._bound, producer.slots) if self._bound else producer.slots
-        code = lib.shmd_producer_keep(producer._handle, bound)
+        self._slots = producer.slots
+        self._several: deque[_Several] = deque()
+        self._tells = False
+        code = lib.shmd_producer_keep(producer._handle, min(self._bound or self._slots - 1, self._slots - 1))
         if code != 0:
             raise_for(code, stream=producer.stream)
+        self._note_look()
         self.max_part = min(producer.max_message, self._max_bytes // 4)
-        wait = Deadline(WIRED_S)
-        while lib.shmd_guarded_wait_room(producer._handle, 1, min(wait.slice_ns(), 5_000_000)) != 0:
-            if wait.slice_ns() == 0 and deadline.slice_ns() == 0:
+        wired = Deadline(WIRED_S)
+        while lib.shmd_guarded_wait_room(producer._handle, 1, min(wired.slice_ns(), 5_000_000)) != 0:
+            if wired.slice_ns() == 0:
                 break  # nobody reads this queue or holds it: there is no room
-            if wait.slice_ns() == 0:
-                wait = Deadline(WIRED_S)
 
     def _free_lane(self, attach_s: float) -> Producer:
         """Its own one again, if it is free: then a getter has it all in order. Else one that is read."""
-        slots = min(self._bound, SLOTS_BOUNDED_MAX) if self._bound else SLOTS_UNBOUNDED
+        slots = SLOTS_UNBOUNDED
+        if self._bound:  # one slot more is for a note
+            slots = min(max(self._bound + 1, SLOTS_BOUNDED_MIN), SLOTS_BOUNDED_MAX)
         tried: set[int] = set()
         while True:
             lanes = lanes_of(self._client, self._queue)
@@ -282,7 +368,7 @@ class Inlet:
                 made = self._client.producer(
                     lane_name(self._queue, number),
                     slots=slots, slot_bytes=SLOT_BYTES, arena=self._max_bytes, min_consumers=1,
-                    attach_timeout=attach_s,
+                    timestamps=self._is_stamped, attach_timeout=attach_s,
                 )  # fmt: skip
             except errors.AttachRejected as error:
                 if error.reason not in _TAKEN:

@@ -190,17 +190,16 @@ class _Registry:
 
     def __init__(self) -> None:
         self.handles: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.finalized_by_multiprocessing = False
+        self.finalized_by: set[str] = set()
+        self.is_forking = False
 
     def add(self, handle: Handle) -> None:
         self.handles.add(handle)
-        if not self.finalized_by_multiprocessing and "multiprocessing.util" in sys.modules:
-            # A multiprocessing child leaves by os._exit, past atexit; its own finalisers do run.
-            import multiprocessing.util
-
-            if multiprocessing.parent_process() is not None:
-                multiprocessing.util.Finalize(None, self.abandon, exitpriority=10)
-            self.finalized_by_multiprocessing = True
+        for package in () if self.is_forking else _PROCESS_PACKAGES:
+            if package not in self.finalized_by and _is_a_child_of(package):
+                util = sys.modules[f"{package}.util"]
+                util.Finalize(None, self.abandon, exitpriority=10)
+                self.finalized_by.add(package)
 
     def abandon(self) -> None:
         handles = list(self.handles)
@@ -215,9 +214,25 @@ class _Registry:
     def forked(self) -> None:
         handles = list(self.handles)
         self.handles.clear()
-        self.finalized_by_multiprocessing = False
-        for handle in handles:
-            handle._forked()
+        self.finalized_by.clear()
+        self.is_forking = True  # these packages forget the finalisers that a child has by now
+        try:
+            for handle in handles:
+                handle._forked()
+        finally:
+            self.is_forking = False
+
+
+# Their children leave by os._exit, past atexit, but their finalisers run. Two are forks of the first.
+_PROCESS_PACKAGES = ("multiprocessing", "multiprocess", "billiard")
+
+
+def _is_a_child_of(package: str) -> bool:
+    """Whether this process was made by ``package``, and runs."""
+    process = sys.modules.get(f"{package}.process")
+    if process is None or f"{package}.util" not in sys.modules:
+        return False
+    return type(process.current_process()).__name__ != "_MainProcess"
 
 
 _REGISTRY = _Registry()

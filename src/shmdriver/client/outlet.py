@@ -1,6 +1,8 @@
 """A queue's getting end: consumers of all lanes (lanes.py), also of some that have no producer yet.
 
-Each call takes one message: a getter that is killed takes one object with it, not a run of them.
+Each call takes one message, the oldest of all lanes (csrc/core/shmd_lanes.c), and hands out a private copy.
+A getter that is killed takes with it what it had taken: the object of this call, and in each lane the parts of
+a very large one of which some have not come yet.
 
 When leases of it end, a client that reconnects attaches anew, and what could not be read any more is told
 (ObjectsLost); another one has the rest of what its lanes are mapped to, then the error. When its driver was
@@ -12,13 +14,14 @@ on beside those of the next one, because their putters may not have noticed yet.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shmdriver import errors
-from shmdriver._native import lib
-from shmdriver.client import directory, pickling
+from shmdriver._native import ffi, lib
+from shmdriver.client import directory
 from shmdriver.client.lanes import (
     BUFFERS,
     FIRST,
@@ -26,16 +29,19 @@ from shmdriver.client.lanes import (
     LAST,
     LOST,
     LOST_COUNT,
+    MORE_WAITS,
     NOT_KNOWN,
     PART_HEAD,
     PLAIN,
+    WAITING,
+    WHOLE_OBJECTS,
     Inlet,
     lane_name,
     lanes_of,
     loss,
     stream_name,
 )
-from shmdriver.client.link import TRY_AGAIN_NS
+from shmdriver.client.link import TRY_AGAIN_NS, Deadline, nap
 from shmdriver.client.reattach import OrphanLook, epoch_before, left_behind, removed_error
 from shmdriver.client.waiting import wait_for_any
 
@@ -50,8 +56,8 @@ __all__ = ["NOTHING", "Outlet", "come_back"]
 
 NOTHING: Any = object()
 SPARE_LANES = 2
-BURST = 64  # objects from one lane before the others have their turn
-_loads = pickling.decode
+BURST = 64  # objects from one lane before the others are looked at again
+HANDED_OVER_S = 1.0  # how long a new getter waits for what the holder hands over: that comes first
 _REVOKED = int(lib.SHMD_E_REVOKED)
 _CLOSED = int(lib.SHMD_E_CLOSED)
 _NO_LATER = 2**32 - 1
@@ -72,7 +78,7 @@ class _Lane:
     """One lane as it is read: its consumer, and the object of which some parts have come."""
 
     __slots__ = ("_base_epoch", "_comeback", "_ended", "_news", "_queue", "_retry_ns", "consumer",
-                 "done", "encoding", "error", "fetch", "parts")  # fmt: skip
+                 "done", "encoding", "error", "fetch", "parts", "waits_in")  # fmt: skip
 
     def __init__(self, client: Client, queue: str, number: int, news: _News) -> None:
         self.consumer: Consumer = client.consumer(lane_name(queue, number), start="oldest", follow=True)
@@ -93,30 +99,34 @@ class _Lane:
         self.parts: bytearray | None = None
         self.done = 0
         self.encoding = PLAIN
+        self.waits_in = 0  # the epoch whose putter has objects in its memory, as it has told
 
     # ---- reading
 
     def take(self) -> Any:
-        """The next object, or NOTHING."""
-        while True:
-            try:
-                message = self.fetch(0)
-            except errors.ShmDriverError as error:
-                self.note_end(error)
-                return NOTHING
-            if message is None:
-                return NOTHING
-            try:
-                taken = self.object_of(message)
-            finally:
-                del message
-                self.consumer.release()  # its putter has that room at once
-            if taken is not NOTHING:
-                return taken
+        """What pickling.decode_payload() makes the next object of; NOTHING: a part came, or nothing."""
+        try:
+            message = self.fetch(0)
+        except errors.ShmDriverError as error:
+            self.note_end(error)
+            return NOTHING
+        if message is None:
+            return NOTHING
+        if message.type == PLAIN and len(message) <= INLINE_MAX:  # a private copy already
+            self.parts = None
+            self.waits_in = 0
+            return message
+        try:
+            return self._payload_of(message)
+        finally:
+            del message  # no frame of an exception keeps its place
+            self.consumer.release()  # its putter has that room at once
 
-    def forward(self, inlet: Callable[[], Inlet]) -> bool:
-        """Puts the next message by another lane, as it is. False: there was none."""
+    def forward(self, inlet: Inlet) -> bool:
+        """Puts the next message by another lane, as it is. False: there was none, or no room for it."""
         lib.shmd_consumer_resume(self.consumer._handle)  # behind what a getter has had by now
+        if not inlet.has_room(inlet.max_part):
+            return False
         try:
             message = self.fetch(0)
         except errors.ShmDriverError as error:
@@ -124,46 +134,50 @@ class _Lane:
             return False
         if message is None:
             return False
-        inlet().forward(message)
-        del message
-        self.consumer.release()
-        return True
+        try:
+            self._note_waiting(message.type)
+            return message.type == WAITING or inlet.forward(message, message.type & ~MORE_WAITS)
+        finally:
+            del message
+            self.consumer.release()
 
-    def is_ready(self) -> bool:
-        """Whether it has a message, or has ended."""
-        return self.error is None and bool(lib.shmd_guarded_wait(self.consumer._handle, 0))
-
-    def object_of(self, message: Message) -> Any:
-        """The object that is complete with this message, or NOTHING. Its place is to be released then."""
-        kind = message.type
+    def _payload_of(self, message: Message) -> Any:
+        """A copy of the object that is complete with this message, or NOTHING."""
+        kind = message.type & ~MORE_WAITS
+        self._note_waiting(message.type)
         if kind == PLAIN:
             self.parts = None  # of an object that its putter gave up, or died over
-            return _loads(message)
+            return bytes(message)
         if kind == BUFFERS:
             self.parts = None
-            return pickling.decode_with_buffers(bytearray(message))
+            return bytearray(message)
         if kind == LOST:
             (count,) = LOST_COUNT.unpack(message)
             self._tell(None if count == NOT_KNOWN else count, "leases of this queue had ended")
             return NOTHING
-        if not self._add(kind, message.data):
-            return NOTHING
-        whole, self.parts = self.parts, None
-        assert whole is not None
-        return pickling.decode_with_buffers(whole) if self.encoding == BUFFERS else _loads(whole)
+        return NOTHING if kind == WAITING else self._add(kind, message.data)
 
-    def _add(self, kind: int, payload: memoryview) -> bool:
-        """Whether the object is complete with this part."""
+    def _note_waiting(self, kind: int) -> None:
+        if kind == WAITING:
+            self.waits_in = self.consumer.epoch
+        elif kind in (PLAIN, BUFFERS, LAST):
+            self.waits_in = 0
+
+    def _add(self, kind: int, payload: memoryview) -> Any:
+        """The object, if it is complete with this part."""
         if kind == FIRST:
             size, self.encoding = PART_HEAD.unpack_from(payload)
             payload = payload[PART_HEAD.size :]
             self.parts, self.done = bytearray(size), 0
         if self.parts is None or self.done + len(payload) > len(self.parts):
             self.parts = None  # the rest of an object whose begin went with another getter
-            return False
+            return NOTHING
         self.parts[self.done : self.done + len(payload)] = payload
         self.done += len(payload)
-        return kind == LAST and self.done == len(self.parts)
+        if kind != LAST or self.done != len(self.parts):
+            return NOTHING
+        whole, self.parts = self.parts, None
+        return whole if self.encoding == BUFFERS else memoryview(whole)
 
     # ---- ends, and attaching anew
 
@@ -171,6 +185,16 @@ class _Lane:
     def is_away(self) -> bool:
         """It has left, and waits for a driver that admits it again."""
         return self._comeback is not None and self._comeback.left is not None
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether a fetch is to be tried."""
+        return self.error is None and not self.waits_for_driver
+
+    @property
+    def has_ended(self) -> bool:
+        """Its lease has, or its stream."""
+        return self._ended is not None
 
     @property
     def waits_for_driver(self) -> bool:
@@ -203,6 +227,18 @@ class _Lane:
         again = comeback.history[-1]
         if again.lost != 0:
             self._tell(again.lost, errors.Reason.describe(again.reason))
+
+    def tell_waiting_lost(self) -> None:
+        """When nothing came: tells what had waited in the memory of a putter that is gone."""
+        if self.waits_in == 0:
+            return
+        info = self.consumer._info()
+        ended = directory.end_of_epoch(self.consumer._link.authority, int(info.stream_index), self.waits_in)
+        if ended is None or (int(info.epoch) == self.waits_in and int(info.position) < ended.seq):
+            return
+        self.waits_in = 0
+        if ended.reason != errors.Reason.CLOSED:
+            self._tell(None, "they waited in the memory of their putter, which is gone")
 
     def stay(self) -> None:
         """Reads on where it is, to the end, whatever comes."""
@@ -241,8 +277,8 @@ class _Lane:
 class Outlet:
     """The getting end in one process, or what holds the lanes until somebody gets."""
 
-    __slots__ = ("_array", "_client", "_events_seen", "_lane", "_lanes", "_left", "_link", "_look", "_news",
-                 "_old", "_queue", "getter")  # fmt: skip
+    __slots__ = ("_array", "_client", "_events_seen", "_lane", "_lanes", "_left", "_link", "_look",
+                 "_looked_at", "_news", "_old", "_queue", "getter")  # fmt: skip
 
     def __init__(self, client: Client, queue: str) -> None:
         self._client = client
@@ -251,8 +287,9 @@ class Outlet:
         self._lanes: dict[int, _Lane] = {}
         self._array: list[_Lane] = []
         self._old: list[_Lane] = []  # of drivers whose segments were removed
-        self._lane: _Lane  # whose turn it is
-        self._left = 0  # objects before it is another one's
+        self._lane: _Lane  # which has the oldest object
+        self._left = 0  # and how many that are older than those of the others
+        self._looked_at: tuple[list[_Lane], list[Any], Any] | None = None  # lanes, their handles, and in C
         self._events_seen = -1
         self._link: Link = client._connected()
         self._look = OrphanLook(client)
@@ -265,6 +302,18 @@ class Outlet:
             self.getter = self._client.producer(stream_name(self._queue, "get"), slots=2)
         except errors.AttachRejected as error:
             raise self._refused(error) from None
+        self._await_what_is_handed_over()
+
+    def _await_what_is_handed_over(self) -> None:
+        """The holder, in another process, leaves the lanes when it has put on what nobody else could read."""
+        authority = self._client._connected().authority
+        deadline = Deadline(HANDED_OVER_S)
+        while (slice_ns := deadline.slice_ns()) > 0:
+            holder = directory.producer_pid(authority, stream_name(self._queue, "keep"))
+            lanes = lanes_of(self._client, self._queue).values()
+            if holder in (0, os.getpid()) or all(lane.consumers < 2 for lane in lanes):
+                break
+            nap(min(slice_ns, 1_000_000))
 
     def discover(self) -> None:
         """Attaches to lanes that are new, and keeps some ready for putters to come.
@@ -289,33 +338,35 @@ class Outlet:
         spare = sum(number not in known or not known[number].producer for number in lanes)
         first = max(lanes, default=-1) + 1
         for number in range(first, first + SPARE_LANES - spare):
-            self._attach(number)
+            try:
+                self._attach(number)
+            except errors.AttachRejected as error:
+                if not lanes or error.reason == errors.Reason.PRODUCER_EXISTS:
+                    raise
+                break  # no more streams: a putter that needs one is told why
         self._events_seen = events
 
     # ---- reading
 
     def take(self) -> Any:
-        """The next object of any lane, or NOTHING. Raises ObjectsLost, once for each loss."""
-        if self._left:
-            self._left -= 1
-            lane = self._lane
-            try:
-                message = lane.fetch(0)
-            except errors.ShmDriverError as error:
-                lane.note_end(error)
-                message = None
-            if message is not None:
-                if message.type == PLAIN and len(message) <= INLINE_MAX:  # as object_of, without the call
-                    lane.parts = None
-                    return _loads(message)
-                try:
-                    taken = lane.object_of(message)
-                finally:
-                    del message
-                    lane.consumer.release()
-                if taken is not NOTHING:
-                    return taken
-        return self._take_of_any()
+        """What pickling.decode_payload() makes the oldest object of, or NOTHING. ObjectsLost, once a loss."""
+        while True:
+            if self._left:
+                self._left -= 1
+                found = self._lane.take()
+                if found is not NOTHING:
+                    return found
+            elif self._news.losses:
+                raise self._news.losses.pop(0)
+            else:
+                self.discover()  # a new lane may have older ones, too
+                if not self._look_for_the_oldest() and not self._news.of_ends:
+                    return NOTHING
+            if self._news.of_ends:
+                self._left = 0
+                self._mend()
+                if self._news.of_ends:  # a lane waits for its driver
+                    return NOTHING
 
     def wait(self, slice_ns: int) -> None:
         """Sleeps until a lane has something, at most ``slice_ns``. Raises as idle()."""
@@ -330,44 +381,33 @@ class Outlet:
         if wait_for_any(there, slice_ns, stream=stream_name(self._queue, "*")) == 0:
             self.idle()
 
-    def waiting(self) -> list[int]:
-        """How many messages each lane has."""
-        return [lane.consumer.lag for lane in [*self._old, *self._array]]
+    def waiting(self) -> dict[str, tuple[int, int]]:
+        """By lane: the epoch that is read, and how many objects of it are to be got. Any thread may ask."""
+        found = {}
+        for lane in [*self._old, *self._array]:
+            info = lane.consumer._info()
+            count = lib.shmd_consumer_count(lane.consumer._open_handle, WHOLE_OBJECTS)
+            found[lane.consumer.stream] = (int(info.epoch), int(count))
+        return found
 
-    def _take_of_any(self) -> Any:
-        """As take(), when it is another lane's turn, or there is something else to look at."""
-        if self._news.losses:
-            raise self._news.losses.pop(0)
-        if not self._left:
-            self.discover()  # a new lane has its turn, too, while the others are never empty
-        if self._old or not self._array:
-            return self._take_old_first()
-        lanes = self._array
-        count = len(lanes)
-        at = lanes.index(self._lane) + 1
-        for turn in range(count):
-            lane = lanes[(at + turn) % count]
-            found = lane.take()
-            if found is not NOTHING:
-                self._turn(lane)
-                return found
-        return self._mend() if self._news.of_ends else NOTHING
+    def is_behind(self, known: dict[str, tuple[int, int]]) -> bool:
+        """Whether there are epochs beyond those that ``known``, from waiting(), counts."""
+        lanes = lanes_of(self._client, self._queue).values()
+        return any(known.get(lane.name, (0, 0))[0] < lane.epochs for lane in lanes)
 
-    def _take_old_first(self) -> Any:
-        """A putter that has gone over put nothing by its old lane any more: that one first, for its order."""
-        for lane in self._array:
-            if not lane.is_ready():
-                continue
-            found = _any_of(self._old)  # looked at after what came later was seen
-            found = lane.take() if found is NOTHING else found
-            if found is not NOTHING:
-                return found
-        found = _any_of(self._old)
-        return self._mend() if found is NOTHING and self._news.of_ends else found
-
-    def _turn(self, lane: _Lane) -> None:
-        self._lane = lane
-        self._left = BURST - 1
+    def _look_for_the_oldest(self) -> bool:
+        """Sets whose turn it is, and for how many objects. False: there are none."""
+        if self._looked_at is None:
+            lanes = [lane for lane in [*self._old, *self._array] if lane.is_readable]
+            handles = [lane.consumer._open_handle for lane in lanes]
+            self._looked_at = lanes, handles, ffi.new("shmd_consumer *[]", handles)
+        lanes, handles, native = self._looked_at
+        found = int(lib.shmd_guarded_oldest(native, len(handles), BURST))
+        if found < 0:
+            return False
+        self._lane = lanes[found & 0xFFFFFFFF]
+        self._left = found >> 32
+        return True
 
     # ---- ends
 
@@ -393,16 +433,21 @@ class Outlet:
         for lane in self._array:
             if lane.error is not None:
                 raise lane.error
+        for lane in [*self._old, *self._array]:
+            lane.tell_waiting_lost()
+        if self._news.losses:
+            raise self._news.losses.pop(0)
         self.leave_a_dead_driver()
         getter = self.getter
         if getter is not None and getter._comeback is None and has_ended(getter):
             raise getter._failure(_REVOKED, 0)
         self._is_the_getter()
 
-    def _mend(self) -> Any:
-        """Attaches lanes anew that have ended, or says so. NOTHING; raises ObjectsLost."""
+    def _mend(self) -> None:
+        """Attaches lanes anew that have ended, or says so. Raises ObjectsLost."""
+        self._looked_at = None
         if not self._is_the_getter():
-            return NOTHING
+            return
         self._news.of_ends = False
         for lane in self._old:
             lane.mend()
@@ -417,17 +462,15 @@ class Outlet:
             self._news.of_ends = self._news.of_ends or lane.is_away
         if self._news.losses and self.getter is not None:
             raise self._news.losses.pop(0)
-        return NOTHING
 
     def _set_aside(self, number: int) -> None:
-        """To be read to its end before all others; with ``reconnect`` another consumer takes its place."""
+        """To be read to its end; with ``reconnect`` another consumer takes its place."""
         if not self._client.reconnect:
             return
         lane = self._lanes.pop(number)
         lane.stay()
         self._old.append(lane)
-        self._array = list(self._lanes.values())
-        self._left = 0
+        self._note_lanes()
         self._events_seen = -1  # discover() attaches it anew
 
     def _leave_lanes(self) -> None:
@@ -445,8 +488,7 @@ class Outlet:
             else:
                 lane.consumer.close()
         self._lanes = stay
-        self._array = list(stay.values())
-        self._left = 0
+        self._note_lanes()
 
     def _is_the_getter(self) -> bool:
         """Whether it may read: it holds lanes for others only, or its getter's lease stands, perhaps anew.
@@ -478,32 +520,54 @@ class Outlet:
         )
 
     def _attach(self, number: int) -> None:
-        self._lanes[number] = _Lane(self._client, self._queue, number, self._news)
+        if number not in self._lanes:  # by a signal's handler, meanwhile
+            self._lanes[number] = _Lane(self._client, self._queue, number, self._news)
+        self._note_lanes()
+
+    def _note_lanes(self) -> None:
+        """Other lanes, or other handles of them: they are to be looked at anew."""
         self._array = list(self._lanes.values())
+        self._looked_at = None
         self._left = 0
-        self._lane = self._array[0]
 
     # ---- letting go
 
     def hand_over(self, inlet: Callable[[], Inlet]) -> bool:
         """Puts anew what only this one has: what ended putters left, and what is known to be lost.
 
-        Then it leaves the lanes to who gets. Whether it has lanes yet that nobody else can read.
+        Then it leaves the lanes to the getter. False: there is more, for which there is no room now.
         """
-        for lane in self._old:
-            while lane.error is None and lane.forward(inlet):
-                pass
-        for lane in self._array:
-            while lane.error is None and _is_alone_on_a_sealed_epoch(lane.consumer) and lane.forward(inlet):
-                pass
+        while lanes := self._lanes_of_its_own():
+            handles = [lane.consumer._open_handle for lane in lanes]
+            native = ffi.new("shmd_consumer *[]", handles)
+            found = int(lib.shmd_guarded_oldest(native, len(handles), BURST))
+            if found < 0:
+                break
+            lane = lanes[found & 0xFFFFFFFF]
+            for _ in range(found >> 32):
+                if not lane.forward(inlet()):
+                    if not lane.has_ended:
+                        return False
+                    lane.mend()
+                    break
+        for lane in [*self._old, *self._array]:
+            lane.tell_waiting_lost()
+        while self._news.losses:
+            if not inlet().note_lost(self._news.losses[0].lost):
+                return False
+            self._news.losses.pop(0)
+        for lane in [*self._old, *self._array]:
             lane.consumer.close()
+        self._old = []
         self._lanes.clear()
-        self._array = []
+        self._note_lanes()
         self._events_seen = -1
-        for told in self._news.losses:
-            inlet().note_lost(told.lost)
-        self._news.losses.clear()
-        return bool(self._old)
+        return True
+
+    def _lanes_of_its_own(self) -> list[_Lane]:
+        """Those from which nobody else can read what comes next."""
+        there = [lane for lane in self._array if _is_alone_on_a_sealed_epoch(lane.consumer)]
+        return [lane for lane in [*self._old, *there] if lane.error is None]
 
     def stop_getting(self) -> None:
         """Another process may get."""
@@ -529,14 +593,6 @@ def come_back(handle: Producer) -> bool:
 def has_ended(handle: Producer) -> bool:
     """Whether its lease has."""
     return lib.shmd_guarded_wait_room(handle._handle, 1, 0) in (_REVOKED, _CLOSED)
-
-
-def _any_of(lanes: list[_Lane]) -> Any:
-    for lane in lanes:
-        found = lane.take()
-        if found is not NOTHING:
-            return found
-    return NOTHING
 
 
 def _is_alone_on_a_sealed_epoch(consumer: Consumer) -> bool:

@@ -1,10 +1,15 @@
 """Queue: the face of ``multiprocessing.Queue``, over one stream for each putting process.
 
-Any number of processes put, one gets. Who made the queue holds it: it is attached to the lanes until somebody
-gets, so that what was put is kept although its putter has ended and no getter has begun.
+Any number of processes put, one gets. The process that made the queue holds it: it is attached to the lanes
+until somebody gets, so that what was put is kept although its putter has ended and no getter has begun.
 
 Streams of a queue: ``queue.<name>.<number>`` are its lanes, ``.get`` is produced by the getter (its lease is
 what makes it the only one) and ``.keep`` by the holder.
+
+Locks. ``_put_lock`` is for the lane that this process puts into, ``_get_lock`` for those that it reads. Both
+are held for one step: never over pickling, nor over a wait of more than SLICE_NS. A signal's handler or a
+finaliser may put while its own thread is inside; what it puts is left in ``_overflow`` then. What is in
+``_overflow`` goes into the lane first, moved by the feeder thread.
 """
 
 # ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
@@ -15,17 +20,18 @@ import os
 import queue as standard
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from shmdriver import errors, names
-from shmdriver.client import directory
+from shmdriver.client import directory, pickling
 from shmdriver.client.holding import Holder
 from shmdriver.client.lanes import Inlet, lane_name, loss, stream_name
-from shmdriver.client.link import Deadline, register
+from shmdriver.client.link import FOREVER_SLICE_NS, Deadline, nap, register
 from shmdriver.client.outlet import NOTHING, Outlet
-from shmdriver.client.pickling import size_of
 
 if TYPE_CHECKING:
     from shmdriver.client.client import Client
@@ -33,10 +39,17 @@ if TYPE_CHECKING:
 __all__ = ["Queue"]
 
 _now_s = time.monotonic
+_loads = pickling.decode
 MAX_BYTES = 8 << 20
 MAX_BYTES_LEAST = 1 << 16
-TURN_NS = 20_000_000
+SLICE_NS = 5_000_000  # of a wait inside a lock that another thread may want
+BREATH_NS = 50_000  # outside of it, between two slices
+KEEPER_LOOK_S = 1.0
 Encoded = tuple[bytes, list[memoryview]]
+
+
+class _ClosedError(ValueError, OSError):
+    """What multiprocessing.Queue raises: a ValueError, and from empty() an OSError."""
 
 
 class Queue:
@@ -66,14 +79,20 @@ class Queue:
 
     def _fresh(self) -> None:
         """As in a process that has neither put nor got."""
-        self._put_lock = threading.Lock()
-        self._get_lock = threading.Lock()
+        self._put_lock: Any = threading.RLock()
+        self._get_lock: Any = threading.RLock()
+        self._feeding: Any = threading.RLock()  # for starting and ending the feeder, and the first lane
+        self._encoders = [pickling.Encoder()]  # those that nobody uses just now
         self._inlet: Inlet | None = None
         self._outlet: Outlet | None = None  # the lanes that it reads, or holds
         self._holder: Holder | None = None
+        self._forwarder: Inlet | None = None  # of a holder that hands over
         self._overflow: deque[Encoded] = deque()
+        self._moving: Iterator[bool] | None = None  # the first of them, as it goes into the lane
         self._failure: Exception | None = None  # of the feeder
         self._feeder: threading.Thread | None = None
+        self._getters: set[object] = set()  # calls that wait, each a token of its own
+        self._keeper_look_at = 0.0
         self._joins_feeder = True
         self._closed = False
 
@@ -82,51 +101,46 @@ class Queue:
     def put(self, obj: object, block: bool = True, timeout: float | None = None) -> None:
         """Puts an object. Raises queue.Full when it is bounded and there is no room in ``timeout`` seconds.
 
-        ``maxsize`` bounds what each process has put and nobody has got. Without it, what the lane has no room
-        for waits in this process's memory. Raises ValueError when closed, and what pickling raises;
+        ``maxsize`` bounds how many objects this process has put and nobody has got. What the lane has no
+        room for waits in this process's memory. Raises ValueError when closed, and what pickling raises;
         LeaseRevoked, DriverUnavailable; with ``reconnect=True`` it goes on by itself, but for ObjectsLost.
         """
+        deadline = None if timeout is None else Deadline(timeout)
+        if self._closed:
+            raise self._is_closed()
+        head, buffers = self._encode(obj)
         lock = self._put_lock
-        deadline = None if lock.acquire(False) else self._acquire(lock, block, timeout, standard.Full)
-        try:
-            if self._closed:
-                raise self._is_closed()
+        if lock._is_owned():
+            self._overflow.append((head, [memoryview(bytes(buffer)) for buffer in buffers]))
+            return  # by a handler or a finaliser: the call that it interrupted sees to it
+        with lock:
             inlet = self._inlet
-            if inlet is None:
-                deadline = deadline or Deadline(timeout if block else 0)
-                inlet = self._inlet = Inlet(
-                    self._client, self.name, self._maxsize, self._max_bytes, self._patience(deadline)
-                )
-            head, buffers = inlet.encode(obj)
-            if self._failure is not None:
-                raise self._failed()
-            if self._overflow:
-                self._store(head, buffers)
-            elif buffers or _now_s() >= inlet.look_at or not inlet.put_small(head):
-                self._put_slow(inlet, head, buffers, deadline or Deadline(timeout if block else 0))
-        finally:
-            lock.release()
+            is_put = (
+                inlet is not None
+                and not buffers
+                and not self._overflow
+                and _now_s() < inlet.look_at
+                and inlet.put_small(head)
+            )
+        if not is_put:
+            self._put_slow(head, buffers, deadline if block else Deadline(0))
+        if self._overflow:
+            self._see_to_feeder()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """The next object: in order of each putter. Raises queue.Empty when none came in ``timeout`` seconds.
+        """The next object, in the order in which puts ended. Queue.Empty: none came in ``timeout`` seconds.
 
         Raises AttachRejected in a second process that gets while the first one lives, ValueError when closed;
         ObjectsLost, LeaseRevoked, ProducerLost, DriverUnavailable: see docs/guide/sharing.md.
         """
-        lock = self._get_lock
-        deadline = None if lock.acquire(False) else self._acquire(lock, block, timeout, standard.Empty)
-        try:
-            if self._closed:
-                raise self._is_closed()
-            outlet = self._outlet
-            if outlet is None or outlet.getter is None:
-                outlet = self._begin_getting()
-            found = outlet.take()
-            if found is NOTHING:
-                found = self._get_slow(outlet, deadline or Deadline(timeout if block else 0))
-            return found
-        finally:
-            lock.release()
+        deadline = None if timeout is None else Deadline(timeout)
+        with self._get_lock:
+            found = self._getting().take()
+        if found is NOTHING:
+            found = self._get_slow(Deadline(0) if not block else deadline or Deadline(None))
+        if found.__class__ is bytearray:
+            return pickling.decode_with_buffers(found)
+        return _loads(found)
 
     def put_nowait(self, obj: object) -> None:
         """``put(obj, block=False)``."""
@@ -137,21 +151,21 @@ class Queue:
         return self.get(block=False)
 
     def qsize(self) -> int:
-        """About how many objects were put and not got; the parts of a very large one count each."""
-        return sum(self._waiting()) + len(self._overflow)
+        """About how many objects were put and not got.
+
+        Of another process's, the parts of a very large one count each, unless this process gets or holds.
+        """
+        return self._waiting() + len(self._overflow)
 
     def empty(self) -> bool:
-        """Whether there was nothing to get a moment ago."""
+        """Whether there was nothing to get a moment ago. Raises OSError when closed."""
+        if self._closed:
+            raise self._is_closed()
         return self.qsize() == 0
 
     def full(self) -> bool:
         """Whether a put of this process would have had to wait a moment ago."""
-        if not self._maxsize:
-            return False
-        inlet = self._inlet
-        if inlet is not None:
-            return not inlet.has_room()
-        return max(self._waiting(), default=0) >= self._maxsize
+        return bool(self._maxsize) and self._own_unread() >= self._maxsize
 
     def close(self) -> None:
         """This process puts and gets no more. What it has put is delivered. Twice is once."""
@@ -159,10 +173,8 @@ class Queue:
             return
         self._closed = True
         with self._put_lock:
-            inlet = self._inlet
-            if inlet is not None and not self._overflow:
-                self._inlet = None
-                inlet.close()
+            if not self._overflow:
+                self._close_inlet()
         with self._get_lock:
             outlet = self._outlet
             if outlet is not None and outlet.getter is not None:
@@ -172,11 +184,11 @@ class Queue:
                     outlet.close()
 
     def join_thread(self) -> None:
-        """Waits until all that this process has put is in shared memory. ValueError before close()."""
+        """Waits until all that this process has put is in shared memory. AssertionError before close()."""
         if not self._closed:
-            raise ValueError(f"queue {self.name!r}: join_thread() before close()")
+            raise AssertionError(f"queue {self.name!r}: join_thread() before close()")
         feeder = self._feeder
-        if feeder is not None:
+        if feeder is not None and self._joins_feeder:
             feeder.join()
 
     def cancel_join_thread(self) -> None:
@@ -185,57 +197,154 @@ class Queue:
 
     # ---- putting
 
-    def _put_slow(self, inlet: Inlet, head: bytes, buffers: list[memoryview], deadline: Deadline) -> None:
-        inlet.look()
-        if not self._maxsize:
-            inlet.leave_if_over()
-            if not inlet.has_room(size_of(head, buffers)):
-                self._store(head, buffers)  # now, not after a part of it has gone in
-                return
+    def _encode(self, obj: object) -> Encoded:
+        """Pickled without a lock: what is pickled may put, too, with an encoder of its own."""
+        encoders = self._encoders
         try:
-            inlet.put(head, buffers, self._patience(deadline))
-        except errors.BackPressured:
-            if self._maxsize:
-                raise standard.Full from None
-            self._store(head, buffers)
+            encoder = encoders.pop()
+        except IndexError:
+            encoder = pickling.Encoder()
+        encoded = encoder.encode(obj)
+        encoders.append(encoder)
+        return encoded
 
-    def _patience(self, deadline: Deadline) -> Deadline:
-        return deadline if self._maxsize else Deadline(0)
+    def _put_slow(self, head: bytes, buffers: list[memoryview], deadline: Deadline | None) -> None:
+        if self._inlet is None:
+            self._make_inlet()
+        while not self._has_put(head, buffers):
+            slice_ns = SLICE_NS if deadline is None else min(deadline.slice_ns(), SLICE_NS)
+            if slice_ns == 0:
+                raise standard.Full
+            with self._put_lock:
+                inlet = self._inlet
+                is_next = inlet is not None and not self._overflow
+                if inlet is not None and is_next:
+                    inlet.has_room(wait_ns=slice_ns)
+            nap(BREATH_NS if is_next else min(slice_ns, 1_000_000))
 
-    def _store(self, head: bytes, buffers: list[memoryview]) -> None:
-        """For the feeder, which begins now if there is none. The buffers are copied: they can change."""
-        self._overflow.append((head, [memoryview(bytes(buffer)) for buffer in buffers]))
-        if self._feeder is None:
-            # No daemon: an interpreter that exits waits for it, as it does for multiprocessing's.
-            self._feeder = threading.Thread(
-                target=self._feed, name=f"shmdriver-queue-{self.name}", daemon=not self._joins_feeder
-            )
-            self._feeder.start()
+    def _has_put(self, head: bytes, buffers: list[memoryview]) -> bool:
+        """Puts, or leaves it to the feeder; False: that many objects are unread that it is to wait."""
+        with self._put_lock:
+            if self._closed:
+                raise self._is_closed()
+            if self._failure is not None:
+                raise self._failed()
+            inlet = self._inlet
+            if inlet is not None:
+                inlet.look()
+                inlet.leave_if_over()
+                if self._maxsize and inlet.unread() + len(self._overflow) >= self._maxsize:
+                    return False
+                if not self._overflow and inlet.put(head, buffers):
+                    return True
+            # The buffers are copied: they can change.
+            self._overflow.append((head, [memoryview(bytes(buffer)) for buffer in buffers]))
+            if inlet is not None:
+                inlet.tell_waiting()
+            return True
+
+    def _own_unread(self) -> int:
+        """How many objects of this process nobody has got."""
+        if self._inlet is None or self._put_lock._is_owned():
+            return len(self._overflow)
+        with self._put_lock:
+            inlet = self._inlet
+            return (0 if inlet is None else inlet.unread()) + len(self._overflow)
+
+    def _make_inlet(self) -> None:
+        """Takes a lane; one that is to put meanwhile, by a signal's handler, leaves it to the feeder."""
+        if self._feeding._is_owned():
+            return
+        with self._feeding:
+            if self._inlet is None:
+                made = Inlet(self._client, self.name, self._maxsize, self._max_bytes)
+                with self._put_lock:
+                    self._inlet = made
+                    if self._closed and not self._overflow:
+                        self._close_inlet()
+
+    def _close_inlet(self) -> None:
+        inlet, self._inlet = self._inlet, None
+        if inlet is not None:
+            inlet.close()
+
+    # ---- the feeder
+
+    def _see_to_feeder(self) -> None:
+        """There is overflow: starts the feeder, a daemon, if there is none. At exit, _flush() goes on."""
+        if self._feeding._is_owned():
+            return  # the call that was interrupted looks again
+        with self._feeding:
+            if self._feeder is None and self._overflow:
+                feeder = threading.Thread(target=self._feed, name=f"shmdriver-queue-{self.name}", daemon=True)
+                self._feeder = feeder
+                feeder.start()
 
     def _feed(self) -> None:
-        inlet = self._inlet
-        assert inlet is not None
-        while True:
-            with self._put_lock:
-                if not self._overflow:
-                    self._feeder = None
-                    if self._closed:
-                        self._inlet = None
-                        inlet.close()
-                    return
-                head, buffers = self._overflow[0]
+        me = threading.current_thread()
+        while self._feeder is me:
             try:
-                inlet.put(head, buffers, Deadline(None))
+                if self._move():
+                    continue
             except errors.HandleClosed:
                 return  # this process goes, and nobody else is there to read it
             except errors.ObjectsLost as error:
                 self._failure = error  # the next put says so; the object goes by another lane
                 continue
             except errors.ShmDriverError as error:
-                with self._put_lock:
-                    self._failure, self._feeder = error, None
-                raise
+                self._failure = error  # the next put says so, and what of the overflow is lost
+                self._feeder = None
+                return
+            with self._feeding:
+                if not self._overflow:
+                    self._feeder = None
+            with self._feeding:  # anew: a finaliser may have put in this very thread
+                if self._overflow and self._feeder is None:
+                    self._feeder = me
+
+    def _move(self) -> bool:
+        """One step of moving the overflow into the lane, and a wait for room if need be. False: all is in."""
+        if self._inlet is None and self._overflow:
+            self._make_inlet()
+        with self._put_lock:
+            inlet = self._inlet
+            if inlet is None:
+                return False
+            if not self._overflow:
+                if self._closed:
+                    self._close_inlet()
+                return False
+            has_moved = self._move_first(inlet)
+            if not has_moved:
+                inlet.has_room(wait_ns=SLICE_NS)
+        if not has_moved:
+            self._look_for_readers()
+            nap(BREATH_NS)
+        return True
+
+    def _move_first(self, inlet: Inlet) -> bool:
+        """Whether a step was made, or there was no room for one."""
+        if self._moving is None:
+            self._moving = inlet.steps(*self._overflow[0])
+        inlet.more_waits = len(self._overflow) > 1
+        try:
+            is_over = next(self._moving, True)
+        except BaseException:
+            self._moving = None
+            raise
+        finally:
+            inlet.more_waits = False
+        if is_over:
+            self._moving = None
             self._overflow.popleft()
+        return is_over
+
+    def _look_for_readers(self) -> None:
+        """Whoever made the queue has dropped it, and nobody gets yet: holds what it puts itself."""
+        now_s = _now_s()
+        if self._holder is None and now_s >= self._keeper_look_at and not self._readers():
+            self._hold()
+        self._keeper_look_at = max(self._keeper_look_at, now_s + KEEPER_LOOK_S)
 
     def _failed(self) -> Exception:
         """What the feeder met, once; then what its lane says."""
@@ -244,30 +353,21 @@ class Queue:
         if not isinstance(error, errors.ObjectsLost):
             lost = len(self._overflow)
             self._overflow.clear()
+            self._moving = None
             if lost:
                 return loss(self.name, lost, f"they waited in this process's memory: {error}")
         return error
 
     # ---- getting, and holding until somebody gets
 
-    def _get_slow(self, outlet: Outlet, deadline: Deadline) -> Any:
-        while True:
-            outlet.discover()
-            slice_ns = deadline.slice_ns()
-            if slice_ns != 0:
-                outlet.wait(slice_ns)
-            found = outlet.take()
-            if found is not NOTHING:
-                return found
-            if slice_ns == 0:
-                outlet.idle()
-                raise standard.Empty
-            if self._closed:
-                raise self._is_closed()
-
-    def _begin_getting(self) -> Outlet:
-        """Becomes the one getter."""
-        outlet = self._outlet or Outlet(self._client, self.name)
+    def _getting(self) -> Outlet:
+        """The lanes, of which this process becomes the one getter."""
+        if self._closed:
+            raise self._is_closed()
+        outlet = self._outlet
+        if outlet is not None and outlet.getter is not None:
+            return outlet
+        outlet = outlet or Outlet(self._client, self.name)
         try:
             outlet.begin_getting()
         except BaseException:
@@ -277,14 +377,35 @@ class Queue:
         self._outlet = outlet
         return outlet
 
+    def _get_slow(self, deadline: Deadline) -> Any:
+        token = object()
+        getters = self._getters
+        getters.add(token)
+        try:
+            while True:
+                with self._get_lock:
+                    outlet = self._getting()
+                    slice_ns = min(deadline.slice_ns(), FOREVER_SLICE_NS if len(getters) == 1 else SLICE_NS)
+                    if slice_ns != 0:
+                        outlet.wait(slice_ns)
+                    found = outlet.take()
+                    if found is NOTHING and slice_ns == 0:
+                        outlet.idle()
+                        raise standard.Empty
+                if found is not NOTHING:
+                    return found
+                if len(getters) > 1:
+                    nap(BREATH_NS)
+        finally:
+            getters.discard(token)
+
     def _hold(self) -> None:
         """Holds what is put until somebody gets, if nobody holds it already."""
         reference = weakref.ref(self)
 
-        def changed() -> None:
+        def changed() -> bool:
             queue = reference()
-            if queue is not None:
-                queue._look_for_a_getter()
+            return queue is not None and queue._look_for_a_getter()
 
         try:
             self._holder = Holder(self._client, self.name, changed)
@@ -294,64 +415,71 @@ class Queue:
             return
         self._look_for_a_getter()
 
-    def _look_for_a_getter(self) -> None:
-        """Something about this queue's streams has changed: holds it, or lets it go to the getter."""
+    def _look_for_a_getter(self) -> bool:
+        """Something about this queue's streams has changed: holds it, or lets it go to the getter.
+
+        Whether it is to be called again soon, because the getter had no room for all that it hands over.
+        """
         if not self._get_lock.acquire(blocking=False):
-            return  # this process gets, or looks already; its own turns discover lanes
+            return True  # this process gets, or looks already
         try:
             if self._client.closed or self._holder is None or self._holder.is_over:
-                return
+                return False
             outlet = self._outlet
             if outlet is not None and outlet.getter is not None:
                 outlet.discover()
-                return
+                return False
             authority = self._client._connected().authority
             getter = directory.producer_pid(authority, stream_name(self.name, "get"))
             if outlet is None:
                 self._outlet = None if getter else Outlet(self._client, self.name)
-                return
+                return False
             outlet.look()
             if not getter:
                 outlet.discover()
-            elif not outlet.hand_over(self._inlet_to_forward):
-                self._outlet = None
+                return False
+            if not outlet.hand_over(self._inlet_to_forward):
+                return True
+            self._outlet = None
+            forwarder, self._forwarder = self._forwarder, None
+            if forwarder is not None:
+                forwarder.close()
+            return False
         finally:
             self._get_lock.release()
 
     def _inlet_to_forward(self) -> Inlet:
-        with self._put_lock:
-            if self._inlet is None:
-                self._inlet = Inlet(self._client, self.name, self._maxsize, self._max_bytes, Deadline(None))
-            return self._inlet
+        if self._forwarder is None:
+            self._forwarder = Inlet(self._client, self.name, 0, self._max_bytes, is_stamped=False)
+        return self._forwarder
 
-    def _waiting(self) -> list[int]:
-        """How much each lane has: of the own consumers, or as the tools see it."""
-        if self._outlet is not None:
-            with self._get_lock:
-                if self._outlet is not None:
-                    return self._outlet.waiting()
+    def _waiting(self) -> int:
+        """How many objects the lanes have: as the own ends count them, else as the tools do."""
+        known: dict[str, tuple[int, int]] = {}  # by lane: up to which epoch, and how many objects
+        outlet, inlet = self._outlet, self._inlet
+        try:
+            if outlet is not None:
+                known = outlet.waiting()
+            elif inlet is not None and not inlet.producer.closed:
+                known = {inlet.lane: (inlet.producer.epoch, self._own_unread() - len(self._overflow))}
+        except errors.HandleClosed:
+            pass  # another thread has just closed it
         prefix = stream_name(self.name, "")
-        found = []
+        found = sum(count for _, count in known.values())
+        if outlet is not None and not outlet.is_behind(known):
+            return found
         for stream in self._client.streams():
             if stream.name.startswith(prefix) and stream.name[len(prefix) :].isdecimal():
+                seen = known.get(stream.name, (0, 0))[0]
                 for epoch in stream.epochs:
                     lags = [gate.lag for gate in epoch.gates if gate.reliable and not gate.left]
-                    found.append(min(lags, default=0))
+                    found += min(lags, default=0) if epoch.epoch > seen else 0
         return found
 
     # ---- life
 
-    def _acquire(
-        self, lock: threading.Lock, block: bool, timeout: float | None, refusal: type[Exception]
-    ) -> Deadline:
-        deadline = Deadline(timeout if block else 0)
-        rest_ns = deadline.rest_ns()
-        if not lock.acquire(timeout=-1 if rest_ns is None else rest_ns / 1e9):
-            raise refusal
-        return deadline
-
     def _is_closed(self) -> ValueError:
-        return ValueError(f"queue {self.name!r} is closed")
+        return _ClosedError(f"queue {self.name!r} is closed")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _elsewhere, (self._client, self.name, self._maxsize, self._max_bytes)
@@ -362,9 +490,8 @@ class Queue:
         return f"<Queue {self.name!r}, {state}>"
 
     def __del__(self) -> None:
-        if not hasattr(self, "_holder"):
-            return
-        self._abandon()
+        if hasattr(self, "_closed"):
+            self._let_go()  # its feeder has gone: nothing waits in memory
 
     def _end(self) -> None:
         """The client closes: what waits in this process's memory goes first, if anybody reads it."""
@@ -372,28 +499,47 @@ class Queue:
         self._closed = True
 
     def _flush(self) -> None:
-        feeder = self._feeder
-        while feeder is not None and feeder.is_alive() and self._joins_feeder and self._has_others():
-            feeder.join(TURN_NS / 1e9)
+        """Moves the overflow into the lane while anybody may read it, and says what is lost then."""
+        try:
+            while self._overflow and self._joins_feeder and self._failure is None and self._readers():
+                self._move()
+        except errors.ShmDriverError as error:
+            self._failure = error
+        if self._overflow and self._joins_feeder:
+            why = self._failure or "nobody reads this queue, or holds it"
+            count = len(self._overflow)
+            warnings.warn(
+                f"queue {self.name!r}: {count} objects that this process has put are lost: {why}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
-    def _has_others(self) -> bool:
+    def _readers(self) -> list[int]:
+        """The other processes that get from it or hold it."""
         authority = self._client._connected().authority
         ends = [directory.producer_pid(authority, stream_name(self.name, part)) for part in ("get", "keep")]
-        return any(pid not in (0, os.getpid()) for pid in ends)
+        return [pid for pid in ends if pid not in (0, os.getpid())]
 
     def _abandon(self) -> None:
-        """The process goes, or nobody has this object any more: what it has put stays for the getter."""
-        holder, self._holder = self._holder, None
+        """The process goes: what it has put stays for the getter."""
         link = self._client._link
         if self._client.closed or link is None or not link.usable:
             return
         self._flush()
+        self._closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        holder, self._holder = self._holder, None
+        link = self._client._link
+        if self._client.closed or link is None or not link.usable:
+            return
         if holder is not None:
             holder.stop()
-        for handle in (self._inlet, self._outlet, holder):
+        for handle in (self._inlet, self._forwarder, self._outlet, holder):
             if handle is not None:
                 handle.close()
-        self._inlet = self._outlet = None
+        self._inlet = self._forwarder = self._outlet = None
 
     def _forked(self) -> None:
         self._fresh()  # the parent's lanes are the parent's

@@ -1,0 +1,81 @@
+/* shmd_lanes.c: which of several producers' streams has the oldest message, and how many of its messages come before all others.
+ *
+ * Every message carries the time of its commit (CLOCK_MONOTONIC, one clock for all processes). The reader takes the time T, looks at
+ * the next message of each stream, and takes the one with the smallest stamp. Let a publish of A have returned before the publish of
+ * B began, in whichever processes: A is committed before B's stamp is taken, so stamp(A) <= stamp(B). When B is seen and
+ * stamp(B) <= T, A was committed before T, so a look after T sees A, and A goes out first. A message that is younger than T proves
+ * nothing about streams that were looked at before it came: the reader looks once more, with a new T.
+ */
+#include "shmd_internal.h"
+
+enum { LOOKS = 2 }; /* what the first look saw is older than the second one's T; a clock that lies is looked at twice, not for ever */
+
+/* The stamp of the next message, UINT64_MAX when there is none; 0, so that it comes first, when a fetch has an end to tell. */
+static uint64_t next_stamp(shmd_consumer *c)
+{
+    shmd_message m;
+    int rc = shmd_consumer_enter(c);
+    if (rc != SHMD_OK)
+        return 0;
+    rc = shmd_poll_inline(c, &m);
+    shmd_handle_leave(&c->busy);
+    return rc == 1 ? m.timestamp_ns : rc == 0 ? UINT64_MAX : 0;
+}
+
+/* How many messages in a row, of those that are committed, are not younger than `until`. The first one was looked at. */
+static uint64_t count_until(shmd_consumer *c, uint64_t until, uint64_t most)
+{
+    uint64_t n = 1;
+    if (shmd_consumer_enter(c) != SHMD_OK)
+        return n;
+    uint64_t seq = c->position;
+    while (c->mapping != NULL && n < most && ++seq < c->bound) {
+        const shmd_slot_t *slot = shmd_consumer_slot(c, seq);
+        if (shmd_load_acquire(&slot->commit) != ((seq << 1) | 1) || shmd_load_relaxed(&slot->timestamp_ns) > until) /* P2 */
+            break;
+        n++;
+    }
+    shmd_handle_leave(&c->busy);
+    return n;
+}
+
+int64_t shmd_guarded_oldest(shmd_consumer **consumers, uint32_t n, uint32_t most)
+{
+    uint64_t now = 0, taken_at, first = UINT64_MAX, second = UINT64_MAX;
+    uint32_t index = 0;
+    for (int look = 0; look < LOOKS && (look == 0 || first > now); look++) {
+        now = shmd_now_ns();
+        shmd_store_relaxed(&taken_at, now); /* the fence waits for a store, and so for the time that it stores */
+        shmd_fence_seq_cst();               /* L1: the time before the looks */
+        first = second = UINT64_MAX;
+        for (uint32_t i = 0; i < n; i++) {
+            uint64_t stamp = next_stamp(consumers[i]);
+            if (stamp < first) {
+                second = first;
+                first = stamp;
+                index = i;
+            } else {
+                second = shmd_min(second, stamp);
+            }
+        }
+        if (first == UINT64_MAX)
+            return -1;
+    }
+    return (int64_t)(count_until(consumers[index], shmd_min(now, second), most) << 32 | index);
+}
+
+uint64_t shmd_consumer_count(const shmd_consumer *c, uint64_t types)
+{
+    uint64_t count = 0;
+    if (!shmd_consumer_look_begin(c))
+        return 0;
+    uint64_t head = shmd_load_acquire(&c->data->head); /* P3 */
+    uint64_t seq = shmd_max(c->position, head > c->mask ? head - c->mask - 1 : 0);
+    for (; seq < head; seq++) {
+        const shmd_slot_t *slot = shmd_consumer_slot(c, seq);
+        if (shmd_load_acquire(&slot->commit) == ((seq << 1) | 1)) /* P2 */
+            count += types >> (shmd_load16_relaxed(&slot->type) & 63) & 1;
+    }
+    shmd_consumer_look_end(c);
+    return count;
+}
