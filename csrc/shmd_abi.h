@@ -958,9 +958,10 @@ int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout
 uint64_t shmd_consumer_count(const shmd_consumer *consumer, uint64_t types);
     /* from any thread: how many messages that it has not read, in the epoch that is mapped, have a type whose last 6 bits are in
        `types`, one bit a type */
-int64_t shmd_guarded_oldest(shmd_consumer **consumers, uint32_t n, uint32_t most);
+int64_t shmd_guarded_oldest(shmd_consumer **consumers, uint32_t n, uint32_t most, const uint64_t *event_head, uint64_t events_seen);
     /* index of the one whose next message was published first (its producer stamps), and << 32 how many messages of that one, at most
-       `most`, come before those of all others; -1: none has any. One that a fetch has an end to tell of comes first */
+       `most`, come before those of all others; -1: none has any. One that a fetch has an end to tell of comes first. -2: event_head,
+       the driver's unless NULL, is not events_seen: there may be others by now */
 int shmd_guarded_watch(shmd_consumer *consumer, int fd, int is_readable); /* is_readable: the caller has messages of a run left */
 int shmd_guarded_settle(shmd_consumer *consumer); /* the run that shmd_guarded_fetch copied is used up; other fetches settle by themselves */
 int shmd_guarded_consumer_close(shmd_consumer *consumer);                /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */

@@ -155,6 +155,7 @@ static void pass_over(shmd_consumer *c, uint64_t seq)
 void shmd_consumer_resume(shmd_consumer *c)
 {
     c->resumes = 1;
+    c->stamped = 0; /* a queue's stamps are for its order: nobody pays for counting latencies */
     pass_over(c, shmd_consumer_delivered(c));
 }
 

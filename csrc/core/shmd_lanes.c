@@ -39,7 +39,7 @@ static uint64_t count_until(shmd_consumer *c, uint64_t until, uint64_t most)
     return n;
 }
 
-int64_t shmd_guarded_oldest(shmd_consumer **consumers, uint32_t n, uint32_t most)
+int64_t shmd_guarded_oldest(shmd_consumer **consumers, uint32_t n, uint32_t most, const uint64_t *event_head, uint64_t events_seen)
 {
     uint64_t now = 0, taken_at, first = UINT64_MAX, second = UINT64_MAX;
     uint32_t index = 0;
@@ -47,6 +47,8 @@ int64_t shmd_guarded_oldest(shmd_consumer **consumers, uint32_t n, uint32_t most
         now = shmd_now_ns();
         shmd_store_relaxed(&taken_at, now); /* the fence waits for a store, and so for the time that it stores */
         shmd_fence_seq_cst();               /* L1: the time before the looks */
+        if (event_head != NULL && shmd_load_acquire(event_head) != events_seen)
+            return -2; /* after T: a stream whose producer came before is known to the caller */
         first = second = UINT64_MAX;
         for (uint32_t i = 0; i < n; i++) {
             uint64_t stamp = next_stamp(consumers[i]);

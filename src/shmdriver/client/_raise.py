@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from shmdriver import errors
 from shmdriver._native import ffi, lib
+from shmdriver.client import exiting
 from shmdriver.errors import Reason
 
 __all__ = ["failure_of", "last_error", "raise_for"]
@@ -160,6 +161,7 @@ def _forked(failure: _Failure) -> Exception:
 
 
 def _closed(failure: _Failure) -> Exception:
+    exiting.stay_if_daemon()
     return errors.HandleClosed(f"{failure.where}: this handle is closed")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from shmdriver import errors, names
 from shmdriver._native import lib
+from shmdriver.client import exiting
 from shmdriver.client.attach import AttachSpec, acquire, choice, shard_of, size
 from shmdriver.client.consumer import Consumer
 from shmdriver.client.link import Link
@@ -284,6 +285,7 @@ class Client:
         if self._closed:
             if link is not None:
                 link.close()
+            exiting.stay_if_daemon()
             raise errors.HandleClosed(f"instance {self.instance!r}: this client is closed; connect again")
         assert link is not None
         if link.closed:

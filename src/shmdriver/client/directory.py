@@ -161,12 +161,12 @@ def sealed_epochs(authority: Any, stream_index: int) -> dict[int, int]:
 
 def end_of_epoch(authority: Any, stream_index: int, epoch: int) -> EpochEnd | None:
     """How an epoch has ended: None while it has not; reason 0, seq 0 when that is not known any more."""
-    for record in _epochs(authority, stream_index):
-        if int(record.hot.state) >> 8 == epoch:
-            if int(record.hot.state) & 0xFF in (lib.SHMD_EPOCH_OPEN, lib.SHMD_EPOCH_SEALING):
-                return None
-            return EpochEnd(int(record.end_reason), int(record.hot.sealed_seq))
-    return EpochEnd(0, 0)
+    for record in _epochs(authority, stream_index, epoch):
+        if int(record.hot.state) & 0xFF in (lib.SHMD_EPOCH_OPEN, lib.SHMD_EPOCH_SEALING):
+            return None
+        return EpochEnd(int(record.end_reason), int(record.hot.sealed_seq))
+    is_reused = epoch_count(authority, stream_index) >= epoch + int(lib.SHMD_EPOCH_RECORDS)
+    return EpochEnd(0, 0) if is_reused else None  # it is being written just now
 
 
 def epoch_hot(authority: Any, stream_index: int, epoch: int) -> Any:

@@ -13,6 +13,7 @@ import os
 import secrets
 import threading
 
+from shmdriver.client import exiting
 from shmdriver.client.client import Client, connect
 from shmdriver.client.queue import MAX_BYTES, Queue
 from shmdriver.errors import DriverUnavailable
@@ -63,6 +64,7 @@ def _embedded_client() -> Client:
     client = connect(driver.instance)
 
     def stop() -> None:
+        exiting.begin()
         client.close()
         driver.stop()
 

@@ -20,6 +20,7 @@ from operator import is_
 from typing import Any, Protocol
 
 from shmdriver._native import ffi, lib
+from shmdriver.client import exiting
 from shmdriver.client._raise import raise_for
 from shmdriver.errors import HandleClosed
 
@@ -202,6 +203,7 @@ class _Registry:
                 self.finalized_by.add(package)
 
     def abandon(self) -> None:
+        exiting.begin()
         handles = list(self.handles)
         self.handles.clear()
         # Queues first, which put what they still have; links last.

@@ -1,8 +1,8 @@
 """A queue's getting end: consumers of all lanes (lanes.py), also of some that have no producer yet.
 
 Each call takes one message, the oldest of all lanes (csrc/core/shmd_lanes.c), and hands out a private copy.
-A getter that is killed takes with it what it had taken: the object of this call, and in each lane the parts of
-a very large one of which some have not come yet.
+A getter that is killed takes with it what it had taken: the object of this call, and in each lane the parts
+of a very large one of which some have not come yet.
 
 When leases of it end, a client that reconnects attaches anew, and what could not be read any more is told
 (ObjectsLost); another one has the rest of what its lanes are mapped to, then the error. When its driver was
@@ -56,8 +56,11 @@ __all__ = ["NOTHING", "Outlet", "come_back"]
 
 NOTHING: Any = object()
 SPARE_LANES = 2
+SPARES_AGAIN_NS = 1_000_000_000  # after a refusal
 BURST = 64  # objects from one lane before the others are looked at again
+LOOKS_AT_EVENTS = 8  # a lane that is attached is news itself
 HANDED_OVER_S = 1.0  # how long a new getter waits for what the holder hands over: that comes first
+_oldest = lib.shmd_guarded_oldest
 _REVOKED = int(lib.SHMD_E_REVOKED)
 _CLOSED = int(lib.SHMD_E_CLOSED)
 _NO_LATER = 2**32 - 1
@@ -103,25 +106,6 @@ class _Lane:
 
     # ---- reading
 
-    def take(self) -> Any:
-        """What pickling.decode_payload() makes the next object of; NOTHING: a part came, or nothing."""
-        try:
-            message = self.fetch(0)
-        except errors.ShmDriverError as error:
-            self.note_end(error)
-            return NOTHING
-        if message is None:
-            return NOTHING
-        if message.type == PLAIN and len(message) <= INLINE_MAX:  # a private copy already
-            self.parts = None
-            self.waits_in = 0
-            return message
-        try:
-            return self._payload_of(message)
-        finally:
-            del message  # no frame of an exception keeps its place
-            self.consumer.release()  # its putter has that room at once
-
     def forward(self, inlet: Inlet) -> bool:
         """Puts the next message by another lane, as it is. False: there was none, or no room for it."""
         lib.shmd_consumer_resume(self.consumer._handle)  # behind what a getter has had by now
@@ -141,15 +125,16 @@ class _Lane:
             del message
             self.consumer.release()
 
-    def _payload_of(self, message: Message) -> Any:
-        """A copy of the object that is complete with this message, or NOTHING."""
+    def payload_of(self, message: Message) -> Any:
+        """A copy of what is complete with this message, for pickling.decode(); a bytearray: with buffers.
+
+        NOTHING: it was a part, or no object. Its place is to be released then.
+        """
         kind = message.type & ~MORE_WAITS
         self._note_waiting(message.type)
         if kind == PLAIN:
-            self.parts = None  # of an object that its putter gave up, or died over
             return bytes(message)
         if kind == BUFFERS:
-            self.parts = None
             return bytearray(message)
         if kind == LOST:
             (count,) = LOST_COUNT.unpack(message)
@@ -168,7 +153,7 @@ class _Lane:
         if kind == FIRST:
             size, self.encoding = PART_HEAD.unpack_from(payload)
             payload = payload[PART_HEAD.size :]
-            self.parts, self.done = bytearray(size), 0
+            self.parts, self.done = bytearray(size), 0  # those of one that its putter gave up are over
         if self.parts is None or self.done + len(payload) > len(self.parts):
             self.parts = None  # the rest of an object whose begin went with another getter
             return NOTHING
@@ -274,11 +259,25 @@ class _Lane:
         self._news.losses.append(loss(self._queue, lost, why))
 
 
+class _Looked:
+    """What is looked at for the oldest object, as long as nothing changes."""
+
+    __slots__ = ("_handles", "arguments", "lanes")
+
+    def __init__(self, outlet: Outlet) -> None:
+        self.lanes = [lane for lane in [*outlet._old, *outlet._array] if lane.is_readable]
+        self._handles = [lane.consumer._open_handle for lane in self.lanes]  # none is freed meanwhile
+        array = ffi.new("shmd_consumer *[]", self._handles)
+        # Unless it waits for its driver: then it looks at what it has.
+        head = ffi.NULL if outlet._events_seen < 0 else ffi.addressof(outlet._link.authority, "event_head")
+        self.arguments = (array, len(self._handles), BURST, head, max(0, outlet._events_seen))
+
+
 class Outlet:
     """The getting end in one process, or what holds the lanes until somebody gets."""
 
     __slots__ = ("_array", "_client", "_events_seen", "_lane", "_lanes", "_left", "_link", "_look",
-                 "_looked_at", "_news", "_old", "_queue", "getter")  # fmt: skip
+                 "_looked_at", "_news", "_old", "_queue", "_spares_from_ns", "getter")  # fmt: skip
 
     def __init__(self, client: Client, queue: str) -> None:
         self._client = client
@@ -289,8 +288,9 @@ class Outlet:
         self._old: list[_Lane] = []  # of drivers whose segments were removed
         self._lane: _Lane  # which has the oldest object
         self._left = 0  # and how many that are older than those of the others
-        self._looked_at: tuple[list[_Lane], list[Any], Any] | None = None  # lanes, their handles, and in C
+        self._looked_at: _Looked | None = None
         self._events_seen = -1
+        self._spares_from_ns = 0
         self._link: Link = client._connected()
         self._look = OrphanLook(client)
         self.getter: Producer | None = None  # its lease makes this process the only one that gets
@@ -337,31 +337,45 @@ class Outlet:
             self._attach(number)
         spare = sum(number not in known or not known[number].producer for number in lanes)
         first = max(lanes, default=-1) + 1
-        for number in range(first, first + SPARE_LANES - spare):
+        wanted = SPARE_LANES - spare if time.monotonic_ns() >= self._spares_from_ns else 0
+        for number in range(first, first + wanted):
             try:
                 self._attach(number)
-            except errors.AttachRejected as error:
-                if not lanes or error.reason == errors.Reason.PRODUCER_EXISTS:
+            except errors.AttachRejected:
+                if not lanes:
                     raise
-                break  # no more streams: a putter that needs one is told why
+                # No more streams: a putter that needs one is told why.
+                self._spares_from_ns = time.monotonic_ns() + SPARES_AGAIN_NS
+                break
         self._events_seen = events
 
     # ---- reading
 
     def take(self) -> Any:
-        """What pickling.decode_payload() makes the oldest object of, or NOTHING. ObjectsLost, once a loss."""
+        """The oldest object, as payload_of(), or NOTHING. Raises ObjectsLost, once for each loss."""
         while True:
-            if self._left:
-                self._left -= 1
-                found = self._lane.take()
-                if found is not NOTHING:
-                    return found
+            lane = None if self._news.losses else self._next_lane()
+            if lane is not None:
+                try:
+                    message = lane.fetch(0)
+                except errors.ShmDriverError as error:
+                    lane.note_end(error)
+                    message = None
+                if message is not None:
+                    if message.type == PLAIN and len(message) <= INLINE_MAX:  # a private copy already
+                        lane.waits_in = 0
+                        return message
+                    try:
+                        found = lane.payload_of(message)
+                    finally:
+                        del message  # no frame of an exception keeps its place
+                        lane.consumer.release()  # its putter has that room at once
+                    if found is not NOTHING:
+                        return found
             elif self._news.losses:
                 raise self._news.losses.pop(0)
-            else:
-                self.discover()  # a new lane may have older ones, too
-                if not self._look_for_the_oldest() and not self._news.of_ends:
-                    return NOTHING
+            elif not self._news.of_ends:
+                return NOTHING
             if self._news.of_ends:
                 self._left = 0
                 self._mend()
@@ -395,19 +409,27 @@ class Outlet:
         lanes = lanes_of(self._client, self._queue).values()
         return any(known.get(lane.name, (0, 0))[0] < lane.epochs for lane in lanes)
 
-    def _look_for_the_oldest(self) -> bool:
-        """Sets whose turn it is, and for how many objects. False: there are none."""
-        if self._looked_at is None:
-            lanes = [lane for lane in [*self._old, *self._array] if lane.is_readable]
-            handles = [lane.consumer._open_handle for lane in lanes]
-            self._looked_at = lanes, handles, ffi.new("shmd_consumer *[]", handles)
-        lanes, handles, native = self._looked_at
-        found = int(lib.shmd_guarded_oldest(native, len(handles), BURST))
-        if found < 0:
-            return False
-        self._lane = lanes[found & 0xFFFFFFFF]
-        self._left = found >> 32
-        return True
+    def _next_lane(self) -> _Lane | None:
+        """The one that has the oldest object; None: there is none."""
+        if self._left:
+            self._left -= 1
+            return self._lane
+        looked_at = self._looked_at
+        for _ in range(LOOKS_AT_EVENTS):
+            if looked_at is None or self._client._link is not self._link:
+                self.discover()
+                looked_at = self._looked_at = _Looked(self)
+            found = _oldest(*looked_at.arguments)
+            if found >= 0:
+                self._left = (found >> 32) - 1
+                self._lane = lane = looked_at.lanes[found & 0xFFFFFFFF]
+                return lane
+            if found == -1:
+                break
+            looked_at = None  # something has changed: a new lane may have older ones
+        if self._events_seen < 0:
+            self._looked_at = None
+        return None
 
     # ---- ends
 
@@ -540,7 +562,7 @@ class Outlet:
         while lanes := self._lanes_of_its_own():
             handles = [lane.consumer._open_handle for lane in lanes]
             native = ffi.new("shmd_consumer *[]", handles)
-            found = int(lib.shmd_guarded_oldest(native, len(handles), BURST))
+            found = int(_oldest(native, len(handles), BURST, ffi.NULL, 0))
             if found < 0:
                 break
             lane = lanes[found & 0xFFFFFFFF]

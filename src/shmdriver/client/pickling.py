@@ -22,6 +22,7 @@ BESIDE_FROM_BYTES = 4096  # smaller buffers are cheaper inside the pickle
 ALIGN = 64
 _HEAD = struct.Struct("<QQ")
 
+NO_BUFFERS: list[memoryview] = []
 decode = pickle.loads
 
 
@@ -54,16 +55,21 @@ class Encoder:
         The buffers are the object's own memory: use them before it can change.
         """
         written = self._written
-        self._clear_memo()
         try:
+            self._clear_memo()
             self._dump(obj)
-            pickled = written[0] if len(written) == 1 else b"".join(written)
-            if not self._buffers:
-                return pickled, []
+            if len(written) == 1 and not self._buffers:
+                return written.pop(), NO_BUFFERS
+            pickled = b"".join(written)
             buffers = [buffer.raw() for buffer in self._buffers]
-        finally:
-            self._buffers.clear()
+        except BaseException:
             written.clear()
+            self._buffers.clear()
+            raise
+        written.clear()
+        self._buffers.clear()
+        if not buffers:
+            return pickled, NO_BUFFERS
         head = _HEAD.pack(len(buffers), len(pickled)) + struct.pack(
             f"<{len(buffers)}Q", *(len(buffer) for buffer in buffers)
         )

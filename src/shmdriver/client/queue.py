@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from shmdriver import errors, names
-from shmdriver.client import directory, pickling
+from shmdriver.client import directory, exiting, pickling
 from shmdriver.client.holding import Holder
 from shmdriver.client.lanes import Inlet, lane_name, loss, stream_name
 from shmdriver.client.link import FOREVER_SLICE_NS, Deadline, nap, register
@@ -82,7 +82,7 @@ class Queue:
         self._put_lock: Any = threading.RLock()
         self._get_lock: Any = threading.RLock()
         self._feeding: Any = threading.RLock()  # for starting and ending the feeder, and the first lane
-        self._encoders = [pickling.Encoder()]  # those that nobody uses just now
+        self._encoders = [pickling.Encoder().encode]  # those that nobody uses just now
         self._inlet: Inlet | None = None
         self._outlet: Outlet | None = None  # the lanes that it reads, or holds
         self._holder: Holder | None = None
@@ -108,20 +108,31 @@ class Queue:
         deadline = None if timeout is None else Deadline(timeout)
         if self._closed:
             raise self._is_closed()
-        head, buffers = self._encode(obj)
+        encoders = self._encoders
+        try:
+            encode = encoders.pop()
+        except IndexError:  # another thread has it, or an object that is just being pickled and puts, too
+            encode = pickling.Encoder().encode
+        head, buffers = encode(obj)
+        encoders.append(encode)
         lock = self._put_lock
         if lock._is_owned():
             self._overflow.append((head, [memoryview(bytes(buffer)) for buffer in buffers]))
             return  # by a handler or a finaliser: the call that it interrupted sees to it
-        with lock:
+        try:  # as `with lock`, which costs more
+            lock.acquire()
             inlet = self._inlet
             is_put = (
                 inlet is not None
-                and not buffers
-                and not self._overflow
+                and not (buffers or self._overflow)
                 and _now_s() < inlet.look_at
                 and inlet.put_small(head)
             )
+            lock.release()
+        except BaseException:
+            if lock._is_owned():
+                lock.release()
+            raise
         if not is_put:
             self._put_slow(head, buffers, deadline if block else Deadline(0))
         if self._overflow:
@@ -134,8 +145,22 @@ class Queue:
         ObjectsLost, LeaseRevoked, ProducerLost, DriverUnavailable: see docs/guide/sharing.md.
         """
         deadline = None if timeout is None else Deadline(timeout)
-        with self._get_lock:
-            found = self._getting().take()
+        lock = self._get_lock
+        if lock._is_owned():  # in a signal's handler, or a finaliser
+            with lock:
+                found = self._getting().take()
+        else:
+            try:  # as `with lock`, which costs more
+                lock.acquire()
+                outlet = self._outlet
+                if self._closed or outlet is None or outlet.getter is None:
+                    outlet = self._getting()
+                found = outlet.take()
+                lock.release()
+            except BaseException:
+                if lock._is_owned():
+                    lock.release()
+                raise
         if found is NOTHING:
             found = self._get_slow(Deadline(0) if not block else deadline or Deadline(None))
         if found.__class__ is bytearray:
@@ -197,17 +222,6 @@ class Queue:
 
     # ---- putting
 
-    def _encode(self, obj: object) -> Encoded:
-        """Pickled without a lock: what is pickled may put, too, with an encoder of its own."""
-        encoders = self._encoders
-        try:
-            encoder = encoders.pop()
-        except IndexError:
-            encoder = pickling.Encoder()
-        encoded = encoder.encode(obj)
-        encoders.append(encoder)
-        return encoded
-
     def _put_slow(self, head: bytes, buffers: list[memoryview], deadline: Deadline | None) -> None:
         if self._inlet is None:
             self._make_inlet()
@@ -218,9 +232,9 @@ class Queue:
             with self._put_lock:
                 inlet = self._inlet
                 is_next = inlet is not None and not self._overflow
-                if inlet is not None and is_next:
-                    inlet.has_room(wait_ns=slice_ns)
-            nap(BREATH_NS if is_next else min(slice_ns, 1_000_000))
+                has_room = is_next and inlet is not None and inlet.has_room(wait_ns=slice_ns)
+            if not has_room:
+                nap(BREATH_NS if is_next else min(slice_ns, 1_000_000))
 
     def _has_put(self, head: bytes, buffers: list[memoryview]) -> bool:
         """Puts, or leaves it to the feeder; False: that many objects are unread that it is to wait."""
@@ -245,10 +259,10 @@ class Queue:
 
     def _own_unread(self) -> int:
         """How many objects of this process nobody has got."""
-        if self._inlet is None or self._put_lock._is_owned():
+        if self._put_lock._is_owned():
             return len(self._overflow)
         with self._put_lock:
-            inlet = self._inlet
+            inlet: Inlet | None = self._inlet
             return (0 if inlet is None else inlet.unread()) + len(self._overflow)
 
     def _make_inlet(self) -> None:
@@ -479,6 +493,7 @@ class Queue:
     # ---- life
 
     def _is_closed(self) -> ValueError:
+        exiting.stay_if_daemon()
         return _ClosedError(f"queue {self.name!r} is closed")
 
     def __reduce__(self) -> tuple[Any, ...]:
