@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmdriver import errors, names
 from shmdriver.client import directory, exiting, pickling
+from shmdriver.client.boundary import clear_frames
 from shmdriver.client.holding import Holder
 from shmdriver.client.lanes import Inlet, lane_name, loss, stream_name
 from shmdriver.client.link import FOREVER_SLICE_NS, Deadline, nap, register
@@ -105,38 +106,48 @@ class Queue:
         room for waits in this process's memory. Raises ValueError when closed, and what pickling raises;
         LeaseRevoked, DriverUnavailable; with ``reconnect=True`` it goes on by itself, but for ObjectsLost.
         """
-        deadline = None if timeout is None else Deadline(timeout)
-        if self._closed:
-            raise self._is_closed()
-        encoders = self._encoders
+        inlet: Any
+        lock = head = buffers = encoders = encode = inlet = None  # as boundary(), which costs a call
         try:
-            encode = encoders.pop()
-        except IndexError:  # another thread has it, or an object that is just being pickled and puts, too
-            encode = pickling.Encoder().encode
-        head, buffers = encode(obj)
-        encoders.append(encode)
-        lock = self._put_lock
-        if lock._is_owned():
-            self._overflow.append((head, [memoryview(bytes(buffer)) for buffer in buffers]))
-            return  # by a handler or a finaliser: the call that it interrupted sees to it
-        try:  # as `with lock`, which costs more
-            lock.acquire()
-            inlet = self._inlet
-            is_put = (
-                inlet is not None
-                and not (buffers or self._overflow)
-                and _now_s() < inlet.look_at
-                and inlet.put_small(head)
-            )
-            lock.release()
-        except BaseException:
+            deadline = None if timeout is None else Deadline(timeout)
+            if self._closed:
+                raise self._is_closed()
+            encoders = self._encoders
+            try:
+                encode = encoders.pop()
+            except IndexError:  # another thread has it, or an object that is just being pickled and puts, too
+                encode = pickling.Encoder().encode
+            head, buffers = encode(obj)
+            encoders.append(encode)
+            lock = self._put_lock
             if lock._is_owned():
+                self._overflow.append((head, [memoryview(bytes(buffer)) for buffer in buffers]))
+                return  # by a handler or a finaliser: the call that it interrupted sees to it
+            try:  # as `with lock`, which costs more
+                lock.acquire()
+                inlet = self._inlet
+                is_put = (
+                    inlet is not None
+                    and not (buffers or self._overflow)
+                    and _now_s() < inlet.look_at
+                    and inlet.put_small(head)
+                )
                 lock.release()
+            except BaseException:
+                if lock._is_owned():
+                    lock.release()
+                raise
+            if not is_put:
+                self._put_slow(head, buffers, deadline if block else Deadline(0))
+            if self._overflow:
+                self._see_to_feeder()
+        except BaseException as error:
+            if self._overflow:
+                self._see_to_feeder()  # what a handler has put meanwhile
+            clear_frames(error)
+            lock = head = buffers = encoders = encode = inlet = None
+            del self, obj
             raise
-        if not is_put:
-            self._put_slow(head, buffers, deadline if block else Deadline(0))
-        if self._overflow:
-            self._see_to_feeder()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """The next object, in the order in which puts ended. Queue.Empty: none came in ``timeout`` seconds.
@@ -144,28 +155,37 @@ class Queue:
         Raises AttachRejected in a second process that gets while the first one lives, ValueError when closed;
         ObjectsLost, LeaseRevoked, ProducerLost, DriverUnavailable: see docs/guide/sharing.md.
         """
-        deadline = None if timeout is None else Deadline(timeout)
-        lock = self._get_lock
-        if lock._is_owned():  # in a signal's handler, or a finaliser
-            with lock:
-                found = self._getting().take()
-        else:
-            try:  # as `with lock`, which costs more
-                lock.acquire()
-                outlet = self._outlet
-                if self._closed or outlet is None or outlet.getter is None:
-                    outlet = self._getting()
-                found = outlet.take()
-                lock.release()
-            except BaseException:
-                if lock._is_owned():
+        lock: Any
+        outlet: Any
+        lock = outlet = found = None  # as boundary(), which costs a call
+        try:
+            deadline = None if timeout is None else Deadline(timeout)
+            lock = self._get_lock
+            if lock._is_owned():  # in a signal's handler, or a finaliser
+                with lock:
+                    found = self._getting().take()
+            else:
+                try:  # as `with lock`, which costs more
+                    lock.acquire()
+                    outlet = self._outlet
+                    if self._closed or outlet is None or outlet.getter is None:
+                        outlet = self._getting()
+                    found = outlet.take()
                     lock.release()
-                raise
-        if found is NOTHING:
-            found = self._get_slow(Deadline(0) if not block else deadline or Deadline(None))
-        if found.__class__ is bytearray:
-            return pickling.decode_with_buffers(found)
-        return _loads(found)
+                except BaseException:
+                    if lock._is_owned():
+                        lock.release()
+                    raise
+            if found is NOTHING:
+                found = self._get_slow(Deadline(0) if not block else deadline or Deadline(None))
+            if found.__class__ is bytearray:
+                return pickling.decode_with_buffers(found)
+            return _loads(found)
+        except BaseException as error:
+            clear_frames(error)
+            lock = outlet = found = None
+            del self
+            raise
 
     def put_nowait(self, obj: object) -> None:
         """``put(obj, block=False)``."""
