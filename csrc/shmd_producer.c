@@ -100,7 +100,9 @@ uint64_t shmd_producer_unread(shmd_producer *p, uint64_t bound)
     p->limit = shmd_min(p->limit, p->seq); /* whatever is published next looks at the gates, with the new bound */
     shmd_store_release(&p->data->head, p->seq);
     shmd_fence_seq_cst(); /* J1, as in shmd_producer_room */
-    return p->seq - unread(p, shmd_load_acquire(&p->hot->gate_mask), &gate);
+    uint64_t mask = shmd_load_acquire(&p->hot->gate_mask);
+    uint64_t least = slowest(p, &mask, &gate);
+    return p->seq - unread(p, mask, least, &gate);
 }
 
 static void free_spans(shmd_producer *p, uint64_t freed_below)

@@ -1,4 +1,4 @@
-"""Threads, handlers, finalisers and interruptions around one end of a queue: no lock of it becomes an answer."""
+"""Threads, handlers, finalisers and interruptions around a queue's end: no lock of it becomes an answer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,13 +88,14 @@ def test_what_ended_processes_have_put_is_there_for_who_does_not_wait(client):
 
 
 @pytest.mark.fault(52, how=HOW)
-def test_no_record_of_a_queue_handler_is_lost_while_another_thread_puts(client):
+def test_no_record_of_a_queue_handler_is_lost_while_another_thread_puts(client, monkeypatch):
     queue = client.queue("q")
     handler = logging.handlers.QueueHandler(queue)
-    logger = logging.Logger("test")
+    logger = logging.getLogger("shmdriver-test-queue")
+    logger.propagate = False
     logger.addHandler(handler)
-    failed = []
-    handler.handleError = failed.append
+    failed: list[logging.LogRecord] = []
+    monkeypatch.setattr(handler, "handleError", failed.append)
     stop = threading.Event()
 
     def put_large_ones():
@@ -136,7 +138,7 @@ def test_what_is_pickled_may_put(client):
     assert get_all(queue) == ["first", "by what is pickled", ["whole", 1]]
 
 
-THE_QUEUE = []
+THE_QUEUE: list[Any] = []
 
 
 def gets():
@@ -448,7 +450,7 @@ def test_a_holder_whose_attach_was_refused_goes_on():
     config = Config.load()
     limits = config.policies.limits.model_copy(update={"leases": 12})
     config = config.model_copy(update={"policies": config.policies.model_copy(update={"limits": limits})})
-    died = []
+    died: list[threading.ExceptHookArgs] = []
     before, threading.excepthook = threading.excepthook, died.append
     try:
         with shmdriver.embedded(config=config) as client:

@@ -34,9 +34,9 @@ def test_streams_are_found_by_how_their_names_begin(rig, prefix):
     assert names_of(rig, prefix) == {name for name in NAMES if name.startswith(prefix)}
 
 
-def test_a_found_stream_tells_its_producer_and_its_consumers(rig):
+def test_a_found_stream_tells_its_producer_its_consumers_and_its_epochs(rig):
     found = directory.streams_with_prefix(rig.view.authority, "queue.a.")
-    assert sorted(found) == [("queue.a.0", False, 1), ("queue.a.1", True, 1)]
+    assert sorted(found) == [("queue.a.0", False, 1, 0), ("queue.a.1", True, 1, 1)]
 
 
 def test_a_lookup_reads_no_other_stream_in_python(rig, monkeypatch):

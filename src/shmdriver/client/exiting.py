@@ -11,6 +11,7 @@ import time
 
 __all__ = ["begin", "stay_if_daemon"]
 
+OURS = "shmdriver-"  # names of this package's own threads begin with it: they end, and are waited for
 _is_exiting = False
 
 
@@ -22,5 +23,6 @@ def begin() -> None:
 
 def stay_if_daemon() -> None:
     """Before a handle is said to be closed: a daemon thread of an interpreter that exits stays here."""
-    while _is_exiting and threading.current_thread().daemon:
+    thread = threading.current_thread()
+    while _is_exiting and thread.daemon and not thread.name.startswith(OURS):
         time.sleep(3600)

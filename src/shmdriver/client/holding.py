@@ -58,6 +58,10 @@ class Holder:
         self._stop()
         self.lease.close()
 
+    def abandon(self) -> None:
+        """As close(), without a wait: the thread ends by itself."""
+        self.lease._abandon()
+
     def _heard(self, event: DriverEvent) -> None:
         if event.stream.startswith(self._prefix) or event.missed:
             self._turn()
@@ -65,7 +69,9 @@ class Holder:
     def _idle(self) -> None:
         """Now and then: a driver that was removed says nothing, and one that is waited for neither."""
         comeback = self.lease._comeback
-        if self._again or self._look.is_due or (comeback is not None and comeback.left is not None):
+        if self.lease.closed:
+            self._stop()
+        elif self._again or self._look.is_due or (comeback is not None and comeback.left is not None):
             self._turn()
 
     def _turn(self) -> None:

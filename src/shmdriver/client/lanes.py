@@ -241,6 +241,10 @@ class Inlet:
         """Its lane ends, when all of it was read."""
         self.producer.close()
 
+    def abandon(self) -> None:
+        """Likewise, but as aborted, and without a wait."""
+        self.producer._abandon()
+
     # ---- inside
 
     def _note_look(self) -> None:

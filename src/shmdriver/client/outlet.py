@@ -416,7 +416,7 @@ class Outlet:
             return self._lane
         looked_at = self._looked_at
         for _ in range(LOOKS_AT_EVENTS):
-            if looked_at is None or self._client._link is not self._link:
+            if looked_at is None or self._link.successor is not None:
                 self.discover()
                 looked_at = self._looked_at = _Looked(self)
             found = _oldest(*looked_at.arguments)
@@ -596,6 +596,13 @@ class Outlet:
         getter, self.getter = self.getter, None
         if getter is not None:
             getter.close()
+
+    def abandon(self) -> None:
+        """As close(), without a wait."""
+        if self.getter is not None:
+            self.getter._abandon()
+        for lane in [*self._old, *self._array]:
+            lane.consumer._abandon()
 
     def close(self) -> None:
         """Detaches from all lanes."""

@@ -525,8 +525,11 @@ class Queue:
         return f"<Queue {self.name!r}, {state}>"
 
     def __del__(self) -> None:
-        if hasattr(self, "_closed"):
-            self._let_go()  # its feeder has gone: nothing waits in memory
+        # Its feeder has gone, so that nothing waits in memory. A finaliser does not wait.
+        for part in ("_inlet", "_forwarder", "_outlet", "_holder"):
+            end = getattr(self, part, None)
+            if end is not None:
+                end.abandon()
 
     def _end(self) -> None:
         """The client closes: what waits in this process's memory goes first, if anybody reads it."""
@@ -562,13 +565,7 @@ class Queue:
             return
         self._flush()
         self._closed = True
-        self._let_go()
-
-    def _let_go(self) -> None:
         holder, self._holder = self._holder, None
-        link = self._client._link
-        if self._client.closed or link is None or not link.usable:
-            return
         if holder is not None:
             holder.stop()
         for handle in (self._inlet, self._forwarder, self._outlet, holder):
