@@ -60,6 +60,7 @@ def test_rest_ends_when_a_client_has_been_silent_and_the_tick_shows_it(rig: Rig)
         rested += 1
     assert (rested + 1) * CHECK_MS == 3 * 500 + CHECK_MS  # three heartbeats after the look that saw the beat
     rig.driver.tick()
+    rig.tick(CHECK_MS)  # one more look: whether it reads or writes all the same
     assert rig.client_state(client) == lib.SHMD_CLIENT_STALLED
     assert not rests_later(rig)  # until it is gone or back
 

@@ -29,18 +29,16 @@ RESERVED_DESCRIPTORS = 48  # what the driver itself needs besides a pidfd a clie
 
 
 class Client:
-    """One client record, and the pidfd that proves its process dead (-1: it cannot be proved).
+    """One client record, and the pidfd that proves its process dead (-1: it cannot be proved)."""
 
-    ``progress``: what its leases had read and written when its silence was first seen; None: it beats.
-    """
-
-    __slots__ = ("index", "pidfd", "progress", "record")
+    __slots__ = ("activity", "index", "pidfd", "record")
 
     def __init__(self, record: Any, index: int) -> None:
         self.record = record
         self.index = index
         self.pidfd = -1
-        self.progress: dict[int, bytes] | None = None
+        # The time of its last sign of life, and what its leases had read and written when it was silent then.
+        self.activity: tuple[int, tuple[tuple[int, ...], ...]] | None = None
 
     @property
     def client_id(self) -> int:
@@ -215,10 +213,15 @@ class ClientTable:
         self._forget_pidfd(client)
         self._free.append(client.index)
 
-    def start_afresh(self, now_ns: int) -> None:
-        """After a gap in the driver's own ticks nobody's silence counts."""
+    def excuse(self, late_ns: int, now_ns: int) -> None:
+        """The driver was late: so much of each client's silence does not count."""
         for client in self._by_id.values():
-            self.watches[client.index].seen_ns = now_ns
+            watch = self.watches[client.index]
+            watch.seen_ns = min(int(watch.seen_ns) + late_ns, now_ns)
+
+    def seen(self, client: Client, now_ns: int) -> None:
+        """A sign of life other than its heartbeat."""
+        self.watches[client.index].seen_ns = now_ns
 
     def close(self) -> None:
         """Closes the pidfds; the records stay."""

@@ -81,7 +81,7 @@ class Driver:
         self._lifecycle = Lifecycle(self)
         self._timers = Timers()
         self._orders: deque[_Order] = deque()
-        self._last_tick_ns = 0
+        self._last_tick_ns = self._overrun_ns = 0  # time of the last tick, and how long it took
         self._gap_ns = max(GAP_NS, 2 * config.policies.lease_check_interval_ms * MILLISECOND_NS)
         self._is_lock_lost = False
         self._inheritance: Inheritance | None = None  # what is to be repeated after an adoption
@@ -155,8 +155,7 @@ class Driver:
         """One duty cycle; how many requests, completions and timers it handled."""
         now_ns = self._clock()
         authority = self.tables.authority
-        if now_ns - self._last_tick_ns >= self._gap_ns:
-            self.tables.clients.start_afresh(now_ns)
+        self._excuse(now_ns)
         self._last_tick_ns = now_ns
         self._work = 0
         self._rest.end()
@@ -170,12 +169,20 @@ class Driver:
         except Exception as error:  # the loop outlives its defects; tools show them
             authority.log_error(f"tick: {error!r}", now_ns)
             self._log(f"error in a tick: {error!r}")
-        if self._lifecycle.may_serve:
-            took_ns = self._clock() - now_ns
-            if self._health.tick_took(took_ns, TICK_ALLOWED_NS, now_ns):
-                authority.count(lib.SHMD_COUNTER_TICK_OVERRUNS)
-                lib.shmd_counter_max(authority.base, lib.SHMD_COUNTER_TICK_LATE_MAX_NS, took_ns)
+        took_ns = self._overrun_ns = self._clock() - now_ns
+        if self._lifecycle.may_serve and self._health.tick_took(took_ns, TICK_ALLOWED_NS, now_ns):
+            authority.count(lib.SHMD_COUNTER_TICK_OVERRUNS)
+            lib.shmd_counter_max(authority.base, lib.SHMD_COUNTER_TICK_LATE_MAX_NS, took_ns)
         return self._work
+
+    def _excuse(self, now_ns: int) -> None:
+        """Puts off the deadlines of clients by the driver's lateness: a tick that came late, or took long."""
+        due_ns = self._timers.next_deadline_ns() or now_ns
+        late_ns = max(now_ns - due_ns, self._overrun_ns)
+        if now_ns - self._last_tick_ns >= self._gap_ns:
+            late_ns = now_ns - self._last_tick_ns  # whatever was due: a suspended machine suspends clients
+        if late_ns >= TICK_ALLOWED_NS:
+            self._lease_watch.excuse(late_ns, now_ns)
 
     def next_deadline_ns(self) -> int:
         """When the next tick is due, if nobody rings before."""

@@ -129,6 +129,24 @@ class Epoch:
         """Whether this consumer says that it has drained this epoch."""
         return int(lib.shmd_gate_left(self.memory.gates, lease.gate)) == lease.lease_id
 
+    def activity(self, lease: Lease) -> tuple[int, ...]:
+        """What only this lease's owner moves here; all 0: it has not begun; (): it has no part in this epoch.
+
+        A claim, as all that a client writes. It can show that the owner lives, and nothing else.
+        """
+        if lease.is_producer:
+            return (self.head,) if int(self.record.producer_lease_id) == lease.lease_id else ()
+        if not self.is_wired(lease.gate) or lease.gate >= self.geometry.gate_count:
+            return ()
+        gate = lib.shmd_gates_gate(self.memory.gates, lease.gate)
+        return (
+            int(gate.consumed),
+            int(gate.last_read_ns),
+            int(gate.skipped),
+            int(gate.lost),
+            int(gate.sleeping),
+        )
+
     def note_left(self) -> None:
         """Remembers who has left it, before this is acted on: the difference shows who leaves later."""
         for gate in range(self.geometry.gate_count):

@@ -1,5 +1,10 @@
 """Watching clients and leases: proofs of death, heartbeats, confirmations.
 
+Any client can write over the lines of others in the control segment. So a heartbeat or a confirmation that is
+missing there ends nothing while the lease's own memory moves: its data head, or its gate's line.
+
+The driver's own lateness is charged to nobody: all deadlines of clients are put off by it (``excuse``).
+
 A check finds, and dispatches what it finds into the lifecycle; what is still true when the lifecycle
 comes to it is carried out. So an end is always an event of the machine, in order with all others.
 """
@@ -10,6 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from shmdriver._native import lib
+from shmdriver.driver.clients import Client
 from shmdriver.driver.config import Config
 from shmdriver.driver.lifecycle import Event
 from shmdriver.driver.tables import Tables
@@ -55,6 +61,19 @@ class LeaseWatch:
             else:
                 self._note_client(what, index, silent_ns, now_ns)
 
+    def excuse(self, late_ns: int, now_ns: int) -> None:
+        """The driver was late by so much: puts off silences, confirmations and evictions that it counts."""
+        tables = self._tables
+        tables.clients.excuse(late_ns, now_ns)
+        for lease in tables.leases:
+            if lease.state == lib.SHMD_LEASE_ATTACHED:
+                lease.record.deadline_ns += late_ns
+        for stream in tables.streams:
+            for epoch in stream.epochs.values():
+                if epoch.blocked is not None:
+                    gate, since_ns, seen_ns = epoch.blocked
+                    epoch.blocked = (gate, since_ns, min(seen_ns + late_ns, now_ns))
+
     def look_for_deaths(self, now_ns: int) -> None:
         """Dispatches an expiry for each client that is proved dead."""
         self._tables.clients.look_again(now_ns)
@@ -83,7 +102,8 @@ class LeaseWatch:
         lease = self._tables.leases.at(index)
         if lease is None:
             return
-        if what == lib.SHMD_CHECK_CONFIRMED:
+        has_begun = any(self._tables.streams.of(lease).activity(lease))
+        if what == lib.SHMD_CHECK_CONFIRMED or has_begun:  # it reads or writes what it has mapped
             self._tables.leases.mark(lease, lib.SHMD_LEASE_ACTIVE)
         else:
             self._dispatch(Event.EXPIRY, now_ns, subject=Unconfirmed(lease))
@@ -92,10 +112,29 @@ class LeaseWatch:
         client = self._tables.clients.by_index(index)
         if client is None:
             return
-        if what == lib.SHMD_CHECK_CLIENT_STALLED:
+        if what == lib.SHMD_CHECK_CLIENT_RECOVERED:
+            self._dispatch(Event.KEEPALIVE, now_ns, subject=client)
+        elif self._is_active(client, now_ns):
+            if client.state == lib.SHMD_CLIENT_STALLED:
+                self._dispatch(Event.KEEPALIVE, now_ns, subject=client)
+        elif what == lib.SHMD_CHECK_CLIENT_STALLED:
             self._log(f"client {client.label} is stalled: silent for {silent_ns // MILLISECOND_NS} ms")
             self._tables.tenure.client_stalled(client)
-        elif what == lib.SHMD_CHECK_CLIENT_RECOVERED:
-            self._dispatch(Event.KEEPALIVE, now_ns, subject=client)
         else:
             self._dispatch(Event.EXPIRY, now_ns, subject=ClientExpired(client, silent_ns))
+
+    def _is_active(self, client: Client, now_ns: int) -> bool:
+        """Whether a silent client's leases moved since the look before; also so at the first look."""
+        tables = self._tables
+        seen_ns = int(tables.clients.watches[client.index].seen_ns)
+        found = tuple(
+            tables.streams.of(lease).activity(lease) for lease in tables.leases.of_client(client.client_id)
+        )
+        before, client.activity = client.activity, (seen_ns, found)
+        if before is None or before[0] != seen_ns:
+            return True
+        if before[1] == found:
+            return False
+        tables.clients.seen(client, now_ns)
+        client.activity = (now_ns, found)
+        return True

@@ -70,6 +70,10 @@ class Stream:
         """Epochs in use, oldest first."""
         return sorted(self.epochs.values(), key=lambda epoch: epoch.number)
 
+    def activity(self, lease: Lease) -> tuple[int, ...]:
+        """What only this lease's owner moves; all 0: it has not begun to read or write."""
+        return tuple(number for epoch in self.in_order for number in epoch.activity(lease))
+
     @property
     def open_epoch(self) -> Epoch | None:
         """The epoch that a producer writes."""
