@@ -116,14 +116,13 @@ int shmd_client_is_orphaned(const shmd_client *client)
  * follows an embedded driver. Of one that was stopped or superseded the seals tell. */
 int shmd_client_over(const shmd_client *client, uint64_t now_ns)
 {
-    enum { LOOK_NS = 1000000000 };
     shmd_client *own = (shmd_client *)(uintptr_t)client;
     if (shmd_load32_relaxed(&client->is_over))
         return 1;
     uint64_t due_ns = shmd_load_relaxed(&client->over_look_ns);
-    if (now_ns < due_ns || !shmd_cas(&own->over_look_ns, due_ns, now_ns + LOOK_NS))
+    if (now_ns < due_ns || !shmd_cas(&own->over_look_ns, due_ns, now_ns + SHMD_LONG_WAIT_NS))
         return 0;
-    if (due_ns == 0 || !(is_dead_embedded(client) || (!client->waits_for_driver && is_removed(client))))
+    if (!(is_dead_embedded(client) || (!client->waits_for_driver && is_removed(client))))
         return 0;
     shmd_store32_release(&own->is_over, 1);
     return 1;

@@ -152,9 +152,7 @@ static int ended(const shmd_consumer *c)
 /* Nothing is there. Does anything come? */
 static int nothing_now(shmd_consumer *c)
 {
-    if (!shmd_load32_relaxed(&c->client->is_over))
-        return 0;
-    return shmd_client_over_fail(c->client, c->stream);
+    return c->is_over ? shmd_client_over_fail(c->client, c->stream) : 0;
 }
 
 static int revoked(shmd_consumer *c)

@@ -12,7 +12,7 @@ int shmd_consumer_ready(const shmd_consumer *c)
         return 1;
     if (c->data == NULL) {
         return shmd_is_forked(c->fork_generation) || shmd_stream_next_epoch(c->client, c->stream_index, c->stream_id, c->last_epoch, c->gate_bit, &record, &index) ||
-               !shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason) || shmd_load32_relaxed(&c->client->is_over) != 0;
+               !shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason) || c->is_over;
     }
     uint64_t seq = c->position;
     uint64_t state = shmd_load_acquire(&c->hot->state);
@@ -21,14 +21,28 @@ int shmd_consumer_ready(const shmd_consumer *c)
     if ((shmd_load_relaxed(c->gated_from == UINT64_MAX ? &c->hot->wired_mask : &c->hot->gate_mask) & c->gate_bit) == 0)
         return 1;
     if (state == ((uint64_t)c->epoch << 8 | SHMD_EPOCH_SEALING))
-        return shmd_load32_relaxed(&c->client->is_over) != 0;
+        return c->is_over != 0;
     if (c->delivery == SHMD_DELIVERY_LATEST) {
         uint64_t newest = shmd_shard_last(c, shmd_min(shmd_load_acquire(&c->data->head), c->bound));
         seq = newest > seq ? newest : seq;
     }
     if (shmd_load_acquire(&shmd_consumer_slot(c, seq)->commit) >= ((seq << 1) | 1)) /* P2; larger: lapped */
         return 1;
-    return shmd_load32_relaxed(&c->client->is_over) != 0; /* the poll says so */
+    return c->is_over != 0; /* the poll says so */
+}
+
+int shmd_consumer_over(shmd_consumer *c, uint64_t now_ns)
+{
+    if (c->is_over)
+        return 1;
+    if (c->idle_since_ns == 0 || c->idle_at != c->position || c->idle_epoch != c->last_epoch) {
+        c->idle_at = c->position;
+        c->idle_epoch = c->last_epoch;
+        c->idle_since_ns = now_ns;
+    } else if (now_ns - c->idle_since_ns >= SHMD_LONG_WAIT_NS) {
+        c->is_over = (uint32_t)shmd_client_over(c->client, now_ns);
+    }
+    return (int)c->is_over;
 }
 
 static int nap(uint64_t ns)
@@ -90,7 +104,7 @@ int shmd_wait(shmd_consumer *c, uint64_t timeout_ns)
         uint64_t now = i % 256 == 0 ? shmd_now_ns() : 0;
         if (now != 0 && (now >= deadline_ns || shmd_load32_relaxed(&c->closing)))
             return 0;
-        if (now != 0 && shmd_client_over(c->client, now))
+        if (now != 0 && shmd_consumer_over(c, now))
             return 1;
         if (i % 256 == 0 && c->slack != 0)
             shmd_consumer_before_idle(c); /* other shards' messages came and must not fill the ring */
@@ -104,7 +118,7 @@ int shmd_wait(shmd_consumer *c, uint64_t timeout_ns)
         uint64_t now = shmd_now_ns();
         if (now >= deadline_ns || shmd_load32_relaxed(&c->closing))
             return 0;
-        if (shmd_client_over(c->client, now))
+        if (shmd_consumer_over(c, now))
             return 1;
         if (sleep_once(c, shmd_min(deadline_ns - now, SLICE_NS)) == SHMD_E_INTERRUPTED)
             return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal");
@@ -167,7 +181,7 @@ int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
             if (round == 0 || consumers[i]->slack != 0)
                 shmd_consumer_before_idle(consumers[i]);
         for (size_t i = 0; i < n && round >= SPINS; i++)
-            (void)shmd_client_over(consumers[i]->client, now); /* then it is ready */
+            (void)shmd_consumer_over(consumers[i], now);
         if (round < SPINS) {
             shmd_pause();
         } else {

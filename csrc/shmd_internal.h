@@ -137,8 +137,8 @@ struct shmd_client {
     uint64_t beat;
     uint32_t heartbeat_mode;
     uint32_t waits_for_driver;
-    uint32_t is_over;           /* 1: proved that nobody will ever serve it again; what waits on it ends (shmd_client_over) */
-    uint64_t over_look_ns;      /* when the next wait looks whether that is so */
+    uint32_t is_over;           /* 1: proved that nobody will ever serve it again (shmd_client_over) */
+    uint64_t over_look_ns;      /* when the next long wait looks whether that is so */
     uint32_t thread_started;
     uint32_t stop_word;         /* private futex of the heartbeat thread */
     uint32_t fork_generation;
@@ -169,8 +169,9 @@ extern uint32_t shmd_waitv_missing; /* 1: this kernel has no futex_waitv; a test
  * of them, at most a millisecond. 0, SHMD_E_TIMEOUT, SHMD_E_INTERRUPTED. */
 int shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_ns);
 
-/* 1: it is proved that nobody will ever serve this connection again, so that a wait on it is in vain. For the slow turns of waits;
- * at most one of them a second looks (some 20 us), all others load a word. */
+enum { SHMD_LONG_WAIT_NS = 1000000000 }; /* a wait in which nothing has moved for so long looks whether anybody is there */
+/* 1: it is proved that nobody will ever serve this connection again, so that a long wait on it is in vain. At most one of them a
+ * second looks (some 20 us), all others load a word. */
 int shmd_client_over(const shmd_client *client, uint64_t now_ns);
 int shmd_client_over_fail(const shmd_client *client, const char *stream); /* SHMD_E_DRIVER_UNAVAILABLE, with its text */
 
@@ -311,6 +312,7 @@ int shmd_consumer_resolve(const shmd_consumer *consumer, shmd_message *message);
 int shmd_consumer_look(shmd_consumer *consumer);    /* state and bit have changed? 0 no or wait, 1 drained, negative over */
 void shmd_consumer_before_idle(shmd_consumer *consumer);
 int shmd_consumer_ready(const shmd_consumer *consumer); /* 1: a poll would not return 0 */
+int shmd_consumer_over(shmd_consumer *c, uint64_t now_ns); /* in the slow turns of its waits: 1, it is in vain, and so it is ready */
 const uint32_t *shmd_consumer_announce(const shmd_consumer *consumer, uint32_t *seen); /* W1: the word that it now says it sleeps on; NULL: nobody wakes it */
 void shmd_watch_pause(shmd_consumer *consumer);     /* its owner sleeps itself for now */
 void shmd_watch_resume(shmd_consumer *consumer);    /* its owner has slept, and has read nothing */

@@ -157,7 +157,7 @@ static uint32_t look(shmd_notifier_t *n)
     for (shmd_watch *w = n->watches; w != NULL; w = w->next) {
         if (w->state != ARMED)
             continue;
-        (void)shmd_client_over(w->seen.client, now); /* then it is ready */
+        (void)shmd_consumer_over(&w->seen, now);
         int is_held = 0;
         if (!shmd_consumer_ready(&w->seen) && !(is_held = is_held_back(w, now)))
             continue;
@@ -280,6 +280,7 @@ int shmd_consumer_settle(shmd_consumer *c)
         shmd_consumer_before_idle(c);
     (void)pthread_mutex_lock(&n->mutex);
     copy_seen(c, w);
+    c->is_over |= w->seen.is_over; /* found by the thread */
     if (!is_ready && !n->stopped) {
         (void)shmd_consumer_announce(c, &seen);
         shmd_fence_seq_cst(); /* W1: as the thread's */

@@ -118,7 +118,10 @@ static void free_spans(shmd_producer *p, uint64_t freed_below)
 /* Is there ever room again? */
 static int no_room(const shmd_producer *p)
 {
-    return shmd_client_over(p->client, shmd_now_ns()) ? shmd_client_over_fail(p->client, p->stream) : SHMD_BACK_PRESSURED;
+    uint64_t now = shmd_now_ns();
+    if (now - p->blocked_since_ns < SHMD_LONG_WAIT_NS || !shmd_client_over(p->client, now))
+        return SHMD_BACK_PRESSURED;
+    return shmd_client_over_fail(p->client, p->stream);
 }
 
 int shmd_producer_room(shmd_producer *p, uint64_t arena_need)

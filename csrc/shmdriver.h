@@ -153,6 +153,10 @@ struct shmd_consumer {
     uint32_t moving;                    /* 1: between epochs, nobody may look at what is mapped */
     uint32_t fork_generation;
     uint32_t woken;                     /* the producer's wait that was answered last */
+    uint32_t is_over;                   /* 1: it has waited for long, and it is proved that nobody serves it any more */
+    uint32_t idle_epoch;                /* last_epoch and position when its present wait was seen first, */
+    uint64_t idle_at;
+    uint64_t idle_since_ns;             /* and when; 0: it has not waited */
     shmd_epoch_hot_t drained;           /* what hot is of an epoch that it drains after its lease has ended */
     shmd_client *client;
     shmd_watch *watch;                  /* who makes its fd readable; NULL: it has none */
