@@ -7,6 +7,7 @@ from typing import Any
 from shmdriver._native import lib
 from shmdriver.driver.lifecycle import ShutdownMode, State
 from tests.simulation.actors import CREATE, Process
+from tests.simulation.kernel import VEILS
 from tests.simulation.world import World
 
 
@@ -134,6 +135,21 @@ class Faults:
             if consumer.process.native.sim_lie(consumer.handle, position):
                 consumer.model.liar = True
                 self.world.note(f"{consumer.model} lies about its gate: {position}")
+
+    # -- looks at processes
+
+    def veil(self) -> None:
+        """/proc hides a process, shows another namespace's, or shows it again."""
+        process = self.world.pick(lambda p: p.task.alive and not p.left)
+        if process:
+            process.task.veil = self.rng.choice(VEILS)
+            self.world.note(f"{process}: a look at it finds evidence {process.task.veil}")
+
+    def run_short(self) -> None:
+        """The driver has no descriptor left for another pidfd, or has some again."""
+        kernel = self.world.kernel
+        kernel.run_short(not kernel.is_short)
+        self.world.note(f"descriptors are {'out' if kernel.is_short else 'back'}")
 
     # -- the driver
 

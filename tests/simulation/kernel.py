@@ -88,10 +88,23 @@ class SlowMemory(InlineMemory):
             super().submit(self._later.popleft())
 
 
+VEILS = (
+    0,
+    lib.SHMD_EVIDENCE_PROC_HIDDEN,
+    lib.SHMD_EVIDENCE_TIME_NAMESPACE,
+    lib.SHMD_EVIDENCE_PROC_FOREIGN,
+    lib.SHMD_EVIDENCE_NAMESPACES,
+)
+
+
 class Task:
-    """A process in the kernel's eyes: a pid, a start time, and a descriptor that fires when it is dead."""
+    """A process in the kernel's eyes: a pid, a start time, and a descriptor that fires when it is dead.
+
+    ``veil``: what hinders a look at it (``SHMD_EVIDENCE_*``, one of VEILS); 0: nothing.
+    """
 
     def __init__(self, pid: int) -> None:
+        self.veil = 0
         self.pid = pid
         self.start_time = pid * 7
         self.alive = True
@@ -163,6 +176,9 @@ class Kernel:
         self.tasks: dict[int, Task] = {}
         self.base: Any = None  # the authority's header as the driver maps it
         self.points_left = 0  # until the driver dies; 0: it lives
+        self.is_short = False  # of descriptors: no pidfd can be opened now
+        self.seeing_since_ns = 0  # since when the driver finds descriptors for its looks
+        self.blind_to: set[int] = set()  # pids of which the present driver knows no namespace: it looks once
         self.where = ""
         self.killed = False
         self.crashes: Counter[str] = Counter()
@@ -179,11 +195,34 @@ class Kernel:
     def look_at_client(self, named: Any) -> Look:
         """As driver/clients.py has it, of simulated processes."""
         task = self.tasks.get(int(named.pid))
-        if task is None or not task.alive or task.start_time != int(named.start_time):
+        is_reaped = task is None or (not task.alive and task.pid % 2 == 0)
+        if task is not None and task.veil == lib.SHMD_EVIDENCE_NAMESPACES:
+            self.blind_to.add(task.pid)
+            return Look(Verdict.UNKNOWN, task.veil)
+        if task is None or is_reaped:
             return Look(Verdict.DEAD, int(lib.SHMD_EVIDENCE_NO_PROCESS))
+        if self.is_short:
+            return Look(Verdict.UNKNOWN, int(lib.SHMD_EVIDENCE_NO_DESCRIPTOR))
+        if not task.alive:
+            return Look(Verdict.DEAD, int(lib.SHMD_EVIDENCE_PIDFD))
+        if not task.veil and task.start_time != int(named.start_time):
+            return Look(Verdict.DEAD, int(lib.SHMD_EVIDENCE_OTHER_START))
         fd = os.dup(task.fd)
         self._handed_out.append(fd)
+        if task.veil:
+            return Look(Verdict.UNKNOWN, task.veil, fd)
         return Look(Verdict.ALIVE, int(lib.SHMD_EVIDENCE_START_TIME), fd)
+
+    def run_short(self, is_short: bool) -> None:
+        """Whether there are descriptors for pidfds from now on."""
+        self.is_short = is_short
+        self.seeing_since_ns = 2**63 if is_short else self.clock.now_ns
+
+    def unveil(self) -> None:
+        """Nothing hinders a look any more."""
+        self.run_short(False)
+        for task in self.tasks.values():
+            task.veil = 0
 
     def look_at_claimer(self, pid: int, *_: int) -> Look:
         """As far as control.py asks: whether a process exists."""
@@ -224,6 +263,7 @@ class Kernel:
             if path.is_symlink() and "eventfd" in str(path.readlink()):
                 os.close(fd)
         self._handed_out.clear()
+        self.blind_to.clear()
         self.killed, self.base = False, None
 
     def closed(self) -> list[int]:

@@ -14,6 +14,7 @@ from tests.simulation.tables import Snapshot, View, is_live, is_producer, phase,
 
 if TYPE_CHECKING:
     from tests.simulation.actors import Process
+    from tests.simulation.kernel import Kernel
 
 OPEN, SEALING, SEALED, RETIRED = (
     lib.SHMD_EPOCH_OPEN,
@@ -71,8 +72,9 @@ class EpochModel:
 class Boot:
     """One boot id: its view, its processes, and all that was ever seen of its tables."""
 
-    def __init__(self, view: View, lease_timeout_ns: int, check_interval_ns: int) -> None:
+    def __init__(self, view: View, kernel: Kernel, lease_timeout_ns: int, check_interval_ns: int) -> None:
         self.view = view
+        self.kernel = kernel
         self.lease_timeout_ns = lease_timeout_ns
         self.check_interval_ns = check_interval_ns
         self.processes: list[Process] = []
@@ -349,6 +351,7 @@ class Boot:
 
     def _settled_leases(self, now: Snapshot, now_ns: int) -> None:
         clients = {r.client_id for r in now.clients if phase(r) != lib.SHMD_CLIENT_FREE}
+        provable = {r.client_id for r in now.clients if r.provable}
         opened = {e.producer_lease_id for _, epochs in now.streams for e in epochs if e.state & 0xFF == OPEN}
         for record in now.leases:
             if not is_live(record):
@@ -357,8 +360,10 @@ class Boot:
             if is_producer(record):
                 demand(record.lease_id in opened, "a live producer has an open epoch", record.lease_id)
             owner = self.leases[record.lease_id].owner
-            if owner is not None and not owner.task.alive:
+            if owner is not None and not owner.task.alive and owner.task.pid not in self.kernel.blind_to:
                 since = max(owner.died_ns, self.driver_since_ns)
+                if record.client_id not in provable:  # found once there are descriptors for looks again
+                    since = max(since, self.kernel.seeing_since_ns)
                 demand(
                     now_ns < since + self.check_interval_ns,
                     "a proved death ends leases within one lease check",

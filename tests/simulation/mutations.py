@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from shmdriver.driver import adoption, boot
 from shmdriver.driver.admission import Admission
 from shmdriver.driver.authority import Authority
+from shmdriver.driver.clients import ClientTable
 from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.leases import LeaseTable
 from shmdriver.driver.lifecycle import Lifecycle
@@ -62,6 +63,10 @@ MUTATIONS = {
         Tenure, "end", "free_gate=not quarantine", "free_gate=True"),
     "an epoch is retired before it is drained": Mutation(
         Tenure, "may_retire", " or stream.holders(epoch, reliable_only=True)", ""),
+    "a process that cannot be looked at is taken for dead": Mutation(
+        ClientTable, "load", "if look.verdict is Verdict.DEAD:", "if look.verdict is not Verdict.ALIVE:"),
+    "a client for which no descriptor was left is never looked at again": Mutation(
+        ClientTable, "look_again", "for client in list(self._unproved.values()):", "for client in ():"),
     "a client that is dead is admitted": Mutation(
         Admission, "attach", "self._clients.sender(request.client_id), now_ns)  # was",
         "client, now_ns)  # was"),

@@ -120,7 +120,7 @@ class World:
         if hasattr(self, "boot"):
             self._leave_boot()
         self.counts["boots"] += 1
-        self.boot = Boot(View(self.instance), 2000 * MS, CHECK_MS * MS)
+        self.boot = Boot(View(self.instance), self.kernel, 2000 * MS, CHECK_MS * MS)
 
     def _leave_boot(self) -> None:
         """Clients of a boot that is over drain what they have mapped, and go."""
