@@ -102,7 +102,10 @@ uint64_t shmd_producer_unread(shmd_producer *p, uint64_t bound)
     shmd_fence_seq_cst(); /* J1, as in shmd_producer_room */
     uint64_t mask = shmd_load_acquire(&p->hot->gate_mask);
     uint64_t least = slowest(p, &mask, &gate);
-    return p->seq - unread(p, mask, least, &gate);
+    uint64_t read = unread(p, mask, least, &gate);
+    for (uint32_t i = 0; mask == 0 && i < p->gate_count; i++) /* between two readers: what the last one noted */
+        read = shmd_max(read, shmd_load_acquire(&shmd_gates_gate(p->gates, i)->delivered)); /* C2 */
+    return p->seq - shmd_min(read, p->seq);
 }
 
 static void free_spans(shmd_producer *p, uint64_t freed_below)

@@ -200,7 +200,8 @@ class Queue:
 
         Of another process's, the parts of a very large one count each, unless this process gets or holds.
         """
-        return self._waiting() + len(self._overflow)
+        with self._put_lock:  # the feeder moves nothing meanwhile
+            return self._waiting() + len(self._overflow)
 
     def empty(self) -> bool:
         """Whether there was nothing to get a moment ago. Raises OSError when closed."""
@@ -495,7 +496,7 @@ class Queue:
             if outlet is not None:
                 known = outlet.waiting()
             elif inlet is not None and not inlet.producer.closed:
-                known = {inlet.lane: (inlet.producer.epoch, self._own_unread() - len(self._overflow))}
+                known = {inlet.lane: (inlet.producer.epoch, inlet.unread())}
         except errors.HandleClosed:
             pass  # another thread has just closed it
         prefix = stream_name(self.name, "")
