@@ -20,7 +20,7 @@ from shmdriver.cli.options import (
 from shmdriver.cli.output import bytes_text, note
 from shmdriver.cli.signals import exit_code, pipe_closed, stoppable
 from shmdriver.cli.sub import Start, as_json
-from shmdriver.errors import EndOfStream, ProducerLost
+from shmdriver.errors import EndOfStream, ProducerLost, SchemaMismatch
 
 if TYPE_CHECKING:
     from shmdriver.client import Consumer, Message
@@ -87,6 +87,14 @@ def _clock(timestamp_ns: int, offset_ns: int) -> str:
     return moment.strftime("%H:%M:%S.%f")
 
 
+def _dtype_of(consumer: Consumer) -> Any:
+    """Of the records that it has just read; None: bytes, or that cannot be told any more."""
+    try:
+        return consumer.dtype
+    except SchemaMismatch:
+        return None
+
+
 def _show(
     consumer: Consumer, stream: str, count: int | None, timeout: float | None, width: int, *, json: bool
 ) -> int:
@@ -108,7 +116,7 @@ def _show(
             print(json_module.dumps(as_json(message) | {"stream": stream, "lost": lost}), flush=True)
         else:
             when = _clock(message.timestamp_ns, offset_ns)
-            size, text = bytes_text(len(message)), preview(message, consumer.dtype, width)
+            size, text = bytes_text(len(message)), preview(message, _dtype_of(consumer), width)
             print(f"{message.seq:>12}  {when:15}  {message.type:>5}  {size:>10}  {text}", flush=True)
         shown += 1
     return 0

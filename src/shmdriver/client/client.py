@@ -162,7 +162,9 @@ class Client:
         ``shard=(k, n)``: only the messages with ``seq % n == k``, so that n consumers share the work; the
         others are passed over and hold nobody back; a shard that joins others of the same n begins where the
         slowest of them stands. ``wait``: how it waits for messages (spin never sleeps).
-        Once this has returned, a reliable consumer misses nothing. Raises as :meth:`producer`.
+        ``start="oldest"``: begins with what the ring still has, also within ``grace_ms`` of a clean end; an
+        aborted end is not joined. Once this has returned, a reliable consumer misses nothing. Raises as
+        :meth:`producer`.
         """
         spec = AttachSpec(self, stream, dtype, is_producer=False)
         options = spec.options

@@ -145,7 +145,11 @@ class Consumer(EventLoopReading, StreamHandle):
 
     @property
     def lost(self) -> int:
-        """How many messages this consumer never saw, in all epochs."""
+        """How many messages this consumer never saw, in all epochs, from its own start on.
+
+        What was gone when it attached is not counted, nor what a consumer before it had not read: the
+        first message's ``seq`` says how many messages of its epoch there were before.
+        """
         own = int(self._info().lost)
         comeback = self._comeback
         return own if comeback is None else comeback.lost + (own if comeback.left is None else 0)

@@ -357,6 +357,7 @@ class Admission:
         if epoch is None and oldest:
             grace_ns = self._config.policies.grace_ms * MILLISECOND_NS
             ended = [e for e in stream.in_order if e.ended_cleanly and now_ns - e.sealed_ns < grace_ns]
+            ended = [e for e in ended if lease.schema in (None, e.schema)]
             epoch = ended[-1] if ended else None
         if epoch is None:
             return  # it is wired into the first epoch to come, at its first message

@@ -65,6 +65,11 @@ class Epoch:
         return self.is_sealed and bool(self.record.end_reason == Reason.CLOSED)
 
     @property
+    def schema(self) -> str:
+        """Canonical text of its records; "" for bytes. The stream's is that of its newest epoch."""
+        return text_of(self.memory.data.schema)
+
+    @property
     def sealed_ns(self) -> int:
         """When it was sealed."""
         return int(self.record.sealed_ns)
