@@ -150,7 +150,7 @@ int shmd_client_check_fork(const shmd_client *client)
 
 static int is_registered(const shmd_client *client)
 {
-    const shmd_client_record_t *record = shmd_authority_client(client->authority, client->index);
+    const shmd_client_record_t *record = shmd_client_record(client, client->index);
     uint32_t state = (uint32_t)(shmd_load_acquire(&record->word) & 0xff);
     return (state == SHMD_CLIENT_ALIVE || state == SHMD_CLIENT_STALLED) && record->client_id == client->client_id;
 }
@@ -158,7 +158,7 @@ static int is_registered(const shmd_client *client)
 /* Also one that has expired: its detach and its goodbye free its lines. */
 int shmd_client_is_known(const shmd_client *client)
 {
-    const shmd_client_record_t *record = shmd_authority_client(client->authority, client->index);
+    const shmd_client_record_t *record = shmd_client_record(client, client->index);
     return (shmd_load_acquire(&record->word) & 0xff) != SHMD_CLIENT_FREE && record->client_id == client->client_id;
 }
 
@@ -166,7 +166,7 @@ int shmd_client_is_known(const shmd_client *client)
 static int look_for_answer(const shmd_client *client, uint64_t *cursor, uint64_t correlation_id, shmd_event_t *out, int *resend)
 {
     uint64_t lost = 0;
-    while (shmd_event_poll(client->authority, cursor, out, &lost)) {
+    while (shmd_event_take(client->authority, &client->tables, cursor, out, &lost)) {
         int is_answer = out->kind == SHMD_EVENT_HELLO_RESPONSE || out->kind == SHMD_EVENT_ATTACH_RESPONSE ||
                         out->kind == SHMD_EVENT_DETACH_RESPONSE || out->kind == SHMD_EVENT_ADMIN_RESPONSE || out->kind == SHMD_EVENT_ERROR;
         if (is_answer && out->correlation_id == correlation_id)
@@ -277,8 +277,10 @@ int shmd_client_request(shmd_client *client, shmd_request_t *request, shmd_event
     /* A detach is meant however long the driver takes to read it: nobody would send it again. */
     identify(client, request, request->kind == SHMD_REQUEST_DETACH ? UINT64_MAX : deadline_ns);
     rc = ask(client, request, answer, deadline_ns);
-    if (rc != SHMD_OK || answer->code == SHMD_CODE_OK)
+    if (rc != SHMD_OK)
         return rc;
+    if (answer->code == SHMD_CODE_OK)
+        return shmd_answer_check(client, request, answer);
     shmd_fail_answer(answer->code, answer->reason);
     return shmd_fail(SHMD_E_REJECTED, "%s", answer->text);
 }
@@ -288,7 +290,7 @@ int shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd_event_
     int rc = shmd_client_request(client, request, answer, timeout_ns);
     SHMD_FAILPOINT("attach.answered");
     /* Also when the driver died: it may have granted the lease before, and its successor must not keep that for nobody. */
-    if (rc == SHMD_E_TIMEOUT || rc == SHMD_E_INTERRUPTED || rc == SHMD_E_DRIVER_UNAVAILABLE)
+    if (rc == SHMD_E_TIMEOUT || rc == SHMD_E_INTERRUPTED || rc == SHMD_E_DRIVER_UNAVAILABLE || rc == SHMD_E_CORRUPT)
         shmd_client_give_up(client, request);
     return rc;
 }
@@ -391,13 +393,14 @@ static int map_authority(shmd_client *client, int *is_between)
     if (*is_between)
         return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "driver of instance %s is still starting (%s is not complete)", client->instance, name);
     rc = shmd_header_check(base, client->authority_bytes, SHMD_SEGMENT_AUTHORITY, 0, 0, 0);
-    rc = rc ? rc : shmd_authority_check(base, client->authority_bytes);
+    if (rc == SHMD_OK) { /* what is checked is the copy that is used */
+        memcpy(&client->tables, base, sizeof client->tables);
+        client->tables.control_name[sizeof client->tables.control_name - 1] = 0;
+        rc = shmd_authority_check(&client->tables, client->authority_bytes);
+    }
     if (rc != SHMD_OK)
         return rc;
-    client->client_max = client->authority->client_max;
-    client->lease_max = client->authority->lease_max;
-    client->stream_max = client->authority->stream_max;
-    client->boot_id = client->authority->header.boot_id;
+    client->boot_id = client->tables.header.boot_id;
     *is_between = shmd_load_acquire(&client->authority->exit_kind) == SHMD_EXIT_HANDOVER;
     return may_answer(client) ? SHMD_OK : SHMD_E_DRIVER_UNAVAILABLE;
 }
@@ -447,14 +450,14 @@ static int await_control_header(const shmd_client *client, uint64_t deadline_ns)
 static int map_control(shmd_client *client, uint64_t deadline_ns)
 {
     void *base = NULL;
-    int fd = shmd_segment_open(client->authority->control_name, 1, &client->control_bytes);
+    int fd = shmd_segment_open(client->tables.control_name, 1, &client->control_bytes);
     int rc = map_whole(fd, 1, &base, client->control_bytes);
     if (fd >= 0)
         (void)close(fd);
     if (rc != SHMD_OK)
         return rc;
     client->control = base;
-    if (client->control_bytes != shmd_control_footprint(client->client_max, client->lease_max))
+    if (client->control_bytes != shmd_control_footprint(client->tables.client_max, client->tables.lease_max))
         return shmd_fail(SHMD_E_LAYOUT, "control segment of %llu bytes does not fit the authority's counts", (unsigned long long)client->control_bytes);
     return await_control_header(client, deadline_ns);
 }
@@ -477,13 +480,10 @@ static int hello(shmd_client *client, uint64_t deadline_ns)
     int rc = shmd_client_request(client, &request, &answer, deadline_ns > now ? deadline_ns - now : 0);
     if (rc != SHMD_OK)
         return rc;
-    if (answer.client_id == 0 || answer.client_index >= client->client_max)
-        return shmd_fail(SHMD_E_CORRUPT, "the driver's answer names client %llu at index %u of %u", (unsigned long long)answer.client_id, answer.client_index,
-                         client->client_max);
     client->client_id = answer.client_id;
     client->index = answer.client_index;
     SHMD_FAILPOINT("hello.answered");
-    shmd_store_relaxed(&shmd_control_heartbeat(client->control, client->client_max, client->lease_max, client->index)->client_id, client->client_id);
+    shmd_store_relaxed(&shmd_control_heartbeat(client->control, client->tables.client_max, client->tables.lease_max, client->index)->client_id, client->client_id);
     SHMD_FAILPOINT("hello.line");
     shmd_client_beat(client);
     return SHMD_OK;

@@ -79,9 +79,17 @@ static void unmap(shmd_consumer *c)
 int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint32_t record_index, uint64_t start, uint64_t joined)
 {
     shmd_mapping *mapping;
+    if (c->gate_index >= record->gate_count)
+        return shmd_fail(SHMD_E_CORRUPT, "stream %s: this consumer's gate is %u, epoch %u has %u", c->stream, c->gate_index, record->epoch, record->gate_count);
     int rc = shmd_mapping_open(c->client, record, SHMD_ROLE_CONSUMER, &mapping);
     if (rc != SHMD_OK)
         return rc;
+    uint64_t head = shmd_data_head(mapping->data);
+    if (joined > head) {
+        shmd_mapping_free(mapping);
+        return shmd_fail(SHMD_E_CORRUPT, "stream %s: this consumer joined at seq %llu, the head of epoch %u is %llu", c->stream, (unsigned long long)joined, record->epoch,
+                         (unsigned long long)head);
+    }
     uint64_t largest = shmd_max(record->slot_bytes, record->arena_bytes / 2);
     if (c->scratch_bytes < largest) {
         unsigned char *scratch = aligned_alloc(SHMD_LINE_BYTES, shmd_round_up(largest, SHMD_LINE_BYTES));
@@ -168,7 +176,7 @@ static int revoked(shmd_consumer *c)
  * than that cannot know it, and a crash must not look like an end of file. What such a reader had not read yet is gone. */
 static uint32_t look_back(shmd_consumer *c, int is_counted)
 {
-    const shmd_epoch_record_t *record = &shmd_authority_stream(c->client->authority, c->stream_index)->epochs[c->record];
+    const shmd_epoch_record_t *record = &shmd_client_stream(c->client, c->stream_index)->epochs[c->record];
     uint32_t reason;
     uint64_t sealed_seq;
     if (!shmd_epoch_end(record, c->epoch, &sealed_seq, &reason))
@@ -206,7 +214,7 @@ static uint32_t first_epoch(const shmd_consumer *c)
 /* Without `follow` an ungated reader has one epoch. That may be gone before it was ever mapped: then nothing comes any more. */
 static int missed_its_epoch(shmd_consumer *c)
 {
-    const shmd_stream_record_t *stream = shmd_authority_stream(c->client->authority, c->stream_index);
+    const shmd_stream_record_t *stream = shmd_client_stream(c->client, c->stream_index);
     uint32_t first = first_epoch(c);
     if ((c->flags & SHMD_ATTACH_FOLLOW) != 0 || c->delivery == SHMD_DELIVERY_RELIABLE || first == 0 || first <= c->last_epoch ||
         shmd_load_acquire(&stream->epoch_count) < first)
@@ -231,7 +239,7 @@ static int missed_its_epoch(shmd_consumer *c)
  * long they were, as for look_back; one whose record is used again cannot be counted. */
 static void note_unseen(shmd_consumer *c, uint32_t last)
 {
-    const shmd_stream_record_t *stream = shmd_authority_stream(c->client->authority, c->stream_index);
+    const shmd_stream_record_t *stream = shmd_client_stream(c->client, c->stream_index);
     uint32_t here = c->epoch;
     uint32_t first = last != 0 ? last + 1 : first_epoch(c);
     if (c->delivery != SHMD_DELIVERY_LOSSY || first == 0)
@@ -535,7 +543,7 @@ void shmd_consumer_info(const shmd_consumer *c, shmd_consumer_info_t *out)
     out->delivery = c->delivery;
     if (shmd_consumer_look_begin(c)) {
         out->head = shmd_load_acquire(&c->data->head); /* P3 */
-        const shmd_epoch_record_t *record = &shmd_authority_stream(c->client->authority, c->stream_index)->epochs[c->record];
+        const shmd_epoch_record_t *record = &shmd_client_stream(c->client, c->stream_index)->epochs[c->record];
         uint64_t seen = shmd_seqlock_read(&record->hot.state);
         int64_t pid = record->producer_pid;
         out->producer_pid = seen >> 8 == c->epoch && shmd_seqlock_same(&record->hot.state, seen) ? pid : 0;

@@ -178,7 +178,7 @@ int shmd_consumer_drain(shmd_consumer *c)
 {
     uint64_t sealed_seq;
     if (c->mapping == NULL || !c->resumes || c->delivery != SHMD_DELIVERY_RELIABLE || c->ended != -SHMD_E_REVOKED || c->drained.state != 0 ||
-        !is_left_to_us(c, &shmd_authority_stream(c->client->authority, c->stream_index)->epochs[c->record], &sealed_seq))
+        !is_left_to_us(c, &shmd_client_stream(c->client, c->stream_index)->epochs[c->record], &sealed_seq))
         return 0;
     c->drained = (shmd_epoch_hot_t){.state = (uint64_t)c->epoch << 8 | SHMD_EPOCH_SEALED, .gate_mask = UINT64_MAX, .sleep_mask = UINT64_MAX,
                                     .sealed_seq = sealed_seq, .wired_mask = UINT64_MAX};

@@ -56,10 +56,10 @@ uint64_t shmd_event_publish(shmd_event_writer *w, const shmd_event_t *event)
     return seq;
 }
 
-int shmd_event_poll(const shmd_authority_t *authority, uint64_t *cursor, shmd_event_t *out, uint64_t *lost)
+int shmd_event_take(const shmd_authority_t *authority, const shmd_authority_t *tables, uint64_t *cursor, shmd_event_t *out, uint64_t *lost)
 {
-    shmd_ring_view_t ring = {.slots = slots_of(authority), .mask = authority->event_slots - 1, .slot_bytes = authority->event_slot_bytes,
-                             .inline_max = authority->event_slot_bytes - SHMD_SLOT_HEADER_BYTES};
+    shmd_ring_view_t ring = {.slots = (const unsigned char *)authority + tables->events_offset, .mask = tables->event_slots - 1,
+                             .slot_bytes = tables->event_slot_bytes, .inline_max = tables->event_slot_bytes - SHMD_SLOT_HEADER_BYTES};
     shmd_message message;
     for (int tries = 0; tries < 64; tries++) {
         int rc = shmd_slot_copy(&ring, *cursor, out, sizeof *out, &message);
@@ -72,11 +72,16 @@ int shmd_event_poll(const shmd_authority_t *authority, uint64_t *cursor, shmd_ev
             return 1;
         }
         uint64_t head = shmd_load_acquire(&authority->event_head);
-        uint64_t oldest = head > authority->event_slots / 2 ? head - authority->event_slots / 2 : 0;
+        uint64_t oldest = head > tables->event_slots / 2 ? head - tables->event_slots / 2 : 0;
         uint64_t next = shmd_max(*cursor + 1, oldest); /* lapped: half a ring of slack before the next lap */
         if (lost != NULL)
             *lost += next - *cursor;
         *cursor = next;
     }
     return 0;
+}
+
+int shmd_event_poll(const shmd_authority_t *authority, uint64_t *cursor, shmd_event_t *out, uint64_t *lost)
+{
+    return shmd_event_take(authority, authority, cursor, out, lost);
 }

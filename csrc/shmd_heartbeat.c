@@ -8,9 +8,9 @@
 
 int shmd_heartbeat_init(shmd_client *client)
 {
-    client->confirmed = calloc(client->lease_max, sizeof *client->confirmed);
+    client->confirmed = calloc(client->tables.lease_max, sizeof *client->confirmed);
     if (client->confirmed == NULL)
-        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for the confirmations of %u leases", client->lease_max);
+        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for the confirmations of %u leases", client->tables.lease_max);
     (void)pthread_mutex_init(&client->lines, NULL);
     return SHMD_OK;
 }
@@ -31,7 +31,7 @@ static void confirm_again(shmd_client *client, uint32_t index)
 {
     uint64_t lease_id = client->confirmed[index];
     shmd_lease_record_t lease;
-    shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->client_max, client->lease_max, index);
+    shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->tables.client_max, client->tables.lease_max, index);
     if (lease_id == 0 || shmd_load_relaxed(&line->confirmed) == lease_id)
         return;
     if (shmd_lease_copy(client, index, lease_id, &lease) && (lease.word & 0xff) == SHMD_LEASE_ATTACHED)
@@ -42,7 +42,7 @@ static void confirm_again(shmd_client *client, uint32_t index)
  * this client's until its detach is sent, which takes the lock first. */
 void shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id)
 {
-    shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->client_max, client->lease_max, lease_index);
+    shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->tables.client_max, client->tables.lease_max, lease_index);
     if (line == NULL)
         return;
     (void)pthread_mutex_lock(&client->lines);
@@ -67,7 +67,7 @@ void shmd_client_unconfirm(shmd_client *client, uint64_t lease_id)
 
 void shmd_client_beat(shmd_client *client)
 {
-    shmd_heartbeat_t *line = shmd_control_heartbeat(client->control, client->client_max, client->lease_max, client->index);
+    shmd_heartbeat_t *line = shmd_control_heartbeat(client->control, client->tables.client_max, client->tables.lease_max, client->index);
     (void)pthread_mutex_lock(&client->lines);
     if (client->is_silent) { /* its goodbye is said: these lines may be another client's by now */
         (void)pthread_mutex_unlock(&client->lines);

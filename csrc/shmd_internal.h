@@ -126,9 +126,7 @@ struct shmd_client {
     uint64_t control_bytes;
     int authority_fd;           /* as it was mapped: says whether it still has a name, and a driver (-1: not mapped) */
     struct stat authority_is;   /* what was opened there: a program that closes all fds, as daemons do, gives the number to another file */
-    uint32_t client_max;
-    uint32_t lease_max;
-    uint32_t stream_max;
+    shmd_authority_t tables;    /* a copy of the authority's header, checked: its counts and offsets. What the segment says later steers nothing */
     uint32_t index;
     uint64_t boot_id;
     uint64_t client_id;
@@ -155,6 +153,26 @@ struct shmd_client {
     char instance[SHMD_NAME_BYTES];
     char name[SHMD_NAME_BYTES];
 };
+
+/* Records of the authority, by the client's own counts and offsets; NULL: there is no such record. */
+static inline const void *shmd_client_entry(const shmd_client *client, uint64_t offset, uint32_t index, uint32_t count, size_t bytes)
+{
+    return index < count ? (const unsigned char *)client->authority + offset + index * bytes : NULL;
+}
+static inline const shmd_client_record_t *shmd_client_record(const shmd_client *client, uint32_t index)
+{
+    return shmd_client_entry(client, client->tables.clients_offset, index, client->tables.client_max, sizeof(shmd_client_record_t));
+}
+static inline const shmd_lease_record_t *shmd_client_lease(const shmd_client *client, uint32_t index)
+{
+    return shmd_client_entry(client, client->tables.leases_offset, index, client->tables.lease_max, sizeof(shmd_lease_record_t));
+}
+static inline const shmd_stream_record_t *shmd_client_stream(const shmd_client *client, uint32_t index)
+{
+    return shmd_client_entry(client, client->tables.streams_offset, index, client->tables.stream_max, sizeof(shmd_stream_record_t));
+}
+/* As shmd_event_poll, by a private copy of the authority's header. */
+int shmd_event_take(const shmd_authority_t *authority, const shmd_authority_t *tables, uint64_t *cursor, shmd_event_t *out, uint64_t *lost);
 
 int shmd_thread_start(void *(*function)(void *), void *argument, const char *what, unsigned long *thread); /* of C, takes no signals */
 
@@ -187,6 +205,8 @@ int shmd_client_tell_quietly(shmd_client *client, shmd_request_t *request, uint6
 int shmd_client_is_known(const shmd_client *client);    /* its record is not free: a detach or a goodbye of its is read */
 int shmd_client_is_orphaned(const shmd_client *client);
 int shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns);
+int shmd_answer_check(const shmd_client *client, const shmd_request_t *request, const shmd_event_t *answer);
+    /* what says yes to a request: its kind, and each index in it against the client's own counts; SHMD_E_CORRUPT with a text */
 void shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id);
 void shmd_client_unconfirm(shmd_client *client, uint64_t lease_id); /* before its detach is sent */
 int shmd_client_check_fork(const shmd_client *client);
@@ -210,7 +230,7 @@ int shmd_stream_epoch(const shmd_client *client, uint32_t stream_index, uint32_t
                       shmd_epoch_record_t *out, uint32_t *record);
 int shmd_stream_next_epoch(const shmd_client *client, uint32_t stream_index, uint32_t stream_id, uint32_t after,
                            uint64_t gate_bit, shmd_epoch_record_t *out, uint32_t *record);
-shmd_epoch_hot_t *shmd_stream_hot(const shmd_client *client, uint32_t stream_index, uint32_t record);
+const shmd_epoch_hot_t *shmd_stream_hot(const shmd_client *client, uint32_t stream_index, uint32_t record);
 int shmd_epoch_record_check(const shmd_epoch_record_t *record); /* its geometry against the limits */
 int shmd_lease_live(const shmd_client *client, uint32_t lease_index, uint64_t lease_id, uint32_t *end_reason);
 /* 1: a whole copy of its record. 0: that serves another lease by now, or changes as fast as one looks. */

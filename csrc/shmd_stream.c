@@ -103,9 +103,9 @@ uint64_t shmd_gate_left(const shmd_gates_t *gates, uint32_t gate) { return shmd_
 
 /* ---- clients --------------------------------------------------------------------------- */
 
-shmd_epoch_hot_t *shmd_stream_hot(const shmd_client *client, uint32_t stream_index, uint32_t record)
+const shmd_epoch_hot_t *shmd_stream_hot(const shmd_client *client, uint32_t stream_index, uint32_t record)
 {
-    return &shmd_authority_stream(client->authority, stream_index)->epochs[record].hot;
+    return &shmd_client_stream(client, stream_index)->epochs[record].hot;
 }
 
 static int is_readable(uint64_t state)
@@ -117,7 +117,7 @@ static int is_readable(uint64_t state)
 int shmd_stream_epoch(const shmd_client *client, uint32_t stream_index, uint32_t stream_id, uint32_t epoch, shmd_epoch_record_t *out,
                       uint32_t *record)
 {
-    const shmd_stream_record_t *stream = shmd_authority_stream(client->authority, stream_index);
+    const shmd_stream_record_t *stream = shmd_client_stream(client, stream_index);
     for (uint32_t i = 0; stream != NULL && i < SHMD_EPOCH_RECORDS; i++) {
         uint64_t state = shmd_load_acquire(&stream->epochs[i].hot.state);
         if (state >> 8 == epoch && is_readable(state) && shmd_epoch_copy(out, &stream->epochs[i]) && out->epoch == epoch && out->stream_id == stream_id) {
@@ -131,7 +131,7 @@ int shmd_stream_epoch(const shmd_client *client, uint32_t stream_index, uint32_t
 int shmd_stream_next_epoch(const shmd_client *client, uint32_t stream_index, uint32_t stream_id, uint32_t after, uint64_t gate_bit,
                            shmd_epoch_record_t *out, uint32_t *record)
 {
-    const shmd_stream_record_t *stream = shmd_authority_stream(client->authority, stream_index);
+    const shmd_stream_record_t *stream = shmd_client_stream(client, stream_index);
     uint64_t best = UINT64_MAX;
     for (uint32_t i = 0; stream != NULL && i < SHMD_EPOCH_RECORDS; i++) {
         uint64_t state = shmd_load_acquire(&stream->epochs[i].hot.state);
@@ -172,7 +172,7 @@ uint64_t shmd_streams_named(const shmd_authority_t *authority, const char *prefi
 
 int shmd_lease_live(const shmd_client *client, uint32_t lease_index, uint64_t lease_id, uint32_t *end_reason)
 {
-    const shmd_lease_record_t *lease = shmd_authority_lease(client->authority, lease_index);
+    const shmd_lease_record_t *lease = shmd_client_lease(client, lease_index);
     shmd_lease_record_t copy;
     *end_reason = SHMD_REASON_REVOKED;
     for (int tries = 0; tries < 16; tries++) {

@@ -38,6 +38,6 @@ int shmd_epoch_end(const shmd_epoch_record_t *record, uint32_t epoch, uint64_t *
 
 int shmd_lease_copy(const shmd_client *client, uint32_t index, uint64_t lease_id, shmd_lease_record_t *out)
 {
-    const shmd_lease_record_t *record = shmd_authority_lease(client->authority, index);
+    const shmd_lease_record_t *record = shmd_client_lease(client, index);
     return record != NULL && shmd_record_copy(out, record, sizeof *out) && out->lease_id == lease_id;
 }

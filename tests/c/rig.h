@@ -45,9 +45,7 @@ static inline void rig_authority(rig_t *rig)
     shmd_segment_complete(rig->control);
     rig->client.authority = rig->authority;
     rig->client.control = rig->control;
-    rig->client.client_max = params.client_max;
-    rig->client.lease_max = params.lease_max;
-    rig->client.stream_max = params.stream_max;
+    rig->client.tables = *rig->authority;
     rig->client.boot_id = params.boot_id;
     rig->client.fork_generation = shmd_fork_generation();
     shmd_notifier_init(&rig->client.notifier);

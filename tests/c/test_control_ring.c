@@ -17,7 +17,7 @@ static void start(bench_t *b, uint64_t cursor)
     memset(b, 0, sizeof *b);
     rig_authority(&b->rig);
     shmd_control_t *control = b->rig.control;
-    for (uint32_t i = 0; i < b->rig.client.client_max; i++) {
+    for (uint32_t i = 0; i < b->rig.client.tables.client_max; i++) {
         shmd_client_record_t *record = shmd_authority_client(b->rig.authority, i);
         record->client_id = 100 + i;
         record->nonce = 7000 + i;

@@ -167,7 +167,7 @@ static void test_a_lease_whose_record_is_filled_anew_has_ended(void)
     CHECK_EQ(shmd_lease_live(&rig.client, 5, lease_id, &reason), 1);
     CHECK_EQ(shmd_lease_copy(&rig.client, 5, lease_id, &copy), 1);
     CHECK_EQ(shmd_lease_copy(&rig.client, 5, lease_id + 1, &copy), 0);
-    CHECK_EQ(shmd_lease_copy(&rig.client, rig.client.lease_max, lease_id, &copy), 0);
+    CHECK_EQ(shmd_lease_copy(&rig.client, rig.client.tables.lease_max, lease_id, &copy), 0);
     shmd_record_rewrite(&record->word, ((record->word >> 8) + 1) << 8 | SHMD_LEASE_FREE); /* by a driver that was killed then */
     CHECK_EQ(shmd_lease_live(&rig.client, 5, lease_id, &reason), 0);
     rig_stop(&rig);

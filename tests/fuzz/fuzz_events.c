@@ -1,6 +1,7 @@
 /* The event decoder: a client that follows an event ring of which any byte may be anything.
  *
- * Property: every poll ends; the cursor only grows, by what was read and what was counted as lost; texts end.
+ * Property: every poll ends; the cursor only grows, by what was read and what was counted as lost; texts end. An event that is
+ * taken for an answer names nothing that is not there.
  * fault: 23 (libFuzzer: any bytes in an event ring) */
 #include "fuzz.h"
 
@@ -16,6 +17,26 @@ static void restart(void)
     if (authority == NULL)
         authority = test_memory(bytes);
     MUST(shmd_authority_init(authority, bytes, &params) == SHMD_OK);
+}
+
+/* As the client that asked. */
+static void take_for_an_answer(const shmd_event_t *event, uint32_t kind, uint32_t role)
+{
+    static shmd_client client;
+    shmd_request_t request = {.kind = kind, .role = role};
+    client.authority = authority;
+    client.tables = *authority;
+    int rc = shmd_answer_check(&client, &request, event);
+    MUST(rc == SHMD_OK || (rc == SHMD_E_CORRUPT && shmd_last_error()[0] != 0));
+    if (rc != SHMD_OK)
+        return;
+    if (kind == SHMD_REQUEST_HELLO)
+        (void)fuzz_touch(shmd_client_record(&client, event->client_index), sizeof(shmd_client_record_t));
+    if (kind == SHMD_REQUEST_ATTACH) {
+        (void)fuzz_touch(shmd_client_lease(&client, event->lease_index), sizeof(shmd_lease_record_t));
+        (void)fuzz_touch(shmd_client_stream(&client, event->stream_index), sizeof(shmd_stream_record_t));
+        MUST(role != SHMD_ROLE_CONSUMER || (event->gate < SHMD_GATE_MAX && event->start_seq <= event->value && event->value < UINT64_MAX >> 2));
+    }
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -36,6 +57,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         memset(event, 'x', sizeof *event);
         if (act < 96) {
             event->kind = (uint32_t)act;
+            if (act % 4 == 1) { /* an answer with a damaged field */
+                memset(event, 0, sizeof *event);
+                event->kind = SHMD_EVENT_HELLO_RESPONSE + (uint32_t)act / 4 % 2;
+                event->lease_id = event->client_id = event->stream_id = 1;
+                input_patch(&input, event, offsetof(shmd_event_t, time_ns), 2);
+            }
             (void)shmd_event_publish(writer, event);
             published++;
         } else if (act < 192) {
@@ -44,8 +71,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             MUST(found == 0 || found == 1);
             MUST(cursor - before == (lost - lost_before) + (uint64_t)found);
             got += (uint64_t)found;
-            if (found == 1)
-                MUST(memchr(event->text, 0, sizeof event->text) != NULL && memchr(event->stream, 0, sizeof event->stream) != NULL);
+            if (found == 1) {
+                    MUST(memchr(event->text, 0, sizeof event->text) != NULL && memchr(event->stream, 0, sizeof event->stream) != NULL);
+                take_for_an_answer(event, SHMD_REQUEST_HELLO + (uint32_t)act % 6, SHMD_ROLE_PRODUCER + (uint32_t)act % 2);
+            }
         } else if (act < 224) {
             input_patch(&input, ring, ring_bytes, 1);
         } else if (act < 240) {

@@ -22,9 +22,7 @@ shmd_client *sim_client_new(const shmd_authority_t *authority, shmd_control_t *c
         return NULL;
     client->authority = authority;
     client->control = control;
-    client->client_max = authority->client_max;
-    client->lease_max = authority->lease_max;
-    client->stream_max = authority->stream_max;
+    client->tables = *authority;
     client->boot_id = authority->header.boot_id;
     client->nonce = nonce;
     client->fork_generation = shmd_fork_generation();
@@ -43,7 +41,7 @@ void sim_client_free(shmd_client *client)
 
 void sim_client_beat(shmd_client *client, uint64_t client_id, uint32_t index)
 {
-    shmd_heartbeat_t *line = shmd_control_heartbeat(client->control, client->client_max, client->lease_max, index);
+    shmd_heartbeat_t *line = shmd_control_heartbeat(client->control, client->tables.client_max, client->tables.lease_max, index);
     client->client_id = client_id;
     client->index = index;
     shmd_store_relaxed(&line->client_id, client_id);

@@ -24,7 +24,7 @@ _NO_WAKEUPS = int(lib.SHMD_ATTACH_NO_WAKEUPS)
 class EpochSegments:
     """The read-only mappings of one epoch: header page of its data, all of its gates."""
 
-    __slots__ = ("_data", "_gates", "data", "gates")
+    __slots__ = ("_data", "_gates", "data", "gate_count", "gates")
 
     def __init__(self, record: Any, boot_id: int, stream_id: int, epoch: int) -> None:
         gate_count = int(record.gate_count)
@@ -53,6 +53,7 @@ class EpochSegments:
         if self._gates.bytes < int(lib.shmd_gates_footprint(gate_count)):
             self.close()
             raise ShmDriverError(f"epoch {epoch}: its gates segment is too small for {gate_count} gates")
+        self.gate_count = gate_count  # as it was checked: what the record says later is not
         self.data = ffi.cast("shmd_data_t *", self._data.base)
         self.gates = ffi.cast("shmd_gates_t *", self._gates.base)
 
@@ -92,7 +93,7 @@ def epoch_status(
         total, arena = int(data.bytes), int(data.arena_intent)
         blocked_total, blocked_count = int(data.blocked_total_ns), int(data.blocked_count)
         wakes, aborted = int(data.wakes), int(data.aborted_claims)
-        blocked = _back_pressure(data, int(record.gate_count), now_ns) if state == "open" else None
+        blocked = _back_pressure(data, segments.gate_count, now_ns) if state == "open" else None
     return EpochStatus(
         epoch=int(record.epoch),
         state=state,
@@ -139,7 +140,7 @@ def _gate_statuses(
 ) -> tuple[GateStatus, ...]:
     reliable, wired = int(record.hot.gate_mask), int(record.hot.wired_mask)
     found = []
-    for index in range(int(record.gate_count)):
+    for index in range(segments.gate_count):
         lease = consumers.get(index)
         if lease is None or not (wired | reliable) >> index & 1:
             continue
