@@ -111,6 +111,7 @@ static void test_records_are_not_copied_into_a_buffer_that_is_too_small(void)
     shmd_producer *p = rig_producer(&rig);
     put(p, 64);
     shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 1, 0);
+    batch.mapping_serial = c->mapping_serial;
     CHECK_EQ(shmd_guarded_fetch_records(c, UINT64_MAX, 4, 64, 0, out, sizeof out, &batch), SHMD_E_TOO_LARGE);
     rig_consumer_free(c);
     rig_producer_free(p);

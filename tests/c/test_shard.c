@@ -89,6 +89,7 @@ static void test_a_shards_gate_does_not_pass_what_its_caller_holds(void)
         uint32_t length = is_batch ? 16 : 2048;
         for (int i = 0; i < 2; i++)
             CHECK_EQ(shmd_publish(p, out, length, 0), SHMD_OK);
+        batch.mapping_serial = c->mapping_serial;
         int64_t found = is_batch ? shmd_guarded_fetch_records(c, UINT64_MAX, 1, length, 0, NULL, 0, &batch)
                                  : shmd_guarded_fetch(c, UINT64_MAX, 1, 0, out, sizeof out, &batch);
         CHECK_EQ(found, 1);
