@@ -118,6 +118,34 @@ static void test_records_are_not_copied_into_a_buffer_that_is_too_small(void)
     rig_stop(&rig);
 }
 
+/* fault: 53 (records of the next epoch, asked for with the schema of the one before) */
+static void test_records_of_another_epoch_than_the_caller_knows_stay(void)
+{
+    rig_t rig;
+    shmd_batch_t batch;
+    char schema[8];
+    rig_start(&rig, 64, 128, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, 0);
+    put(p, 64);
+    uint64_t here = c->mapping_serial, position = c->position;
+    batch.mapping_serial = here - 1;
+    CHECK_EQ(shmd_guarded_fetch_records(c, UINT64_MAX, 4, 64, 0, NULL, 0, &batch), 0);
+    CHECK_EQ(batch.mapping_serial, here);
+    CHECK_EQ(shmd_guarded_fetch_records(c, UINT64_MAX, 0, 64, 0, NULL, 0, &batch), 1); /* only a look */
+    CHECK_EQ(c->position, position);
+    CHECK_EQ(shmd_guarded_schema(c, here, schema, sizeof schema), 0);
+    CHECK_EQ(shmd_guarded_schema(c, here - 1, schema, sizeof schema), SHMD_E_LAYOUT);
+    rig.data->schema_bytes = UINT32_MAX;
+    CHECK_EQ(shmd_guarded_schema(c, here, schema, sizeof schema), SHMD_E_CORRUPT);
+    rig.data->schema_bytes = 0;
+    CHECK_EQ(shmd_guarded_fetch_records(c, UINT64_MAX, 4, 64, 0, NULL, 0, &batch), 1);
+    CHECK_EQ(batch.count, 1);
+    rig_consumer_free(c);
+    rig_producer_free(p);
+    rig_stop(&rig);
+}
+
 static void *close_producer(void *producer) { return (void *)(intptr_t)shmd_guarded_producer_close(producer, 0); }
 
 static void test_two_threads_may_close_one_handle(void)
@@ -320,6 +348,7 @@ int main(void)
     RUN(test_an_advance_after_a_poll_that_ended_the_epoch_does_nothing);
     RUN(test_a_length_that_no_producer_may_send_is_passed_over);
     RUN(test_records_are_not_copied_into_a_buffer_that_is_too_small);
+    RUN(test_records_of_another_epoch_than_the_caller_knows_stay);
     RUN(test_two_threads_may_close_one_handle);
     RUN(test_a_closer_that_gives_up_lets_nobody_look_while_another_closes);
     RUN(test_a_handle_that_nobody_could_close_is_open_as_before);

@@ -132,6 +132,7 @@ static void ungated_hands_out_whole_messages_only(uint32_t delivery, uint64_t ar
     for (int path = 0; path < 4; path++) {
         start(&s, delivery, arena_bytes);
         set_trap(&s, delivery == SHMD_DELIVERY_LATEST ? 2 : 0);
+        batch.mapping_serial = s.c->mapping_serial;
         int64_t rc = path == 0   ? shmd_poll(s.c, &m)
                      : path == 1 ? shmd_copy(s.c, s.out, 1 << 20, &m)
                      : path == 2 ? shmd_guarded_fetch(s.c, UINT64_MAX, 8, 0, s.out, 1 << 20, &batch)
