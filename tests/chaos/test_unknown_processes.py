@@ -7,6 +7,7 @@ which no descriptor is left. Whatever is really dead is proved dead as soon as t
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -189,6 +190,26 @@ def test_driver_short_of_descriptors_ends_no_living_client_and_proves_deaths_lat
         client.wait()
         wait_until(lambda: not drivers.live(), "descriptors to come back, and all deaths to be proved")
         assert set(drivers.ends()) == {"died"}
+        assert drivers.process.poll() is None
+
+
+@pytest.mark.fault(44, how="RLIMIT_NOFILE lowered under a driver that runs")
+def test_driver_that_runs_out_of_descriptors_lives_on(drivers: Drivers) -> None:
+    with running(CROWD, drivers.instance, "40") as client:
+        attached(client)
+        hard = resource.prlimit(drivers.process.pid, resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(drivers.process.pid, resource.RLIMIT_NOFILE, (5, hard))
+        goes_on(client)
+        with shmdriver.connect(drivers.instance, timeout=60) as late:
+            with pytest.raises(shmdriver.AttachRejected, match="could not make the stream"):
+                late.producer("t", attach_timeout=60)
+            assert late.consumer("t", attach_timeout=60)
+        client.kill()
+        client.wait()
+        wait_until(lambda: not drivers.live(), "the leases of the dead to end")
+        resource.prlimit(drivers.process.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        with shmdriver.connect(drivers.instance, timeout=60) as late:
+            assert late.producer("t", attach_timeout=60)
         assert drivers.process.poll() is None
 
 

@@ -182,8 +182,14 @@ class ClientTable:
         """Clients whose processes are proved dead since they were last asked for."""
         dead = list(self._dead.values())
         if self._by_pidfd:
-            dead += [self._by_pidfd[fd] for fd, _ in self._poll.poll(0) if fd in self._by_pidfd]
+            dead += [self._by_pidfd[fd] for fd in self._fired() if fd in self._by_pidfd]
         return dead
+
+    def _fired(self) -> list[int]:
+        try:
+            return [fd for fd, _ in self._poll.poll(0)]
+        except OSError:  # RLIMIT_NOFILE was lowered below their number: poll takes no more than that at once
+            return [fd for fd in self._by_pidfd if _has_fired(fd)]
 
     def look_again(self, now_ns: int) -> None:
         """Looks at clients for which no descriptor was left, as long as there are some now."""
@@ -283,6 +289,12 @@ def look_at_client(named: Any) -> Look:
         os.close(look.pidfd)  # the driver's own work comes first
         return Look(Verdict.UNKNOWN, int(lib.SHMD_EVIDENCE_NO_DESCRIPTOR))
     return look
+
+
+def _has_fired(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def describe(client: Client | None) -> str:
