@@ -23,6 +23,7 @@ FOUND_SOON = (
     "a lease id is given twice",
     "a revoke is not announced",
     "a gate is free before its owner is proved gone",
+    "a process that cannot be looked at is taken for dead",
 )
 SEEDS_TO_FIND = 8
 
