@@ -203,13 +203,13 @@ def test_driver_that_runs_out_of_descriptors_lives_on(drivers: Drivers) -> None:
         with shmdriver.connect(drivers.instance, timeout=60) as late:
             with pytest.raises(shmdriver.AttachRejected, match="could not make the stream"):
                 late.producer("t", attach_timeout=60)
-            assert late.consumer("t", attach_timeout=60)
+            late.consumer("t", attach_timeout=60).close()
         client.kill()
         client.wait()
         wait_until(lambda: not drivers.live(), "the leases of the dead to end")
         resource.prlimit(drivers.process.pid, resource.RLIMIT_NOFILE, (hard, hard))
         with shmdriver.connect(drivers.instance, timeout=60) as late:
-            assert late.producer("t", attach_timeout=60)
+            late.producer("t", attach_timeout=60).close()
         assert drivers.process.poll() is None
 
 

@@ -36,6 +36,7 @@ __all__ = [
 _EPOCH_NAME = re.compile(r"shmd\.(?P<instance>[^.]+)\.(?P<boot>[0-9a-f]{16})\.\d+\.\d+\.(?:data|gates)")
 LOCK_TURNS = 100
 LOCK_TURN_S = 0.01
+COLLECTOR_TURNS = 5  # what is left now is collected another time
 
 # ---- names -------------------------------------------------------------------------------------
 
@@ -124,9 +125,10 @@ class InstanceLock:
         self.fd = -1
 
 
-def lock_authority(instance: str, modes: Modes) -> InstanceLock:
+def lock_authority(instance: str, modes: Modes, *, patience: int = LOCK_TURNS) -> InstanceLock:
     """Takes the instance's lock, making an empty authority object when there is none.
 
+    ``patience``: how often to try again while a holder whose driver is not proved alive has it.
     Raises DriverAlreadyRunning naming the holder, LayoutMismatch for something that is no regular
     file of ours, ShmDriverError.
     """
@@ -149,7 +151,7 @@ def lock_authority(instance: str, modes: Modes) -> InstanceLock:
                 continue
             # Unless a driver is proved alive: it is being made or collected, or clients make sure that nobody
             # drives it. All of that takes milliseconds.
-            if look is not Verdict.ALIVE and turn < LOCK_TURNS - 1:
+            if look is not Verdict.ALIVE and turn < (LOCK_TURNS if pid == 0 else patience) - 1:
                 threading.Event().wait(LOCK_TURN_S)  # flock has no timeout of its own
                 continue
             raise DriverAlreadyRunning(
@@ -244,7 +246,7 @@ def collect(instance: str, *, keep_orphans_of: int | None = None) -> list[str]:
         names = [name for name in epoch_objects(instance) if not _is_boot(name, keep_orphans_of)]
         names += [control_name(instance)]
         return [name for name in names if unlink_segment(name)]
-    lock = lock_authority(instance, Modes())
+    lock = lock_authority(instance, Modes(), patience=COLLECTOR_TURNS)
     try:
         refuse_foreign(lock)
         names = [*epoch_objects(instance), control_name(instance), lock.name]
