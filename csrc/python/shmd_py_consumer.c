@@ -381,6 +381,7 @@ static int set_mapping(PyObject *self, PyObject *value, void *nothing)
 
 static PyGetSetDef consumer_getters[] = {
     {"_handle", shmd_py_handle_get, set_handle, "The cffi pointer that owns the native handle, or None.", NULL},
+    {"_last_handle", shmd_py_handle_last, NULL, "The same, also after `_handle` was set to None.", NULL},
     {"_mapping", get_mapping, set_mapping, "The MappingCore of the epoch that it reads, or None.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -430,7 +431,7 @@ static PyObject *consumer_make(PyTypeObject *type, PyObject *args, PyObject *key
 static void consumer_dealloc(PyObject *self)
 {
     consumer *c = (consumer *)self;
-    Py_XDECREF(c->handle.cdata);
+    shmd_py_handle_drop(&c->handle);
     Py_XDECREF(c->event);
     Py_XDECREF(c->mapping);
     Py_XDECREF(c->buffer);

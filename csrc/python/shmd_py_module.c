@@ -61,6 +61,21 @@ PyObject *shmd_py_handle_get(PyObject *self, void *nothing)
     return cdata;
 }
 
+PyObject *shmd_py_handle_last(PyObject *self, void *nothing)
+{
+    PyObject *last = ((shmd_py_handled *)self)->handle.last;
+    (void)nothing;
+    last = last == NULL ? Py_None : last;
+    Py_INCREF(last);
+    return last;
+}
+
+void shmd_py_handle_drop(shmd_py_handle *handle)
+{
+    Py_CLEAR(handle->cdata);
+    Py_CLEAR(handle->last);
+}
+
 int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value, const char *type)
 {
     void *native = NULL;
@@ -75,11 +90,16 @@ int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value, const char *type
         if (PyErr_Occurred())
             return -1;
     }
-    PyObject *before = handle->cdata;
+    PyObject *before = handle->cdata, *last = handle->last;
     Py_INCREF(value);
     handle->cdata = value;
     handle->native = native;
-    Py_XDECREF(before); /* last: it may free the handle, and run code */
+    if (value != Py_None) {
+        Py_INCREF(value);
+        handle->last = value;
+        Py_XDECREF(last);
+    }
+    Py_XDECREF(before); /* at the end: it may free the handle, and run code */
     return 0;
 }
 

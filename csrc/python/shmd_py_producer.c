@@ -337,6 +337,7 @@ static int set_handle(PyObject *self, PyObject *value, void *nothing)
 
 static PyGetSetDef producer_getters[] = {
     {"_handle", shmd_py_handle_get, set_handle, "The cffi pointer that owns the native handle, or None.", NULL},
+    {"_last_handle", shmd_py_handle_last, NULL, "The same, also after `_handle` was set to None.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -376,7 +377,7 @@ static void producer_dealloc(PyObject *self)
 {
     shmd_py_producer *p = (shmd_py_producer *)self;
     forget_memory(p);
-    Py_XDECREF(p->handle.cdata);
+    shmd_py_handle_drop(&p->handle);
     shmd_py_free(self);
 }
 

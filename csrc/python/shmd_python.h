@@ -83,10 +83,12 @@ PyObject *shmd_py_message_placed(const shmd_batch_t *batch, Py_ssize_t length, s
 
 /* ---- handles ------------------------------------------------------------------------------ */
 
-/* `_handle`: the cffi pointer that owns the native handle, or None, and its address. */
+/* `_handle`: the cffi pointer that owns the native handle, or None, and its address. `_last_handle`: that pointer, also after
+ * `_handle` was set to None: a closed handle's figures stay readable. */
 typedef struct shmd_py_handle {
     PyObject *cdata;
     void *native;
+    PyObject *last; /* NULL: there was none */
 } shmd_py_handle;
 
 /* What every object with a handle begins with. */
@@ -96,6 +98,8 @@ typedef struct shmd_py_handled {
 } shmd_py_handled;
 
 PyObject *shmd_py_handle_get(PyObject *self, void *nothing); /* the getter of `_handle` */
+PyObject *shmd_py_handle_last(PyObject *self, void *nothing);
+void shmd_py_handle_drop(shmd_py_handle *handle);
 int shmd_py_handle_set(shmd_py_handle *handle, PyObject *value, const char *type); /* None, or a cffi pointer of that type */
 
 /* Lets other threads run during `call`; one of them may close this handle meanwhile, and its memory stays until the call is over.

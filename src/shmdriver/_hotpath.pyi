@@ -51,6 +51,7 @@ class MessageCore:
 
 class ConsumerCore:
     _handle: Any
+    _last_handle: Any
     _mapping: Any
     _run_limit: int
     _event: Any
@@ -79,6 +80,7 @@ class ConsumerCore:
 
 class ProducerCore:
     _handle: Any
+    _last_handle: Any
     def publish(self, data: Publishable, type: int = 0, timeout: float | None = None) -> None: ...
     def try_publish(self, data: Publishable, type: int = 0) -> int: ...
     def claim(self, length: int, *, type: int = 0, timeout: float | None = None) -> Claim: ...

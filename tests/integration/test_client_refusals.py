@@ -189,11 +189,10 @@ def test_closed_handles_say_so(client):
         lambda: out.publish(b"x"),
         lambda: out.try_publish(b"x"),
         lambda: out.claim(3),
-        lambda: out.seq,
+        lambda: out.wait_for_consumers(timeout=0),
         lambda: into.read(timeout=0),
         lambda: into.read(),
         lambda: next(iter(into)),
-        lambda: into.lost,
         lambda: into.release(),
         lambda: shmdriver.wait([into], timeout=0),
     ):

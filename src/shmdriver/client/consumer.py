@@ -53,8 +53,8 @@ class Consumer(EventLoopReading, StreamHandle):
     """
 
     __slots__ = (
-        "__weakref__", "_comeback", "_dtype", "_link", "_patience", "_reader", "delivery", "shard",
-        "stream",
+        "__weakref__", "_comeback", "_dtype", "_last_lag", "_link", "_patience", "_reader", "delivery",
+        "shard", "stream",
     )  # fmt: skip
 
     stream: str
@@ -78,6 +78,7 @@ class Consumer(EventLoopReading, StreamHandle):
         self._dtype = dtype
         self._comeback: ConsumerComeback | None = None  # of a client with reconnect=True
         self._reader: RecordReader | None = None
+        self._last_lag = 0  # when it was closed
         if delivery == "latest":
             self._run_limit = 1
         self._patience = Patience()
@@ -178,7 +179,12 @@ class Consumer(EventLoopReading, StreamHandle):
     @property
     def lag(self) -> int:
         """How many published messages (of its shard) it has not handed out yet."""
+        if self._handle is None:
+            return self._last_lag
         self._look()
+        return self._unread()
+
+    def _unread(self) -> int:
         info = self._info()
         return max(0, -((int(info.position) - int(info.head)) // self.shard[1])) + self.buffered
 
@@ -223,6 +229,7 @@ class Consumer(EventLoopReading, StreamHandle):
             return
         if not self._link.usable:
             raise_for(lib.SHMD_E_FORKED, stream=self.stream)
+        self._last_lag = self._unread()
         self._handle = None  # before its memory goes: views in other threads look at it
         code = lib.shmd_guarded_consumer_close(handle)
         if code == lib.SHMD_E_CONCURRENT:
@@ -292,8 +299,8 @@ class Consumer(EventLoopReading, StreamHandle):
 
     def _own_lost_ranges(self) -> list[LostRange]:
         limit = int(lib.SHMD_LOST_RANGES)
-        handle, out = self._open_handle, ffi.new("shmd_lost_range_t[]", limit)
-        count = int(lib.shmd_consumer_lost_ranges(handle, out, limit))
+        out = ffi.new("shmd_lost_range_t[]", limit)
+        count = int(lib.shmd_consumer_lost_ranges(self._last_handle, out, limit))
         return [LostRange(int(gap.epoch), int(gap.first), int(gap.last)) for gap in out[0:count]]
 
     def _map(self, serial: int) -> None:
@@ -314,11 +321,13 @@ class Consumer(EventLoopReading, StreamHandle):
         return self._reader
 
     def _info(self) -> Any:
-        handle, info = self._open_handle, ffi.new("shmd_consumer_info_t *")
-        lib.shmd_consumer_info(handle, info)
+        """Its figures as they are, or as they were when it was closed."""
+        info = ffi.new("shmd_consumer_info_t *")
+        lib.shmd_consumer_info(self._last_handle, info)
         return info
 
     def _failure(self, code: int) -> Exception:
+        self._check_open()
         info = self._info()
         if code == lib.SHMD_E_REVOKED and self._mapping is not None:
             self._mapping.expose()

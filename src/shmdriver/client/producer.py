@@ -126,6 +126,7 @@ class Producer(ProducerCore, StreamHandle):
         word = ffi.addressof(self._link.authority, "event_word")
         while True:
             seen = lib.shmd_futex_load(word)
+            self._check_open()
             info = self._info()
             if info.end_reason:
                 raise self._failure(lib.SHMD_E_REVOKED, 0)
@@ -289,11 +290,13 @@ class Producer(ProducerCore, StreamHandle):
         )
 
     def _info(self) -> Any:
-        handle, info = self._open_handle, ffi.new("shmd_producer_info_t *")
-        lib.shmd_producer_info(handle, info)
+        """Its figures as they are, or as they were when it was closed."""
+        info = ffi.new("shmd_producer_info_t *")
+        lib.shmd_producer_info(self._last_handle, info)
         return info
 
     def _failure(self, code: int, length: int) -> Exception:
+        self._check_open()
         info = self._info()
         sealed_seq = int(info.sealed_seq)
         return failure_of(
