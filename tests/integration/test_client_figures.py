@@ -121,15 +121,15 @@ def test_figures_stay_readable_after_an_end_that_nobody_asked_for(client, instan
 
 def test_figures_are_those_of_all_tenures_after_the_close(instance):
     with shmdriver.connect(instance.name, reconnect=True) as client:
-        reader = client.consumer("s", delivery="lossy")
-        out = client.producer("s", slots=8)
+        reader = client.consumer("s", delivery="lossy", dtype=TICK)
+        out = client.producer("s", slots=8, dtype=TICK)
         for _ in range(100):
-            out.publish(b"x")
+            out.publish(np.zeros(1, TICK))
         while reader.read(timeout=0) is not None:
             pass
         lost = reader.lost
         revoke(instance, lease_of(reader))
-        out.publish(b"x")
+        out.publish(np.zeros(1, TICK))
         while not reader.reattachments:
             reader.read(timeout=0.01)
         before = figures(reader, CONSUMERS)
