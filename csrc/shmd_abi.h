@@ -97,7 +97,8 @@ enum {
     /* how a lease or an epoch ended */
     SHMD_REASON_CLOSED = 32, SHMD_REASON_ABORTED = 33, SHMD_REASON_DIED = 34, SHMD_REASON_EXPIRED = 35,
     SHMD_REASON_EVICTED = 36, SHMD_REASON_REVOKED = 37, SHMD_REASON_BAD_GATE = 38, SHMD_REASON_UNCONFIRMED = 39,
-    SHMD_REASON_SHUTDOWN = 40, SHMD_REASON_DELIVERED = 41, SHMD_REASON_SUPERSEDED = 42
+    SHMD_REASON_SHUTDOWN = 40, SHMD_REASON_DELIVERED = 41, SHMD_REASON_SUPERSEDED = 42,
+    SHMD_REASON_TRUNCATED = 43
 };
 
 enum { SHMD_ROLE_PRODUCER = 1, SHMD_ROLE_CONSUMER = 2 };
@@ -645,7 +646,7 @@ typedef struct shmd_rest {          /* what shmd_driver_sleep looks at; all of i
     uint64_t looked_ns;             /* time of the last one, or of the last tick */
     uint64_t gates_ns;              /* when gates were last looked at */
     uint32_t stirred;               /* W:other threads, signal handlers; 1: a tick is wanted */
-    uint32_t reserved;
+    uint32_t bus_errors;            /* shmd_bus_errors() at the last tick: one more ends the rest */
 } shmd_rest_t;
 
 typedef struct shmd_producer_info {
@@ -723,6 +724,7 @@ typedef struct shmd_run {
 
 /* A second mapping of a producer's ring or arena, through which a caller that may keep pointers writes its claims. */
 typedef struct shmd_window {
+    shmd_mapping *mapping;          /* held: whose ring or arena it shows */
     void *start;
     uint64_t bytes;
     uint64_t inline_max;            /* the longest message that lies in its slot, and so in the ring's window */
@@ -765,6 +767,15 @@ int shmd_segment_open(const char *name, int writable, uint64_t *bytes);  /* fd, 
 int shmd_segment_map(int fd, uint64_t offset, uint64_t bytes, int writable, int prefault, void **out);
 int shmd_segment_map_mirrored(int fd, uint64_t offset, uint64_t bytes, int writable, int prefault, void **out); /* twice in a row */
 int shmd_segment_unmap(void *base, uint64_t bytes);
+int shmd_segment_renew(int fd, void *base, uint64_t bytes, int writable); /* maps the file (once, from its start) over a damaged mapping again */
+int shmd_segment_is_damaged(const void *base);
+    /* 1: somebody truncated the segment that is mapped at base, and this process has touched a missing page */
+const void *shmd_segment_next_damaged(uint64_t *cursor);          /* walks over the damaged mappings of this process; *cursor begins at 0; NULL: no more */
+uint32_t shmd_bus_errors(void);                                   /* how many missing pages this process has met and survived */
+int shmd_guard_truncation(void);
+    /* From now on this process survives that somebody truncates a segment which it has mapped: a handler of SIGBUS puts zero pages in
+       the place of the missing ones, and the handles there end with SHMD_E_REVOKED. It passes any other SIGBUS on to the handler that was
+       installed before. 1: installed; 0: SHMDRIVER_TRUNCATION_GUARD is off; SHMD_E_SYSTEM. Idempotent. Threads must not block SIGBUS. */
 int shmd_header_check(const void *base, uint64_t bytes, uint32_t kind, uint64_t boot_id, uint32_t stream_id, uint32_t epoch); /* boot_id 0: any */
 void shmd_segment_complete(void *base);                           /* stores the magic, release */
 
@@ -815,6 +826,8 @@ int shmd_control_skip(shmd_control_reader *reader, int proved);   /* 1 skipped (
 uint32_t shmd_control_quarantined(const shmd_control_reader *reader, uint32_t slot); /* who holds that quarantined slot, 0: none */
 void shmd_control_release(shmd_control_reader *reader, uint32_t slot);  /* the quarantined claimer is proved dead */
 int shmd_control_sweep(shmd_control_reader *reader);              /* frees slots whose claimers said that they are done; how many stay set aside */
+void shmd_control_mend(shmd_control_reader *reader);              /* after the segment lost pages: turns that no claimer can have written are free again */
+void shmd_control_ring(shmd_control_t *control);                  /* rings the doorbell: whoever sleeps on it, or is about to, wakes */
 int shmd_request_check(const shmd_request_t *request);            /* 0, SHMD_E_INVALID (text), SHMD_E_LAYOUT: enums, ranges, names, UTF-8 */
 int shmd_name_check(const char *name);                            /* 0 or SHMD_E_INVALID with a text; name: up to SHMD_NAME_BYTES */
 
@@ -941,7 +954,7 @@ int shmd_guarded_producer_abandon(shmd_producer *producer);              /* like
 int shmd_guarded_window(shmd_producer *producer, uint64_t length, shmd_window_t *out); /* maps the one in which a claim of that length lies */
 void shmd_window_prefault(void *start, uint64_t bytes);                  /* so that writing there takes no page faults */
 int shmd_window_take_back(void *start, uint64_t bytes);                  /* its whole pages become private copies: pointers into them reach no message any more */
-void shmd_window_close(void *start, uint64_t bytes);
+void shmd_window_close(shmd_window_t *window);
 int64_t shmd_guarded_fetch(shmd_consumer *consumer, uint64_t hold_seq, uint64_t limit, uint64_t timeout_ns, void *out, uint64_t out_bytes, shmd_batch_t *batch);
     /* first advances the gate to min(position, hold_seq); hold_seq UINT64_MAX: nothing is held. Then up to limit messages:
        a run of equal length is copied (and the gate passes it at once), a message in the arena of a gated consumer is left in place. count, 0 at the

@@ -51,6 +51,7 @@ static inline int shmd_cas32(uint32_t *p, uint32_t expected, uint32_t desired)
 {
     return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
+static inline uint32_t shmd_or32(uint32_t *p, uint32_t bits) { return __atomic_fetch_or(p, bits, __ATOMIC_SEQ_CST); }
 static inline uint32_t shmd_exchange32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
 
 /* Several narrow fields that share an aligned word, all at once. */

@@ -104,6 +104,9 @@ int shmd_client_is_orphaned(const shmd_client *client)
 {
     const shmd_authority_t *a = client->authority;
     uint64_t exit_kind = shmd_load_acquire(&a->exit_kind); /* A1 */
+    if (shmd_load32_acquire(&client->authority_damage.damaged) != 0)
+        return !shmd_fail(0, "instance %s: a process of its owner truncated the segment /shmd.%s.authority; its driver cannot go on. Start one again with "
+                          "`shmdriver run`, and connect anew", client->instance, client->instance);
     if (exit_kind != SHMD_EXIT_NONE && exit_kind != SHMD_EXIT_HANDOVER)
         return !may_answer(client);
     if (is_dead_embedded(client))
@@ -228,6 +231,7 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
             if (client->client_id != 0 && !is_registered(client))
                 return shmd_fail(SHMD_E_REVOKED, "client %llu is no longer registered with the driver (it was silent for too long, or the driver was started afresh); connect anew",
                                  (unsigned long long)client->client_id);
+            shmd_client_mend(client);
             int rc = shmd_control_send(client->control, client->authority, request, who, client->nonce, now); /* a full ring is waited for below */
             if (rc != SHMD_OK && rc != SHMD_E_TIMEOUT)
                 return rc;
@@ -301,6 +305,7 @@ int shmd_client_tell(shmd_client *client, shmd_request_t *request, uint64_t pati
     if (rc != SHMD_OK)
         return rc;
     identify(client, request, UINT64_MAX);
+    shmd_client_mend(client);
     if (shmd_client_is_known(client))
         rc = shmd_control_send(client->control, client->authority, request, client->index + 1, client->nonce, patience_ns == 0 ? 0 : shmd_deadline(patience_ns));
     return rc;
@@ -401,6 +406,7 @@ static int map_authority(shmd_client *client, int *is_between)
     if (rc != SHMD_OK)
         return rc;
     client->boot_id = client->tables.header.boot_id;
+    shmd_bus_error_tell(base, &client->authority_damage, 1);
     *is_between = shmd_load_acquire(&client->authority->exit_kind) == SHMD_EXIT_HANDOVER;
     return may_answer(client) ? SHMD_OK : SHMD_E_DRIVER_UNAVAILABLE;
 }
@@ -447,19 +453,71 @@ static int await_control_header(const shmd_client *client, uint64_t deadline_ns)
     }
 }
 
+/* Any client can truncate it, likewise. */
+static int open_control(shmd_client *client, uint64_t deadline_ns)
+{
+    static const uint32_t nothing = 0;
+    for (;;) {
+        int fd = shmd_segment_open(client->tables.control_name, 1, &client->control_bytes);
+        if (fd < 0 || client->control_bytes == shmd_control_footprint(client->tables.client_max, client->tables.lease_max))
+            return fd;
+        (void)close(fd);
+        if (!shmd_driver_alive(client->authority))
+            return SHMD_E_DRIVER_UNAVAILABLE;
+        if (shmd_now_ns() >= deadline_ns)
+            return shmd_fail(SHMD_E_LAYOUT, "control segment %s has %llu bytes, and the authority's counts make %llu: somebody truncated it", client->tables.control_name,
+                             (unsigned long long)client->control_bytes, (unsigned long long)shmd_control_footprint(client->tables.client_max, client->tables.lease_max));
+        if (shmd_futex_wait(&nothing, 0, LOOK_AGAIN_NS) == SHMD_E_INTERRUPTED)
+            return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver to mend its control segment");
+    }
+}
+
 static int map_control(shmd_client *client, uint64_t deadline_ns)
 {
     void *base = NULL;
-    int fd = shmd_segment_open(client->tables.control_name, 1, &client->control_bytes);
+    int fd = open_control(client, deadline_ns);
     int rc = map_whole(fd, 1, &base, client->control_bytes);
     if (fd >= 0)
         (void)close(fd);
     if (rc != SHMD_OK)
         return rc;
     client->control = base;
-    if (client->control_bytes != shmd_control_footprint(client->tables.client_max, client->tables.lease_max))
-        return shmd_fail(SHMD_E_LAYOUT, "control segment of %llu bytes does not fit the authority's counts", (unsigned long long)client->control_bytes);
+    shmd_bus_error_tell(base, &client->control_damage, 1);
     return await_control_header(client, deadline_ns);
+}
+
+/* The control segment under that name, when it is whole and of this boot; -1 otherwise. */
+static int open_whole_control(const shmd_client *client)
+{
+    uint64_t bytes = 0;
+    void *base = NULL;
+    int fd = shmd_segment_open(client->tables.control_name, 1, &bytes);
+    int rc = fd < 0 ? fd : bytes != client->control_bytes ? SHMD_E_LAYOUT : shmd_segment_map(fd, 0, shmd_page_bytes(), 0, 0, &base);
+    if (rc == SHMD_OK) /* the driver writes the header again when it has made the segment whole */
+        rc = shmd_header_check(base, bytes, SHMD_SEGMENT_CONTROL, client->boot_id, 0, 0);
+    (void)shmd_segment_unmap(base, shmd_page_bytes());
+    if (rc == SHMD_OK)
+        return fd;
+    if (fd >= 0)
+        (void)close(fd);
+    return -1;
+}
+
+void shmd_client_mend(shmd_client *client)
+{
+    if (__builtin_expect(shmd_load32_acquire(&client->control_damage.damaged) == 0, 1))
+        return;
+    (void)pthread_mutex_lock(&client->lines);
+    int fd = open_whole_control(client);
+    if (fd >= 0) {
+        shmd_store32_seq_cst(&client->control_damage.damaged, 0); /* G3: before it is mapped; a fault from now on sets it again */
+        if (shmd_segment_renew(fd, client->control, client->control_bytes, 1) != SHMD_OK)
+            shmd_store32_seq_cst(&client->control_damage.damaged, 1);
+        else if (client->client_id != 0)
+            shmd_store_relaxed(&shmd_control_heartbeat(client->control, client->tables.client_max, client->tables.lease_max, client->index)->client_id, client->client_id);
+        (void)close(fd);
+    }
+    (void)pthread_mutex_unlock(&client->lines);
 }
 
 static int hello(shmd_client *client, uint64_t deadline_ns)

@@ -64,6 +64,7 @@ void shmd_consumer_look_end(const shmd_consumer *c) { shmd_look_end((uint32_t *)
 static void unmap(shmd_consumer *c)
 {
     move(c);
+    shmd_mapping_disown(c->mapping);
     shmd_mapping_free(c->retired); /* the one before: what was handed out of it is over by now */
     c->retired = c->mapping;
     c->mapping = NULL;
@@ -103,6 +104,7 @@ int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint
     }
     move(c);
     c->mapping = mapping;
+    shmd_mapping_own(mapping, &c->gate_bit, 0); /* as if the driver had cleared it in the mask */
     c->mapping_serial = mapping->serial;
     c->slots = mapping->ring;
     c->arena = mapping->arena;
@@ -152,6 +154,11 @@ static int ended(const shmd_consumer *c)
     if (code == SHMD_E_PRODUCER_LOST)
         return shmd_fail(code, "stream %s: its producer was lost (reason %u) at seq %llu of epoch %u; all that it committed was delivered",
                          c->stream, c->end_reason, (unsigned long long)c->sealed_seq, c->last_epoch);
+    if (c->end_reason == SHMD_REASON_TRUNCATED && shmd_mapping_is_damaged(c->mapping))
+        return shmd_mapping_refuse(c->mapping, c->stream);
+    if (c->end_reason == SHMD_REASON_TRUNCATED)
+        return shmd_fail(code, "stream %s: another process truncated a segment of the stream, or the instance's authority; attach again, and find the "
+                         "process that writes to /dev/shm", c->stream);
     int is_over = c->end_reason == SHMD_REASON_SHUTDOWN || c->end_reason == SHMD_REASON_SUPERSEDED;
     return shmd_fail(code, "stream %s: consumer lease %llu has ended (reason %u)%s", c->stream, (unsigned long long)c->lease_id, c->end_reason,
                      is_over ? "" : "; views of it may be overwritten from now on");
@@ -165,8 +172,9 @@ static int nothing_now(shmd_consumer *c)
 
 static int revoked(shmd_consumer *c)
 {
-    uint32_t reason;
-    (void)shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason);
+    uint32_t reason = SHMD_REASON_TRUNCATED;
+    if (!shmd_mapping_is_damaged(c->mapping)) /* that took the gate bit */
+        (void)shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason);
     int is_delivered = reason == SHMD_REASON_DELIVERED;
     (void)end(c, is_delivered ? SHMD_E_END : SHMD_E_REVOKED, is_delivered ? (uint32_t)SHMD_REASON_CLOSED : reason);
     return ended(c);
@@ -274,9 +282,12 @@ static int enter_epoch(shmd_consumer *c)
         uint32_t low = (uint32_t)(state & 0xff);
         if (state >> 8 != record.epoch || low == SHMD_EPOCH_RETIRED || low == SHMD_EPOCH_FREE)
             return missed_its_epoch(c); /* retired while an ungated reader was about to map it */
-        if (shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason))
+        if (!shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason))
+            return revoked(c);
+        if (rc != SHMD_E_LAYOUT)
             return rc;
-        return revoked(c); /* its names went with the driver, before this consumer mapped it */
+        (void)end(c, SHMD_E_REVOKED, SHMD_REASON_TRUNCATED); /* not what the driver made and published */
+        return ended(c);
     }
     if (!shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason))
         return revoked(c);
@@ -287,6 +298,8 @@ static int enter_epoch(shmd_consumer *c)
 int shmd_consumer_look(shmd_consumer *c)
 {
     uint64_t state = shmd_load_acquire(&c->hot->state); /* X2 */
+    if (shmd_load32_relaxed(&c->client->authority_damage.damaged) != 0) /* G3 */
+        return revoked(c);
     uint64_t mask = is_ungated(c) ? shmd_load_acquire(&c->hot->wired_mask) : shmd_load_acquire(&c->hot->gate_mask);
     uint32_t low = (uint32_t)(state & 0xff);
     if (state >> 8 != c->epoch || low == SHMD_EPOCH_RETIRED || low == SHMD_EPOCH_FREE)

@@ -59,6 +59,7 @@ int shmd_consumer_check_fork(const shmd_consumer *c)
 
 static void give_back(shmd_consumer *c, int may_wait)
 {
+    shmd_mapping_disown(c->mapping);
     shmd_mapping_free(c->mapping);
     shmd_mapping_free(c->retired);
     c->mapping = c->retired = NULL;
@@ -178,6 +179,7 @@ int shmd_consumer_drain(shmd_consumer *c)
 {
     uint64_t sealed_seq;
     if (c->mapping == NULL || !c->resumes || c->delivery != SHMD_DELIVERY_RELIABLE || c->ended != -SHMD_E_REVOKED || c->drained.state != 0 ||
+        shmd_mapping_is_damaged(c->mapping) ||
         !is_left_to_us(c, &shmd_client_stream(c->client, c->stream_index)->epochs[c->record], &sealed_seq))
         return 0;
     c->drained = (shmd_epoch_hot_t){.state = (uint64_t)c->epoch << 8 | SHMD_EPOCH_SEALED, .gate_mask = UINT64_MAX, .sleep_mask = UINT64_MAX,

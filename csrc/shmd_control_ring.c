@@ -59,6 +59,12 @@ static int claim(shmd_control_t *control, const shmd_authority_t *authority, uin
     return 1;
 }
 
+void shmd_control_ring(shmd_control_t *control)
+{
+    (void)shmd_add32(&control->doorbell, 1); /* K4: before the wake; a driver that read the old value does not fall asleep */
+    shmd_futex_wake(&control->doorbell);
+}
+
 int shmd_control_send(shmd_control_t *control, const shmd_authority_t *authority, shmd_request_t *request, uint32_t who, uint64_t nonce,
                       uint64_t deadline_ns)
 {
@@ -80,8 +86,7 @@ int shmd_control_send(shmd_control_t *control, const shmd_authority_t *authority
         /* K2: release, pairs with the driver's acquire load of the turn before it copies the request */
         if (shmd_cas(&slot->turn, shmd_turn(lap, who, SHMD_TURN_CLAIMED), shmd_turn(lap, who, SHMD_TURN_COMMITTED))) {
             SHMD_FAILPOINT("control.committed");
-            (void)shmd_add32(&control->doorbell, 1);
-            shmd_futex_wake(&control->doorbell);
+            shmd_control_ring(control);
             return SHMD_OK;
         }
         /* The driver passed us over. Nothing of ours will be written there again: say so, and claim anew. */
@@ -263,6 +268,22 @@ int shmd_control_sweep(shmd_control_reader *r)
             shmd_control_release(r, slot); /* RELEASED; or garbage, which says that nobody keeps to the protocol there */
     }
     return __builtin_popcountll(r->aside);
+}
+
+/* A request that stood in a lost page is sent again by its client. Turns that are right stay: their requests may be whole. */
+void shmd_control_mend(shmd_control_reader *r)
+{
+    for (uint64_t at = r->cursor; at < r->cursor + SHMD_CONTROL_SLOTS; at++) {
+        uint64_t *word = &shmd_control_slot(r->control, at)->turn;
+        uint64_t turn = shmd_load_acquire(word), own = shmd_turn(shmd_position_lap(at), 0, SHMD_TURN_FREE);
+        uint32_t phase = shmd_turn_phase(turn);
+        int is_claimed = phase == SHMD_TURN_CLAIMED || phase == SHMD_TURN_COMMITTED;
+        if (turn == own || (is_claimed && shmd_turn_lap(turn) == shmd_position_lap(at)) || (says_aside(turn) && (r->aside & slot_bit(at)) != 0))
+            continue;
+        shmd_store_release(word, own); /* K1 */
+        r->aside &= ~slot_bit(at);
+    }
+    shmd_store_relaxed(&r->control->tail, r->cursor);
 }
 
 int shmd_control_rests(const shmd_control_reader *r)

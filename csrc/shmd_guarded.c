@@ -213,7 +213,9 @@ int shmd_guarded_window(shmd_producer *p, uint64_t length, shmd_window_t *out)
         return rc;
     int is_arena = length > p->inline_max;
     out->inline_max = p->inline_max;
-    rc = shmd_window_open(is_arena ? p->arena : p->slots, is_arena ? p->arena_bytes : (p->mask + 1) * p->slot_bytes, out);
+    rc = shmd_window_open(p->mapping, is_arena ? p->arena : p->slots, is_arena ? p->arena_bytes : (p->mask + 1) * p->slot_bytes, out);
+    if (rc != SHMD_OK && shmd_mapping_is_damaged(p->mapping))
+        rc = shmd_producer_ended(p); /* zero pages cannot be mapped a second time */
     shmd_handle_leave(&p->busy);
     return rc;
 }

@@ -67,6 +67,7 @@ void shmd_client_unconfirm(shmd_client *client, uint64_t lease_id)
 
 void shmd_client_beat(shmd_client *client)
 {
+    shmd_client_mend(client);
     shmd_heartbeat_t *line = shmd_control_heartbeat(client->control, client->tables.client_max, client->tables.lease_max, client->index);
     (void)pthread_mutex_lock(&client->lines);
     if (client->is_silent) { /* its goodbye is said: these lines may be another client's by now */
@@ -84,7 +85,9 @@ enum { STOPPED = 1, TAKES_OVER = 2 }; /* what stop_word says */
 
 static uint64_t interval_ns_of(const shmd_client *client)
 {
-    return shmd_min(shmd_max(shmd_load_relaxed(&client->authority->heartbeat_interval_ns), 1000000), 10000000000u);
+    uint64_t interval_ns = shmd_load_relaxed(&client->authority->heartbeat_interval_ns);
+    interval_ns = interval_ns == 0 ? 1000000000 : interval_ns; /* the authority was truncated */
+    return shmd_min(shmd_max(interval_ns, 1000000), 10000000000u);
 }
 
 /* Nobody has the client any more but this thread, which nobody joins. A full control ring is waited for here. Without beats
@@ -117,6 +120,8 @@ int shmd_thread_start(void *(*function)(void *), void *argument, const char *wha
     pthread_attr_t attributes;
     pthread_t thread;
     (void)sigfillset(&all);
+    (void)sigdelset(&all, SIGBUS); /* what a fault raises must reach its handler (core/shmd_bus_error.c): blocked, it ends the process */
+    (void)sigdelset(&all, SIGSEGV);
     (void)pthread_attr_init(&attributes);
     (void)pthread_attr_setstacksize(&attributes, 128u << 10);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);

@@ -7,6 +7,7 @@
 #endif
 #define SHMD_NO_INLINE 1
 #include "shmdriver.h"
+#include "core/shmd_bus_error.h"
 #include "core/shmd_fork.h"
 #include "core/shmd_seqlock.h"
 
@@ -70,6 +71,7 @@ int shmd_arena_resolve(const unsigned char *arena, uint64_t arena_bytes, const v
 struct shmd_mapping {
     uint32_t owners;
     uint32_t epoch;
+    shmd_damage_t damage;   /* SHMD_DAMAGED_*: which of the segments somebody truncated, as far as this process has met that */
     void *data;
     void *ring;
     void *arena;
@@ -78,7 +80,20 @@ struct shmd_mapping {
     uint64_t arena_bytes;
     uint64_t gates_bytes;
     uint64_t serial;
+    uint32_t fork_generation;
+    char data_name[SHMD_SEGMENT_NAME_BYTES];
+    char gates_name[SHMD_SEGMENT_NAME_BYTES];
 };
+
+/* Relaxed: after an acquire fence behind the last load it says whether what was loaded is the segment's (G3). */
+static inline int shmd_mapping_is_damaged(const shmd_mapping *mapping)
+{
+    return mapping != NULL && shmd_load32_relaxed(&mapping->damage.damaged) != 0;
+}
+/* A handle is mapped to it, until disowned: damage stores `value` to the handle's word, so its hot path notices at no cost. */
+void shmd_mapping_own(shmd_mapping *mapping, uint64_t *word, uint64_t value);
+void shmd_mapping_disown(shmd_mapping *mapping); /* NULL: nothing */
+int shmd_mapping_refuse(const shmd_mapping *mapping, const char *stream); /* SHMD_E_REVOKED: which segment was truncated */
 
 /* The first seq at or past `seq` that this consumer reads. */
 static inline uint64_t shmd_shard_next(const shmd_consumer *c, uint64_t seq)
@@ -128,6 +143,8 @@ struct shmd_client {
     struct stat authority_is;   /* what was opened there: a program that closes all fds, as daemons do, gives the number to another file */
     shmd_authority_t tables;    /* a copy of the authority's header, checked: its counts and offsets. What the segment says later steers nothing */
     uint32_t index;
+    shmd_damage_t authority_damage; /* somebody truncated it; zeros stand there for good */
+    shmd_damage_t control_damage;   /* likewise, until the driver has made it whole and the next beat has mapped it again */
     uint64_t boot_id;
     uint64_t client_id;
     uint64_t nonce;
@@ -173,6 +190,7 @@ static inline const shmd_stream_record_t *shmd_client_stream(const shmd_client *
 }
 /* As shmd_event_poll, by a private copy of the authority's header. */
 int shmd_event_take(const shmd_authority_t *authority, const shmd_authority_t *tables, uint64_t *cursor, shmd_event_t *out, uint64_t *lost);
+void shmd_client_mend(shmd_client *client);         /* maps a damaged control segment again, once it is whole */
 
 int shmd_thread_start(void *(*function)(void *), void *argument, const char *what, unsigned long *thread); /* of C, takes no signals */
 

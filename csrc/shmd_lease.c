@@ -13,10 +13,11 @@ static void found(findings_t *f, uint32_t what, uint32_t index, uint64_t silent_
         f->out[f->count++] = (shmd_check_t){.what = what, .index = index, .silent_ns = silent_ns};
 }
 
+/* NULL: the authority was truncated in the middle of the check. */
 static void check_client(shmd_client_record_t *client, const shmd_heartbeat_t *line, shmd_client_watch_t *watch, uint64_t now_ns,
                          uint64_t stalled_ns, uint64_t timeout_ns, findings_t *findings)
 {
-    uint32_t state = (uint32_t)(client->word & 0xff); /* plain: only ever written by this process */
+    uint32_t state = client == NULL ? SHMD_CLIENT_FREE : (uint32_t)(client->word & 0xff); /* plain: only ever written by this process */
     if (state != SHMD_CLIENT_ALIVE && state != SHMD_CLIENT_STALLED) {
         watch->client_id = 0;
         return;
@@ -52,7 +53,7 @@ int64_t shmd_lease_check(shmd_authority_t *authority, const shmd_control_t *cont
                      stalled_ns, timeout_ns, &findings);
     for (uint32_t i = 0; i < lease_max; i++) {
         const shmd_lease_record_t *lease = shmd_authority_lease(authority, i);
-        if ((lease->word & 0xff) != SHMD_LEASE_ATTACHED)
+        if (lease == NULL || (lease->word & 0xff) != SHMD_LEASE_ATTACHED)
             continue;
         /* L2: pairs with the client's release store after it has mapped the stream */
         if (shmd_load_acquire(&shmd_control_lease_line(control, client_max, lease_max, i)->confirmed) == lease->lease_id)
@@ -65,8 +66,9 @@ int64_t shmd_lease_check(shmd_authority_t *authority, const shmd_control_t *cont
 
 int shmd_lease_unconfirmed(const shmd_authority_t *authority)
 {
-    for (uint32_t i = 0; i < authority->lease_max; i++)
-        if ((shmd_authority_lease(authority, i)->word & 0xff) == SHMD_LEASE_ATTACHED)
+    const shmd_lease_record_t *lease;
+    for (uint32_t i = 0; (lease = shmd_authority_lease(authority, i)) != NULL; i++)
+        if ((lease->word & 0xff) == SHMD_LEASE_ATTACHED)
             return 1;
     return 0;
 }

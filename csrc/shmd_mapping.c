@@ -64,6 +64,7 @@ int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *reco
     if (mapping == NULL)
         return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a mapping");
     mapping->owners = 1;
+    mapping->fork_generation = shmd_fork_generation();
     mapping->epoch = record->epoch;
     mapping->ring_bytes = (uint64_t)record->slots * record->slot_bytes;
     mapping->arena_bytes = record->arena_bytes;
@@ -75,18 +76,42 @@ int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *reco
         shmd_mapping_free(mapping);
         return rc;
     }
+    memcpy(mapping->data_name, record->data_name, sizeof mapping->data_name);
+    memcpy(mapping->gates_name, record->gates_name, sizeof mapping->gates_name);
+    shmd_bus_error_tell(mapping->data, &mapping->damage, SHMD_DAMAGED_DATA);
+    shmd_bus_error_tell(mapping->ring, &mapping->damage, SHMD_DAMAGED_DATA);
+    shmd_bus_error_tell(mapping->arena, &mapping->damage, SHMD_DAMAGED_DATA);
+    shmd_bus_error_tell(mapping->gates, &mapping->damage, SHMD_DAMAGED_GATES);
     *out = mapping;
     return SHMD_OK;
 }
 
 int shmd_mapping_protects(const shmd_mapping *mapping, const shmd_epoch_hot_t *hot, uint32_t gate, uint64_t lease_id)
 {
-    shmd_fence_acquire(); /* C1: the loads of the payload are done before those of the mask */
+    shmd_fence_acquire(); /* C1, G3: the loads of the payload are done before those of the mask and of the damage */
+    if (shmd_mapping_is_damaged(mapping))
+        return 0;
     /* The mask, then the state: a record that serves another epoch by now has had its state changed before its masks. */
     uint64_t mask = hot == NULL ? 0 : shmd_load_acquire(&hot->gate_mask);
     if ((mask >> gate & 1) != 0 && shmd_load_acquire(&hot->state) >> 8 == mapping->epoch)
         return 1;
     return shmd_gate_left(mapping->gates, gate) == lease_id; /* D1: drained with its bit set; nobody writes to a sealed epoch */
+}
+
+void shmd_mapping_own(shmd_mapping *mapping, uint64_t *word, uint64_t value) { shmd_damage_own(&mapping->damage, word, value); }
+
+void shmd_mapping_disown(shmd_mapping *mapping)
+{
+    if (mapping != NULL && !shmd_is_forked(mapping->fork_generation)) /* in a child nobody leaves who was inside when it was copied */
+        shmd_damage_disown(&mapping->damage);
+}
+
+int shmd_mapping_refuse(const shmd_mapping *mapping, const char *stream)
+{
+    int is_data = (shmd_load32_acquire(&mapping->damage.damaged) & SHMD_DAMAGED_DATA) != 0;
+    return shmd_fail(SHMD_E_REVOKED, "stream %s: another process truncated segment %s (expected %llu bytes); attach again, and find the process "
+                     "that writes to /dev/shm", stream, is_data ? mapping->data_name : mapping->gates_name,
+                     (unsigned long long)(is_data ? header_bytes() + mapping->ring_bytes + mapping->arena_bytes : mapping->gates_bytes));
 }
 
 void shmd_mapping_hold(shmd_mapping *mapping) { (void)shmd_add32(&mapping->owners, 1); }

@@ -137,7 +137,7 @@ static void announce(shmd_notifier_t *n, sleep_set_t *set, const uint32_t *event
         if (w->state == ARMED)
             word = shmd_consumer_announce(s, &seen);
         else if (s->mapping != NULL)
-            word = (shmd_load_acquire(&s->hot->sleep_mask) & s->gate_bit) == 0 ? NULL : &s->data->wake_word;
+            word = (shmd_load_acquire(&s->hot->sleep_mask) & s->gate_bit) == 0 || shmd_mapping_is_damaged(s->mapping) ? NULL : &s->data->wake_word;
         if (word != NULL && word != event_word && w->state != ARMED)
             seen = shmd_load32_acquire(word);
         w->slept_on = word == event_word || (word != NULL && set->count < SHMD_WORDS_MAX);
@@ -159,7 +159,7 @@ static uint32_t look(shmd_notifier_t *n)
             continue;
         (void)shmd_consumer_over(&w->seen, now);
         int is_held = 0;
-        if (!shmd_consumer_ready(&w->seen) && !(is_held = is_held_back(w, now)))
+        if (!shmd_mapping_is_damaged(w->seen.mapping) && !shmd_consumer_ready(&w->seen) && !(is_held = is_held_back(w, now)))
             continue;
         if (is_held) {
             w->held_next_ns = now + w->held_pause_ns;

@@ -260,6 +260,10 @@ void shmd_producer_wake(shmd_producer *p)
 
 int shmd_producer_ended(shmd_producer *p)
 {
+    if (shmd_mapping_is_damaged(p->mapping)) {
+        p->end_reason = SHMD_REASON_TRUNCATED;
+        return shmd_mapping_refuse(p->mapping, p->stream);
+    }
     const shmd_epoch_record_t *record = (const shmd_epoch_record_t *)(const void *)p->hot; /* hot is its first field */
     uint32_t reason = 0;
     uint64_t sealed_seq;

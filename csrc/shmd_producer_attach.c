@@ -48,6 +48,7 @@ int shmd_producer_forked(const shmd_producer *p)
 
 static void give_back(shmd_producer *p, int may_wait)
 {
+    shmd_mapping_disown(p->mapping);
     shmd_mapping_free(p->mapping);
     p->mapping = NULL;
     free(p->spans);
@@ -71,6 +72,7 @@ static int wire_producer(shmd_producer *p, const shmd_event_t *answer, uint32_t 
     p->gates = p->mapping->gates;
     p->hot = shmd_stream_hot(p->client, answer->stream_index, index);
     p->open_word = (uint64_t)answer->epoch << 8 | SHMD_EPOCH_OPEN;
+    shmd_mapping_own(p->mapping, &p->open_word, UINT64_MAX);
     p->mask = record.slots - 1;
     p->bound = record.slots;
     p->slot_bytes = record.slot_bytes;

@@ -15,7 +15,7 @@ static int clients_rest(const shmd_rest_t *rest, uint64_t now_ns)
         if (watch->client_id == 0)
             continue;
         shmd_client_record_t *client = shmd_authority_client(rest->authority, i);
-        if ((client->word & 0xff) != SHMD_CLIENT_ALIVE || client->client_id != watch->client_id)
+        if (client == NULL || (client->word & 0xff) != SHMD_CLIENT_ALIVE || client->client_id != watch->client_id)
             return 0;
         uint64_t beat = shmd_load_acquire(&shmd_control_heartbeat(rest->control, client_max, lease_max, i)->beat); /* L1 */
         if (watch->beat != beat) {
@@ -85,7 +85,7 @@ int shmd_driver_rests(shmd_rest_t *rest, uint64_t now_ns)
 {
     int gates_due = now_ns - rest->gates_ns >= rest->gates_interval_ns;
     if (now_ns - rest->looked_ns >= rest->gap_ns || !shmd_control_rests(rest->reader) || !control_is_intact(rest) ||
-        !clients_rest(rest, now_ns) || !epochs_rest(rest, gates_due))
+        !clients_rest(rest, now_ns) || !epochs_rest(rest, gates_due) || shmd_bus_errors() != rest->bus_errors)
         return 0;
     rest->looked_ns = now_ns;
     if (gates_due)

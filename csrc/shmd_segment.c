@@ -75,6 +75,17 @@ int shmd_segment_open(const char *name, int writable, uint64_t *bytes)
 
 static int protection(int writable) { return writable ? PROT_READ | PROT_WRITE : PROT_READ; }
 
+/* Everything that is mapped stands in the table of shmd_bus_error.c before anybody touches it. */
+static int enter(void *base, uint64_t bytes, uint64_t span, int writable, void **out)
+{
+    int rc = shmd_bus_error_watch(base, bytes, span, writable);
+    if (rc == SHMD_OK)
+        *out = base;
+    else
+        (void)munmap(base, (size_t)bytes);
+    return rc;
+}
+
 int shmd_segment_map(int fd, uint64_t offset, uint64_t bytes, int writable, int prefault, void **out)
 {
     if (bytes == 0 || bytes > SIZE_MAX / 4)
@@ -82,7 +93,14 @@ int shmd_segment_map(int fd, uint64_t offset, uint64_t bytes, int writable, int 
     void *base = mmap(NULL, (size_t)bytes, protection(writable), MAP_SHARED | (prefault ? MAP_POPULATE : 0), fd, (off_t)offset);
     if (base == MAP_FAILED)
         return shmd_fail_errno("mmap of %llu bytes", (unsigned long long)bytes);
-    *out = base;
+    return enter(base, bytes, bytes, writable, out);
+}
+
+int shmd_segment_renew(int fd, void *base, uint64_t bytes, int writable)
+{
+    shmd_bus_error_renew(base);
+    if (mmap(base, (size_t)bytes, protection(writable), MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+        return shmd_fail_errno("mmap of %llu bytes in place", (unsigned long long)bytes);
     return SHMD_OK;
 }
 
@@ -102,12 +120,12 @@ int shmd_segment_map_mirrored(int fd, uint64_t offset, uint64_t bytes, int writa
             return rc;
         }
     }
-    *out = base;
-    return SHMD_OK;
+    return enter(base, bytes * 2, bytes, writable, out);
 }
 
 int shmd_segment_unmap(void *base, uint64_t bytes)
 {
+    shmd_bus_error_forget(base);
     if (base != NULL && munmap(base, (size_t)bytes) != 0)
         return shmd_fail_errno("munmap of %llu bytes", (unsigned long long)bytes);
     return SHMD_OK;

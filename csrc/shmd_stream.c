@@ -176,7 +176,12 @@ int shmd_lease_live(const shmd_client *client, uint32_t lease_index, uint64_t le
     shmd_lease_record_t copy;
     *end_reason = SHMD_REASON_REVOKED;
     for (int tries = 0; tries < 16; tries++) {
-        if (!shmd_record_copy(&copy, lease, sizeof copy)) {
+        int is_whole = shmd_record_copy(&copy, lease, sizeof copy);
+        if (shmd_load32_acquire(&client->authority_damage.damaged) != 0) { /* G3: the copy ends with a fence */
+            *end_reason = SHMD_REASON_TRUNCATED;
+            return 0;
+        }
+        if (!is_whole) {
             if ((shmd_seqlock_read(&lease->word) & 0xff) == SHMD_LEASE_FREE)
                 return 0; /* it is being filled for another lease */
             continue;

@@ -19,7 +19,7 @@ static size_t pages_bytes(const void *start, uint64_t bytes)
     return (size_t)shmd_round_up((uintptr_t)start + bytes - first_page(start), shmd_page_bytes());
 }
 
-int shmd_window_open(void *from, uint64_t bytes, shmd_window_t *out)
+int shmd_window_open(shmd_mapping *mapping, void *from, uint64_t bytes, shmd_window_t *out)
 {
     unsigned char *start = mmap(NULL, (size_t)bytes * 2, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (start == MAP_FAILED)
@@ -32,6 +32,15 @@ int shmd_window_open(void *from, uint64_t bytes, shmd_window_t *out)
             return rc;
         }
     }
+    /* Page by page: what is missing of one claim must not take the private copy of another. */
+    int rc = shmd_bus_error_watch(start, bytes * 2, shmd_page_bytes(), 1);
+    if (rc != SHMD_OK) {
+        (void)munmap(start, (size_t)bytes * 2);
+        return rc;
+    }
+    shmd_mapping_hold(mapping);
+    shmd_bus_error_tell(start, &mapping->damage, SHMD_DAMAGED_DATA);
+    out->mapping = mapping;
     out->start = start;
     out->bytes = bytes * 2;
     return SHMD_OK;
@@ -57,4 +66,8 @@ int shmd_window_take_back(void *start, uint64_t bytes)
     return rc;
 }
 
-void shmd_window_close(void *start, uint64_t bytes) { (void)shmd_segment_unmap(start, bytes); }
+void shmd_window_close(shmd_window_t *window)
+{
+    (void)shmd_segment_unmap(window->start, window->bytes);
+    shmd_mapping_free(window->mapping);
+}

@@ -4,7 +4,7 @@
 
 #include "../shmd_abi.h"
 
-/* `from`: `bytes` of shared memory that are mapped twice in a row; the window is mapped alike. */
-int shmd_window_open(void *from, uint64_t bytes, shmd_window_t *out);
+/* `from`: `bytes` of shared memory that are mapped twice in a row; the window is mapped alike, and holds the mapping. */
+int shmd_window_open(shmd_mapping *mapping, void *from, uint64_t bytes, shmd_window_t *out);
 
 #endif

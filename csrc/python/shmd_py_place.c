@@ -40,7 +40,7 @@ static void window_dealloc(PyObject *self)
     window *w = (window *)self;
     if (w->native.start != NULL) {
         Py_BEGIN_ALLOW_THREADS /* unmapping takes long for much memory */
-        shmd_window_close(w->native.start, w->native.bytes);
+        shmd_window_close(&w->native);
         Py_END_ALLOW_THREADS
     }
     shmd_py_free(self);

@@ -107,6 +107,7 @@ class Reason(IntEnum):
     SHUTDOWN = 40
     DELIVERED = 41
     SUPERSEDED = 42
+    TRUNCATED = 43
 
     @property
     def words(self) -> str:
@@ -152,6 +153,7 @@ _WORDS: dict[Reason, str] = {
     Reason.SHUTDOWN: "the driver shut down",
     Reason.DELIVERED: "everything was delivered",
     Reason.SUPERSEDED: "superseded by a newer driver or producer",
+    Reason.TRUNCATED: "another process truncated one of its segments",
 }
 
 

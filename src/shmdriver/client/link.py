@@ -23,6 +23,7 @@ from shmdriver._native import ffi, lib
 from shmdriver.client import exiting
 from shmdriver.client._raise import raise_for
 from shmdriver.errors import HandleClosed
+from shmdriver.truncation import guard_truncation
 
 __all__ = [
     "FOREVER_SLICE_NS",
@@ -133,6 +134,7 @@ class Link:
         Raises DriverUnavailable (there is none: at once unless ``waits``), AttachTimeout, AttachRejected,
         HandleClosed.
         """
+        guard_truncation()
         deadline = Deadline(timeout)
         instance = self.instance.encode()
         while True:

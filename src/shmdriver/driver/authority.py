@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from shmdriver._native import ffi, lib
@@ -20,14 +21,16 @@ from shmdriver.driver.shm import (
     allocate,
     check_space,
     create_segment,
+    is_whole,
     last_error,
+    make_whole,
     open_segment,
     set_modes,
     unlink_segment,
 )
 from shmdriver.errors import LayoutMismatch, ShmDriverError
 
-__all__ = ["Authority", "TableSizes", "publish_word", "put_text", "record_state", "text_of"]
+__all__ = ["Authority", "Control", "TableSizes", "publish_word", "put_text", "record_state", "text_of"]
 
 EVENT_SLOTS = 1024
 CONTROL_CONST_BYTES = int(ffi.offsetof("shmd_control_t", "tail"))  # what stands before what clients write
@@ -76,6 +79,14 @@ def clear_record(record: Any) -> None:
     rewrite_record(record, 0)
     rest = ffi.sizeof(record[0]) - ffi.sizeof("uint64_t")
     ffi.memmove(ffi.cast("char *", record) + ffi.sizeof("uint64_t"), bytes(rest), rest)
+
+
+class Control(Enum):
+    """What a look at the control segment found."""
+
+    WHOLE = "whole"
+    RENEWED = "truncated by a client, and whole again: what stood in the missing pages is gone"
+    DAMAGED = "truncated by a client, and there is no memory to make it whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,15 +292,35 @@ class Authority:
         lib.shmd_error_log_add(self.base, text.encode()[: lib.SHMD_ERROR_TEXT_BYTES - 1], now_ns)
         self.count(lib.SHMD_COUNTER_ERRORS)
 
-    def mend_control(self, now_ns: int) -> None:
-        """Writes the control segment's header again when a client has written over it.
+    def mend_control(self, now_ns: int) -> Control:
+        """Makes the control segment again what it has to be, whatever clients did to it; how it was found.
 
-        Clients can write that page, nobody but the driver may; with a wrong header no newcomer would connect.
+        Clients can truncate it: then it gets its memory back. They can write over its header, which is the
+        driver's; with a wrong one no newcomer would connect.
         """
+        found = self._make_control_whole(now_ns)
+        if found is not Control.WHOLE:
+            ffi.memmove(self.control, self.control_head, CONTROL_CONST_BYTES)
+            return found
         if ffi.buffer(self.control, CONTROL_CONST_BYTES)[:] != ffi.buffer(self.control_head)[:]:
             ffi.memmove(self.control, self.control_head, CONTROL_CONST_BYTES)
             self.count(lib.SHMD_COUNTER_REQUESTS_CORRUPT)
             self.log_error("control segment: a client wrote over its header; written again", now_ns)
+        return found
+
+    def _make_control_whole(self, now_ns: int) -> Control:
+        name = control_name(self.instance)
+        whole = is_whole(name, self.control_map)
+        if whole is not False and not lib.shmd_segment_is_damaged(self.control):
+            return Control.WHOLE  # or without a name: then nobody else can open it
+        try:
+            make_whole(name, self.control_map)
+        except (OSError, ShmDriverError) as error:
+            text = f"control segment: a client truncated it, and it cannot be made whole: {error}"
+            self.log_error(text, now_ns)
+            return Control.DAMAGED
+        self.log_error("control segment: a client truncated it; made whole again", now_ns)
+        return Control.RENEWED
 
     def store_config(self, text: str) -> None:
         """Replaces the effective configuration that tools read; cut to the room there is."""
@@ -309,6 +340,10 @@ class Authority:
         failpoint("stop.control_unlinked")
         if self.lock.still_named():
             unlink_segment(authority_name(self.instance))
+
+    def give_up(self) -> None:
+        """The authority was truncated. The next driver finds nothing to adopt, and begins anew."""
+        os.ftruncate(self.lock.fd, 0)
 
     def close(self) -> None:
         """Unmaps both and gives the lock up."""

@@ -46,7 +46,9 @@ __all__ = ["Config", "Driver", "Limits", "Policies", "Profile", "Shm", "Stream"]
 ENV_PREFIX = "SHMDRIVER_"
 ENV_FILE = "SHMDRIVER_CONFIG"
 # Variables of our own that are no configuration; anything else under the prefix is taken for a misspelling.
-ENV_FOREIGN = re.compile(r"SHMDRIVER_(CONFIG|LOG|FAILPOINTS?|(TEST|BENCH|DEMO|BUILD|STRESS|FUZZ)(_.*)?)")
+ENV_FOREIGN = re.compile(
+    r"SHMDRIVER_(CONFIG|LOG|TRUNCATION_GUARD|FAILPOINTS?|(TEST|BENCH|DEMO|BUILD|STRESS|FUZZ)(_.*)?)"
+)
 
 _UNITS = {
     "": 1,

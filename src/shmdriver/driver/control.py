@@ -125,7 +125,11 @@ class ControlRing:
 
     def wake(self) -> None:
         """Wakes the driver's loop, from any thread."""
-        lib.shmd_futex_wake(self._doorbell)
+        lib.shmd_control_ring(self._authority.control)
+
+    def mend(self) -> None:
+        """After the segment has lost pages: garbage in place of turns is free again."""
+        lib.shmd_control_mend(self._reader)
 
     def take(self, now_ns: int) -> Iterator[Request]:
         """The requests of one tick, in each client's own order. Serve each before asking for the next.

@@ -1,4 +1,4 @@
-"""Noticing a client's death in milliseconds: one thread asleep on all pidfds, which only rings.
+"""Noticing a client's death, or a signal, in milliseconds: one thread asleep on all pidfds, which only rings.
 
 What a death means is decided in the driver's own thread, which asks the pidfds itself. Without this
 thread deaths are noticed at the next lease check.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 __all__ = ["DeathWatch"]
 
@@ -20,11 +22,19 @@ class DeathWatch:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self.rang = False
-        self._epoll = select.epoll()
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll.register(self._stop, select.EPOLLIN)
-        self._thread = threading.Thread(target=self._watch, name="shmdriver-deathwatch", daemon=True)
-        self._thread.start()
+        with ExitStack() as undo:
+            self._epoll = select.epoll()
+            undo.callback(self._epoll.close)
+            self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            undo.callback(os.close, self._stop)
+            self._signalled, self._signal = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            undo.callback(os.close, self._signal)
+            undo.callback(os.close, self._signalled)
+            for fd in (self._stop, self._signalled):
+                self._epoll.register(fd, select.EPOLLIN)
+            self._thread = threading.Thread(target=self._watch, name="shmdriver-deathwatch", daemon=True)
+            self._thread.start()
+            self._undo = undo.pop_all()
 
     def add(self, pidfd: int) -> None:
         """Watches one more; a closed pidfd leaves by itself."""
@@ -37,12 +47,28 @@ class DeathWatch:
         """Ends the thread."""
         os.eventfd_write(self._stop, 1)
         self._thread.join()
-        self._epoll.close()
-        os.close(self._stop)
+        self._undo.close()
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Every signal that Python handles calls ``wake``, too. In the main thread.
+
+        A signal that comes right before the driver falls asleep only leaves a mark for the interpreter, which
+        looks when the sleep is over. The byte that it writes here ends the sleep.
+        """
+        before = signal.set_wakeup_fd(self._signal, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
 
     def _watch(self) -> None:
         while True:
-            if any(fd == self._stop for fd, _ in self._epoll.poll()):
+            fired = {fd for fd, _ in self._epoll.poll()}
+            if self._stop in fired:
                 return
-            self.rang = True
+            if self._signalled in fired:
+                os.read(self._signalled, 4096)
+            if fired - {self._signalled}:
+                self.rang = True
             self._wake()

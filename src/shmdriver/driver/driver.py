@@ -10,8 +10,10 @@ fake clock in tests. Nothing below its loop reads a clock.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 from shmdriver._native import lib
 from shmdriver.driver.admission import Admission
 from shmdriver.driver.authentication import Authentication
+from shmdriver.driver.authority import Control
 from shmdriver.driver.boot import boot
 from shmdriver.driver.config import Config
 from shmdriver.driver.control import ControlRing, Request
@@ -36,6 +39,7 @@ from shmdriver.driver.shm import Modes, ShmSpace, lock_memory
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.timers import Timers
 from shmdriver.errors import Code, Reason
+from shmdriver.truncation import damaged_addresses, guard_truncation
 
 __all__ = ["Driver"]
 
@@ -88,6 +92,10 @@ class Driver:
         self._work = 0
         self._tables: Tables | None = None
         self._ring_bell: Callable[[], None] = lambda: None  # while there is a ring: wakes who sleeps on it
+        self._bell = threading.RLock()  # reentrant: a signal handler may interrupt its own thread inside
+        self._bus_errors = 0
+        self._is_control_told = False
+        self.is_lost = False  # somebody truncated the authority: the driver cannot go on
         self._ring: ControlRing
         self._rest: Rest
         self._desk: RequestDesk
@@ -125,6 +133,8 @@ class Driver:
 
         Raises DriverAlreadyRunning, LayoutMismatch, ShmSpaceError, ShmDriverError.
         """
+        if not guard_truncation():
+            self._log("SHMDRIVER_TRUNCATION_GUARD is off: a client that truncates a segment ends this driver")
         shm = self._config.shm
         modes = Modes.of_group(shm.mode_bits, shm.group, mlock=shm.mlock, prefault=shm.prefault)
         free = ShmSpace.now().free
@@ -187,7 +197,8 @@ class Driver:
     def next_deadline_ns(self) -> int:
         """When the next tick is due, if nobody rings before."""
         now_ns = self._clock()
-        if self._ring.has_waiting or self._orders or (self._deathwatch is not None and self._deathwatch.rang):
+        has_rung = self._deathwatch is not None and self._deathwatch.rang
+        if self._ring.has_waiting or self._orders or has_rung or self._has_new_damage:
             return now_ns
         due_ns = self._timers.next_deadline_ns() or now_ns + ASLEEP_MAX_NS
         if self._memory.pending:
@@ -196,18 +207,22 @@ class Driver:
             due_ns = min(due_ns, now_ns + HELD_UP_NS)
         return due_ns
 
-    def run(self) -> None:
-        """Ticks until stopped, asleep on the doorbell in between; then closes."""
-        self._deathwatch = DeathWatch(self.wake)
-        self.tables.clients.on_pidfd = self._deathwatch.add
-        for pidfd in self.tables.clients.pidfds:
-            self._deathwatch.add(pidfd)
+    def run(self, *, catches_signals: bool = False) -> None:
+        """Ticks until stopped, asleep on the doorbell in between; then closes.
+
+        ``catches_signals``: a signal ends its sleep, so Python's handler runs at once. In the main thread.
+        """
         try:
-            while self._lifecycle.may_serve:
-                rings = self._ring.rings  # before the tick: what is committed meanwhile changes it
-                self.tick()
-                if self._lifecycle.may_serve:
-                    self._sleep(rings)
+            self._deathwatch = DeathWatch(self.wake)
+            self.tables.clients.on_pidfd = self._deathwatch.add
+            for pidfd in self.tables.clients.pidfds:
+                self._deathwatch.add(pidfd)
+            with self._deathwatch.signals() if catches_signals else nullcontext():
+                while self._goes_on():
+                    rings = self._ring.rings  # before the tick: whatever is rung for meanwhile changes it
+                    self.tick()
+                    if self._goes_on():
+                        self._sleep(rings)
         finally:
             self.close()
 
@@ -217,8 +232,9 @@ class Driver:
         self.wake()
 
     def wake(self) -> None:
-        """Ends the loop's sleep, from any thread: a tick comes."""
-        self._ring_bell()
+        """Ends the loop's sleep, or keeps the next one from beginning: a tick comes. From any thread."""
+        with self._bell:
+            self._ring_bell()
 
     def close(self) -> None:
         """Lets go of all resources. Unless the driver was shut down, its segments stay, as after a crash."""
@@ -230,7 +246,8 @@ class Driver:
         self._memory.close()
         for completion in self._memory.completions():
             completion.abandon()
-        self._ring_bell = lambda: None
+        with self._bell:
+            self._ring_bell = lambda: None
         self._ring.close()
         tables.close()
 
@@ -257,6 +274,8 @@ class Driver:
         if self._deathwatch is not None and self._deathwatch.rang:
             self._deathwatch.rang = False
             self._lease_watch.look_for_deaths(now_ns)
+        if self._has_new_damage:
+            self._end_damaged(now_ns)
 
     def on_attach(self, now_ns: int, request: Any) -> None:
         """The state admits: policy decides."""
@@ -289,6 +308,8 @@ class Driver:
         self._health.check_memory()
         self._health.check_events(now_ns)
         self._check_lock(now_ns)
+        for text in self._stream_watch.end_truncated(now_ns):
+            self._complain(text, now_ns)
         for name in self._stream_watch.missing_names():
             self._complain(
                 f"{name} was removed while it is in use: whoever has it mapped goes on, nobody else can "
@@ -298,8 +319,8 @@ class Driver:
 
     def on_lease_check(self, now_ns: int) -> None:
         """Deaths, heartbeats, confirmations; then streams."""
+        self._mend_control(now_ns)
         self._ring.sweep()
-        self.tables.authority.mend_control(now_ns)
         self._lease_watch.check(now_ns)
         self._stream_watch.check(now_ns)
         self._health.check_clients(now_ns)
@@ -379,6 +400,9 @@ class Driver:
         self._log(f"stopped ({mode.value}): {reason}")
 
     # -- inner
+
+    def _goes_on(self) -> bool:
+        return self._lifecycle.may_serve and not self.is_lost
 
     def _sleep(self, rings: int) -> None:
         """Until somebody rings or something is due: a lease check that would find nothing is not."""
@@ -495,6 +519,39 @@ class Driver:
         if self._lifecycle.shutdown_mode is ShutdownMode.HANDOVER:
             return self._admission.pending == 0
         return self._config.policies.drain_until_empty and len(self.tables.leases) == 0
+
+    @property
+    def _has_new_damage(self) -> bool:
+        return bool(lib.shmd_bus_errors() != self._bus_errors)
+
+    def _end_damaged(self, now_ns: int) -> None:
+        """This process has met missing pages: ends the epochs that they belong to, or itself."""
+        self._bus_errors = int(lib.shmd_bus_errors())
+        addresses = damaged_addresses()
+        if self.tables.authority.map.address in addresses:
+            self.is_lost = True
+            self.tables.authority.give_up()
+            self._log(
+                f"a process of this user truncated the authority of instance {self.instance!r}: the tables "
+                "are lost, and this driver ends. Start it again; clients connect anew"
+            )
+            return
+        for text in self._stream_watch.end_damaged(addresses, now_ns):
+            self._complain(text, now_ns)
+
+    def _mend_control(self, now_ns: int) -> None:
+        """Truncated by a client, it is made whole; until clients have it again nobody's silence counts."""
+        control = self.tables.authority.mend_control(now_ns)
+        self._health.check_control(control, now_ns)
+        if control is not Control.WHOLE:
+            self._ring.mend()
+            self.tables.clients.start_afresh(now_ns)
+            if not self._is_control_told:
+                self.tables.events.error(f"control segment: {control.value}")
+                self._log(f"control segment: {control.value}. Find who writes to /dev/shm")
+            if self._config.shm.mlock:
+                lock_memory(self.tables.authority.control_map)
+        self._is_control_told = control is not Control.WHOLE
 
     def _check_lock(self, now_ns: int) -> None:
         authority = self.tables.authority

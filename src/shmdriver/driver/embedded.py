@@ -18,7 +18,6 @@ from shmdriver.errors import DriverUnavailable, ShmDriverError
 __all__ = ["EmbeddedDriver", "collect_dead_embedded"]
 
 _EMBEDDED = re.compile(r"shmd\.(embedded-\d+-[0-9a-f]+)\.(?:authority|control|[0-9a-f]{16}\..+)")
-STOP_POLL_S = 0.02
 STOP_NOW_S = 2.0
 
 
@@ -70,11 +69,9 @@ class EmbeddedDriver:
         driver.request_shutdown(ShutdownMode.END, "embedded driver stopped")
         self._driver = self._thread = None
         for patience_s in (timeout_s, STOP_NOW_S):
-            for _ in range(int(patience_s / STOP_POLL_S)):
-                thread.join(STOP_POLL_S)
-                if not thread.is_alive():
-                    return
-                driver.wake()
+            thread.join(patience_s)
+            if not thread.is_alive():
+                return
             driver.request_shutdown(ShutdownMode.END, "embedded driver stopped: now")  # whoever is attached
         raise DriverUnavailable(
             f"embedded driver {self.instance!r} did not stop in {timeout_s + STOP_NOW_S} s",

@@ -85,6 +85,7 @@ class DegradedBy(StrEnum):
     LOW_MEMORY = "low_memory"
     STALLED_CLIENTS = "stalled_clients"
     LOST_EVENTS = "lost_events"
+    TRUNCATED_CONTROL = "truncated_control"
 
 
 @unique

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from shmdriver.driver.shm import (
     Modes,
     SegmentMap,
     create_segment,
+    is_whole,
     last_error,
     lock_memory,
     open_segment,
@@ -53,6 +54,21 @@ class EpochMemory:
     def size(self) -> int:
         """Bytes of both."""
         return self._data_map.size + self._gates_map.size
+
+    def damage(self, addresses: Collection[int]) -> str:
+        """Which of its segments is mapped at one of these addresses: "data", "gates" or ""."""
+        if self._data_map.address in addresses:
+            return "data"
+        return "gates" if self._gates_map.address in addresses else ""
+
+    def missing(self, data_name: str, gates_name: str) -> list[tuple[str, bool]]:
+        """The names whose objects are not what was made: (name, whether the name itself is gone)."""
+        found = []
+        for name, mapped in ((data_name, self._data_map), (gates_name, self._gates_map)):
+            whole = is_whole(name, mapped)
+            if not whole:
+                found.append((name, whole is None))
+        return found
 
     @classmethod
     def open(cls, data_name: str, gates_name: str, data_bytes: int, gates_bytes: int) -> EpochMemory:

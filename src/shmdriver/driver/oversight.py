@@ -7,10 +7,10 @@ private memory and with the driver's clock; nothing here uses it as an index or 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 
 from shmdriver._native import lib
-from shmdriver.driver.authority import Authority, text_of
+from shmdriver.driver.authority import Authority, Control, text_of
 from shmdriver.driver.clients import ClientTable, describe
 from shmdriver.driver.config import Config
 from shmdriver.driver.epochs import Epoch
@@ -28,6 +28,7 @@ LOW_MEMORY_SHARE = 0.05  # of the mount; recovered at twice that
 OVERRUN_HOLD_NS = 10_000_000_000
 STALLED_HOLD_NS = 1_000_000_000
 EVENTS_HOLD_NS = 10_000_000_000
+CONTROL_HOLD_NS = 10_000_000_000
 
 
 def evicts_slow_consumers(config: Config, stream: Stream) -> bool:
@@ -53,12 +54,49 @@ class StreamWatch:
 
     def missing_names(self) -> list[str]:
         """Segments in use (open epochs, control) whose names somebody removed; each is told once."""
-        records = [stream.open_epoch.record for stream in self._streams if stream.open_epoch is not None]
-        names = [text_of(name) for record in records for name in (record.data_name, record.gates_name)]
-        names.append(text_of(self._authority.base.control_name))
-        missing = {name for name in names if not os.path.lexists(object_path(name))}
+        missing = {name for _, _, name, is_gone in self._look_at_segments() if is_gone}
+        control = text_of(self._authority.base.control_name)
+        if not os.path.lexists(object_path(control)):
+            missing.add(control)
         told, self._missing = self._missing, missing
         return sorted(missing - told)
+
+    def end_truncated(self, now_ns: int) -> list[str]:
+        """Ends open epochs of which somebody took pages away, touched or not; what to say of each."""
+        found = [entry[:3] for entry in self._look_at_segments() if not entry[3]]
+        return [
+            self._end_damaged(stream, epoch, name, now_ns) for stream, epoch, name in found if epoch.is_open
+        ]
+
+    def end_damaged(self, addresses: Collection[int], now_ns: int) -> list[str]:
+        """Ends epochs whose mappings begin at these addresses, because pages of theirs are missing."""
+        texts = []
+        for stream in self._streams:
+            for epoch in stream.in_order:
+                kind = epoch.memory.damage(addresses)
+                if kind and (epoch.is_open or stream.holders(epoch, reliable_only=False)):
+                    record = epoch.record
+                    name = text_of(record.data_name if kind == "data" else record.gates_name)
+                    texts.append(self._end_damaged(stream, epoch, name, now_ns))
+        return texts
+
+    def _look_at_segments(self) -> Iterator[tuple[Stream, Epoch, str, bool]]:
+        for stream in self._streams:
+            epoch = stream.open_epoch
+            if epoch is not None:
+                names = text_of(epoch.record.data_name), text_of(epoch.record.gates_name)
+                for name, is_gone in epoch.memory.missing(*names):
+                    yield stream, epoch, name, is_gone
+
+    def _end_damaged(self, stream: Stream, epoch: Epoch, name: str, now_ns: int) -> str:
+        text = f"another process truncated {name}: epoch {epoch.number} of stream {stream.name!r} has ended"
+        # Consumers first: what they have not read is gone, and the seal that follows must look like no end.
+        for lease in [lease for lease in stream.consumers if epoch.is_wired(lease.gate)]:
+            self._tenure.revoke(lease, Reason.TRUNCATED, text, now_ns)
+        producer = stream.leases.get(int(epoch.record.producer_lease_id))
+        if producer is not None:
+            self._tenure.revoke(producer, Reason.TRUNCATED, text, now_ns)
+        return text
 
     def check(self, now_ns: int) -> None:
         """One look at every stream; at every single gate less often, so that many cost little."""
@@ -153,6 +191,10 @@ class HealthWatch:
     def has_seen_all_events(self) -> bool:
         """Whether none was published since the last look."""
         return int(self._authority.base.event_head) == self._events
+
+    def check_control(self, control: Control, now_ns: int) -> None:
+        """Somebody truncated the control segment, now or lately."""
+        self._hold("truncated_control", control is not Control.WHOLE, CONTROL_HOLD_NS, now_ns)
 
     def check_memory(self) -> None:
         """What the mount has left."""

@@ -53,8 +53,8 @@ def run_driver(config: Config, *, log: Callable[[str], None] = log_line) -> int:
     except (ShmDriverError, OSError) as error:
         log(f"cannot start: {error}")
         return EXIT_FAILED
-    driver.run()
-    return 0
+    driver.run(catches_signals=True)
+    return EXIT_FAILED if driver.is_lost else 0
 
 
 def raise_descriptor_limit(clients: int, log: Callable[[str], None]) -> None:

@@ -89,6 +89,7 @@ class Rest:
 
     def _note(self) -> None:
         self._is_noted = True
+        self.native.bus_errors = lib.shmd_bus_errors()
         epochs = [(stream, epoch) for stream in self._tables.streams for epoch in stream.epochs.values()]
         self._is_possible = all(
             epoch.is_sealed or (epoch.is_open and epoch.blocked is None) for _, epoch in epochs

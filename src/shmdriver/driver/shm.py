@@ -30,8 +30,10 @@ __all__ = [
     "allocate",
     "check_space",
     "create_segment",
+    "is_whole",
     "last_error",
     "lock_memory",
+    "make_whole",
     "object_path",
     "open_segment",
     "remove_orphan",
@@ -40,6 +42,8 @@ __all__ = [
 ]
 
 MOUNT = "/dev/shm"  # noqa: S108 -- POSIX shared memory lives here on Linux
+
+BLOCK_BYTES = 512  # of st_blocks
 
 
 class ShmSpaceError(ShmDriverError):
@@ -185,11 +189,17 @@ def _no_space(name: str, need: int, free: int) -> ShmSpaceError:
 class SegmentMap:
     """One mapping of a segment in this process, until :meth:`close`."""
 
-    __slots__ = ("base", "size")
+    __slots__ = ("base", "inode", "size")
 
-    def __init__(self, base: Any, size: int) -> None:
+    def __init__(self, base: Any, size: int, inode: int) -> None:
         self.base = base
         self.size = size
+        self.inode = inode
+
+    @property
+    def address(self) -> int:
+        """Where it begins; 0 once closed."""
+        return 0 if self.base is None else int(ffi.cast("uintptr_t", self.base))
 
     @classmethod
     def of(cls, fd: int, size: int, *, writable: bool, prefault: bool = False) -> SegmentMap:
@@ -197,7 +207,7 @@ class SegmentMap:
         out = ffi.new("void **")
         if lib.shmd_segment_map(fd, 0, size, int(writable), int(prefault), out) != 0:
             raise ShmDriverError(last_error())
-        return cls(out[0], size)
+        return cls(out[0], size, os.fstat(fd).st_ino)
 
     def view(self, ctype: str) -> Any:
         """The mapping as a pointer of a C type. Raises ShmDriverError once closed."""
@@ -221,6 +231,34 @@ def open_segment(name: str, *, writable: bool) -> tuple[int, int]:
     if not os.path.lexists(object_path(name)):
         raise FileNotFoundError(errno.ENOENT, "no such shared-memory object", name)
     raise ShmDriverError(last_error())
+
+
+def is_whole(name: str, mapped: SegmentMap) -> bool | None:
+    """Whether a mapped object has all its bytes, allocated; None: its name is gone, or another object's."""
+    try:
+        found = Path(object_path(name)).lstat()
+    except FileNotFoundError:
+        return None
+    if found.st_ino != mapped.inode:
+        return None
+    return found.st_size == mapped.size and found.st_blocks * BLOCK_BYTES >= mapped.size
+
+
+def make_whole(name: str, mapped: SegmentMap) -> None:
+    """Gives a truncated object of ours its size and its memory back, and maps it again in place.
+
+    What stood in the missing pages is zeros. Raises ShmDriverError, OSError.
+    """
+    fd, _ = open_segment(name, writable=True)
+    try:
+        if os.fstat(fd).st_ino != mapped.inode:
+            raise ShmDriverError(f"{name} is not the object any more that this driver made")
+        os.ftruncate(fd, mapped.size)
+        os.posix_fallocate(fd, 0, mapped.size)
+        if lib.shmd_segment_renew(fd, mapped.base, mapped.size, 1) != 0:
+            raise ShmDriverError(last_error())
+    finally:
+        os.close(fd)
 
 
 def lock_memory(mapped: SegmentMap) -> str | None:

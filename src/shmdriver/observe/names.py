@@ -37,7 +37,7 @@ REASONS: Final = _labels(
     *("none", "draining", "maintenance", "stopped", "limit", "producer_exists", "unknown_stream"),
     *("schema", "layout", "no_memory", "bad_name", "undrained", "not_owner", "unknown_client"),
     *("refused_reliable", "token", "rate", "size", "closed", "aborted", "died", "expired"),
-    *("evicted", "revoked", "bad_gate", "unconfirmed", "shutdown", "delivered", "superseded"),
+    *("evicted", "revoked", "bad_gate", "unconfirmed", "shutdown", "delivered", "superseded", "truncated"),
 )
 EVENT_KINDS: Final = _labels(
     "SHMD_EVENT_",
@@ -56,7 +56,7 @@ COUNTERS: Final = _labels(
 )
 
 # Bits of shmd_authority.degraded, from bit 0 on; a test compares them with the driver's own list.
-DEGRADED_BY: Final = ("tick_overrun", "low_memory", "stalled_clients", "lost_events")
+DEGRADED_BY: Final = ("tick_overrun", "low_memory", "stalled_clients", "lost_events", "truncated_control")
 
 LIVE_LEASES: Final = frozenset({"attached", "active", "stalled"})
 

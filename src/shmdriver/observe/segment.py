@@ -8,6 +8,7 @@ from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.errors import DriverUnavailable, LayoutMismatch
+from shmdriver.truncation import guard_truncation
 
 
 def last_error() -> str:
@@ -38,6 +39,7 @@ class Segment:
         expected_bytes: int | None = None,
         map_bytes: int | None = None,
     ) -> None:
+        guard_truncation()
         self.name = name
         self.base: Any = None
         size = ffi.new("uint64_t *")

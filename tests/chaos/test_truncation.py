@@ -1,0 +1,509 @@
+"""A member of the group truncates segments that others have mapped, or punches holes into them: nobody dies.
+
+As root the truncation is done by a process of another user in the configured group, else by the same user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import grp
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmdriver
+from shmdriver._native import lib
+from shmdriver.errors import Reason
+from shmdriver.observe import Instance
+from tests.chaos.stage import Actor, Stage, moves_on, wait_until
+
+SHM = Path("/dev/shm")
+MEMBER = 65533  # a uid without a name will do
+IS_ROOT = os.geteuid() == 0
+PUNCH_HOLE_KEEP_SIZE = 3
+PAGE = os.sysconf("SC_PAGESIZE")
+OPTIONS = {"slots": 256, "max_message": 16 << 10}
+
+
+def shared_by_a_group(make_stage: Callable[..., Stage]) -> Stage:
+    group = grp.getgrgid(os.getegid()).gr_name
+    return make_stage({"shm.mode": "0660", "shm.group": group, "policies.announce_interval_ms": 200})
+
+
+def as_member(work: Callable[[], None]) -> bool:
+    """Does ``work`` in a child, a member of the group and not the owner; False: it was not permitted."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            if IS_ROOT:
+                os.setgroups([os.getegid()])
+                os.setgid(MEMBER)
+                os.setuid(MEMBER)
+            work()
+            code = 0
+        except PermissionError:
+            code = errno.EACCES
+        except FileNotFoundError:  # of an epoch that has ended meanwhile
+            code = errno.ENOENT
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, errno.EACCES, errno.ENOENT)
+    return code == 0
+
+
+def truncate(path: Path, size: int) -> bool:
+    return as_member(lambda: os.truncate(path, size))
+
+
+def punch(path: Path, start: int, size: int) -> bool:
+    def work() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd = os.open(path, os.O_RDWR)
+        result = libc.fallocate(fd, PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(start), ctypes.c_long(size))
+        assert result == 0, os.strerror(ctypes.get_errno())
+
+    return as_member(work)
+
+
+def segment(stage: Stage, kind: str, stream: str = "victim") -> Path:
+    """The newest segment of that kind: of a stream, or of the instance."""
+    if kind in ("control", "authority"):
+        return SHM / f"shmd.{stage.instance}.{kind}"
+    with Instance(stage.instance) as view:
+        current = next(each for each in view.streams() if each.name == stream).current
+        assert current is not None
+        return SHM / (current.data_name if kind == "data" else current.gates_name).lstrip("/")
+
+
+class Company:
+    """A stream whose segments are truncated, and one beside it that must not notice."""
+
+    def __init__(self, stage: Stage, state: str) -> None:
+        self.stage = stage
+        quiet: dict[str, Any] = {"rest_s": 0.01, "listen_every": 1} if state == "asleep" else {}
+        held: dict[str, Any] = {"hold": True} if state == "full" else {}
+        self.is_held = state == "full"
+        self.reader = stage.consumer("victim", **held)
+        self.others = [
+            stage.consumer("victim", options={"delivery": "lossy"}),
+            stage.consumer("victim", by_fd=True),
+        ]
+        # It lingers with its lease after an error: the driver has to find out by itself.
+        self.writer = stage.producer("victim", 1, options=OPTIONS, how="mixed", linger=True, **quiet)
+        self.bystander = stage.consumer("bystander")
+        self.bystander_writer = stage.producer("bystander", 2, options=OPTIONS)
+        self.victims: list[Actor] = [self.reader, *self.others, self.writer]
+        moves_on(self.bystander, 100)
+        if state == "full":
+            self.wait_until_blocked()
+        else:
+            moves_on(self.reader, 20)
+
+    def wait_until_blocked(self) -> None:
+        def is_blocked() -> bool:
+            with Instance(self.stage.instance) as view:
+                stream = next(each for each in view.streams() if each.name == "victim")
+                return stream.current is not None and stream.current.blocked is not None
+
+        wait_until(is_blocked, "the producer to wait for room")
+
+    def let_go(self) -> None:
+        if self.is_held:
+            self.reader.say("go")
+
+    def victims_are_told(self) -> None:
+        """Everybody on the damaged stream ends by itself, with a reason, and by no signal."""
+        driver = self.stage.driver
+        assert driver is not None
+        wait_until(lambda: "another process truncated" in driver.log_text(), "the driver to say so")
+        self.let_go()
+        for actor in self.victims:
+            words = actor.wait_for("error")
+            assert words["error"] == "LeaseRevoked", words
+            assert "truncated" in words["text"], words
+            assert words["reason"] == Reason.TRUNCATED, words
+        self.writer.say("stop")
+        for actor in self.victims:
+            assert actor.join() == 0, actor.log_text()
+
+    def bystanders_notice_nothing(self) -> None:
+        moves_on(self.bystander, 200)
+        assert self.stage.driver is not None
+        assert self.stage.driver.alive, self.stage.driver.log_text()
+        assert "Traceback" not in self.stage.driver.log_text()
+        self.bystander_writer.say("stop")
+        self.bystander_writer.wait_for("closed")
+        assert self.bystander.wait_for("error")["error"] == "EndOfStream"
+        assert self.bystander.words("failure") == []
+
+
+def newcomers_are_served(stage: Stage, stream: str = "victim") -> None:
+    with (
+        shmdriver.connect(stage.instance, timeout=60) as client,
+        client.consumer(stream, attach_timeout=60) as consumer,
+        client.producer(stream, attach_timeout=60) as out,
+    ):
+        out.publish(b"after")
+        message = consumer.read(timeout=60)
+        assert message is not None
+        assert bytes(message) == b"after"
+
+
+def tools_say(stage: Stage) -> str:
+    """What stat and why print; both end by themselves."""
+    said = ""
+    for command in (["stat"], ["why"], ["stat", "--json"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "shmdriver", *command, "-i", stage.instance],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert "Traceback" not in result.stderr, result.stderr
+        assert result.returncode >= 0, (command, result.returncode)
+        said += result.stdout + result.stderr
+    return said
+
+
+@pytest.mark.fault(48, how="ftruncate of data and gates by a group member, in every state of a stream")
+@pytest.mark.parametrize("state", ["flowing", "asleep", "full"])
+@pytest.mark.parametrize("kind", ["data", "gates"])
+def test_truncated_stream_ends_with_a_reason_and_others_notice_nothing(
+    make_stage: Callable[..., Stage], kind: str, state: str
+) -> None:
+    stage = shared_by_a_group(make_stage)
+    company = Company(stage, state)
+    assert truncate(segment(stage, kind), 0)
+    tools_say(stage)
+    company.victims_are_told()
+    newcomers_are_served(stage)
+    with Instance(stage.instance) as view:
+        errors = " ".join(error.text for error in view.errors())
+    assert "another process truncated /shmd." in errors
+    assert f".{kind}" in errors
+    company.bystanders_notice_nothing()
+
+
+@pytest.mark.fault(48, how="a hole punched into data and gates, with memory to fill it")
+@pytest.mark.parametrize("kind", ["data", "gates"])
+def test_hole_in_a_stream_ends_it_too(make_stage: Callable[..., Stage], kind: str) -> None:
+    stage = shared_by_a_group(make_stage)
+    company = Company(stage, "full")  # nobody touches the ring meanwhile
+    path = segment(stage, kind)
+    assert punch(path, 0, path.stat().st_size)
+    company.victims_are_told()
+    newcomers_are_served(stage)
+    company.bystanders_notice_nothing()
+
+
+@pytest.mark.fault(48, how="ftruncate of the control segment by a group member")
+@pytest.mark.parametrize("size", [0, PAGE, 3 * PAGE])
+def test_truncated_control_segment_is_made_whole_and_nobody_ends(
+    make_stage: Callable[..., Stage], size: int
+) -> None:
+    stage = shared_by_a_group(make_stage)
+    company = Company(stage, "flowing")
+    path = segment(stage, "control")
+    whole = path.stat().st_size
+    assert truncate(path, size)
+    wait_until(lambda: path.stat().st_size == whole, "the control segment to be whole again")
+    repaired_ns = int(lib.shmd_now_ns())
+    assert stage.driver is not None
+    driver = stage.driver
+    wait_until(lambda: "truncated by a client, and whole again" in driver.log_text(), "the driver to say so")
+
+    def has_seen_all() -> bool:
+        with Instance(stage.instance) as view:
+            now_ns = int(lib.shmd_now_ns())
+            return all(now_ns - client.seen_age_ns > repaired_ns for client in view.clients())
+
+    wait_until(has_seen_all, "every client's heart to beat where the driver sees it")
+    assert "truncated_control" in tools_say(stage)
+    newcomers_are_served(stage, "new")
+    moves_on(company.reader, 500)
+    counters = stage.counters()
+    assert counters["leases_expired"] == counters["clients_died"] == counters["leases_revoked"] == 0
+    company.writer.say("stop")
+    company.writer.wait_for("closed")
+    assert company.reader.wait_for("error")["error"] == "EndOfStream"
+    assert company.reader.words("failure") == []
+    company.bystanders_notice_nothing()
+
+
+@pytest.mark.fault(48, how="ftruncate of the authority: refused to members, done by its owner")
+def test_truncated_authority_ends_the_driver_in_order_and_its_successor_begins_anew(
+    make_stage: Callable[..., Stage],
+) -> None:
+    stage = shared_by_a_group(make_stage)
+    company = Company(stage, "flowing")
+    path = segment(stage, "authority")
+    assert truncate(path, 0) is not IS_ROOT  # for the group it is read-only
+    os.truncate(path, 0)
+    assert stage.driver is not None
+    assert stage.driver.join() == 1
+    assert "truncated the authority" in stage.driver.log_text()
+    company.writer.say("stop")
+    for actor in [*company.victims, company.bystander, company.bystander_writer]:
+        words = actor.wait_for("error")
+        assert actor.join() == 0, actor.log_text()
+        assert words["error"] in ("LeaseRevoked", "DriverUnavailable"), words
+    stage.start_driver()
+    newcomers_are_served(stage)
+
+
+@pytest.mark.fault(48, how="ftruncate with the guard switched off")
+def test_with_the_guard_switched_off_a_truncation_kills(
+    make_stage: Callable[..., Stage], tmp_path: Path
+) -> None:
+    """The switch is what docs/SECURITY.md says it is."""
+    stage = shared_by_a_group(make_stage)
+    program = tmp_path / "reads.py"
+    program.write_text(
+        "import sys, shmdriver\n"
+        "client = shmdriver.connect(sys.argv[1])\n"
+        "out = client.producer('victim', slots=1024)\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "for _ in range(100_000): out.try_publish(b'x')\n"
+    )
+    for guard, code in (("off", -7), ("on", 1)):
+        process = subprocess.Popen(
+            [sys.executable, str(program), stage.instance],
+            env={**os.environ, "SHMDRIVER_TRUNCATION_GUARD": guard},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert truncate(segment(stage, "data"), 0)
+        _, errors = process.communicate("go\n", timeout=120)
+        assert process.returncode == code, errors
+        assert ("truncated" in errors) is (guard == "on")
+
+
+@pytest.mark.fault(48, how="numpy views of a message whose segment is truncated")
+def test_views_of_a_truncated_message_read_as_zeros_and_the_handle_says_so(
+    make_stage: Callable[..., Stage],
+) -> None:
+    np = pytest.importorskip("numpy")
+    stage = shared_by_a_group(make_stage)
+    with shmdriver.connect(stage.instance, timeout=60) as client, client.consumer("victim") as consumer:
+        out = client.producer("victim", max_message=1 << 20)
+        out.publish_array(np.full(100_000, 7, dtype=np.uint8))
+        message = consumer.read(timeout=60)
+        assert message is not None
+        array = message.array
+        assert int(array.sum()) == 700_000
+        assert truncate(segment(stage, "data"), 0)
+        assert int(array.sum()) == 0
+        with pytest.raises(shmdriver.LeaseRevoked, match="truncated") as caught:
+            consumer.read(timeout=60)
+        assert caught.value.reason == Reason.TRUNCATED
+        with pytest.raises(shmdriver.LeaseRevoked, match="truncated"):
+            while True:
+                out.publish(b"x", timeout=60)
+        out.abort()
+
+
+@pytest.mark.fault(48, how="claims of both kinds, open while their segment is truncated")
+@pytest.mark.parametrize("length", [64, 100_000])
+def test_claim_that_loses_its_segment_is_refused_by_name(
+    make_stage: Callable[..., Stage], length: int
+) -> None:
+    stage = shared_by_a_group(make_stage)
+    with shmdriver.connect(stage.instance, timeout=60) as client:
+        out = client.producer("victim", max_message=1 << 20)
+        claim = out.claim(length, timeout=60)
+        assert truncate(segment(stage, "data"), 0)
+        claim.view[:] = bytes(length)
+        with pytest.raises(shmdriver.LeaseRevoked, match="truncated") as caught:
+            claim.commit()
+        assert caught.value.reason == Reason.TRUNCATED
+        with pytest.raises(shmdriver.LeaseRevoked, match="truncated"):
+            out.claim(length, timeout=60)
+        out.abort()
+
+
+def random_damage(stage: Stage, chance: random.Random) -> None:
+    """One segment of the instance that a member may write, truncated or with a hole, at any moment."""
+    paths = [path for path in SHM.glob(f"shmd.{stage.instance}.*") if not path.name.endswith("authority")]
+    path = chance.choice(sorted(paths))
+    with contextlib.suppress(FileNotFoundError):  # the epoch has ended meanwhile
+        size = path.stat().st_size
+        if chance.random() < 0.5:
+            truncate(path, chance.choice((0, PAGE, chance.randrange(size + 1))))
+        else:
+            punch(path, chance.randrange(size // PAGE + 1) * PAGE, chance.choice((PAGE, size + PAGE)))
+
+
+def rounds_of_damage(stage: Stage, chance: random.Random, rounds: int) -> None:
+    """Actors come, segments are truncated under them; nobody ends by a signal, and newcomers are served."""
+    assert stage.driver is not None
+    for _ in range(rounds):
+        actors = [
+            stage.consumer("victim", attached=False),
+            stage.consumer("victim", attached=False, options={"delivery": "lossy"}),
+            stage.consumer("victim", attached=False, by_fd=True),
+            stage.producer("victim", 1, attached=False, options=OPTIONS, how="mixed", timeout=5),
+        ]
+        for _ in range(chance.randrange(1, 4)):
+            for _ in range(chance.randrange(50)):
+                stage.segments()  # a moment
+            random_damage(stage, chance)
+        for actor in actors:
+            with contextlib.suppress(BrokenPipeError):  # it has ended by itself
+                actor.say("stop")
+        for actor in actors:
+            assert actor.join() >= 0, (actor, actor.listen(), actor.log_text())
+        assert stage.driver.alive, stage.driver.log_text()
+        assert "Traceback" not in stage.driver.log_text()
+        stage.dismiss(*actors)
+        newcomers_are_served(stage)
+
+
+@pytest.mark.fault(48, how="truncations and holes at random moments, by a group member")
+def test_truncations_at_random_moments_kill_nobody(make_stage: Callable[..., Stage]) -> None:
+    rounds_of_damage(shared_by_a_group(make_stage), random.Random(1), 3)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+@pytest.mark.fault(48, how="truncations and holes at random moments, for minutes")
+def test_truncations_for_minutes_kill_nobody(make_stage: Callable[..., Stage], fault_cycles) -> None:
+    cycles = 100
+    rounds_of_damage(shared_by_a_group(make_stage), random.Random(2), cycles)
+    fault_cycles(cycles)
+
+
+FULL_MOUNT = """
+import ctypes, os, sys, threading, time
+import shmdriver
+from shmdriver.driver.config import Config
+from shmdriver.driver.embedded import EmbeddedDriver
+from shmdriver.observe import Instance
+
+config = Config.load(env={}, overrides={
+    "policies.lease_timeout_ms": 400, "policies.heartbeat_interval_ms": 50,
+    "policies.lease_check_interval_ms": 20, "profiles.default.arena": 65536,
+    "policies.limits.clients": 8, "policies.limits.leases": 16, "policies.limits.streams": 4})
+driver = EmbeddedDriver(config=config)
+driver.start()
+path = f"/dev/shm/shmd.{driver.instance}.control"
+with shmdriver.connect(driver.instance, timeout=60) as client:
+    consumer = client.consumer("s")
+    out = client.producer("s", slots=64)
+    filler = os.open("/dev/shm/filler", os.O_RDWR | os.O_CREAT)
+    control = os.open(path, os.O_RDWR)
+    size = os.fstat(control).st_size
+    assert ctypes.CDLL(None).fallocate(control, 3, ctypes.c_long(0), ctypes.c_long(size)) == 0
+    try:
+        while True:
+            os.write(filler, bytes(4096))
+    except OSError:
+        pass
+    pause = threading.Event()
+
+    def view(look):
+        with Instance(driver.instance) as instance:
+            return look(instance)
+
+    def wait(look):
+        while not view(look):
+            pause.wait(0.01)
+
+    wait(lambda instance: "truncated_control" in instance.driver().degraded)
+    ticks = view(lambda instance: instance.counters()["ticks"])
+    wait(lambda instance: instance.counters()["ticks"] > ticks + 100)  # five times a lease's timeout
+    assert view(lambda instance: instance.counters()["leases_expired"]) == 0
+    out.publish(b"still here")
+    assert bytes(consumer.read(timeout=60)) == b"still here"
+    os.ftruncate(filler, 0)
+    other = client.producer("t", slots=64, attach_timeout=60)  # whole again: somebody can attach
+    other.close()
+    assert os.stat(path).st_blocks * 512 >= size
+    out.close()
+    consumer.close()
+driver.stop()
+print("survived")
+"""
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="mounting a /dev/shm of its own takes root")
+@pytest.mark.fault(
+    48, how="a hole in the control segment with a full mount, for longer than a lease's timeout"
+)
+def test_control_segment_without_memory_ends_no_lease_and_is_mended_when_there_is_some() -> None:
+    mount = 'mount -t tmpfs -o size=8m tmpfs /dev/shm && exec "$@"'
+    result = subprocess.run(
+        [
+            "unshare",
+            "-m",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            mount,
+            "sh",
+            sys.executable,
+            "-c",
+            FULL_MOUNT,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    if "unshare" in result.stderr or "mount:" in result.stderr:
+        pytest.skip(f"no mount of its own here: {result.stderr}")
+    assert (result.returncode, result.stdout) == (0, "survived\n"), result.stderr
+
+
+FAULT_HANDLER = """
+import faulthandler, mmap, os, sys, tempfile
+faulthandler.enable()
+import shmdriver
+with shmdriver.embedded() as client:
+    consumer = client.consumer("s")
+    out = client.producer("s", slots=64)
+    out.publish(b"x")
+    (path,) = (p for p in os.listdir("/dev/shm") if client.instance in p and p.endswith(".data"))
+    os.truncate("/dev/shm/" + path, 0)
+    try:
+        consumer.read(timeout=60)
+    except shmdriver.LeaseRevoked as error:
+        assert "truncated" in str(error), error
+        print("told", flush=True)
+    out.abort()
+file = tempfile.TemporaryFile()
+file.truncate(4096)
+foreign = mmap.mmap(file.fileno(), 4096)
+file.truncate(0)
+foreign[0]
+"""
+
+
+@pytest.mark.fault(
+    48, how="a truncation of ours, then a bus error of somebody else's, with faulthandler enabled"
+)
+def test_fault_handler_that_was_enabled_before_hears_of_foreign_bus_errors_only() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", FAULT_HANDLER], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert result.stdout == "told\n", result.stderr
+    assert result.returncode == -7
+    assert "Fatal Python error: Bus error" in result.stderr
+    assert result.stderr.count("Fatal Python error") == 1
