@@ -545,7 +545,8 @@ class Driver:
         self._health.check_control(control, now_ns)
         if control is not Control.WHOLE:
             self._ring.mend()
-            self.tables.clients.start_afresh(now_ns)
+            self.tables.clients.excuse(now_ns, now_ns)  # all of their silence
+            self._lease_watch.excuse(2 * self._timers["lease_check"].interval_ns, now_ns)
             if not self._is_control_told:
                 self.tables.events.error(f"control segment: {control.value}")
                 self._log(f"control segment: {control.value}. Find who writes to /dev/shm")
