@@ -48,7 +48,8 @@ def test_what_a_late_consumer_has_still_to_read_is_shown(client: Client, view: I
         with client.consumer("s", start="oldest") as consumer:
             epoch = view.stream("s").current
             assert epoch is not None
-            assert (epoch.gates[0].position, epoch.gates[0].cursor, epoch.gates[0].lag) == (4, 0, 4)
+            (gate,) = epoch.gates
+            assert (gate.position, gate.cursor, gate.lag, gate.held, gate.behind) == (4, 0, 4, 0, 4)
             assert all(consumer.read(timeout=60) for _ in range(4))
             epoch = view.stream("s").current
             assert epoch is not None

@@ -149,6 +149,7 @@ def _gate_statuses(
         # The head is read after the gate: what was published in between is lag, never a negative one.
         head = int(lib.shmd_data_head(segments.data))
         gated = bool(reliable >> index & 1)
+        lag, held = max(0, head - cursor), max(0, min(cursor, head) - position) if gated else 0
         last_read_ns = int(gate.last_read_ns)
         found.append(
             GateStatus(
@@ -162,9 +163,9 @@ def _gate_statuses(
                 reliable=gated,
                 position=position if gated else cursor,
                 cursor=cursor,
-                lag=max(0, head - cursor),
-                held=max(0, min(cursor, head) - position) if gated else 0,
-                behind=max(0, head - (position if gated else cursor)),
+                lag=lag,
+                held=held,
+                behind=lag + held,
                 left=int(lib.shmd_gate_left(segments.gates, index)) == lease.lease_id,
                 sleeping=bool(gate.sleeping),
                 consumed=int(gate.consumed),
