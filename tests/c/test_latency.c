@@ -61,6 +61,7 @@ static void test_every_message_counts_once_however_it_is_read(void)
     CHECK_EQ(shmd_guarded_fetch(c, UINT64_MAX, 100, 0, out, sizeof out, &batch), 1);
     CHECK_EQ(noted(&rig, 0), n += 2);
     CHECK_EQ(shmd_publish_records(p, out, 32, 20, 0), 20);
+    batch.mapping_serial = c->mapping_serial;
     CHECK_EQ(shmd_guarded_fetch_records(c, UINT64_MAX, 15, 32, 0, out, sizeof out, &batch), 15);
     CHECK_EQ(shmd_guarded_fetch_records(c, UINT64_MAX, 15, 32, 0, out, sizeof out, &batch), 5);
     CHECK_EQ(noted(&rig, 0), n += 20);
