@@ -10,7 +10,7 @@
 /* The generation of this process. 0 in a child that was made without fork handlers, until shmd_fork_generation is called. */
 extern const uint32_t *shmd_fork_word;
 
-/* 1: this kernel does not wipe pages (Linux before 4.14). Then only fork() is noticed, by a fork handler. A test may set it. */
+/* A test sets it: as on a kernel that does not wipe pages (Linux before 4.14). Then only fork() is noticed, by a fork handler. */
 extern uint32_t shmd_wipe_missing;
 
 /* Whether what was made in this generation was made by another process. */
