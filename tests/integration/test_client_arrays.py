@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 
 import numpy as np
@@ -154,7 +155,7 @@ def more_odd_dtypes():
     strings = getattr(np.dtypes, "StringDType", None)
     found = {} if strings is None else {"strings": strings()}
     try:
-        import ml_dtypes
+        ml_dtypes = importlib.import_module("ml_dtypes")  # not a dependency, so mypy may not know it
     except ImportError:
         return found
     own = [ml_dtypes.bfloat16, ml_dtypes.int4, ml_dtypes.float8_e4m3fn]
