@@ -131,7 +131,6 @@ static void ungated_hands_out_whole_messages_only(uint32_t delivery, uint64_t ar
     shmd_batch_t batch;
     for (int path = 0; path < 4; path++) {
         start(&s, delivery, arena_bytes);
-        batch.mapping_serial = s.c->mapping_serial;
         set_trap(&s, delivery == SHMD_DELIVERY_LATEST ? 2 : 0);
         batch.mapping_serial = s.c->mapping_serial;
         int64_t rc = path == 0   ? shmd_poll(s.c, &m)

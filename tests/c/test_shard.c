@@ -87,7 +87,6 @@ static void test_a_shards_gate_does_not_pass_what_its_caller_holds(void)
         shmd_producer *p = rig_producer(&rig);
         shmd_consumer *c = shard_of(&rig, 0, SHMD_DELIVERY_RELIABLE, 0, 2);
         uint32_t length = is_batch ? 16 : 2048;
-        batch.mapping_serial = c->mapping_serial;
         for (int i = 0; i < 2; i++)
             CHECK_EQ(shmd_publish(p, out, length, 0), SHMD_OK);
         batch.mapping_serial = c->mapping_serial;
