@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import shmdriver
+from shmdriver.driver.segments import collect as collect_segments
 from tests.integration.test_queue import start
 
 PATIENCE_S = 60
@@ -355,3 +356,41 @@ def test_threads_of_several_processes_keep_their_own_order(client):
         process.join()
     assert len(got) == 6
     assert all(numbers == list(range(300)) for numbers in got.values())
+
+
+EMBEDDED = """
+    import sys, shmdriver
+    with shmdriver.embedded() as client:
+        queues = client.queue("get"), client.queue("put"), client.queue("put-bounded", 2)
+        for item in ("the first one", "the last one"):
+            queues[0].put(item)
+        print(client.instance, flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.fault(52, how="kill -9 of the program that runs the driver and is the peer")
+@pytest.mark.parametrize("reconnect", [False, True])
+@pytest.mark.parametrize("act", ["get", "put", "put-bounded"])
+def test_every_wait_ends_when_the_embedded_driver_was_killed_with_the_peer(act, reconnect):
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(EMBEDDED)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        instance = program.stdout.readline().strip()
+        with shmdriver.connect(instance, reconnect=reconnect) as client:
+            queue = client.queue(act, 2 if act == "put-bounded" else 0)
+            if act == "get":
+                assert queue.get(timeout=PATIENCE_S) == "the first one"
+            else:
+                queue.put("before")
+            program.kill()
+            program.wait()
+            got = []
+            ends = (shmdriver.DriverUnavailable, shmdriver.ObjectsLost)  # the latter: of what it put meanwhile
+            with pytest.raises(ends, match="embedded driver .* is dead"):
+                while True:
+                    got.append(queue.get()) if act == "get" else queue.put("after")
+            assert got == (["the last one"] if act == "get" else [])
+    collect_segments(instance)

@@ -28,6 +28,7 @@ from shmdriver.client.reattach import ATTACH_S, OrphanLook, removed_error
 
 if TYPE_CHECKING:
     from shmdriver.client.client import Client
+    from shmdriver.client.link import Link
     from shmdriver.client.message import Message
     from shmdriver.client.producer import Producer
 
@@ -82,6 +83,24 @@ def loss(queue: str, lost: int | None, why: str) -> errors.ObjectsLost:
 
 class _AnewError(Exception):
     """The lane is another one by now: what goes in parts begins again."""
+
+
+def is_to_go_over(look: OrphanLook, link: Link, queue: str) -> bool:
+    """Whether another driver serves now; looks once a second.
+
+    Raises DriverUnavailable when none will ever come that takes over what ``link`` is mapped to.
+    """
+    if look.is_due and not link.driver_alive() and lib.shmd_instance_is_embedded(link.instance.encode()):
+        raise errors.DriverUnavailable(
+            f"queue {queue!r}: the embedded driver of instance {link.instance} is dead, and nobody takes its "
+            "queues over; connect to another instance",
+            instance=link.instance,
+        )
+    if not look.is_orphan(link):
+        return False
+    if not look.reconnects:
+        raise removed_error(link, f"queue {queue!r}")
+    return True
 
 
 class _Several:
@@ -232,9 +251,7 @@ class Inlet:
         Raises DriverUnavailable when it is not to go over.
         """
         self._note_look()
-        if not self.producer.closed and self._look.is_orphan(self.producer._link):
-            if not self._client.reconnect:
-                raise removed_error(self.producer._link, f"queue {self._queue!r}")
+        if not self.producer.closed and is_to_go_over(self._look, self.producer._link, self._queue):
             self.producer.close()
 
     def close(self) -> None:

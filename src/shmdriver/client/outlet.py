@@ -36,13 +36,14 @@ from shmdriver.client.lanes import (
     WAITING,
     WHOLE_OBJECTS,
     Inlet,
+    is_to_go_over,
     lane_name,
     lanes_of,
     loss,
     stream_name,
 )
 from shmdriver.client.link import TRY_AGAIN_NS, Deadline, nap
-from shmdriver.client.reattach import OrphanLook, epoch_before, left_behind, removed_error
+from shmdriver.client.reattach import OrphanLook, epoch_before, left_behind
 from shmdriver.client.waiting import wait_for_any
 
 if TYPE_CHECKING:
@@ -445,9 +446,7 @@ class Outlet:
 
         Raises DriverUnavailable when it is not to.
         """
-        if self._look.is_orphan(self._link):
-            if not self._client.reconnect:
-                raise removed_error(self._link, f"queue {self._queue!r}")
+        if is_to_go_over(self._look, self._link, self._queue):
             self.discover()
 
     def idle(self) -> None:

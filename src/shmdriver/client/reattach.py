@@ -87,6 +87,11 @@ class OrphanLook:
         """Whether the next look is one."""
         return time.monotonic_ns() - self._looked_ns >= ORPHAN_LOOK_NS
 
+    @property
+    def reconnects(self) -> bool:
+        """Whether the handle goes over to another driver."""
+        return self._client.reconnect
+
     def is_orphan(self, link: Link) -> bool:
         """Whether nobody will ever adopt what ``link`` is mapped to.
 
