@@ -388,8 +388,8 @@ def test_every_wait_ends_when_the_embedded_driver_was_killed_with_the_peer(act, 
             program.kill()
             program.wait()
             got = []
-            ends = (shmdriver.DriverUnavailable, shmdriver.ObjectsLost)  # the latter: of what it put meanwhile
-            with pytest.raises(ends, match="embedded driver .* is dead"):
+            ends = (shmdriver.DriverUnavailable, shmdriver.ObjectsLost)  # that: of what it put meanwhile
+            with pytest.raises(ends, match=r"embedded driver .* is dead"):
                 while True:
                     got.append(queue.get()) if act == "get" else queue.put("after")
             assert got == (["the last one"] if act == "get" else [])
