@@ -7,7 +7,6 @@ that waits in one would raise HandleClosed, which Python prints. So the thread s
 from __future__ import annotations
 
 import threading
-import time
 
 __all__ = ["begin", "stay_if_daemon"]
 
@@ -25,4 +24,4 @@ def stay_if_daemon() -> None:
     """Before a handle is said to be closed: a daemon thread of an interpreter that exits stays here."""
     thread = threading.current_thread()
     while _is_exiting and thread.daemon and not thread.name.startswith(OURS):
-        time.sleep(3600)
+        threading.Event().wait()
