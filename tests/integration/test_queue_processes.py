@@ -23,7 +23,6 @@ from tests.integration.test_queue import start
 
 PATIENCE_S = 60
 ROOT = Path(__file__).resolve().parents[2]
-HOW = "putters and getters that end, one after another"
 
 
 @pytest.fixture

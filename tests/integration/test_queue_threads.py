@@ -27,7 +27,6 @@ from tests.integration.test_queue import start
 
 PATIENCE_S = 60
 ROOT = Path(__file__).resolve().parents[2]
-HOW = "threads, handlers and finalisers inside a put or a get"
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def run(program, *arguments, timeout=PATIENCE_S):
 # ---- a lock that is taken is no answer
 
 
-@pytest.mark.fault(52, how=HOW)
+@pytest.mark.fault(52, how="threads, handlers and finalisers inside a put or a get")
 def test_a_queue_without_a_bound_is_never_full_while_its_feeder_is_at_work(client):
     queue = client.queue("q", max_bytes=1 << 16)
     got: list[int] = []
@@ -76,7 +75,7 @@ def put_some(queue, first, count):
         queue.put(number)
 
 
-@pytest.mark.fault(52, how=HOW)
+@pytest.mark.fault(52, how="threads, handlers and finalisers inside a put or a get")
 def test_what_ended_processes_have_put_is_there_for_who_does_not_wait(client):
     for round_number in range(5):
         queue = client.queue(f"q{round_number}")
@@ -87,7 +86,7 @@ def test_what_ended_processes_have_put_is_there_for_who_does_not_wait(client):
         queue.close()
 
 
-@pytest.mark.fault(52, how=HOW)
+@pytest.mark.fault(52, how="threads, handlers and finalisers inside a put or a get")
 def test_no_record_of_a_queue_handler_is_lost_while_another_thread_puts(client, monkeypatch):
     queue = client.queue("q")
     handler = logging.handlers.QueueHandler(queue)
@@ -130,7 +129,7 @@ class Puts:
         return (str, ("whole",))
 
 
-@pytest.mark.fault(52, how=HOW)
+@pytest.mark.fault(52, how="threads, handlers and finalisers inside a put or a get")
 def test_what_is_pickled_may_put(client):
     queue = client.queue("q")
     queue.put("first")
@@ -152,7 +151,7 @@ class Gets:
         return (gets, ())
 
 
-@pytest.mark.fault(52, how=HOW)
+@pytest.mark.fault(52, how="threads, handlers and finalisers inside a put or a get")
 def test_what_is_unpickled_may_get(client):
     queue = client.queue("q")
     THE_QUEUE[:] = [queue]
@@ -171,7 +170,7 @@ class PutsAtItsEnd:
         self.queue.put("by a finaliser")
 
 
-@pytest.mark.fault(50, 52, how=HOW)
+@pytest.mark.fault(50, 52, how="threads, handlers and finalisers inside a put or a get")
 def test_a_finaliser_may_put_wherever_the_collector_runs_it(client):
     queue = client.queue("q", max_bytes=1 << 16)
     before = gc.get_threshold()
@@ -188,7 +187,7 @@ def test_a_finaliser_may_put_wherever_the_collector_runs_it(client):
     assert got.count("by a finaliser") == 3000
 
 
-@pytest.mark.fault(49, 52, how=HOW)
+@pytest.mark.fault(49, 52, how="threads, handlers and finalisers inside a put or a get")
 def test_a_signals_handler_may_put_wherever_it_comes(client):
     queue = client.queue("q", max_bytes=1 << 16)
     count = itertools.count()  # a handler may be interrupted, too
@@ -264,7 +263,7 @@ def test_a_handler_that_raises_leaves_no_lock_locked(client, maxsize):
 # ---- questions and ends beside a thread that waits
 
 
-@pytest.mark.fault(52, how=HOW)
+@pytest.mark.fault(52, how="threads, handlers and finalisers inside a put or a get")
 def test_a_queue_answers_while_another_thread_gets(client):
     queue = client.queue("q")
     with pytest.raises(standard.Empty):
@@ -283,7 +282,7 @@ def test_a_queue_answers_while_another_thread_gets(client):
     assert got == ["news"]
 
 
-@pytest.mark.fault(52, how=HOW)
+@pytest.mark.fault(52, how="threads, handlers and finalisers inside a put or a get")
 @pytest.mark.parametrize("act", ["put", "get"])
 def test_a_queue_is_closed_while_another_thread_waits(client, act):
     queue = client.queue("q", 1)
