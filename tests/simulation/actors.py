@@ -92,7 +92,8 @@ class Process:
     def close(self) -> None:
         self.drop()
         client, self.client = self.client, 0
-        self.native.sim_client_free(client)
+        if client:  # a second time when a rule was broken meanwhile
+            self.native.sim_client_free(client)
 
     # -- requests
 
