@@ -1012,9 +1012,15 @@ int shmd_guarded_consumer_attach(shmd_client *client, const char *stream, const 
 void shmd_guarded_producer_drop(shmd_producer **slot);                   /* abandons and frees */
 void shmd_guarded_consumer_drop(shmd_consumer **slot);
 void shmd_mapping_drop(shmd_mapping **slot);
+int shmd_descriptor_open_segment(const char *name, uint64_t *bytes, int *slot); /* to be read */
 int shmd_descriptor_open_event(int *slot);                               /* a non-blocking eventfd */
 int shmd_descriptor_copy(int fd, int *slot);
 void shmd_descriptor_close(int *slot);
+
+typedef struct shmd_view { void *base; uint64_t bytes; } shmd_view_t; /* a read-only mapping; NULL: none */
+
+int shmd_view_map(shmd_view_t *slot, int fd, uint64_t bytes);
+void shmd_view_drop(shmd_view_t *slot);
 
 #ifdef __cplusplus
 }

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import gc
 import os
+import random
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,3 +87,36 @@ def run_until(act: Callable[[], object], at: int, skipped: tuple[str, ...] = ())
             sys.setprofile(None)
         gc.collect()
     return steps
+
+
+def run_until_signal(act: Callable[[], object], took_s: float) -> bool:
+    """Runs ``act``, with a signal whose handler raises, at a random time of the ``took_s`` that it takes.
+
+    Whether the handler ran. Afterwards all that ``act`` made is collected.
+    """
+    came: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        raise Interruption
+
+    before = signal.signal(signal.SIGALRM, handle)
+    with _nothing_printed():
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, max(1e-6, random.random() * took_s))
+                act()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except Interruption:
+            pass
+        signal.signal(signal.SIGALRM, before)
+        gc.collect()
+    return bool(came)
+
+
+def seconds_of(act: Callable[[], object]) -> float:
+    """How long ``act`` takes."""
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began

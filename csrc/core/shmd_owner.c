@@ -121,12 +121,31 @@ int shmd_descriptor_copy(int fd, int *slot)
     return *slot < 0 ? shmd_fail_errno("fcntl") : SHMD_OK;
 }
 
+int shmd_descriptor_open_segment(const char *name, uint64_t *bytes, int *slot)
+{
+    *slot = shmd_segment_open(name, 0, bytes);
+    return *slot < 0 ? *slot : SHMD_OK;
+}
+
 void shmd_descriptor_close(int *slot)
 {
     int fd = *slot;
     *slot = -1;
     if (fd >= 0)
         (void)close(fd);
+}
+
+int shmd_view_map(shmd_view_t *slot, int fd, uint64_t bytes)
+{
+    slot->bytes = bytes;
+    return shmd_segment_map(fd, 0, bytes, 0, 0, &slot->base);
+}
+
+void shmd_view_drop(shmd_view_t *slot)
+{
+    void *base = slot->base;
+    slot->base = NULL;
+    (void)shmd_segment_unmap(base, slot->bytes);
 }
 
 void shmd_mapping_drop(shmd_mapping **slot)

@@ -23,9 +23,10 @@ import numpy as np
 import pytest
 
 import shmdriver
+from shmdriver._native import lib
 from shmdriver.observe import Instance
 from tests.chaos.stage import wait_until
-from tests.interruption import run_until
+from tests.interruption import run_until, run_until_signal, seconds_of
 
 PATIENCE_S = 60.0
 TICK = np.dtype([("n", "<i8"), ("px", "<f8")])
@@ -47,7 +48,9 @@ class Stage:
         self.producer = self.client.producer("kept", **LARGE)
         self.reader = self.client.consumer("records", dtype=TICK)
         self.writer = self.client.producer("records", dtype=TICK, slots=64)
-        self.client.consumer("kept").fileno()  # starts the thread that feeds fds, which stays
+        with self.client.consumer("kept") as watched:
+            watched.fileno()  # starts the thread that feeds fds, which stays
+        del watched
         self.records = np.zeros(4, TICK)
         self.probes = 0
         self.view = Instance(instance)
@@ -293,6 +296,24 @@ def listens(stage: Stage) -> None:
         client.close()
 
 
+def embeds(stage: Stage) -> None:
+    with shmdriver.embedded() as client:
+        client.producer("own", **SMALL).publish(b"x")
+
+
+def attaches_again(stage: Stage) -> None:
+    """Both ends do what they do after a revocation; the driver knows nothing of that."""
+    with (
+        stage.client.consumer("again", follow=True) as consumer,
+        stage.client.producer("again", **SMALL) as producer,
+    ):
+        producer._recover(lib.SHMD_E_REVOKED, 1, 0)
+        producer.publish(b"x")
+        consumer._recover(lib.SHMD_E_REVOKED, 0)
+        assert consumer.reattachments
+        assert producer.reattachments
+
+
 SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (
@@ -300,7 +321,7 @@ SCENES: dict[str, Callable[[Stage], None]] = {
         attaches_a_producer, drops_a_producer, aborts_a_producer, attaches_a_consumer, drops_consumers,
         attaches_for_records, publishes, publishes_too_much, meets_back_pressure, claims, claims_without_room,
         drops_a_claim, claims_an_array, publishes_arrays, publishes_records, reads, reads_batches, waits,
-        selects, reads_in_a_loop, listens,
+        selects, reads_in_a_loop, listens, looks_around, embeds, attaches_again,
     )
 }  # fmt: skip
 
@@ -334,14 +355,53 @@ def interrupt(stage: Stage, scene: Callable[[Stage], None], stride: int) -> int:
         at += stride
 
 
+def signal_often(stage: Stage, scene: Callable[[Stage], None], times: int) -> int:
+    """A handler that raises, so many times at random moments of a scene; how often it ran."""
+
+    def act() -> None:
+        scene(stage)
+
+    drain(stage.consumer)
+    act()
+    drain(stage.consumer)
+    took_s = seconds_of(act)
+    gc.collect()
+    came = 0
+    for _ in range(times):
+        drain(stage.consumer)
+        drain(stage.reader)
+        came += run_until_signal(act, took_s)
+        stage.check(f"{scene.__name__}: a signal")
+    return came
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.fault(49, 38, how="signals at random moments of each public call, whose handler raises")
+def test_signal_handlers_that_raise_leave_nothing_without_an_owner(stage: Stage, fault_cycles) -> None:
+    fault_cycles(sum(signal_often(stage, scene, times=2) for scene in SCENES.values()))
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(7200)
+@pytest.mark.fault(
+    49, 38, how="thousands of signals at random moments of each public call, whose handler raises"
+)
+def test_thousands_of_signal_handlers_that_raise_leave_nothing(stage: Stage, fault_cycles) -> None:
+    came = sum(signal_often(stage, scene, times=100) for scene in SCENES.values())
+    print(f"  {came:6} handlers raised, each followed by: 0 {', 0 '.join(stage.before)}; all usable")
+    fault_cycles(came)
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.fault(49, how="an exception at some of the lines and C returns of each public call")
 def test_an_exception_anywhere_leaves_nothing_without_an_owner(stage: Stage, fault_cycles) -> None:
-    injected = sum(interrupt(stage, scene, stride=29) for scene in SCENES.values())
+    injected = sum(interrupt(stage, scene, stride=61) for scene in SCENES.values())
     assert injected > len(SCENES)
     fault_cycles(injected)
 
 
 @pytest.mark.stress
+@pytest.mark.timeout(7200)
 @pytest.mark.fault(49, how="an exception at each line and C return of each public call")
 def test_ten_thousand_exceptions_leave_nothing_without_an_owner(stage: Stage, fault_cycles) -> None:
     counts: dict[str, int] = dict.fromkeys(SCENES, 0)

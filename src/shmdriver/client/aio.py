@@ -17,11 +17,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from shmdriver._native import ffi, lib
-from shmdriver.client.attach import descriptor
 from shmdriver.client.boundary import clear_frames, public
 from shmdriver.client.hotpath import ConsumerCore
 from shmdriver.client.waiting import check_limit
 from shmdriver.errors import ConcurrentUseError, EndOfStream
+from shmdriver.owners import descriptor
 
 if TYPE_CHECKING:
     import asyncio

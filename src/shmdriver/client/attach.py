@@ -2,8 +2,8 @@
 
 Python can be interrupted between any two steps: a signal handler may raise, also between the return of a C
 call and the assignment of its result. So whatever C hands out has an owner before: a small struct whose
-destructor is a C function that gives back what stands there, and never waits (csrc/core/shmd_owner.c). New
-handles, attaching anew, fds and mappings all go by the owners made here.
+destructor is a C function that gives back what stands there, and never waits (shmdriver/owners.py). New
+handles and those attached anew go by acquire().
 
 Called by the client and by what attaches anew (reattach.py). Never takes a lock.
 """
@@ -18,14 +18,15 @@ from shmdriver import errors, names
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
 from shmdriver.client._raise import failure_of, last_error
-from shmdriver.client.link import Deadline, keeping, wait_for_a_driver
+from shmdriver.client.link import Deadline, wait_for_a_driver
 from shmdriver.late import LATE_IMPORT
+from shmdriver.owners import keeping
 
 if TYPE_CHECKING:
     from shmdriver.client.client import Client
     from shmdriver.client.link import Link
 
-__all__ = ["AttachSpec", "acquire", "choice", "descriptor", "shard_of", "size"]
+__all__ = ["AttachSpec", "acquire", "choice", "shard_of", "size"]
 
 _REVOKED = int(lib.SHMD_E_REVOKED)
 _UNAVAILABLE = int(lib.SHMD_E_DRIVER_UNAVAILABLE)
@@ -100,11 +101,6 @@ def acquire(spec: AttachSpec, timeout: float, *, waits: bool) -> tuple[Any, Link
             wait_for_a_driver(deadline)
         elif code not in (0, _INTERRUPTED):
             raise _failure(code, spec, link, timeout)
-
-
-def descriptor() -> Any:
-    """The owner of a file descriptor, empty (-1): closes it."""
-    return ffi.gc(ffi.new("int *", -1), lib.shmd_descriptor_close)
 
 
 def _failure(code: int, spec: AttachSpec, link: Link, timeout: float) -> Exception:

@@ -15,14 +15,13 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
-from functools import partial
-from operator import is_
 from typing import Any, Protocol
 
 from shmdriver._native import ffi, lib
 from shmdriver.client import exiting
 from shmdriver.client._raise import raise_for
 from shmdriver.errors import HandleClosed
+from shmdriver.owners import keeping
 from shmdriver.truncation import guard_truncation
 
 __all__ = [
@@ -31,7 +30,6 @@ __all__ = [
     "Deadline",
     "Handle",
     "Link",
-    "keeping",
     "nap",
     "register",
     "wait_for_a_driver",
@@ -181,11 +179,6 @@ class Link:
 
     def _forked(self) -> None:
         self.closed = True  # the parent's; nothing of it is freed here
-
-
-def keeping(pointer: Any, owner: Any) -> Any:
-    """``pointer`` as an object that keeps ``owner``: its destructor refers to that, and does nothing."""
-    return ffi.gc(pointer, partial(is_, owner))
 
 
 class _Registry:

@@ -118,11 +118,6 @@ class Driver:
         return self._lifecycle.state
 
     @property
-    def is_started(self) -> bool:
-        """Whether it has its tables: from within ``start`` to ``close``."""
-        return self._tables is not None
-
-    @property
     def tables(self) -> Tables:
         """The tables, once started."""
         assert self._tables is not None, "the driver has not been started, or is closed"

@@ -21,6 +21,27 @@ _EMBEDDED = re.compile(r"shmd\.(embedded-\d+-[0-9a-f]+)\.(?:authority|control|[0
 STOP_NOW_S = 2.0
 
 
+class _Outcome:
+    """Of a start: it serves, or an error, once that is ``known``."""
+
+    def __init__(self) -> None:
+        self.known = threading.Event()
+        self.error: BaseException | None = None
+
+
+def _serve(driver: Driver, outcome: _Outcome) -> None:
+    """The thread: the driver's whole life. Whoever asked for its end before it began is obeyed then."""
+    try:
+        collect_dead_embedded()
+        driver.start()
+    except BaseException as error:
+        outcome.error = error
+        return
+    finally:
+        outcome.known.set()
+    driver.run()
+
+
 class EmbeddedDriver:
     """A driver in a daemon thread. ``instance`` None: a private name that nobody else has.
 
@@ -37,26 +58,27 @@ class EmbeddedDriver:
         self._pid = os.getpid()
 
     def start(self) -> None:
-        """Serves when it returns. Raises DriverAlreadyRunning, ShmSpaceError, ShmDriverError."""
+        """Serves when it returns. Raises DriverAlreadyRunning, ShmSpaceError, ShmDriverError.
+
+        All that a driver acquires it acquires in its own thread, where no signal handler raises.
+        """
         if self._driver is not None:
             raise ShmDriverError(f"embedded driver {self.instance!r} runs already")
-        collect_dead_embedded()
         self._pid = os.getpid()
-        driver = self._driver = Driver(self._config)  # owned before it has anything
+        outcome = _Outcome()
+        driver = self._driver = Driver(self._config)
+        self._thread = threading.Thread(
+            target=_serve, args=(driver, outcome), name=f"shmdriver-{self.instance}", daemon=True
+        )
         try:
-            driver.start()
-            self._thread = threading.Thread(target=driver.run, name=f"shmdriver-{self.instance}", daemon=True)
             self._thread.start()
+            outcome.known.wait()
         except BaseException:
-            self._undo_start(driver)
+            driver.request_shutdown(ShutdownMode.END, "embedded driver not started")
             raise
-
-    def _undo_start(self, driver: Driver) -> None:
-        """Nobody has this driver: ends it, in its thread if there is one, else here."""
-        thread, self._driver, self._thread = self._thread, None, None
-        driver.request_shutdown(ShutdownMode.END, "embedded driver not started")
-        if driver.is_started and (thread is None or thread.ident is None):
-            driver.run()
+        if outcome.error is not None:
+            self._driver = self._thread = None
+            raise outcome.error
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Drains, seals and unlinks. In a child of the process that started it, it does nothing.
@@ -64,7 +86,7 @@ class EmbeddedDriver:
         Raises DriverUnavailable when the thread does not end in time.
         """
         driver, thread = self._driver, self._thread
-        if driver is None or thread is None or os.getpid() != self._pid:
+        if driver is None or thread is None or thread.ident is None or os.getpid() != self._pid:
             return
         driver.request_shutdown(ShutdownMode.END, "embedded driver stopped")
         self._driver = self._thread = None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -168,14 +169,11 @@ class Instance:
         if not process.unknown or self._segment is None:
             return process
         try:
-            fd = os.open(SHM_FOLDER / self._segment.name.removeprefix("/"), os.O_RDONLY | os.O_CLOEXEC)
+            with FileIO(SHM_FOLDER / self._segment.name.removeprefix("/")) as file:
+                is_same = os.fstat(file.fileno()).st_ino == self._segment.inode
+                look = look_at_driver(self._authority, file.fileno()) if is_same else None
         except OSError:
             return process
-        try:
-            is_same = os.fstat(fd).st_ino == self._segment.inode
-            look = look_at_driver(self._authority, fd) if is_same else None
-        finally:
-            os.close(fd)
         is_gone = look is not None and look.evidence == lib.SHMD_EVIDENCE_LOCK_FREE
         return ProcessStatus(process.pid, "gone") if is_gone else process
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cache
+from io import FileIO
 from typing import Final
 
 from shmdriver._native import ffi, lib
@@ -118,12 +118,9 @@ def _shown(pid: int) -> tuple[str, str]:
 
 
 def _read(path: str) -> bytes:
-    """A small file of /proc, in a third of the time that a file object takes."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 1 << 16)
-    finally:
-        os.close(fd)
+    """A small file of /proc, without the buffers that ``open`` makes."""
+    with FileIO(path) as file:
+        return file.read(1 << 16) or b""
 
 
 def _command(pid: int) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.errors import DriverUnavailable, LayoutMismatch
+from shmdriver.owners import descriptor, view
 from shmdriver.truncation import guard_truncation
 
 
@@ -26,7 +26,7 @@ class Segment:
     what it should be.
     """
 
-    __slots__ = ("_mapped", "base", "bytes", "inode", "name")
+    __slots__ = ("_view", "base", "bytes", "inode", "name")
 
     def __init__(
         self,
@@ -42,10 +42,12 @@ class Segment:
         guard_truncation()
         self.name = name
         self.base: Any = None
+        self._view = view()
         size = ffi.new("uint64_t *")
-        fd = int(lib.shmd_segment_open(name.encode(), 0, size))
-        if fd < 0:
-            error = LayoutMismatch if fd == lib.SHMD_E_LAYOUT else DriverUnavailable
+        fd = descriptor()
+        code = lib.shmd_descriptor_open_segment(name.encode(), size, fd)
+        if code < 0:
+            error = LayoutMismatch if code == lib.SHMD_E_LAYOUT else DriverUnavailable
             raise error(last_error() or f"cannot open the segment {name}")
         try:
             self.bytes = int(size[0])
@@ -54,15 +56,13 @@ class Segment:
                     f"segment {name} has {self.bytes} bytes, the directory says {expected_bytes}: "
                     "something other than the driver changed it"
                 )
-            self._mapped = min(self.bytes, map_bytes or self.bytes)
-            self.inode = os.fstat(fd).st_ino
-            out = ffi.new("void **")
-            code = lib.shmd_segment_map(fd, 0, self._mapped, 0, 0, out)
+            self.inode = os.fstat(fd[0]).st_ino
+            code = lib.shmd_view_map(self._view, fd[0], min(self.bytes, map_bytes or self.bytes))
             if code < 0:
                 raise DriverUnavailable(last_error() or f"cannot map the segment {name}")
-            self.base = out[0]
+            self.base = self._view.base
         finally:
-            os.close(fd)
+            lib.shmd_descriptor_close(fd)
         code = lib.shmd_header_check(self.base, self.bytes, kind, boot_id, stream_id, epoch)
         if code < 0:
             text = last_error() or f"segment {name} has a wrong header"
@@ -71,10 +71,5 @@ class Segment:
 
     def close(self) -> None:
         """Unmap. Pointers into the segment are invalid afterwards."""
-        base, self.base = self.base, None
-        if base is not None:
-            lib.shmd_segment_unmap(base, self._mapped)
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # at interpreter exit lib may be gone already
-            self.close()
+        self.base = None
+        lib.shmd_view_drop(self._view)
