@@ -14,7 +14,8 @@ from tests.chaos.zygote import NATIVE_VARIABLE
 
 TESTS = Path(__file__).parent
 SUITES = (
-    "hotpath", "views", "messages", "room", "shard", "fileno", "asyncio", "close", "signals", "arrays", "records",
+    "hotpath", "views", "messages", "room", "shard", "fileno", "asyncio", "close", "signals",
+    "arrays", "records",
 )  # fmt: skip
 # Only what C itself does is of interest: how long an import takes, or a child of fork, is not.
 LEFT_OUT = "not nothing_stays_allocated and not import"
