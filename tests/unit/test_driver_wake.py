@@ -1,4 +1,4 @@
-"""What wakes a driver changes the word that it sleeps on: nothing is lost between its last look and the sleep.
+"""What wakes a driver changes the word that it sleeps on: nothing is lost between its look and its sleep.
 
 Timers are an hour away here, so a wake-up that is lost is a test that does not end.
 """

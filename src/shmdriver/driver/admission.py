@@ -7,6 +7,7 @@ show the lease: data, state, event. A repeated request gets the same answer.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from shmdriver._native import lib
@@ -116,7 +117,7 @@ class Admission:
             if gone or waiting.request.deadline_ns < now_ns:
                 raise Rejection(Reason.UNCONFIRMED, "its client gave up before the memory was there")
             self._grant_producer(waiting, job, completion.result, now_ns)
-        except Rejection:
+        except BaseException:
             self._discard(job, completion.result)
             raise
 
@@ -184,6 +185,11 @@ class Admission:
         stream.leases[lease.lease_id] = lease
         self._authority.count(lib.SHMD_COUNTER_ATTACHES)
 
+    def _withdraw(self, lease: Lease, stream: Stream) -> None:
+        """A lease that was about to be granted, and is not: nobody was told of it."""
+        stream.leases.pop(lease.lease_id, None)
+        self._leases.withdraw(lease)
+
     # -- producers
 
     def _provision(self, request: Request, client: Client, stream: Stream, now_ns: int) -> None:
@@ -223,10 +229,21 @@ class Admission:
         self._memory.submit(job)
 
     def _grant_producer(self, waiting: _Waiting, job: Provision, memory: EpochMemory, now_ns: int) -> None:
+        with (
+            ExitStack() as undo
+        ):  # what undoes a step stands here before the step; the memory is the caller's
+            self._grant(undo, waiting, job, memory, now_ns)
+            undo.pop_all()
+
+    def _grant(
+        self, undo: ExitStack, waiting: _Waiting, job: Provision, memory: EpochMemory, now_ns: int
+    ) -> None:
         stream, client = waiting.stream, waiting.client
         # Data: nobody reads any of this yet. Killed here: an orphan segment, which adoption unlinks.
         lease = self._fill(waiting.request, client, stream, now_ns)
         lease.record.epoch, lease.record.record = job.epoch, waiting.slot
+        undo.callback(stream.withdraw_epoch, waiting.slot, job.epoch)
+        undo.callback(self._withdraw, lease, stream)
         stream.set_schema(job.schema)
         epoch = stream.fill_epoch(waiting.slot, job, memory, lease_id=lease.lease_id, pid=client.pid)
         # State, the lease first. Killed between the two: adoption undoes the lease, the attach is repeated.
@@ -338,18 +355,19 @@ class Admission:
                     "with "
                     "delivery='lossy' or 'latest'",
                 )
-        gate = stream.take_gate(int(stream.record.max_consumers))
-        try:
+        with ExitStack() as undo:  # each step's undoing stands here before the step
+            undo.callback(stream.restore_gates, int(stream.record.gates_used))
+            gate = stream.take_gate(int(stream.record.max_consumers))
             lease = self._fill(request, client, stream, now_ns)
-        except Rejection:
-            stream.free_gate(gate)
-            raise
-        lease.record.gate = gate
-        # Data: gate and masks. Killed before the lease is published: adoption clears bits without a lease.
-        self._wire(lease, stream, now_ns)
-        failpoint("attach.joined")
-        self._publish(lease, stream)
-        self._events.attach_response(lease.record, stream.name)
+            lease.record.gate = gate
+            # Data: gate and masks. Killed before the lease is published: adoption clears bits without one.
+            undo.callback(stream.unwire, gate)
+            self._wire(lease, stream, now_ns)
+            failpoint("attach.joined")
+            undo.callback(self._withdraw, lease, stream)
+            self._publish(lease, stream)
+            self._events.attach_response(lease.record, stream.name)
+            undo.pop_all()
 
     def _wire(self, lease: Lease, stream: Stream, now_ns: int) -> None:
         oldest = bool(lease.record.start == lib.SHMD_START_OLDEST)

@@ -8,6 +8,7 @@ is filled first and published by one release store of its word (rule "data, stat
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -174,10 +175,13 @@ class Authority:
             mapped = SegmentMap.of(fd, size, writable=True, prefault=modes.prefault)
         finally:
             os.close(fd)
-        failpoint("create.control_blank")
-        if lib.shmd_control_init(mapped.base, size, sizes.clients, sizes.leases, boot_id, now_ns) != 0:
-            raise ShmDriverError(last_error())
-        lib.shmd_segment_complete(mapped.base)
+        with ExitStack() as undo:
+            undo.callback(mapped.close)
+            failpoint("create.control_blank")
+            if lib.shmd_control_init(mapped.base, size, sizes.clients, sizes.leases, boot_id, now_ns) != 0:
+                raise ShmDriverError(last_error())
+            lib.shmd_segment_complete(mapped.base)
+            undo.pop_all()
         return mapped
 
     @classmethod
@@ -345,8 +349,12 @@ class Authority:
         """The authority was truncated. The next driver finds nothing to adopt, and begins anew."""
         os.ftruncate(self.lock.fd, 0)
 
-    def close(self) -> None:
-        """Unmaps both and gives the lock up."""
+    def unmap(self) -> None:
+        """Unmaps both; the lock is kept."""
         self.map.close()
         self.control_map.close()
+
+    def close(self) -> None:
+        """Unmaps both and gives the lock up."""
+        self.unmap()
         self.lock.release()

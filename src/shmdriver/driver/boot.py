@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from enum import Enum
 
 from shmdriver._native import lib
@@ -36,12 +37,13 @@ def boot(
     LayoutMismatch, ShmSpaceError, ShmDriverError.
     """
     lock = lock_authority(config.driver.instance, modes)
+    undo = ExitStack()
     try:
         failpoint("boot.locked")
         if refuse_foreign(lock):
             former = _former(lock, fresh=config.driver.boot == "fresh")
             if former is _Former.LEFT:
-                return _adopt(lock, config, modes, memory, clock, log), True
+                return _adopt(undo, lock, config, modes, memory, clock, log), True
             _clear(lock, config, modes, clock, log, former)
             lock.release()
             lock = lock_authority(config.driver.instance, modes)
@@ -49,34 +51,40 @@ def boot(
                 raise LayoutMismatch(
                     f"{lock.name} appeared again while it was replaced: start once more", segment=lock.name
                 )
-        return Tables.of(_create(lock, config, modes, clock), config, memory, clock), False
+        undo.callback(_remove_unfinished, lock)
+        authority = _create(lock, config, modes, clock)
+        undo.callback(authority.unmap)
+        return Tables.of(authority, config, memory, clock), False
     except BaseException:
+        undo.close()
         lock.release()
         raise
+
+
+def _remove_unfinished(lock: InstanceLock) -> None:
+    """What was made for a driver that does not start: nobody was let in, nothing half made stays."""
+    if lock.fd >= 0 and lock.still_named():
+        for name in (control_name(lock.instance), lock.name):
+            unlink_segment(name)
 
 
 def _create(lock: InstanceLock, config: Config, modes: Modes, clock: Callable[[], int]) -> Authority:
     for name in epoch_objects(lock.instance):
         unlink_segment(name)  # of boots whose authority is gone; nobody can find them any more
     limits, policies = config.policies.limits, config.policies
-    try:
-        return Authority.create(
-            lock,
-            TableSizes(limits.clients, limits.leases, limits.streams),
-            modes,
-            now_ns=clock(),
-            heartbeat_interval_ns=policies.heartbeat_interval_ms * MILLISECOND_NS,
-            lease_timeout_ns=policies.lease_timeout_ms * MILLISECOND_NS,
-            config_text=config.effective_text(),
-        )
-    except BaseException:  # a full mount, say: nothing half made stays
-        if lock.still_named():
-            for name in (control_name(lock.instance), lock.name):
-                unlink_segment(name)
-        raise
+    return Authority.create(
+        lock,
+        TableSizes(limits.clients, limits.leases, limits.streams),
+        modes,
+        now_ns=clock(),
+        heartbeat_interval_ns=policies.heartbeat_interval_ms * MILLISECOND_NS,
+        lease_timeout_ns=policies.lease_timeout_ms * MILLISECOND_NS,
+        config_text=config.effective_text(),
+    )
 
 
 def _adopt(
+    undo: ExitStack,
     lock: InstanceLock,
     config: Config,
     modes: Modes,
@@ -85,11 +93,13 @@ def _adopt(
     log: Callable[[str], None],
 ) -> Tables:
     authority = Authority.adopt(lock, modes)
+    undo.callback(authority.close)
     for name in epoch_objects(lock.instance):
         if f".{authority.boot_id:016x}." not in name:
             unlink_segment(name)
     failpoint("adopt.mapped")
     tables = Tables.of(authority, config, memory, clock)
+    undo.callback(tables.close)
     for problem in adopt_tables(
         authority, tables.clients, tables.leases, tables.streams, tables.tenure, clock()
     ):

@@ -94,6 +94,7 @@ class Driver:
         self._ring_bell: Callable[[], None] = lambda: None  # while there is a ring: wakes who sleeps on it
         self._bell = threading.RLock()  # reentrant: a signal handler may interrupt its own thread inside
         self._bus_errors = 0
+        self._is_assembled = False
         self._is_control_told = False
         self.is_lost = False  # somebody truncated the authority: the driver cannot go on
         self._ring: ControlRing
@@ -135,7 +136,16 @@ class Driver:
         free = ShmSpace.now().free
         tables, adopted = boot(self._config, modes, self._memory, self._clock, self._log)
         self._tables = tables
-        now_ns = self._clock()
+        try:
+            self._begin(tables, modes, free, adopted=adopted)
+        except BaseException:
+            if not adopted:  # nobody was let in: nothing of it stays
+                tables.authority.unlink()
+            self.close()
+            raise
+
+    def _begin(self, tables: Tables, modes: Modes, free: int, *, adopted: bool) -> None:
+        shm, now_ns = self._config.shm, self._clock()
         self._assemble(
             tables,
             modes,
@@ -243,7 +253,8 @@ class Driver:
             completion.abandon()
         with self._bell:
             self._ring_bell = lambda: None
-        self._ring.close()
+        if self._is_assembled:
+            self._ring.close()
         tables.close()
 
     # -- orders (RequestDesk's Orders)
@@ -436,6 +447,7 @@ class Driver:
             tables.authority, tables.clients, budget=limits.attaches_per_tick, refuse=self._desk.refuse
         )
         self._rest = Rest(self._config, tables, self._ring, gap_ns=self._gap_ns)
+        self._is_assembled = True
         self._ring_bell = self._rest.stir
         self._lease_watch = LeaseWatch(self._config, tables, self._lifecycle.dispatch, self._log)
         self._stream_watch = StreamWatch(self._config, tables)

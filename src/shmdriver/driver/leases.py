@@ -175,6 +175,14 @@ class LeaseTable:
         failpoint("lease.published")
         self._enter(lease)
 
+    def withdraw(self, lease: Lease) -> None:
+        """Undoes ``publish``, however far it came: the record is the next free one again."""
+        publish_word(lease.record, lib.SHMD_LEASE_FREE)
+        self._live.pop(lease.lease_id, None)
+        self._by_correlation.pop(int(lease.record.correlation_id), None)
+        if lease.index not in self._free:
+            self._free.appendleft(lease.index)
+
     def mark(self, lease: Lease, state: int) -> None:
         """ATTACHED, ACTIVE or STALLED."""
         failpoint("lease.marking")

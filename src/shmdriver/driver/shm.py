@@ -204,10 +204,12 @@ class SegmentMap:
     @classmethod
     def of(cls, fd: int, size: int, *, writable: bool, prefault: bool = False) -> SegmentMap:
         """Maps ``size`` bytes. Raises ShmDriverError."""
+        mapped = cls(None, size, os.fstat(fd).st_ino)
         out = ffi.new("void **")
         if lib.shmd_segment_map(fd, 0, size, int(writable), int(prefault), out) != 0:
             raise ShmDriverError(last_error())
-        return cls(out[0], size, os.fstat(fd).st_ino)
+        mapped.base = out[0]
+        return mapped
 
     def view(self, ctype: str) -> Any:
         """The mapping as a pointer of a C type. Raises ShmDriverError once closed."""

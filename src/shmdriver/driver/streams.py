@@ -116,6 +116,15 @@ class Stream:
         failpoint("gate.freeing")
         self._store("gates_used", int(self.record.gates_used) & ~(1 << gate))
 
+    def restore_gates(self, used: int) -> None:
+        """Undoes ``take_gate``."""
+        self._store("gates_used", used)
+
+    def unwire(self, gate: int) -> None:
+        """Clears a gate's bits in all epochs."""
+        for epoch in self.in_order:
+            epoch.leave(gate)
+
     def holders(self, epoch: Epoch, *, reliable_only: bool) -> list[Lease]:
         """Consumers that are wired to an epoch and have not left it."""
         return [
@@ -188,6 +197,15 @@ class Stream:
         failpoint("epoch.producer_noted")
         self._store("epoch_count", epoch.number)
         failpoint("epoch.counted")
+
+    def withdraw_epoch(self, slot: int, number: int) -> None:
+        """Undoes ``fill_epoch`` and ``publish_epoch``, however far they came. The memory is the caller's."""
+        self.epochs.pop(slot, None)
+        self.clear_producer()
+        free_record(ffi.addressof(self.record.epochs[slot]))
+        for lease in self.consumers:
+            if int(lease.record.first_epoch) == number:
+                lease.record.first_epoch = 0  # wired into an epoch that is none
 
     def clear_producer(self) -> None:
         """No producer now."""
