@@ -30,6 +30,7 @@ class Injection:
     def __init__(self, number: int) -> None:
         self._left = number
         self.has_fired = False
+        self.where = ""
 
     def __enter__(self) -> Self:
         sys.setprofile(self._profile)
@@ -50,6 +51,7 @@ class Injection:
         self._left -= 1
         if self._left == 0:
             self.has_fired = True
+            self.where = f"{frame.f_code.co_name}:{frame.f_lineno} {event} {argument}"
             sys.setprofile(None)
             raise Injected
 
@@ -97,7 +99,7 @@ def try_each_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> int:
     before = state_of(rig)
-    for number in range(1, 2000):
+    for number in range(2, 2000):  # the first one is the call of the method itself
         injection = Injection(number)
         with monkeypatch.context() as patch:
             during(admission.Admission, method, injection, patch)
@@ -107,12 +109,12 @@ def try_each_call(
             undo(answer)
             return number
         if answer.code != lib.SHMD_CODE_OK:
-            assert state_of(rig) == before, f"at call {number}"
+            assert state_of(rig) == before, injection.where
             answer = attach()
-        assert answer.code == lib.SHMD_CODE_OK, f"after call {number}: {answer.text}"
+        assert answer.code == lib.SHMD_CODE_OK, f"{injection.where}: {answer.text}"
         undo(answer)
         rig.tick(20_000, step_ms=5000)
-        assert state_of(rig) == before, f"after call {number}"
+        assert state_of(rig) == before, injection.where
     raise AssertionError("it never ends")
 
 
@@ -137,6 +139,26 @@ def test_consumer_attach_that_fails_anywhere_leaves_nothing(
     assert calls > 50
 
 
+@pytest.mark.fault(51, how="an exception at each call of a producer's attach")
+@pytest.mark.parametrize("step", ["_provision", "finish"])
+def test_producer_attach_that_fails_anywhere_leaves_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    client = rig.client()
+    client.consume()
+    client.detach(client.produce(), aborted=True)
+    rig.tick(20_000, step_ms=5000)
+    client = rig.client()
+    calls = try_each_call(
+        rig,
+        step,
+        beating(client, client.produce),
+        lambda answer: client.detach(answer, aborted=True),
+        monkeypatch,
+    )
+    assert calls > 50
+
+
 @pytest.mark.fault(51, how="an exception at each call of a driver's start")
 def test_start_that_fails_anywhere_gives_everything_back(instance_name: str) -> None:
     before = descriptors()
@@ -149,13 +171,13 @@ def test_start_that_fails_anywhere_gives_everything_back(instance_name: str) -> 
         except Injected:
             # Before it had the lock: an empty object, which the next one takes.
             left = list(Path("/dev/shm").glob(f"shmd.{instance_name}.*"))
-            assert [path.stat().st_size for path in left] == [0] * len(left), f"at call {number}"
+            assert [path.stat().st_size for path in left] == [0] * len(left), injection.where
             assert len(left) <= 1
-            assert descriptors() == before, f"at call {number}"
+            assert descriptors() == before, injection.where
             continue
         driver.request_shutdown("end")
         driver.run()
-        assert descriptors() == before, f"after call {number}"
+        assert descriptors() == before, injection.where
         if not injection.has_fired:
             assert number > 200
             return

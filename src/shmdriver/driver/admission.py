@@ -43,6 +43,7 @@ class _Waiting:
     client: Client
     stream: Stream
     slot: int
+    size: int
     cancelled: bool = False
 
 
@@ -68,7 +69,6 @@ class Admission:
         self._memory = memory
         self._modes = modes
         self._segment_bytes_max = segment_bytes_max
-        self._provisioning_bytes = 0
         self._waiting: dict[int, _Waiting] = {}  # by correlation id
 
     @property
@@ -101,25 +101,33 @@ class Admission:
 
         ``refusal``: why the driver admits nobody any more, None while it does.
         """
+        with ExitStack() as undo:
+            undo.callback(self._abandon, completion)
+            self._finish(completion, now_ns, refusal)
+            undo.pop_all()
+
+    def _finish(self, completion: Completion, now_ns: int, refusal: tuple[Reason, str] | None) -> None:
         job = completion.job
         if not isinstance(job, Provision):
             return
         waiting: _Waiting = job.subject
         del self._waiting[waiting.request.correlation_id]
         waiting.stream.provisioning = None
-        self._provisioning_bytes -= job.size
         if completion.result is None:
             raise _memory_rejection(completion.error, self._authority, now_ns)
         gone = waiting.cancelled or self._clients.by_id(waiting.client.client_id) is not waiting.client
-        try:
-            if refusal is not None:
-                raise Rejection(*refusal)
-            if gone or waiting.request.deadline_ns < now_ns:
-                raise Rejection(Reason.UNCONFIRMED, "its client gave up before the memory was there")
-            self._grant_producer(waiting, job, completion.result, now_ns)
-        except BaseException:
-            self._discard(job, completion.result)
-            raise
+        if refusal is not None:
+            raise Rejection(*refusal)
+        if gone or waiting.request.deadline_ns < now_ns:
+            raise Rejection(Reason.UNCONFIRMED, "its client gave up before the memory was there")
+        self._grant_producer(waiting, job, completion.result, now_ns)
+
+    def _abandon(self, completion: Completion) -> None:
+        """Nobody gets that memory: the attach is refused, and nothing of it stays."""
+        if isinstance(completion.job, Provision):
+            self._give_up(completion.job.subject, completion.job)
+            if completion.result is not None:
+                self._memory.submit(Unmap(completion.result))
 
     @staticmethod
     def request_of(completion: Completion) -> Request | None:
@@ -211,7 +219,7 @@ class Admission:
         self._check_memory(stream, geometry, now_ns)
         number = stream.next_epoch
         names = epoch_names(self._authority.instance, self._authority.boot_id, stream.stream_id, number)
-        waiting = _Waiting(request, client, stream, slot)
+        waiting = _Waiting(request, client, stream, slot, geometry.data_bytes + geometry.gates_bytes)
         job = Provision(
             *names,
             geometry=geometry,
@@ -223,10 +231,23 @@ class Admission:
             modes=self._modes,
             subject=waiting,
         )
-        stream.provisioning = waiting
-        self._waiting[request.correlation_id] = waiting
-        self._provisioning_bytes += job.size
-        self._memory.submit(job)
+        with ExitStack() as undo:
+            undo.callback(self._give_up, waiting, job)
+            stream.provisioning = waiting
+            self._waiting[request.correlation_id] = waiting
+            self._memory.submit(job)
+            undo.pop_all()
+
+    def _give_up(self, waiting: _Waiting, job: Provision) -> None:
+        """An attach whose memory was not asked for after all, or is lost."""
+        self._waiting.pop(waiting.request.correlation_id, None)
+        waiting.stream.provisioning = None
+        for name in (job.data_name, job.gates_name):
+            unlink_segment(name)
+
+    @property
+    def _provisioning_bytes(self) -> int:
+        return sum(waiting.size for waiting in self._waiting.values())
 
     def _grant_producer(self, waiting: _Waiting, job: Provision, memory: EpochMemory, now_ns: int) -> None:
         with (
@@ -334,11 +355,6 @@ class Admission:
             text = shortage()
         if text:
             raise Rejection(Reason.NO_MEMORY, f"stream {stream.name!r} needs {need} bytes, and {text}")
-
-    def _discard(self, job: Provision, memory: EpochMemory) -> None:
-        unlink_segment(job.data_name)
-        unlink_segment(job.gates_name)
-        self._memory.submit(Unmap(memory))
 
     # -- consumers
 

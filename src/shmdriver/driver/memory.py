@@ -13,6 +13,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -113,18 +114,16 @@ class Provision:
             boot_id=self.boot_id, stream_id=self.stream_id, epoch=self.epoch, now_ns=self.now_ns
         )
         self._remove()  # orphans of a driver that was killed here: no record ever named them
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._remove)
             data = self._data(native)
-            try:
-                gates = self._gates(native)
-            except BaseException:
-                data.close()
-                raise
-        except BaseException:
-            self._remove()
-            raise
-        failpoint("provision.gates")
-        return EpochMemory(data, gates)
+            undo.callback(data.close)
+            gates = self._gates(native)
+            undo.callback(gates.close)
+            failpoint("provision.gates")
+            memory = EpochMemory(data, gates)
+            undo.pop_all()
+        return memory
 
     def _remove(self) -> None:
         for name in (self.data_name, self.gates_name):
@@ -286,10 +285,12 @@ class MemoryThread(InlineMemory):
 
 
 def _complete(job: Job) -> Completion:
+    done = Completion(job, None, None)  # before the job runs: its result has an owner
     try:
-        return Completion(job, job.run(), None)
+        done.result = job.run()
     except Exception as error:
-        return Completion(job, None, error)
+        done.error = error
+    return done
 
 
 def _map_existing(name: str, size: int, *, writable: bool) -> SegmentMap:
