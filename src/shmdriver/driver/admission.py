@@ -25,6 +25,7 @@ from shmdriver.driver.segments import epoch_names
 from shmdriver.driver.shm import MOUNT, Modes, ShmSpace, ShmSpaceError, unlink_segment
 from shmdriver.driver.streams import Stream
 from shmdriver.driver.tables import Tables
+from shmdriver.driver.undo import undone_on_error
 from shmdriver.errors import Code, Reason
 from shmdriver.names import nearest
 
@@ -101,10 +102,9 @@ class Admission:
 
         ``refusal``: why the driver admits nobody any more, None while it does.
         """
-        with ExitStack() as undo:
+        with undone_on_error() as undo:
             undo.callback(self._abandon, completion)
             self._finish(completion, now_ns, refusal)
-            undo.pop_all()
 
     def _finish(self, completion: Completion, now_ns: int, refusal: tuple[Reason, str] | None) -> None:
         job = completion.job
@@ -231,12 +231,11 @@ class Admission:
             modes=self._modes,
             subject=waiting,
         )
-        with ExitStack() as undo:
+        with undone_on_error() as undo:
             undo.callback(self._give_up, waiting, job)
             stream.provisioning = waiting
             self._waiting[request.correlation_id] = waiting
             self._memory.submit(job)
-            undo.pop_all()
 
     def _give_up(self, waiting: _Waiting, job: Provision) -> None:
         """An attach whose memory was not asked for after all, or is lost."""
@@ -250,11 +249,8 @@ class Admission:
         return sum(waiting.size for waiting in self._waiting.values())
 
     def _grant_producer(self, waiting: _Waiting, job: Provision, memory: EpochMemory, now_ns: int) -> None:
-        with (
-            ExitStack() as undo
-        ):  # what undoes a step stands here before the step; the memory is the caller's
+        with undone_on_error() as undo:  # the memory is the caller's
             self._grant(undo, waiting, job, memory, now_ns)
-            undo.pop_all()
 
     def _grant(
         self, undo: ExitStack, waiting: _Waiting, job: Provision, memory: EpochMemory, now_ns: int
@@ -271,6 +267,7 @@ class Admission:
         self._publish(lease, stream)
         stream.publish_epoch(epoch)
         failpoint("attach.granted")
+        undo.callback(setattr, self._streams, "segment_bytes", self._streams.segment_bytes)
         self._streams.add_epoch_bytes(memory.size)
         self._authority.count(lib.SHMD_COUNTER_EPOCHS_OPENED)
         self._authority.count(lib.SHMD_COUNTER_SEGMENTS_CREATED, 2)
@@ -371,7 +368,7 @@ class Admission:
                     "with "
                     "delivery='lossy' or 'latest'",
                 )
-        with ExitStack() as undo:  # each step's undoing stands here before the step
+        with undone_on_error() as undo:  # each step's undoing stands here before the step
             undo.callback(stream.restore_gates, int(stream.record.gates_used))
             gate = stream.take_gate(int(stream.record.max_consumers))
             lease = self._fill(request, client, stream, now_ns)
@@ -383,7 +380,6 @@ class Admission:
             undo.callback(self._withdraw, lease, stream)
             self._publish(lease, stream)
             self._events.attach_response(lease.record, stream.name)
-            undo.pop_all()
 
     def _wire(self, lease: Lease, stream: Stream, now_ns: int) -> None:
         oldest = bool(lease.record.start == lib.SHMD_START_OLDEST)

@@ -138,8 +138,8 @@ class Driver:
         self._tables = tables
         try:
             self._begin(tables, modes, free, adopted=adopted)
-        except BaseException:
-            if not adopted:  # nobody was let in: nothing of it stays
+        except BaseException as error:
+            if not adopted and isinstance(error, Exception):  # nobody was let in: nothing of it stays
                 tables.authority.unlink()
             self.close()
             raise
