@@ -124,9 +124,12 @@ class Admission:
 
     def _abandon(self, completion: Completion) -> None:
         """Nobody gets that memory: the attach is refused, and nothing of it stays."""
-        if isinstance(completion.job, Provision):
-            self._give_up(completion.job.subject, completion.job)
-            if completion.result is not None:
+        job = completion.job
+        if isinstance(job, Provision):
+            self._give_up(job.subject)
+            if completion.result is not None:  # else the names are none of ours
+                unlink_segment(job.data_name)
+                unlink_segment(job.gates_name)
                 self._memory.submit(Unmap(completion.result))
 
     @staticmethod
@@ -232,17 +235,15 @@ class Admission:
             subject=waiting,
         )
         with undone_on_error() as undo:
-            undo.callback(self._give_up, waiting, job)
+            undo.callback(self._give_up, waiting)
             stream.provisioning = waiting
             self._waiting[request.correlation_id] = waiting
             self._memory.submit(job)
 
-    def _give_up(self, waiting: _Waiting, job: Provision) -> None:
-        """An attach whose memory was not asked for after all, or is lost."""
+    def _give_up(self, waiting: _Waiting) -> None:
+        """An attach that waits for no memory any more."""
         self._waiting.pop(waiting.request.correlation_id, None)
         waiting.stream.provisioning = None
-        for name in (job.data_name, job.gates_name):
-            unlink_segment(name)
 
     @property
     def _provisioning_bytes(self) -> int:

@@ -218,7 +218,12 @@ class InlineMemory:
 
     def submit(self, job: Job) -> None:
         """Runs the job; its completion is there at once."""
-        self._done.append(_complete(job))
+        done = _complete(job)
+        try:
+            self._done.append(done)
+        except BaseException:
+            done.abandon()
+            raise
 
     def completions(self) -> list[Completion]:
         """What is done since the last call."""
