@@ -11,7 +11,11 @@ int shmd_heartbeat_init(shmd_client *client)
     client->confirmed = calloc(client->tables.lease_max, sizeof *client->confirmed);
     if (client->confirmed == NULL)
         return shmd_fail(SHMD_E_NO_MEMORY, "no memory for the confirmations of %u leases", client->tables.lease_max);
-    (void)pthread_mutex_init(&client->lines, NULL);
+    pthread_mutexattr_t recursive; /* what is sent with the lock held may mend the control segment first (shmd_client_mend) */
+    (void)pthread_mutexattr_init(&recursive);
+    (void)pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
+    (void)pthread_mutex_init(&client->lines, &recursive);
+    (void)pthread_mutexattr_destroy(&recursive);
     return SHMD_OK;
 }
 

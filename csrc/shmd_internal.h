@@ -160,7 +160,7 @@ struct shmd_client {
     uint32_t references;        /* the connection's own, and handles that still use the mappings */
     uint32_t readers;           /* who reads the authority only, without the connection (shmd_client_keep_authority) */
     unsigned long thread;
-    pthread_mutex_t lines;      /* confirmed, and the lease lines of the control segment that it names; ending. Nobody waits while holding it */
+    pthread_mutex_t lines;      /* recursive. confirmed, and the lease lines of the control segment that it names; ending. Nobody waits while holding it */
     uint64_t *confirmed;        /* lease id by lease index, 0: none */
     uint64_t confirmed_max;
     uint32_t is_silent;         /* under `lines`: no beat any more */

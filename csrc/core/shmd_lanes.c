@@ -46,7 +46,7 @@ int64_t shmd_guarded_oldest(shmd_consumer **consumers, uint32_t n, uint32_t most
     for (int look = 0; look < LOOKS && (look == 0 || first > now); look++) {
         now = shmd_now_ns();
         shmd_store_relaxed(&taken_at, now); /* the fence waits for a store, and so for the time that it stores */
-        shmd_fence_seq_cst();               /* L1: the time before the looks */
+        shmd_fence_seq_cst();               /* before the looks: the argument above */
         if (event_head != NULL && shmd_load_acquire(event_head) != events_seen)
             return -2; /* after T: a stream whose producer came before is known to the caller */
         first = second = UINT64_MAX;

@@ -138,6 +138,21 @@ static void test_a_silent_client_writes_no_line(void)
     stop(&b);
 }
 
+/* Nobody makes it whole here, so that each look after it is in vain, also one by a thread that holds the lock. fault: 48, 50 */
+static void test_a_truncated_control_segment_stops_neither_a_finaliser_nor_a_beat(void)
+{
+    bench_t b;
+    start(&b);
+    b.client->control_damage.damaged = 1; /* what the handler of SIGBUS does */
+    (void)alarm(60);                      /* ends what waits for itself */
+    abandon(&b);
+    b.client->ending->sent_ns = 0; /* as if the ring had been full */
+    shmd_client_beat(b.client);
+    CHECK(b.client->ending->sent_ns != 0);
+    (void)alarm(0);
+    stop(&b);
+}
+
 int main(void)
 {
     RUN(test_an_abandoned_lease_asks_for_an_aborted_end_at_once);
@@ -145,5 +160,6 @@ int main(void)
     RUN(test_a_detach_that_was_taken_and_not_served_is_sent_again);
     RUN(test_a_forgotten_client_has_nothing_to_end);
     RUN(test_a_silent_client_writes_no_line);
+    RUN(test_a_truncated_control_segment_stops_neither_a_finaliser_nor_a_beat);
     return test_report();
 }
