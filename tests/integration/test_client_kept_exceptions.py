@@ -229,6 +229,28 @@ def test_kept_exception_at_the_end_keeps_no_consumer(client, what):
     until(lambda: not any(lease.live for lease in client.leases()))
 
 
+ATTACHING: dict[str, Callable[[list[Any]], object]] = {
+    "name": lambda held: held[0].producer(""),
+    "argument": lambda held: held[0].consumer("s", delivery="sometimes"),
+    "memory": lambda held: held[0].producer("s", slots=1 << 26, slot_bytes=65536),
+    "schema": lambda held: held[0].consumer("records", dtype="f8"),
+    "taken": lambda held: held[0].producer("records"),
+    "queue": lambda held: held[0].queue("", maxsize=1),
+}
+
+
+@pytest.mark.fault(54, how="each failing call of a client, its exception kept")
+@pytest.mark.parametrize("what", ATTACHING)
+def test_kept_exception_keeps_no_client_and_no_lease(client, what):
+    with client.producer("records", dtype=TICK) as out:
+        held: list[Any] = [shmdriver.connect(client.instance)]
+        handle = weakref.ref(held[0])
+        kept = failure_of(ATTACHING[what], held)
+        held.clear()
+        assert handle() is None, kept
+        until(lambda: [lease.stream for lease in client.leases() if lease.live] == [out.stream])
+
+
 @pytest.mark.fault(54, how="a reader whose own views fill the ring")
 def test_kept_exception_of_a_full_ring_keeps_no_message(client):
     reader = client.consumer("s")

@@ -15,6 +15,7 @@ from shmdriver import errors, names
 from shmdriver._native import lib
 from shmdriver.client import exiting
 from shmdriver.client.attach import AttachSpec, acquire, choice, shard_of, size
+from shmdriver.client.boundary import boundary, public
 from shmdriver.client.consumer import Consumer
 from shmdriver.client.link import Link
 from shmdriver.client.producer import Producer
@@ -51,6 +52,7 @@ _SLOW = {
 }
 
 
+@public
 class Client:
     """The address of a driver instance, connected at first use.
 
@@ -361,6 +363,7 @@ class Client:
                 opened.close()
 
 
+@boundary
 def connect(
     instance: str | None = None, *, name: str | None = None, timeout: float = 5.0, reconnect: bool = False
 ) -> Client:
