@@ -235,7 +235,7 @@ ATTACHING: dict[str, Callable[[list[Any]], object]] = {
     "memory": lambda held: held[0].producer("s", slots=1 << 26, slot_bytes=65536),
     "schema": lambda held: held[0].consumer("records", dtype="f8"),
     "taken": lambda held: held[0].producer("records"),
-    "queue": lambda held: held[0].queue("", maxsize=1),
+    "queue": lambda held: held[0].queue("q" * 1000),
 }
 
 
