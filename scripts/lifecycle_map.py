@@ -42,7 +42,8 @@ MEANING = {
         "`init`",
         "the loss of the lock object was told; a reminder, it decides nothing",
     ),
-    "driver.Driver.start": ("`init`", "segments are there and locked; an inherited draining is kept"),
+    "driver.Driver._begin": ("`init`", "segments are there and locked; an inherited draining is kept"),
+    "driver.Driver._assemble": ("`init`", "the parts are there: an order rings the bell from now on"),
     "driver.Driver.is_draining": ("any", "asks the machine for the request desk"),
     "driver.Driver.tick": (
         "`running`, `draining`",
@@ -79,6 +80,8 @@ MEANING = {
         "only there does C look in place of ticks: elsewhere time alone may be an event",
     ),
     "driver._mode_code": ("any", "the mode as a number for the authority"),
+    "embedded.EmbeddedDriver.start": ("before `init`", "orders the end when its caller is interrupted"),
+    "embedded.EmbeddedDriver.__del__": ("any", "orders the end of a dropped driver; waits for nothing"),
     "embedded.EmbeddedDriver.stop": ("any", "orders the end; again, when patience is over"),
     "inheritance.Inheritance.of": ("`init`", "reads the state that the predecessor published last"),
     "leasewatch.LeaseWatch.look_for_deaths": ("`running`, `draining`", "a proved death becomes an event"),
