@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from pathlib import Path
 
@@ -309,3 +310,41 @@ def test_a_window_of_arrays_stays_intact(client):
             del window[:-3]
             assert [int(array[0, 0]) for array in window] == [int(array[-1, -1]) for array in window]
             assert int(window[-1][50, 50]) == n
+
+
+class Stop(BaseException):
+    """What a signal's handler raises."""
+
+
+@pytest.mark.fault(43, 49, how="asked between the steps of close(), and after an exception there")
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_view_is_not_called_valid_while_its_consumer_closes(client, raises):
+    out, *readers = pair(client, max_message=BIG, slots=4)
+    said: list[tuple[bool, ...]] = []
+    views: list[shmdriver.Message] = []
+
+    def between(_frame, event, function):
+        if event != "c_return" or getattr(function, "__name__", "") != "shmd_guarded_consumer_close":
+            return
+        for n in range(2, 20):
+            out.publish(payload(n), timeout=5)  # its gate is gone: over what it has handed out
+        said.append((views[0].data == payload(1), views[0].valid(), readers[0].valid()))
+        if raises:
+            raise Stop
+
+    with out:
+        out.publish(payload(1))
+        views.append(readers[0].read(timeout=5))
+        sys.setprofile(between)
+        try:
+            readers[0].close()
+        except Stop:
+            pass
+        finally:
+            sys.setprofile(None)
+        assert said == [(False, False, False)]
+        assert not views[0].valid()
+        readers.clear()
+        gc.collect()
+        assert not views[0].valid()
+        views.clear()

@@ -230,7 +230,7 @@ class Consumer(EventLoopReading, StreamHandle):
         if not self._link.usable:
             raise_for(lib.SHMD_E_FORKED, stream=self.stream)
         self._last_lag = self._unread()
-        self._handle = None  # before its memory goes: views in other threads look at it
+        self._handle = None  # before its memory goes
         code = lib.shmd_guarded_consumer_close(handle)
         if code == lib.SHMD_E_CONCURRENT:
             self._handle = handle

@@ -57,12 +57,10 @@ class Mapping(MappingCore):
 
     def protected(self) -> bool:
         """Whether what was handed out is still what was published; all places lose protection together."""
-        consumer = self._consumer()
-        if (
-            self._protected
-            and consumer is not None
-            and not consumer.closed
-            and not lib.shmd_mapping_protects(self._native, self._hot, self._gate, self._lease_id)
+        consumer = self._consumer()  # keeps the authority mapped, also while it closes
+        if self._protected and (
+            consumer is None
+            or not lib.shmd_mapping_protects(self._native, self._hot, self._gate, self._lease_id)
         ):
             self._protected = False
         return self._protected
