@@ -242,6 +242,60 @@ def test_truncated_control_segment_is_made_whole_and_nobody_ends(
     company.bystanders_notice_nothing()
 
 
+def write_over(path: Path, size: int) -> bool:
+    def work() -> None:
+        with path.open("r+b") as file:
+            file.write(b"\xa5" * size)
+
+    return as_member(work)
+
+
+@pytest.mark.fault(48, how="ftruncate and garbage in the control segment between two drivers")
+@pytest.mark.parametrize("damage", [truncate, write_over])
+def test_control_segment_that_is_damaged_between_two_drivers_is_adopted_and_nobody_ends(
+    make_stage: Callable[..., Stage], damage: Callable[[Path, int], bool]
+) -> None:
+    stage = shared_by_a_group(make_stage)
+    company = Company(stage, "flowing")
+    path = segment(stage, "control")
+    whole = path.stat().st_size
+    assert stage.driver is not None
+    stage.driver.kill()
+    assert damage(path, 64)
+    stage.start_driver()
+    wait_until(lambda: path.stat().st_size == whole, "the control segment to be whole again")
+    newcomers_are_served(stage, "new")
+    moves_on(company.reader, 500)
+    counters = stage.counters()
+    assert counters["leases_expired"] == counters["clients_died"] == counters["leases_revoked"] == 0
+    company.writer.say("stop")
+    company.writer.wait_for("closed")
+    assert company.reader.wait_for("error")["error"] == "EndOfStream"
+    assert company.reader.words("failure") == []
+    company.bystanders_notice_nothing()
+
+
+@pytest.mark.fault(48, how="ftruncate of data and gates between two drivers")
+@pytest.mark.parametrize("kind", ["data", "gates"])
+def test_stream_that_is_truncated_between_two_drivers_ends_and_others_notice_nothing(
+    make_stage: Callable[..., Stage], kind: str
+) -> None:
+    stage = shared_by_a_group(make_stage)
+    company = Company(stage, "flowing")
+    path = segment(stage, kind)
+    assert stage.driver is not None
+    stage.driver.kill()
+    assert truncate(path, PAGE)
+    stage.start_driver()
+    for actor in company.victims:
+        assert actor.wait_for("error")["error"] == "LeaseRevoked", actor.listen()
+    company.writer.say("stop")
+    for actor in company.victims:
+        assert actor.join() == 0, actor.log_text()
+    newcomers_are_served(stage)
+    company.bystanders_notice_nothing()
+
+
 @pytest.mark.fault(48, how="ftruncate of the authority: refused to members, done by its owner")
 def test_truncated_authority_ends_the_driver_in_order_and_its_successor_begins_anew(
     make_stage: Callable[..., Stage],

@@ -110,12 +110,25 @@ class Authority:
         self.base = authority.view("shmd_authority_t *")
         self.control = control.view("shmd_control_t *")
         self.boot_id = int(self.base.header.boot_id)
-        self.control_head = ffi.new("uint64_t[]", CONTROL_CONST_BYTES // 8)
-        """What the control segment's header and constants have to be, in private memory."""
-        ffi.memmove(self.control_head, self.control, CONTROL_CONST_BYTES)
         self.sizes = TableSizes(
             int(self.base.client_max), int(self.base.lease_max), int(self.base.stream_max)
         )
+        self.control_head = self._make_control_head()
+        """What the control segment's header and constants have to be, in private memory."""
+
+    def _make_control_head(self) -> Any:
+        """By the authority alone: clients can write the segment, also while no driver lives."""
+        size, header = self.control_map.size, self.base.header
+        blank = ffi.new("uint64_t[]", -(-size // 8))
+        made = lib.shmd_control_init(
+            blank, size, self.sizes.clients, self.sizes.leases, self.boot_id, header.created_ns
+        )
+        if made != 0:
+            raise ShmDriverError(last_error())
+        head = ffi.new("uint64_t[]", CONTROL_CONST_BYTES // 8)
+        ffi.memmove(head, blank, CONTROL_CONST_BYTES)
+        ffi.cast("shmd_control_t *", head).header.magic = lib.shmd_magic(lib.SHMD_SEGMENT_CONTROL)
+        return head
 
     # -- making and taking over
 
@@ -204,31 +217,21 @@ class Authority:
 
     @staticmethod
     def _adopt_control(lock: InstanceLock, base: Any, modes: Modes) -> SegmentMap:
+        """As large as it has to be, whatever clients did to it: the first lease check makes it whole."""
         name = control_name(lock.instance)
-        remedy = "Start with --fresh: clients with reconnect=True attach again"
         try:
-            fd, size = open_segment(name, writable=True)
+            fd, _ = open_segment(name, writable=True)
         except FileNotFoundError:
             raise LayoutMismatch(
-                f"{name} is gone, so its clients cannot be reached. {remedy}", segment=name
+                f"{name} is gone, so its clients cannot be reached. Start with --fresh: clients with "
+                "reconnect=True attach again",
+                segment=name,
             ) from None
         try:
-            expected = int(lib.shmd_control_footprint(base.client_max, base.lease_max))
-            if size != expected:
-                raise LayoutMismatch(
-                    f"{name} has {size} bytes, expected {expected}. {remedy}",
-                    segment=name,
-                    found=size,
-                    expected=expected,
-                )
-            mapped = SegmentMap.of(fd, size, writable=True, prefault=modes.prefault)
+            size = int(lib.shmd_control_footprint(base.client_max, base.lease_max))
+            return SegmentMap.of(fd, size, writable=True, prefault=modes.prefault)
         finally:
             os.close(fd)
-        if lib.shmd_header_check(mapped.base, size, lib.SHMD_SEGMENT_CONTROL, base.header.boot_id, 0, 0) != 0:
-            text = last_error()
-            mapped.close()
-            raise LayoutMismatch(f"{name}: {text}. {remedy}", segment=name)
-        return mapped
 
     def complete(self) -> None:
         """Stores the authority's magic: from now on clients find this driver."""
