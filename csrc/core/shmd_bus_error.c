@@ -46,7 +46,7 @@ typedef struct chunk {
 static chunk_t first_chunk;
 static uint64_t page_bytes;
 static uint32_t handled_count;
-static struct sigaction previous; /* written before the handler is installed */
+static struct sigaction previous; /* written while the handler is not installed */
 
 static chunk_t *next_chunk(const chunk_t *chunk) { return (chunk_t *)(uintptr_t)shmd_load_acquire(&chunk->next); } /* G2 */
 
@@ -54,7 +54,8 @@ static chunk_t *next_chunk(const chunk_t *chunk) { return (chunk_t *)(uintptr_t)
 
 static void begin_change(entry_t *entry)
 {
-    shmd_store32_relaxed(&entry->version, shmd_load32_relaxed(&entry->version) + 1);
+    /* Odd already: in a child that was forked while a thread of its parent changed the entry. */
+    shmd_store32_relaxed(&entry->version, shmd_load32_relaxed(&entry->version) | 1);
     shmd_fence_release(); /* G1: before any field; pairs with the acquire fence in copy_entry */
 }
 
@@ -283,19 +284,31 @@ static int is_switched_off(void)
     return value != NULL && (strcmp(value, "off") == 0 || strcmp(value, "0") == 0);
 }
 
+/* Installed for the first time, or taken away since: faulthandler.disable() restores what was there before it. A later handler of
+ * somebody else stays: it may call this one, and this one must not call it. */
+static int is_due(const struct sigaction *current, int is_installed)
+{
+    int is_nobodys = (current->sa_flags & SA_SIGINFO) == 0 && (current->sa_handler == SIG_DFL || current->sa_handler == SIG_IGN);
+    return !is_installed || is_nobodys;
+}
+
 int shmd_guard_truncation(void)
 {
     static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
     static int is_installed;
-    struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    /* SA_NODEFER: a handler that is called from here, or interrupts this one, may touch a missing page, too. */
+    struct sigaction current, action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
     if (is_switched_off())
         return 0;
     (void)pthread_mutex_lock(&mutex);
-    if (!is_installed) {
+    (void)sigemptyset(&action.sa_mask);
+    int rc = sigaction(SIGBUS, NULL, &current);
+    if (rc == 0 && is_due(&current, is_installed)) {
         page_bytes = shmd_page_bytes();
-        (void)sigemptyset(&action.sa_mask);
-        is_installed = sigaction(SIGBUS, NULL, &previous) == 0 && sigaction(SIGBUS, &action, NULL) == 0;
+        previous = current;
+        rc = sigaction(SIGBUS, &action, NULL);
+        is_installed |= rc == 0;
     }
     (void)pthread_mutex_unlock(&mutex);
-    return is_installed ? 1 : shmd_fail_errno("installing the handler of SIGBUS");
+    return rc == 0 ? 1 : shmd_fail_errno("installing the handler of SIGBUS");
 }

@@ -291,12 +291,44 @@ static void chains(const struct sigaction *before)
 static void chains_to_a_plain_one(void) { chains(&(struct sigaction){.sa_handler = plain, .sa_mask = nothing}); }
 static void chains_to_a_detailed_one(void) { chains(&(struct sigaction){.sa_sigaction = detailed, .sa_flags = SA_SIGINFO, .sa_mask = nothing}); }
 
+#ifndef __SANITIZE_THREAD__ /* it blocks all signals in each handler */
+static volatile unsigned char *shared;
+
+static void reads_shared(int number)
+{
+    (void)number;
+    _exit(shared[2 * shmd_page_bytes()] == 0 ? 21 : 1); /* a fault within a fault */
+}
+
+static void chains_to_one_that_faults(void)
+{
+    char name[SHMD_SEGMENT_NAME_BYTES];
+    shared = map_truncated(0, 0, name);
+    chains(&(struct sigaction){.sa_handler = reads_shared, .sa_mask = nothing});
+}
+#endif
+
+static void guard_after_the_handler_was_taken_away(void)
+{
+    char name[SHMD_SEGMENT_NAME_BYTES];
+    CHECK_EQ(shmd_guard_truncation(), 1);
+    (void)signal(SIGBUS, SIG_DFL); /* as faulthandler.disable() does, when it was enabled before the guard */
+    CHECK_EQ(shmd_guard_truncation(), 1);
+    CHECK_EQ(map_truncated(0, 0, name)[2 * shmd_page_bytes()], 0);
+}
+
+static void test_a_handler_that_was_taken_away_is_installed_again(void) { survives(guard_after_the_handler_was_taken_away); }
+
 static void test_the_handler_that_was_there_before_gets_the_others(void)
 {
     int status = status_of(chains_to_a_plain_one);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 21);
     status = status_of(chains_to_a_detailed_one);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 22);
+#ifndef __SANITIZE_THREAD__ /* it blocks all signals in each handler */
+    status = status_of(chains_to_one_that_faults);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 21);
+#endif
 }
 
 static void is_switched_off(void)
@@ -591,6 +623,7 @@ int main(void)
     RUN(test_a_hole_in_a_full_mount_is_held_like_a_truncation);
     RUN(test_any_other_bus_error_ends_the_process_as_before);
     RUN(test_the_handler_that_was_there_before_gets_the_others);
+    RUN(test_a_handler_that_was_taken_away_is_installed_again);
     RUN(test_without_the_handler_a_truncation_kills);
     RUN(test_threads_may_fault_at_once_while_others_map_and_unmap);
     RUN(test_the_librarys_own_threads_survive_too);
