@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Holder"]
 
-_LOGGER = logging.getLogger("shmdriver")
-
 
 class Holder:
     """Of one queue. A thread of its own calls ``changed`` when its streams may have."""
@@ -82,7 +80,8 @@ class Holder:
             self._again = not isinstance(error, errors.HandleClosed)
             if str(error) != self._told and not self._client.closed:
                 self._told = str(error)
-                _LOGGER.warning("queue holder: %s", error)
+                # Asked for here and not when this module is imported: a fork waits for that with logging's lock held.
+                logging.getLogger("shmdriver").warning("queue holder: %s", error)
 
     def _holds_on(self) -> bool:
         """Whether its lease stands, perhaps anew, and perhaps with another driver."""
