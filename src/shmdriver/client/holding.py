@@ -80,7 +80,7 @@ class Holder:
             self._again = not isinstance(error, errors.HandleClosed)
             if str(error) != self._told and not self._client.closed:
                 self._told = str(error)
-                # Asked for here and not when this module is imported: a fork waits for that with logging's lock held.
+                # Not at import: a fork waits for late imports, and holds logging's lock meanwhile.
                 logging.getLogger("shmdriver").warning("queue holder: %s", error)
 
     def _holds_on(self) -> bool:
