@@ -5,6 +5,10 @@
  * B began, in whichever processes: A is committed before B's stamp is taken, so stamp(A) <= stamp(B). When B is seen and
  * stamp(B) <= T, A was committed before T, so a look after T sees A, and A goes out first. A message that is younger than T proves
  * nothing about streams that were looked at before it came: the reader looks once more, with a new T.
+ *
+ * One thread's publishes need another look. Its clock does not wait for its store buffer, so A may become visible after B was stamped
+ * and T was taken, right before B does. So the reader looks at all streams again when it has seen what it is about to hand out: whoever
+ * sees B sees all that the thread committed before (P2).
  */
 #include "shmd_internal.h"
 
@@ -39,31 +43,46 @@ static uint64_t count_until(shmd_consumer *c, uint64_t until, uint64_t most)
     return n;
 }
 
+typedef struct elders {
+    uint64_t first, second; /* stamps of the two oldest messages */
+    uint32_t index;         /* whose the oldest one is */
+} elders_t;
+
+static elders_t look_at_all(shmd_consumer **consumers, uint32_t n)
+{
+    elders_t found = {.first = UINT64_MAX, .second = UINT64_MAX};
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t stamp = next_stamp(consumers[i]);
+        if (stamp < found.first)
+            found = (elders_t){.first = stamp, .second = found.first, .index = i};
+        else
+            found.second = shmd_min(found.second, stamp);
+    }
+    return found;
+}
+
 int64_t shmd_guarded_oldest(shmd_consumer **consumers, uint32_t n, uint32_t most, const uint64_t *event_head, uint64_t events_seen)
 {
-    uint64_t now = 0, taken_at, first = UINT64_MAX, second = UINT64_MAX;
-    uint32_t index = 0;
-    for (int look = 0; look < LOOKS && (look == 0 || first > now); look++) {
+    uint64_t now = 0, taken_at;
+    elders_t found = {.first = UINT64_MAX};
+    for (int look = 0; look < LOOKS && (look == 0 || found.first > now); look++) {
         now = shmd_now_ns();
         shmd_store_relaxed(&taken_at, now); /* the fence waits for a store, and so for the time that it stores */
         shmd_fence_seq_cst();               /* before the looks: the argument above */
         if (event_head != NULL && shmd_load_acquire(event_head) != events_seen)
             return -2; /* after T: a stream whose producer came before is known to the caller */
-        first = second = UINT64_MAX;
-        for (uint32_t i = 0; i < n; i++) {
-            uint64_t stamp = next_stamp(consumers[i]);
-            if (stamp < first) {
-                second = first;
-                first = stamp;
-                index = i;
-            } else {
-                second = shmd_min(second, stamp);
-            }
-        }
-        if (first == UINT64_MAX)
+        found = look_at_all(consumers, n);
+        if (found.first == UINT64_MAX)
             return -1;
     }
-    return (int64_t)(count_until(consumers[index], shmd_min(now, second), most) << 32 | index);
+    uint64_t count = count_until(consumers[found.index], shmd_min(now, found.second), most);
+    if (n == 1)
+        return (int64_t)(count << 32 | found.index);
+    elders_t again = look_at_all(consumers, n); /* after the loads of all that was counted (P2) */
+    if (again.first == UINT64_MAX)
+        return -1;
+    count = again.index != found.index ? 1 : count_until(consumers[again.index], shmd_min(now, again.second), (uint32_t)count);
+    return (int64_t)(count << 32 | again.index);
 }
 
 uint64_t shmd_consumer_count(const shmd_consumer *c, uint64_t types)

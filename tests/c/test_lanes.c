@@ -136,6 +136,54 @@ static void test_a_consequence_is_read_after_its_cause(void)
         rig_stop(&rigs[i]);
 }
 
+static rig_t late_rigs[2];
+static shmd_producer *late[2];
+static const shmd_consumer *late_at; /* at the look at this one they come */
+
+/* A message that was stamped at `stamp` and is visible from now on: its commit stood in its core's store buffer meanwhile. */
+static void publish_late(uint32_t lane, uint64_t stamp)
+{
+    uint64_t seq = late[lane]->seq;
+    publish(late[lane], 0);
+    shmd_store_relaxed(&((shmd_slot_t *)(void *)(late_rigs[lane].ring + (seq & 63) * late_rigs[lane].geometry.slot_bytes))->timestamp_ns, stamp);
+}
+
+int __real_shmd_consumer_enter(shmd_consumer *c);
+int __wrap_shmd_consumer_enter(shmd_consumer *c)
+{
+    if (c != NULL && c == late_at) {
+        late_at = NULL;
+        publish_late(0, 100);
+        publish_late(1, 200);
+    }
+    return __real_shmd_consumer_enter(c);
+}
+
+/* One thread publishes to one lane, then to the other. The clock does not wait for its store buffer, so both may be older than
+ * the reader's look at the first lane, and come after it. */
+static void test_what_comes_between_two_looks_is_read_in_its_order(void)
+{
+    shmd_consumer *c[2];
+    for (uint32_t i = 0; i < 2; i++) {
+        rig_start(&late_rigs[i], 64, 64, 0, 0);
+        late[i] = rig_producer(&late_rigs[i]);
+        c[i] = rig_consumer(&late_rigs[i], 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, 0);
+    }
+    late_at = c[1];
+    CHECK_EQ(shmd_guarded_oldest(c, 2, 64, NULL, 0), (int64_t)1 << 32 | 0);
+    advance(c[0]);
+    CHECK_EQ(shmd_guarded_oldest(c, 2, 64, NULL, 0), (int64_t)1 << 32 | 1);
+    advance(c[1]);
+    publish_late(1, 50);
+    late_at = c[1]; /* now they come behind one that is the oldest: it goes out alone */
+    CHECK_EQ(shmd_guarded_oldest(c, 2, 64, NULL, 0), (int64_t)1 << 32 | 1);
+    for (uint32_t i = 0; i < 2; i++) {
+        rig_consumer_free(c[i]);
+        rig_producer_free(late[i]);
+        rig_stop(&late_rigs[i]);
+    }
+}
+
 static void test_unread_messages_are_counted_and_bounded(void)
 {
     rig_t rig;
@@ -162,6 +210,7 @@ int main(void)
 {
     RUN(test_the_oldest_message_comes_first_and_its_elders_are_counted);
     RUN(test_a_consequence_is_read_after_its_cause);
+    RUN(test_what_comes_between_two_looks_is_read_in_its_order);
     RUN(test_unread_messages_are_counted_and_bounded);
     return test_report();
 }
