@@ -5,6 +5,9 @@ to a thread that does not exist there. So a fork waits for the imports that this
 
     with LATE_IMPORT:
         from shmdriver.observe import Instance
+
+No module that is imported so takes, at its import, a lock that another package's hook holds over a fork: the
+fork may have that lock already, while it waits here. ``logging.getLogger`` takes one.
 """
 
 from __future__ import annotations

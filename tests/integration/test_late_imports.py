@@ -8,7 +8,7 @@ import sys
 import pytest
 
 SCRIPT = """
-import os, sys, threading
+import logging, os, sys, threading  # logging holds its own lock over a fork
 
 late, act = sys.argv[1:]
 

@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 
 import shmdriver
+from shmdriver.client.outlet import has_ended
+from shmdriver.client.reattach import left_behind
 from shmdriver.driver.config import Config
 from tests.integration.test_queue import start
 
@@ -390,6 +392,21 @@ DAEMONS = """
     begun.wait()
     print("done")
 """
+
+
+@pytest.mark.fault(52, how="the client is closed between two steps of the holder's thread")
+def test_ends_that_another_thread_has_just_closed_say_so(client):
+    queue = client.queue("q")
+    queue.put(1)
+    assert queue.get(timeout=PATIENCE_S) == 1
+    lease, lane, inlet = queue._holder.lease, queue._outlet._array[0], queue._inlet
+    client.close()
+    assert has_ended(lease)
+    with pytest.raises(shmdriver.HandleClosed):
+        lane.forward(inlet)
+    lane.note_end(shmdriver.LeaseRevoked("revoked"))
+    assert not lane.drains()
+    assert left_behind(lane.consumer, 0) == 0
 
 
 @pytest.mark.fault(52, how="daemon threads in every kind of wait when the interpreter exits")

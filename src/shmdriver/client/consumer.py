@@ -295,7 +295,7 @@ class Consumer(EventLoopReading, StreamHandle):
     def _leave(self) -> None:
         """Detaches, and stays as a handle without a lease; what was handed out is protected no more."""
         self._expose()
-        lib.shmd_guarded_consumer_close(self._handle)
+        lib.shmd_guarded_consumer_close(self._last_handle)
 
     def _own_lost_ranges(self) -> list[LostRange]:
         limit = int(lib.SHMD_LOST_RANGES)

@@ -363,13 +363,14 @@ class Inlet:
         self._slots = producer.slots
         self._several: deque[_Several] = deque()
         self._tells = False
-        code = lib.shmd_producer_keep(producer._handle, min(self._bound or self._slots - 1, self._slots - 1))
+        most = min(self._bound or self._slots - 1, self._slots - 1)
+        code = lib.shmd_producer_keep(producer._open_handle, most)
         if code != 0:
             raise_for(code, stream=producer.stream)
         self._note_look()
         self.max_part = min(producer.max_message, self._max_bytes // 4)
         wired = Deadline(WIRED_S)
-        while lib.shmd_guarded_wait_room(producer._handle, 1, min(wired.slice_ns(), 5_000_000)) != 0:
+        while lib.shmd_guarded_wait_room(producer._open_handle, 1, min(wired.slice_ns(), 5_000_000)) != 0:
             if wired.slice_ns() == 0:
                 break  # nobody reads this queue or holds it: there is no room
 

@@ -89,7 +89,7 @@ class _Lane:
         self.consumer._run_limit = 1
         self.fetch = self.consumer._fetch
         resume = lib.shmd_consumer_resume
-        resume(self.consumer._handle)
+        resume(self.consumer._open_handle)
         # The outlet attaches it anew, after it has made sure that this process is the getter yet.
         self._comeback, self.consumer._comeback = self.consumer._comeback, None
         if self._comeback is not None:
@@ -109,7 +109,7 @@ class _Lane:
 
     def forward(self, inlet: Inlet) -> bool:
         """Puts the next message by another lane, as it is. False: there was none, or no room for it."""
-        lib.shmd_consumer_resume(self.consumer._handle)  # behind what a getter has had by now
+        lib.shmd_consumer_resume(self.consumer._open_handle)  # behind what a getter has had by now
         if not inlet.has_room(inlet.max_part):
             return False
         try:
@@ -234,7 +234,7 @@ class _Lane:
         """Whether its lease has ended, and it reads on in an epoch that nobody else can read any more."""
         if self.error is not None or not isinstance(self._ended, errors.LeaseRevoked):
             return False
-        if lib.shmd_guarded_drain(self.consumer._handle) != 1:
+        if lib.shmd_guarded_drain(self.consumer._last_handle) != 1:
             return False
         self._ended = None
         self._base_epoch = _NO_LATER  # those are others' to read
@@ -619,8 +619,8 @@ def come_back(handle: Producer) -> bool:
 
 
 def has_ended(handle: Producer) -> bool:
-    """Whether its lease has."""
-    return lib.shmd_guarded_wait_room(handle._handle, 1, 0) in (_REVOKED, _CLOSED)
+    """Whether its lease has; so it has when another thread has closed it."""
+    return lib.shmd_guarded_wait_room(handle._last_handle, 1, 0) in (_REVOKED, _CLOSED)
 
 
 def _is_alone_on_a_sealed_epoch(consumer: Consumer) -> bool:

@@ -322,7 +322,7 @@ class Producer(ProducerCore, StreamHandle):
     def _let_go(self, *, aborted: bool) -> None:
         """Ends the native handle; memory that a claim's view still refers to stays mapped."""
         self._let_go_of_memory()
-        code = lib.shmd_guarded_producer_close(self._handle, aborted)
+        code = lib.shmd_guarded_producer_close(self._last_handle, aborted)
         if code == lib.SHMD_E_CONCURRENT:
             raise_for(code, stream=self.stream)
 

@@ -211,7 +211,7 @@ class ConsumerComeback(_Comeback):
         info = consumer._info()
         is_same = (consumer._link.boot_id, int(info.stream_id)) == (left.boot_id, left.stream_id)
         if is_same and int(info.epoch) == left.epoch:
-            lib.shmd_consumer_begin_at(consumer._handle, left.epoch, left.seq)
+            lib.shmd_consumer_begin_at(found[0], left.epoch, left.seq)
             info = consumer._info()
         consumer._watch_again()
         lost = 0 if consumer.delivery == "latest" else self._count(consumer, left, info, is_same=is_same)
@@ -226,7 +226,7 @@ class ConsumerComeback(_Comeback):
     def _leave(self, consumer: Consumer, reason: int) -> _Left:
         info = consumer._info()
         epoch = int(info.epoch) or self._base_epoch
-        end_seq = int(lib.shmd_consumer_end_seq(consumer._handle))
+        end_seq = int(lib.shmd_consumer_end_seq(consumer._last_handle))
         unseen = _epochs_after(consumer, epoch)
         boot_id, stream_id = consumer._link.boot_id, int(info.stream_id)
         left = _Left(reason, boot_id, stream_id, epoch, int(info.position), end_seq, unseen)
@@ -281,7 +281,7 @@ def left_behind(consumer: Consumer, base_epoch: int) -> int | None:
     Epochs up to ``base_epoch``, but for the one that it reads, do not count.
     """
     info = consumer._info()
-    rest = max(0, int(lib.shmd_consumer_end_seq(consumer._handle)) - int(info.position))
+    rest = max(0, int(lib.shmd_consumer_end_seq(consumer._last_handle)) - int(info.position))
     unseen = _epochs_after(consumer, max(int(info.epoch), base_epoch)).values()
     return None if None in unseen else rest + sum(count or 0 for count in unseen)
 
