@@ -52,7 +52,7 @@ static void walk_authority(const shmd_authority_t *a)
         (void)strlen(event.text);
         (void)strlen(event.stream);
     }
-    shmd_client client = {.authority = a};
+    shmd_client client = {.authority = a, .tables = *a}; /* a connection copies the checked header */
     shmd_epoch_record_t record;
     uint32_t index = 0, reason = 0;
     for (uint32_t epoch = 0; epoch < 4; epoch++) {
