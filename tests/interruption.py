@@ -1,11 +1,12 @@
 """Raises an exception at the n-th step of what the main thread does inside this package.
 
-A step is a line of a shmdriver file, or the return of a C function to a frame of one (or to a frame of the
+A step is a line of a shmdriver file, or the return of a call to a frame of one (or to a frame of the
 caller's own file). That is where a signal handler may raise, and some places more.
 """
 
 from __future__ import annotations
 
+import dis
 import gc
 import os
 import random
@@ -14,17 +15,31 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import shmdriver
 
 PACKAGE = str(Path(shmdriver.__file__).parent) + os.sep
 
+# The instructions that call, also by way of C (`with` and `for` call methods).
+CALLS = frozenset({"CALL", "CALL_KW", "CALL_FUNCTION_EX", "BEFORE_WITH", "FOR_ITER"})
+
 
 class Interruption(BaseException):
     """What is raised, once."""
+
+NEVER = 0  # no step has that number
+
+
+@cache
+def returns(code: CodeType) -> frozenset[int]:
+    """The offsets of the instructions to which calls return."""
+    follows = pairwise(dis.get_instructions(code))
+    return frozenset(after.offset for call, after in follows if call.opname in CALLS)
 
 
 class Steps:
@@ -48,17 +63,17 @@ class Steps:
         return file.startswith(PACKAGE) and not file.startswith(self._skipped)
 
     def trace(self, frame: FrameType, event: str, _argument: Any) -> Any:
-        if not self._is_ours(frame.f_code.co_filename):
+        file = frame.f_code.co_filename
+        is_ours = self._is_ours(file)
+        if not is_ours and file != self._own_file:
             return None
-        if event == "line":
+        if event == "call":
+            frame.f_trace_opcodes = True
+        elif event == "line" and is_ours:
             self._step(frame, "line")
+        elif event == "opcode" and frame.f_lasti in returns(frame.f_code):
+            self._step(frame, "return of a call")
         return self.trace
-
-    def profile(self, frame: FrameType, event: str, argument: Any) -> None:
-        if event == "c_return":
-            file = frame.f_code.co_filename
-            if file == self._own_file or self._is_ours(file):
-                self._step(frame, f"return of {getattr(argument, '__name__', argument)}")
 
 
 @contextmanager
@@ -73,18 +88,16 @@ def _nothing_printed() -> Iterator[None]:
 
 
 def run_until(act: Callable[[], object], at: int, skipped: tuple[str, ...] = ()) -> Steps:
-    """Runs ``act``, with an Interruption at step ``at`` (0: never); then all that it made is collected."""
+    """Runs ``act``, with an Interruption at step ``at`` (or NEVER); then all that it made is collected."""
     steps = Steps(act.__code__.co_filename, at, skipped)
     with _nothing_printed():
         try:
-            sys.setprofile(steps.profile)
             sys.settrace(steps.trace)
             act()
         except Interruption:
             pass
         finally:
             sys.settrace(None)
-            sys.setprofile(None)
         gc.collect()
     return steps
 
