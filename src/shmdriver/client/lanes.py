@@ -29,7 +29,6 @@ from shmdriver.client.reattach import ATTACH_S, OrphanLook, removed_error
 if TYPE_CHECKING:
     from shmdriver.client.client import Client
     from shmdriver.client.link import Link
-    from shmdriver.client.message import Message
     from shmdriver.client.producer import Producer
 
 __all__ = ["Inlet", "lane_name", "lanes_of", "loss", "stream_name"]
@@ -228,7 +227,7 @@ class Inlet:
         told = LOST_COUNT.pack(NOT_KNOWN if count is None else count)
         return self.producer.try_publish(told, LOST) == 1
 
-    def forward(self, message: Message, kind: int) -> bool:
+    def forward(self, message: bytes, kind: int) -> bool:
         """Puts a message of another lane, if there is room."""
         return self.producer.try_publish(message, kind) == 1
 

@@ -81,7 +81,7 @@ class _News:
 class _Lane:
     """One lane as it is read: its consumer, and the object of which some parts have come."""
 
-    __slots__ = ("_base_epoch", "_comeback", "_ended", "_news", "_queue", "_retry_ns", "consumer",
+    __slots__ = ("_base_epoch", "_comeback", "_ended", "_news", "_queue", "_retry_ns", "_spoilt", "consumer",
                  "done", "encoding", "error", "fetch", "parts", "waits_in")  # fmt: skip
 
     def __init__(self, client: Client, queue: str, number: int, news: _News) -> None:
@@ -99,6 +99,7 @@ class _Lane:
         self._news = news
         self._ended: Exception | None = None  # until it is mended
         self._retry_ns = 0
+        self._spoilt = 0  # 1: its lease ended while the last message was copied
         self.error: Exception | None = None  # it has ended for good
         self.parts: bytearray | None = None
         self.done = 0
@@ -120,8 +121,11 @@ class _Lane:
         if message is None:
             return False
         try:
+            copy = bytes(message)
+            if self._is_spoilt(message):
+                return False
             self._note_waiting(message.type)
-            return message.type == WAITING or inlet.forward(message, message.type & ~MORE_WAITS)
+            return message.type == WAITING or inlet.forward(copy, message.type & ~MORE_WAITS)
         finally:
             del message
             self.consumer.release()
@@ -129,8 +133,26 @@ class _Lane:
     def payload_of(self, message: Message) -> Any:
         """A copy of what is complete with this message, for pickling.decode(); a bytearray: with buffers.
 
-        NOTHING: it was a part, or no object. Its place is to be released then.
+        NOTHING: it was a part, or no object, or its lease has ended. Its place is to be released then.
         """
+        found = self._copy_of(message)
+        if not self._is_spoilt(message):
+            return found
+        self.parts = None
+        return NOTHING
+
+    def _is_spoilt(self, message: Message) -> bool:
+        """Asked after the last byte was copied: whether it may have been overwritten before (C1)."""
+        is_drained = self._base_epoch == _NO_LATER  # nobody writes there
+        if is_drained or message.valid():
+            return False
+        self._spoilt = 1
+        self.look()
+        if self._ended is None:
+            self.note_end(self.consumer._failure(_REVOKED))
+        return True
+
+    def _copy_of(self, message: Message) -> Any:
         kind = message.type & ~MORE_WAITS
         self._note_waiting(message.type)
         if kind == PLAIN:
@@ -205,7 +227,8 @@ class _Lane:
         if self.is_away and now_ns < self._retry_ns:
             return
         self._retry_ns = now_ns + TRY_AGAIN_NS
-        comeback.come_back(self.consumer, getattr(ended, "reason", 0), 0)
+        comeback.come_back(self.consumer, getattr(ended, "reason", 0), 0, self._spoilt)
+        self._spoilt = 0
         if self.is_away:
             return
         self._ended = None
@@ -238,6 +261,9 @@ class _Lane:
             return False
         self._ended = None
         self._base_epoch = _NO_LATER  # those are others' to read
+        if self._spoilt:
+            self._tell(self._spoilt, errors.Reason.describe(errors.Reason.REVOKED))
+            self._spoilt = 0
         return True
 
     def note_end(self, error: Exception) -> None:
@@ -252,6 +278,7 @@ class _Lane:
         self.error = error
         self._ended = None
         lost = left_behind(self.consumer, self._base_epoch)
+        lost = None if lost is None else lost + self._spoilt
         if lost != 0:
             reason = getattr(error, "reason", 0)
             self._tell(lost, errors.Reason.describe(reason) if reason else str(error))

@@ -198,11 +198,15 @@ class ConsumerComeback(_Comeback):
         """After an attach: epochs up to this one are none of its business, if it never sees one."""
         self._base_epoch = epoch_before(consumer)
 
-    def come_back(self, consumer: Consumer, reason: int, wait_ns: int) -> None:
-        """One try to attach ``consumer`` anew; afterwards it has another native handle, or waits still."""
+    def come_back(self, consumer: Consumer, reason: int, wait_ns: int, spoilt: int = 0) -> None:
+        """One try to attach ``consumer`` anew; afterwards it has another native handle, or waits still.
+
+        ``spoilt``: how many of the last messages were overwritten before they were used.
+        """
         left = self.left
         if left is None:
-            left = self.left = self._leave(consumer, reason)
+            left = self._leave(consumer, reason)
+            left = self.left = left._replace(seq=left.seq - spoilt)
         found = self.attach(wait_ns)
         if found is None:
             try_later(consumer)
