@@ -10,6 +10,7 @@ import asyncio
 import gc
 import os
 import pickle
+import queue as standard
 import secrets
 import selectors
 import signal
@@ -313,6 +314,40 @@ def attaches_again(stage: Stage) -> None:
         assert producer.reattachments
 
 
+def puts_and_gets(stage: Stage) -> None:
+    queue = stage.client.queue("own")
+    queue.put(b"x")
+    queue.put_nowait(stage.records)
+    assert queue.qsize() >= 1
+    queue.get(timeout=PATIENCE_S)
+    queue.get_nowait()
+    assert queue.empty()
+    queue.close()
+
+
+def fills_a_queue(stage: Stage) -> None:
+    queue = stage.client.queue("own", 1)
+    queue.put(b"x")
+    try:
+        queue.put(b"y", timeout=0.001)
+    except standard.Full:
+        pass
+    assert queue.full()
+    queue.get()
+    try:
+        queue.get(timeout=0.001)
+    except standard.Empty:
+        pass
+
+
+def pickles_a_queue(stage: Stage) -> None:
+    held = stage.client.queue("own")
+    queue = pickle.loads(pickle.dumps(held))
+    queue.put(b"x")
+    held.get(timeout=PATIENCE_S)
+    queue.close()
+
+
 SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (
@@ -321,6 +356,7 @@ SCENES: dict[str, Callable[[Stage], None]] = {
         attaches_for_records, publishes, publishes_too_much, meets_back_pressure, claims, claims_without_room,
         drops_a_claim, claims_an_array, publishes_arrays, publishes_records, reads, reads_batches, waits,
         selects, reads_in_a_loop, listens, looks_around, embeds, attaches_again,
+        puts_and_gets, fills_a_queue, pickles_a_queue,
     )
 }  # fmt: skip
 

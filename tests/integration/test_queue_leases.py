@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 import shmdriver
+from shmdriver.client.attach import acquire
 from shmdriver.client.outlet import _Lane
+from tests.chaos.stage import wait_until
 from tests.integration.test_client_reconnect import (
     PATIENCE_S,
     Instance,
@@ -105,3 +107,14 @@ def test_a_getter_that_was_revoked_says_which_objects_it_does_not_hand_out(insta
             assert told.value.lost == 2
             with pytest.raises(shmdriver.LeaseRevoked):
                 queue.get(timeout=PATIENCE_S)
+
+
+@pytest.mark.fault(46, how="a handle is closed by another thread while it is attached anew")
+@pytest.mark.parametrize("role", ["consumer", "producer"])
+def test_a_handle_that_is_closed_while_it_is_attached_anew_stays_closed(instance, client, role):
+    handle: Any = client.consumer("s") if role == "consumer" else client.producer("s")
+    revoke(instance, lease_of(handle))
+    with before(acquire.__code__, handle.close), pytest.raises(shmdriver.HandleClosed):
+        handle._comeback.come_back(handle, 0, 0)
+    assert handle.closed
+    wait_until(lambda: not client.leases(), "the lease that was made in vain to end", PATIENCE_S)

@@ -44,11 +44,11 @@ class DriverEvent:
 
 
 def listen(
-    link: Link, callback: Callable[[DriverEvent], object], idle: Callable[[], object] | None = None
+    link: Link, callback: Callable[[DriverEvent], object], idle: Callable[[], bool] | None = None
 ) -> Callable[[], None]:
     """Calls ``callback`` for every event from now on, from a daemon thread. Returns what ends it.
 
-    ``idle`` is called about 20 times a second.
+    ``idle`` is called about 20 times a second, and ends it when it returns True.
     """
     stopping = threading.Event()
     cursor = ffi.new("uint64_t *", link.event_head())
@@ -75,7 +75,7 @@ def listen(
 def _run(
     link: Link,
     callback: Callable[[DriverEvent], object],
-    idle: Callable[[], object] | None,
+    idle: Callable[[], bool] | None,
     cursor: object,
     stopping: threading.Event,
 ) -> None:
@@ -90,8 +90,8 @@ def _run(
             missed = int(lost[0]) - seen_lost
             seen_lost = int(lost[0])
             callback(_copy(event, missed))
-        if idle is not None and not stopping.is_set():
-            idle()
+        if idle is not None and not stopping.is_set() and idle():
+            return
         lib.shmd_futex_wait(word, seen, FOREVER_SLICE_NS)
 
 

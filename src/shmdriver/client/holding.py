@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import weakref
 from typing import TYPE_CHECKING
 
 from shmdriver import errors
@@ -18,27 +18,25 @@ if TYPE_CHECKING:
     from shmdriver.client.client import Client
     from shmdriver.client.link import Link
     from shmdriver.client.producer import Producer
+    from shmdriver.client.queue import Queue
 
 __all__ = ["Holder"]
 
 
 class Holder:
-    """Of one queue. A thread of its own calls ``changed`` when its streams may have."""
+    """Of one queue, as long as that lives. A thread has it look when its streams may have changed."""
 
-    __slots__ = ("_again", "_changed", "_client", "_link", "_look", "_prefix", "_stop", "_told", "lease")
+    __slots__ = ("_again", "_client", "_link", "_look", "_prefix", "_queue", "_stop", "_told", "lease")
 
-    def __init__(self, client: Client, queue: str, changed: Callable[[], bool]) -> None:
-        """``changed`` returns whether it is to be called again soon.
-
-        Raises AttachRejected (PRODUCER_EXISTS: another process holds it), DriverUnavailable.
-        """
+    def __init__(self, client: Client, queue: Queue) -> None:
+        """Raises AttachRejected (PRODUCER_EXISTS: another process holds it), DriverUnavailable."""
         self._client = client
-        self._changed = changed
+        self._queue = weakref.ref(queue)
         self._again = False
         self._told = ""
-        self._prefix = stream_name(queue, "")
+        self._prefix = stream_name(queue.name, "")
         self._look = OrphanLook(client)
-        self.lease: Producer = client.producer(stream_name(queue, "keep"), slots=2)
+        self.lease: Producer = client.producer(stream_name(queue.name, "keep"), slots=2)
         self._link: Link = self.lease._link
         self._stop = listen(self._link, self._heard, self._idle)
 
@@ -64,20 +62,29 @@ class Holder:
         if event.stream.startswith(self._prefix) or event.missed:
             self._turn()
 
-    def _idle(self) -> None:
-        """Now and then: a driver that was removed says nothing, and one that is waited for neither."""
+    def _idle(self) -> bool:
+        """Now and then: a driver that was removed says nothing, and one that is waited for neither.
+
+        Whether it is over.
+        """
         comeback = self.lease._comeback
+        if self._queue() is None:
+            self.abandon()  # its finaliser may have been interrupted
         if self.lease.closed:
-            self._stop()
-        elif self._again or self._look.is_due or (comeback is not None and comeback.left is not None):
+            return True
+        if self._again or self._look.is_due or (comeback is not None and comeback.left is not None):
             self._turn()
+        return False
 
     def _turn(self) -> None:
         try:
-            self._again = self._holds_on() and self._changed()
+            queue = self._queue()
+            self._again = queue is not None and self._holds_on() and queue._look_for_a_getter()
+        except errors.HandleClosed:
+            self._again = False
         except errors.ShmDriverError as error:
             # A refusal, or a driver that goes. The next turn tries again; putters that wait say so.
-            self._again = not isinstance(error, errors.HandleClosed)
+            self._again = True
             if str(error) != self._told and not self._client.closed:
                 self._told = str(error)
                 # Not at import: a fork waits for late imports, and holds logging's lock meanwhile.

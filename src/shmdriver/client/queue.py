@@ -21,7 +21,6 @@ import queue as standard
 import threading
 import time
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -436,14 +435,8 @@ class Queue:
 
     def _hold(self) -> None:
         """Holds what is put until somebody gets, if nobody holds it already."""
-        reference = weakref.ref(self)
-
-        def changed() -> bool:
-            queue = reference()
-            return queue is not None and queue._look_for_a_getter()
-
         try:
-            self._holder = Holder(self._client, self.name, changed)
+            self._holder = Holder(self._client, self)
         except errors.AttachRejected as error:
             if error.reason != errors.Reason.PRODUCER_EXISTS:
                 raise

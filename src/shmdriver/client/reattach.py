@@ -211,7 +211,9 @@ class ConsumerComeback(_Comeback):
         if found is None:
             try_later(consumer)
             return
-        consumer._handle, consumer._link = found
+        if consumer._handle is None:
+            consumer._check_open()
+        consumer._handle, consumer._link = found  # no call in between: what is closed stays so
         info = consumer._info()
         is_same = (consumer._link.boot_id, int(info.stream_id)) == (left.boot_id, left.stream_id)
         if is_same and int(info.epoch) == left.epoch:
@@ -325,7 +327,9 @@ class ProducerComeback(_Comeback):
         found = self.attach(wait_ns)
         if found is None:
             return
-        producer._handle, producer._link = found
+        if producer._handle is None:
+            producer._check_open()
+        producer._handle, producer._link = found  # as there
         self.left = None
         info = producer._info()
         lost = None if left.end_seq == UNKNOWN_SEQ else max(0, left.seq - left.end_seq)
