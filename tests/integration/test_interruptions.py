@@ -40,6 +40,7 @@ class Stage:
     """A driver in a process of its own, a client with long-lived handles, and what there is besides them."""
 
     def __init__(self, instance: str) -> None:
+        gc.collect()  # what earlier tests left: a client in a cycle keeps its descriptor until then
         self.instance = instance
         self._driver = subprocess.Popen(
             [sys.executable, "-m", "shmdriver", "run", "--instance", instance], stderr=subprocess.DEVNULL
@@ -77,13 +78,22 @@ class Stage:
     def check(self, where: str) -> None:
         """What an interrupted scene has left goes, and what was there before is usable."""
         try:
-            wait_until(lambda: self.state() == self.before, "what was interrupted to go", PATIENCE_S)
+            wait_until(self._is_as_before, "what was interrupted to go", PATIENCE_S)
         except AssertionError:
             assert self.state() == self.before, where
         try:
             self.probe()
         except BaseException as error:
             raise AssertionError(f"after an interruption at {where}: {error!r}") from error
+
+    def _is_as_before(self) -> bool:
+        """Whether nothing has come. What an earlier test dropped may still go."""
+        now = self.state()
+        counts = ("descriptors", "threads", "segments")
+        if any(now[kind] > self.before[kind] for kind in counts):
+            return False
+        self.before |= {kind: now[kind] for kind in counts}
+        return now == self.before
 
     def probe(self) -> None:
         """One message and one record go through the handles that were there before."""
@@ -360,6 +370,9 @@ SCENES: dict[str, Callable[[Stage], None]] = {
     )
 }  # fmt: skip
 
+# Scenes of many steps, or slow ones. Each run begins at a random step.
+STRIDES = {"looks_around": 2, "embeds": 4}
+
 
 @pytest.fixture
 def stage(instance_name: str) -> Iterator[Stage]:
@@ -430,7 +443,7 @@ def test_thousands_of_signal_handlers_that_raise_leave_nothing(stage: Stage, fau
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.fault(49, how="an exception at some of the lines and C returns of each public call")
+@pytest.mark.fault(49, how="an exception at some of the lines and returns of each public call")
 def test_an_exception_anywhere_leaves_nothing_without_an_owner(stage: Stage, fault_cycles) -> None:
     injected = sum(interrupt(stage, scene, stride=61) for scene in SCENES.values())
     assert injected > len(SCENES)
@@ -439,14 +452,14 @@ def test_an_exception_anywhere_leaves_nothing_without_an_owner(stage: Stage, fau
 
 @pytest.mark.stress
 @pytest.mark.timeout(7200)
-@pytest.mark.fault(49, how="an exception at each line and C return of each public call")
+@pytest.mark.fault(49, how="ten thousand exceptions at the lines and returns of each public call")
 def test_ten_thousand_exceptions_leave_nothing_without_an_owner(stage: Stage, fault_cycles) -> None:
     counts: dict[str, int] = dict.fromkeys(SCENES, 0)
     while sum(counts.values()) < 10_000:
         for name, scene in SCENES.items():
-            counts[name] += interrupt(stage, scene, stride=1)
+            counts[name] += interrupt(stage, scene, STRIDES.get(name, 1))
     for name, count in counts.items():
         print(f"  {count:6} exceptions in {name}")
-    assert stage.state() == stage.before
+    stage.check("the end")
     print(f"  {sum(counts.values()):6} in all, each followed by: 0 {', 0 '.join(stage.before)}; all usable")
     fault_cycles(sum(counts.values()))
