@@ -60,6 +60,11 @@ def make_garbage(client: shmdriver.Client, first: int, last: int) -> None:
         in_a_cycle(reader, writer, reader.read_batch())
         in_a_cycle(claimer, claimer.claim(8))
         in_a_cycle(watched)
+    queue = client.queue(f"q{first}")
+    queue.put(bytes(4000))
+    queue.get(timeout=60)
+    queue.put(np.zeros(4000))  # nobody has got it
+    in_a_cycle(queue, client.queue(f"r{first}"))
 
 
 def collected_in(kind: str, instance: str, driver: int) -> int:
