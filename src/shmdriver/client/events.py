@@ -52,8 +52,9 @@ def listen(
     """
     stopping = threading.Event()
     cursor = ffi.new("uint64_t *", link.event_head())
+    hooks = [(callback, idle)]
     thread = threading.Thread(
-        target=_run, args=(link, callback, idle, cursor, stopping), name="shmdriver-events", daemon=True
+        target=_run, args=(link, hooks, cursor, stopping), name="shmdriver-events", daemon=True
     )
 
     def stop() -> None:
@@ -68,17 +69,21 @@ def listen(
             stop()  # closed meanwhile, by a thread that may not have seen this listener
     except BaseException:
         stopping.set()
+        hooks.clear()  # the link keeps a thread that may have begun or not
         raise
     return stop
 
 
 def _run(
     link: Link,
-    callback: Callable[[DriverEvent], object],
-    idle: Callable[[], bool] | None,
+    hooks: list[tuple[Callable[[DriverEvent], object], Callable[[], bool] | None]],
     cursor: object,
     stopping: threading.Event,
 ) -> None:
+    found = hooks[:]
+    if not found:
+        return  # who listens was interrupted
+    callback, idle = found[0]
     authority = link.authority
     event = ffi.new("shmd_event_t *")
     lost = ffi.new("uint64_t *")
