@@ -32,6 +32,7 @@ CALLS = frozenset({"CALL", "CALL_KW", "CALL_FUNCTION_EX", "BEFORE_WITH", "FOR_IT
 class Interruption(BaseException):
     """What is raised, once."""
 
+
 NEVER = 0  # no step has that number
 
 
@@ -40,6 +41,15 @@ def returns(code: CodeType) -> frozenset[int]:
     """The offsets of the instructions to which calls return."""
     follows = pairwise(dis.get_instructions(code))
     return frozenset(after.offset for call, after in follows if call.opname in CALLS)
+
+
+@cache
+def exits(code: CodeType) -> frozenset[int]:
+    """Where the end of a `with` block calls ``__exit__(None, None, None)``: no handler runs just before it."""
+    loads = [(i.offset, i.opname == "LOAD_CONST" and i.argval is None) for i in dis.get_instructions(code)]
+    return frozenset(
+        a[0] for a, b, c in zip(loads, loads[1:], loads[2:], strict=False) if a[1] and b[1] and c[1]
+    )
 
 
 class Steps:
@@ -69,7 +79,7 @@ class Steps:
             return None
         if event == "call":
             frame.f_trace_opcodes = True
-        elif event == "line" and is_ours:
+        elif event == "line" and is_ours and frame.f_lasti not in exits(frame.f_code):
             self._step(frame, "line")
         elif event == "opcode" and frame.f_lasti in returns(frame.f_code):
             self._step(frame, "return of a call")
