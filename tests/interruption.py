@@ -45,7 +45,7 @@ def returns(code: CodeType) -> frozenset[int]:
 
 @cache
 def exits(code: CodeType) -> frozenset[int]:
-    """Where the end of a `with` block calls ``__exit__(None, None, None)``: no handler runs just before it."""
+    """Where the end of a `with` block calls ``__exit__``: no handler runs just before it."""
     loads = [(i.offset, i.opname == "LOAD_CONST" and i.argval is None) for i in dis.get_instructions(code)]
     return frozenset(
         a[0] for a, b, c in zip(loads, loads[1:], loads[2:], strict=False) if a[1] and b[1] and c[1]
