@@ -19,6 +19,7 @@ import pytest
 
 import shmdriver
 from shmdriver.driver.segments import collect as collect_segments
+from tests.chaos.stage import wait_until
 from tests.integration.test_queue import start
 
 PATIENCE_S = 60
@@ -247,7 +248,8 @@ def test_each_getter_goes_on_where_the_last_one_stopped(client, how, maxsize):
         assert answers.get(timeout=PATIENCE_S) == list(range(expected, expected + count))
         getter.join()
         expected += count
-    assert queue.qsize() == put - expected
+    # What a killed getter has not told counts until its death is proved.
+    wait_until(lambda: queue.qsize() == put - expected, "a count without the killed getter")
     assert [queue.get(timeout=PATIENCE_S) for _ in range(put - expected)] == list(range(expected, put))
     queue.put("goes on", timeout=PATIENCE_S)
     assert queue.get(timeout=PATIENCE_S) == "goes on"
