@@ -463,13 +463,21 @@ with shmdriver.connect(driver.instance, timeout=60) as client:
     filler = os.open("/dev/shm/filler", os.O_RDWR | os.O_CREAT)
     control = os.open(path, os.O_RDWR)
     size = os.fstat(control).st_size
-    assert ctypes.CDLL(None).fallocate(control, 3, ctypes.c_long(0), ctypes.c_long(size)) == 0
-    try:
-        while True:
-            os.write(filler, bytes(4096))
-    except OSError:
-        pass
     pause = threading.Event()
+
+    def fill():
+        try:
+            while True:
+                os.write(filler, bytes(4096))
+        except OSError:
+            pass
+
+    def damage():
+        # The mount is full before the hole: else the driver may have mended it before there is no memory.
+        fill()
+        assert ctypes.CDLL(None).fallocate(control, 3, ctypes.c_long(0), ctypes.c_long(size)) == 0
+        fill()
+        pause.wait(0.2)
 
     def view(look):
         with Instance(driver.instance) as instance:
@@ -479,7 +487,8 @@ with shmdriver.connect(driver.instance, timeout=60) as client:
         while not view(look):
             pause.wait(0.01)
 
-    wait(lambda instance: "truncated_control" in instance.driver().degraded)
+    while not view(lambda instance: "truncated_control" in instance.driver().degraded):
+        damage()
     ticks = view(lambda instance: instance.counters()["ticks"])
     wait(lambda instance: instance.counters()["ticks"] > ticks + 100)  # five times a lease's timeout
     assert view(lambda instance: instance.counters()["leases_expired"]) == 0
