@@ -548,7 +548,7 @@ typedef struct shmd_client_watch {  /* the driver's memory of one client's heart
     uint64_t seen_ns;
 } shmd_client_watch_t;
 
-/* What identifies a process, and the namespaces in which its numbers are valid. 0 in any of them: not known. */
+/* The numbers that identify a process, and the namespaces in which they are valid. A field of 0 is not known. */
 typedef struct shmd_process {
     int64_t pid;
     uint64_t start_time;            /* clock ticks since boot, as /proc/PID/stat says in that time namespace */
@@ -556,7 +556,7 @@ typedef struct shmd_process {
     uint64_t time_namespace;        /* inode; 1: this kernel has none */
 } shmd_process_t;
 
-/* What is known of a process, and from what. A look that fails is UNKNOWN, never DEAD; whoever would free something treats
+/* The verdict on a process. A check that fails is UNKNOWN, never DEAD; whoever would free something treats
  * UNKNOWN as ALIVE. */
 enum { SHMD_PROCESS_UNKNOWN = 0, SHMD_PROCESS_ALIVE = 1, SHMD_PROCESS_DEAD = 2 };
 enum {

@@ -50,7 +50,7 @@ static void took(shmd_consumer *c, uint64_t n)
         shmd_store_release(&c->gate->delivered, c->position);
 }
 
-/* What stays in place is the caller's from here on, whose next hold is told with its next fetch: the gate may move before that. */
+/* The caller holds messages in place from here on, and tells its hold with its next fetch. The gate could move earlier, so the hold is lowered now. */
 static void took_in_place(shmd_consumer *c, uint64_t n)
 {
     c->hold_seq = shmd_min(c->hold_seq, c->position);

@@ -9,7 +9,7 @@
 /* Bits of an epoch's `damaged` word: which of its segments. */
 enum { SHMD_DAMAGED_DATA = 1, SHMD_DAMAGED_GATES = 2 };
 
-/* Who is told of damage, beside the table: private memory that stays allocated until the mapping is forgotten. */
+/* A handle that is told of damage to its mapping. Private memory; it stays allocated until the mapping is forgotten. */
 typedef struct shmd_damage {
     uint32_t damaged;       /* bits: of which mappings */
     uint32_t inside;        /* how many handlers are about to store to *word (G4) */

@@ -82,7 +82,7 @@ static int take_back(shmd_py_claim *c)
 
 /* ---- ending ------------------------------------------------------------------------------- */
 
-/* What became of it in the core. `is_open`: it is the claim that the core has open. */
+/* Commits or aborts the claim in the core and returns its code. `is_open`: this is the claim that the core has open. */
 static int end_in_core(shmd_py_claim *c, void *native, int is_open, Py_ssize_t length)
 {
     if (length >= 0)

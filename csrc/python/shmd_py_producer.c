@@ -132,7 +132,7 @@ static int publish_once(shmd_py_producer *p, const payload *what)
     return code;
 }
 
-/* What follows a call that found no room, or failed. The deadline for the next one; NULL with an exception. Takes `deadline`. */
+/* Recovers from a call that found no room or failed. Returns the next call's deadline, or NULL with an exception. Takes `deadline`. */
 static PyObject *make_room(PyObject *self, int64_t code, Py_ssize_t length, PyObject *timeout, PyObject *deadline)
 {
     PyObject *next = shmd_py_call(self, SHMD_PY_MAKE_ROOM, "(LnOO)", (long long)code, length, timeout == NULL ? Py_None : timeout,

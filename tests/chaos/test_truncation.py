@@ -137,6 +137,18 @@ class Company:
         for actor in self.victims:
             assert actor.join() == 0, actor.log_text()
 
+    def notices_nothing(self) -> None:
+        """Newcomers are served, no lease has ended, the stream goes on to its clean end."""
+        newcomers_are_served(self.stage, "new")
+        moves_on(self.reader, 500)
+        counters = self.stage.counters()
+        assert counters["leases_expired"] == counters["clients_died"] == counters["leases_revoked"] == 0
+        self.writer.say("stop")
+        self.writer.wait_for("closed")
+        assert self.reader.wait_for("error")["error"] == "EndOfStream"
+        assert self.reader.words("failure") == []
+        self.bystanders_notice_nothing()
+
     def bystanders_notice_nothing(self) -> None:
         moves_on(self.bystander, 200)
         assert self.stage.driver is not None
@@ -231,15 +243,7 @@ def test_truncated_control_segment_is_made_whole_and_nobody_ends(
 
     wait_until(has_seen_all, "every client's heart to beat where the driver sees it")
     assert "truncated_control" in tools_say(stage)
-    newcomers_are_served(stage, "new")
-    moves_on(company.reader, 500)
-    counters = stage.counters()
-    assert counters["leases_expired"] == counters["clients_died"] == counters["leases_revoked"] == 0
-    company.writer.say("stop")
-    company.writer.wait_for("closed")
-    assert company.reader.wait_for("error")["error"] == "EndOfStream"
-    assert company.reader.words("failure") == []
-    company.bystanders_notice_nothing()
+    company.notices_nothing()
 
 
 def write_over(path: Path, size: int) -> bool:
@@ -264,15 +268,7 @@ def test_control_segment_that_is_damaged_between_two_drivers_is_adopted_and_nobo
     assert damage(path, 64)
     stage.start_driver()
     wait_until(lambda: path.stat().st_size == whole, "the control segment to be whole again")
-    newcomers_are_served(stage, "new")
-    moves_on(company.reader, 500)
-    counters = stage.counters()
-    assert counters["leases_expired"] == counters["clients_died"] == counters["leases_revoked"] == 0
-    company.writer.say("stop")
-    company.writer.wait_for("closed")
-    assert company.reader.wait_for("error")["error"] == "EndOfStream"
-    assert company.reader.words("failure") == []
-    company.bystanders_notice_nothing()
+    company.notices_nothing()
 
 
 @pytest.mark.fault(48, how="ftruncate of data and gates between two drivers")

@@ -17,25 +17,19 @@ import pytest
 import shmdriver
 from shmdriver._native import lib
 from shmdriver.client.tensor import FLAG
-from tests.integration.test_client_reconnect import PATIENCE_S, Instance, lease_of, revoke
+from tests.integration.test_client_reconnect import (  # the fixtures by name
+    PATIENCE_S,
+    client,
+    instance,
+    lease_of,
+    revoke,
+)
+
+__all__ = ["client", "instance"]
 
 LENGTHS = (64, 6000)  # in a slot, in the arena
 SLOTS = 16
 MARK = b"a whole message"
-
-
-@pytest.fixture
-def instance(instance_name: str) -> Iterator[Instance]:
-    instance = Instance(instance_name)
-    instance.start()
-    yield instance
-    instance.end()
-
-
-@pytest.fixture
-def client(instance: Instance) -> Iterator[shmdriver.Client]:
-    with shmdriver.connect(instance.name, reconnect=True, timeout=PATIENCE_S) as client:
-        yield client
 
 
 @pytest.fixture

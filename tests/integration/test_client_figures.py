@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 import shmdriver
-from tests.integration.test_client_reconnect import Instance, lease_of, revoke
+from tests.integration.test_client_reconnect import (  # the fixtures by name
+    Instance,
+    instance,
+    lease_of,
+    revoke,
+)
+
+__all__ = ["instance"]
 
 TICK = np.dtype([("n", "<i8")])
 PRODUCERS = ("seq", "max_message", "epoch", "slots", "blocked_total_ns", "reattachments", "stream")
@@ -17,14 +24,6 @@ CONSUMERS = (
     "lost", "lost_ranges", "skipped", "lag", "epoch", "held", "buffered", "reattachments", "dtype",
     "delivery", "shard", "stream",
 )  # fmt: skip
-
-
-@pytest.fixture
-def instance(instance_name: str) -> Iterator[Instance]:
-    instance = Instance(instance_name)
-    instance.start()
-    yield instance
-    instance.end()
 
 
 @pytest.fixture

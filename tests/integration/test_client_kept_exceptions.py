@@ -23,20 +23,19 @@ import pytest
 import shmdriver
 from shmdriver.client.tensor import FLAG
 from tests.integration.test_client_close import until
-from tests.integration.test_client_reconnect import Instance, lease_of, revoke
+from tests.integration.test_client_reconnect import (  # the fixtures by name
+    Instance,
+    instance,
+    lease_of,
+    revoke,
+)
+
+__all__ = ["instance"]
 
 TICK = np.dtype([("n", "<i8")])
 SOON: Any = "soon"
 LARGE = 1 << 20  # more than any producer here takes
 PLACED = 6000  # bytes of a message that lies in the arena, and is handed out in place
-
-
-@pytest.fixture
-def instance(instance_name: str) -> Iterator[Instance]:
-    instance = Instance(instance_name)
-    instance.start()
-    yield instance
-    instance.end()
 
 
 @pytest.fixture

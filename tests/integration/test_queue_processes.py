@@ -64,15 +64,21 @@ def collect(queue, answers):
     answers.put(len(up_to(queue, None)))
 
 
-@pytest.mark.fault(52, how="a sentinel that is put before there is a getter, in a third process")
-def test_a_getter_that_begins_later_reads_the_sentinel_last(client):
+def read_by_a_later_getter(client, putter):
+    """How many numbers a getter reads that begins after four putters of 50 have ended."""
     queue, answers = client.queue("q"), client.queue("answers")
     for k in range(4):
-        start(put_numbers, queue, k, 50).join()
+        start(putter, queue, k, 50).join()
     queue.put(None)
     getter = start(collect, queue, answers)
-    assert answers.get(timeout=PATIENCE_S) == 200
+    count = answers.get(timeout=PATIENCE_S)
     getter.join()
+    return count
+
+
+@pytest.mark.fault(52, how="a sentinel that is put before there is a getter, in a third process")
+def test_a_getter_that_begins_later_reads_the_sentinel_last(client):
+    assert read_by_a_later_getter(client, put_numbers) == 200
 
 
 def put_numbers_and_die(queue, k, count):
@@ -82,13 +88,7 @@ def put_numbers_and_die(queue, k, count):
 
 @pytest.mark.fault(52, how="kill -9 of putters before there is a getter")
 def test_what_killed_putters_left_is_read_before_a_later_sentinel(client):
-    queue, answers = client.queue("q"), client.queue("answers")
-    for k in range(4):
-        start(put_numbers_and_die, queue, k, 50).join()
-    queue.put(None)
-    getter = start(collect, queue, answers)
-    assert answers.get(timeout=PATIENCE_S) == 200
-    getter.join()
+    assert read_by_a_later_getter(client, put_numbers_and_die) == 200
 
 
 def relay(first, second, count):
