@@ -21,7 +21,7 @@ extern "C" {
 /* ---- limits and sizes ---------------------------------------------------------------- */
 
 enum {
-    SHMD_LAYOUT_VERSION = 2,
+    SHMD_LAYOUT_VERSION = 3,
     SHMD_LINE_BYTES = 128,
     SHMD_NAME_BYTES = 64,           /* stream, client and instance names, with the final NUL */
     SHMD_TEXT_BYTES = 1024,         /* text of an answer, with the final NUL */

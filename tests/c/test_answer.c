@@ -162,15 +162,16 @@ static void test_counts_and_offsets_that_change_later_steer_nothing(void)
     fake_start(&f, SHMD_ROLE_CONSUMER);
     CHECK_EQ(shmd_consumer_attach(&f.rig.client, "rig", NULL, &c), SHMD_OK);
     shmd_authority_t *a = f.rig.authority;
-    enum { FIRST = offsetof(shmd_authority_t, client_max), END = offsetof(shmd_authority_t, heartbeat_interval_ns) };
-    unsigned char before[END - FIRST]; /* no more than that: the thread that answers writes the head of the events */
-    memcpy(before, &a->client_max, sizeof before);
+    uint32_t maxima[] = {a->client_max, a->lease_max, a->stream_max};
+    uint64_t offsets[] = {a->clients_offset, a->leases_offset, a->streams_offset};
     a->client_max = a->lease_max = a->stream_max = UINT32_MAX;
     a->clients_offset = a->leases_offset = a->streams_offset = UINT64_MAX >> 1;
     CHECK_EQ(shmd_lease_live(&f.rig.client, c->lease_index, c->lease_id, &reason), 1);
     CHECK_EQ(shmd_poll(c, &message), 0);
-    memcpy(&a->client_max, before, sizeof before);
-    CHECK_EQ(shmd_consumer_close(c), SHMD_OK); /* the driver reads the same header */
+    /* The driver reads the same header; its other fields stay as they are, for its thread may be reading them now. */
+    memcpy(&a->client_max, maxima, sizeof maxima);
+    memcpy(&a->clients_offset, offsets, sizeof offsets);
+    CHECK_EQ(shmd_consumer_close(c), SHMD_OK);
     fake_stop(&f);
 }
 
