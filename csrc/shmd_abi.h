@@ -147,7 +147,7 @@ enum { SHMD_FLAG_ARENA = 1, SHMD_FLAG_TENSOR = 2 };
 enum { SHMD_TURN_FREE = 0, SHMD_TURN_CLAIMED = 1, SHMD_TURN_COMMITTED = 2, SHMD_TURN_QUARANTINED = 3,
        SHMD_TURN_RELEASED = 4 };
 
-/* Driver counters, by index. counters.py holds their names, in this order. */
+/* Driver counters, by index. src/shmdriver/observe/names.py has their names, in this order. */
 enum {
     SHMD_COUNTER_TICKS = 0, SHMD_COUNTER_REQUESTS = 1, SHMD_COUNTER_REQUESTS_CORRUPT = 2,
     SHMD_COUNTER_REQUESTS_REJECTED = 3, SHMD_COUNTER_REQUESTS_EXPIRED = 4, SHMD_COUNTER_ATTACHES = 5,
@@ -158,7 +158,7 @@ enum {
     SHMD_COUNTER_CLAIMS_SKIPPED = 18, SHMD_COUNTER_CLAIMS_QUARANTINED = 19, SHMD_COUNTER_EVENTS = 20,
     SHMD_COUNTER_ERRORS = 21, SHMD_COUNTER_TICK_OVERRUNS = 22, SHMD_COUNTER_TICK_LATE_MAX_NS = 23,
     SHMD_COUNTER_ADOPTIONS = 24, SHMD_COUNTER_AUTH_REFUSED = 25, SHMD_COUNTER_EVICTIONS = 26,
-    SHMD_COUNTER_BAD_GATES = 27,
+    SHMD_COUNTER_BAD_GATES = 27, SHMD_COUNTER_IDLE_CHECKS = 28,
     SHMD_COUNTER_MAX = 64
 };
 
@@ -310,7 +310,7 @@ typedef struct shmd_authority {     /* 2048 bytes, then the tables at their offs
     uint8_t pad0[112];              /* @400 */
     uint64_t lifecycle;             /* @512 W:driver(release) R:all(acquire); SHMD_LIFECYCLE_* */
     uint64_t exit_kind;             /* @520 W:driver(release) R:all(acquire); SHMD_EXIT_*; not NONE: this driver is over */
-    uint64_t heartbeat_ns;          /* @528 W:driver(release) R:clients, tools; time of its last tick */
+    uint64_t heartbeat_ns;          /* @528 W:driver(release) R:clients, tools; time of its last tick or idle check */
     uint64_t degraded;              /* @536 W:driver(relaxed) R:tools; bits of reasons */
     int64_t driver_pid;             /* @544 W:driver(relaxed) R:clients, tools */
     uint64_t driver_start_time;     /* @552 likewise */
@@ -835,7 +835,7 @@ int shmd_control_rests(const shmd_control_reader *reader);        /* 1: no reque
 int shmd_lease_unconfirmed(const shmd_authority_t *authority);    /* 1: some lease waits for its client's confirmation */
 int shmd_driver_rests(shmd_rest_t *rest, uint64_t now_ns);
     /* 1: a lease check at now_ns would find nothing. Then clients have been renewed and gates noted as a check does, the
-       driver's heartbeat stored, a tick counted, the next look set. 0: a tick is due, and finds all by itself. */
+       driver's heartbeat stored, an idle check counted, the next look set. 0: a tick is due, and finds all by itself. */
 int shmd_driver_sleep(shmd_rest_t *rest, uint32_t rings, uint64_t now_ns, uint64_t until_ns);
     /* Sleeps on the doorbell until until_ns, looking as shmd_driver_rests does whenever a lease check is due. 1: nothing has
        happened for a second, call again (signal handlers run in between); 0: somebody rang, something is due. */

@@ -92,7 +92,7 @@ int shmd_driver_rests(shmd_rest_t *rest, uint64_t now_ns)
         rest->gates_ns = now_ns;
     while (rest->check_due_ns <= now_ns)
         rest->check_due_ns += rest->check_interval_ns;
-    shmd_counter_add(rest->authority, SHMD_COUNTER_TICKS, 1);
+    shmd_counter_add(rest->authority, SHMD_COUNTER_IDLE_CHECKS, 1);
     shmd_store_release(&rest->authority->heartbeat_ns, now_ns);
     return 1;
 }

@@ -226,7 +226,7 @@ def read_header(path: Path = HEADER) -> Header:
 
 # ---- what the rules of the layout demand ---------------------------------------------------------
 
-# DESIGN section 3 names the words that more than one process writes.
+# The words that more than one process writes.
 SHARED_WRITERS = {("shmd_control_slot", "turn"): "clients", ("shmd_gate", "position"): "consumer"}
 
 

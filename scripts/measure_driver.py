@@ -40,6 +40,22 @@ with shmdriver.connect(sys.argv[1]) as client:
         client.consumer(sys.argv[2]).close()
         client.producer(sys.argv[2], slots=64).close()
 """
+STREAMS, LEASES = 4096, 16384  # the most that limits allow
+LIMITS = {
+    "policies.limits.streams": STREAMS,
+    "policies.limits.leases": LEASES,
+    "profiles.default.max_consumers": 4,
+    "profiles.default.arena": 0,
+}
+HOLD = """
+import sys, shmdriver
+with shmdriver.connect(sys.argv[1], timeout=60) as client:
+    attach = getattr(client, sys.argv[2])
+    options = {"slots": 64} if sys.argv[2] == "producer" else {}
+    held = [attach(f"s{n}", attach_timeout=60, **options) for n in range(int(sys.argv[3]))]
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 PUBLISH = """
 import sys, shmdriver
 with shmdriver.connect(sys.argv[1]) as client:
@@ -70,10 +86,13 @@ def timed(call: Callable[[], object]) -> int:
 
 
 @contextmanager
-def driver_process(instance: str) -> Iterator[subprocess.Popen[str]]:
+def driver_process(instance: str, settings: dict[str, int] | None = None) -> Iterator[subprocess.Popen[str]]:
     """``shmdriver run``, serving."""
     command = [sys.executable, "-m", "shmdriver", "run", "-i", instance]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    variables = {
+        f"SHMDRIVER_{key.replace('.', '_').upper()}": str(value) for key, value in (settings or {}).items()
+    }
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **variables})
     try:
         assert process.stderr is not None
         if not any(" serves: " in line for line in process.stderr):
@@ -128,6 +147,42 @@ def starting(instance: str) -> None:
 
     cold = statistics.median(timed(once) for _ in range(3))
     show("process: start, serve, stop", f"{cold / 1e6:.0f} ms")
+
+
+@contextmanager
+def holders(instance: str) -> Iterator[None]:
+    """Four processes that hold all leases: one producer and three consumers a stream."""
+    command, held = [sys.executable, "-c", HOLD, instance], []
+    try:
+        for role in ("consumer", "consumer", "consumer", "producer"):
+            process = subprocess.Popen(
+                [*command, role, str(STREAMS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            held.append(process)
+        for process in held:
+            assert process.stdout is not None
+            if process.stdout.readline().strip() != "held":
+                raise SystemExit("a client could not attach to all streams")
+        yield
+    finally:
+        for process in held:
+            process.kill()
+            process.communicate()
+
+
+def adopting(instance: str) -> None:
+    """All streams and leases that limits allow: a handover to a driver here, and its first ticks."""
+    with driver_process(instance, LIMITS) as process, holders(instance):
+        process.send_signal(signal.SIGUSR1)
+        process.wait()
+        driver = Driver(Config.load(env={}, overrides={"driver.instance": instance, **LIMITS}))
+        text = f"adopting {STREAMS} streams, {LEASES} leases"
+        show(f"{text}: until it serves", f"{timed(driver.start) / 1e6:.0f} ms")
+        show(f"{text}: the first tick", f"{timed(driver.tick) / 1e6:.0f} ms")
+    show(f"{text}: the tick in which all die", f"{timed(driver.tick) / 1e6:.0f} ms")
+    for _ in range(2):
+        driver.request_shutdown()
+    driver.run()
 
 
 # ---- attaching
@@ -250,6 +305,7 @@ def main() -> int:
     name = f"measured-{os.getpid()}-{secrets.token_hex(3)}"
     os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp")  # noqa: S108 -- for a token that nobody uses
     starting(f"{name}-a")
+    adopting(f"{name}-d")
     attaching(f"{name}-b")
     for leases in (0, 100, 1000):
         ticking(f"{name}-{leases}", leases)

@@ -269,13 +269,17 @@ class Rig:
         self.start()
         self.view = View(instance)
 
-    def start(self, **overrides: Any) -> Driver:
+    def make_driver(self, **overrides: Any) -> Driver:
+        """A driver of this instance that is not started."""
         values = {**self.overrides, "driver.instance": self.instance}
         values |= {key.replace("__", "."): value for key, value in overrides.items()}
         config = Config.load(env={}, overrides=values)
-        self.driver = Driver(
+        return Driver(
             config, clock=self.clock, memory=InlineMemory(), log=self.logged.append, token=self.token
         )
+
+    def start(self, **overrides: Any) -> Driver:
+        self.driver = self.make_driver(**overrides)
         self.driver.start()
         return self.driver
 

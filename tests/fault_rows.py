@@ -141,6 +141,8 @@ _TRIED = (
     (54, "exceptions kept by their users", "keep no buffer, handle or message alive", "errors.append(e)"),
     (55, "consumers that join late, restart or leave one after another",
      "lossless, or told exactly what is missing", "joins in every order"),
+    (56, "thousands of streams, leases and clients, which are adopted, end or fall silent at once",
+     "work grows with their sum, never with a product", "counted table rows"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from shmdriver._native import ffi, lib
+from shmdriver.owners import descriptor
 
 __all__ = ["Look", "Verdict", "driver_of", "look_at_driver", "look_at_process"]
 
@@ -50,9 +51,11 @@ def look_at_process(
     ``keeps_pidfd``: the caller closes ``Look.pidfd``. A dead process has none.
     """
     process = ffi.new("shmd_process_t *", (pid, start_time, pid_namespace, time_namespace))
-    evidence, pidfd = ffi.new("uint32_t *"), ffi.new("int *") if keeps_pidfd else ffi.NULL
-    verdict = Verdict(lib.shmd_process_look(process, pidfd, evidence))
-    return Look(verdict, int(evidence[0]), int(pidfd[0]) if keeps_pidfd else -1)
+    evidence, pidfd = ffi.new("uint32_t *"), descriptor()
+    verdict = Verdict(lib.shmd_process_look(process, pidfd if keeps_pidfd else ffi.NULL, evidence))
+    look = Look(verdict, int(evidence[0]), int(pidfd[0]))
+    pidfd[0] = -1  # it is the caller's now
+    return look
 
 
 def driver_of(authority: Any) -> tuple[int, int, int, int]:

@@ -6,13 +6,16 @@ Shared by the driver, the client and the tools, so that a name is refused in the
 from __future__ import annotations
 
 import difflib
+import heapq
 import re
 from collections.abc import Iterable
+from itertools import takewhile
 
 __all__ = ["instance_problem", "nearest", "stream_problem"]
 
 INSTANCE_CHARS_MAX = 41
 STREAM_BYTES_MAX = 63
+COMPARED_MAX = 64
 
 _INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
 _STREAM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/@+-]{0,62}")
@@ -39,8 +42,21 @@ def stream_problem(name: str) -> str | None:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that ``name`` most likely stands for, or None when none is near."""
-    known = list(candidates)
-    folded = {candidate.casefold(): candidate for candidate in known}
-    match = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    """The candidate that ``name`` most likely stands for, or None when none is near.
+
+    Of many, only those that begin and end most like ``name`` are compared as a whole: a driver that refuses a
+    misspelled stream among thousands serves others, too.
+    """
+    wanted = name.casefold()
+    folded = {candidate.casefold(): candidate for candidate in candidates}
+    near = heapq.nlargest(COMPARED_MAX, folded, key=lambda known: _equal_ends(wanted, known))
+    match = difflib.get_close_matches(wanted, near, n=1, cutoff=0.6)
     return folded[match[0]] if match else None
+
+
+def _equal_ends(one: str, other: str) -> int:
+    return _equal_start(one, other) + _equal_start(one[::-1], other[::-1])
+
+
+def _equal_start(one: str, other: str) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

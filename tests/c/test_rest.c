@@ -67,7 +67,8 @@ static void test_a_look_renews_counts_and_moves_on(void)
         CHECK_EQ(k.rig.authority->heartbeat_ns, now);
         CHECK(k.rest.check_due_ns > now && k.rest.check_due_ns <= now + CHECK_NS && k.rest.check_due_ns % CHECK_NS == 0);
     }
-    CHECK(shmd_counter_get(k.rig.authority, SHMD_COUNTER_TICKS) > 0);
+    CHECK(shmd_counter_get(k.rig.authority, SHMD_COUNTER_IDLE_CHECKS) > 0);
+    CHECK_EQ(shmd_counter_get(k.rig.authority, SHMD_COUNTER_TICKS), 0); /* it is none: nothing was dispatched */
     stop(&k);
 }
 

@@ -1,4 +1,7 @@
-"""kill -9 and SIGSTOP of real processes while data flows: what DESIGN's rules 3, 5, 6 and 8 promise.
+"""kill -9 and SIGSTOP of real processes while data flows.
+
+What was committed is delivered, messages flow on without a driver, a process that wakes after its lease has
+ended writes where nobody reads, and nothing of a stopped process is given to another.
 
 Every message has its writer's number, its own number and a checksum; each consumer's process checks all
 three. A producer's board says how many publishes have returned: so many at least were committed.

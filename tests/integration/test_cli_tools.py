@@ -328,7 +328,7 @@ def test_watch_is_a_live_screen_on_a_terminal_and_gives_it_back(driver: DriverPr
     os.close(theirs)
     shown = b""
     try:
-        while shown.count(b"Ctrl-C ends") < 1 or shown.count(b"last tick") < 3:
+        while shown.count(b"Ctrl-C ends") < 1 or shown.count(b"heartbeat") < 3:
             shown += os.read(ours, 65536)
         watch.send_signal(signal.SIGINT)
         try:

@@ -74,7 +74,7 @@ class SlowMemory(InlineMemory):
         else:
             self._later.append(job)
 
-    def completions(self) -> list[Completion]:
+    def completions(self) -> Iterator[Completion]:
         if self._later and self._rng.random() < 0.3:
             super().submit(self._later.popleft())
         return super().completions()

@@ -20,6 +20,7 @@ from shmdriver.driver.clients import ClientTable
 from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.leases import LeaseTable
 from shmdriver.driver.lifecycle import Lifecycle
+from shmdriver.driver.rest import Rest
 from shmdriver.driver.tenure import Tenure
 
 
@@ -52,9 +53,9 @@ MUTATIONS = {
         LeaseTable, "end", "record = lease.record\n",
         'record = lease.record\n    publish_word(record, state)\n    failpoint("mutation")\n'),
     "adoption keeps the bits of ended leases": Mutation(
-        Epoch, "keep_only", "if bits >> gate & 1 and not live >> gate & 1:", "if False:"),
+        Epoch, "keep_only", "stale = bits & ~live", "stale = 0"),
     "adoption leaves an open epoch without producer": Mutation(
-        adoption, "_finish_epochs", "epoch.seal(_end_reason(authority, epoch), now_ns)", "pass"),
+        adoption, "_finish_epochs", "epoch.seal(Reason(reason), now_ns)", "pass"),
     "adoption leaves orphan segments": Mutation(
         boot, "adopt_tables", "if name not in known and", "if False and"),
     "a dead producer is sealed at its head": Mutation(
@@ -67,6 +68,8 @@ MUTATIONS = {
         ClientTable, "load", "if look.verdict is Verdict.DEAD:", "if look.verdict is not Verdict.ALIVE:"),
     "a client for which no descriptor was left is never looked at again": Mutation(
         ClientTable, "look_again", "for client in list(self._unproved.values()):", "for client in ():"),
+    "a driver rests although a lease waits for its confirmation": Mutation(
+        Rest, "_note", "and not lib.shmd_lease_unconfirmed(self._tables.authority.base)", ""),
     "a client that is dead is admitted": Mutation(
         Admission, "attach", "self._clients.sender(request.client_id), now_ns)  # was",
         "client, now_ns)  # was"),

@@ -96,6 +96,17 @@ class View:
             lib.shmd_segment_unmap(base, size)
         self._mapped.clear()
 
+    def tables(self) -> dict[str, bytes]:
+        """All that the driver tells, by where it stands; of its counters those of events and errors."""
+        told = (lib.SHMD_COUNTER_EVENTS, lib.SHMD_COUNTER_ERRORS, lib.SHMD_COUNTER_REQUESTS)
+        return {
+            "header": bytes(ffi.buffer(self.authority, self.authority.clients_offset)),
+            "clients": bytes(self._clients),
+            "leases": bytes(self._leases),
+            "streams": bytes(self._streams),
+            "counters": repr([lib.shmd_counter_get(self.authority, counter) for counter in told]).encode(),
+        }
+
     def snapshot(self) -> Snapshot:
         data = bytes(self._streams)
         streams = []

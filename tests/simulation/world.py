@@ -157,8 +157,11 @@ class World:
         if self.driver is None:
             return
         try:
+            gates_ns = int(self.driver._rest.native.gates_ns)
             if self._rests():
                 self.counts["rests"] += 1
+                if self.seed // 4 % 2 == 0 and not self.clock.slow_ns:
+                    self._check_idle(gates_ns)
             else:
                 self.driver.tick()
         except Crash:
@@ -175,6 +178,25 @@ class World:
         """Whether the driver's loop would sleep on: C has looked and found nothing. For half of the seeds."""
         assert self.driver is not None
         return self.seed // 2 % 2 == 0 and rests(self.driver, self.tick_ns)
+
+    def _check_idle(self, gates_ns: int) -> None:
+        """What an idle check that found nothing has said: a tick with a lease check, now, finds nothing.
+
+        ``gates_ns``: when idle checks had looked at gates before this one.
+        """
+        driver, boot = self.driver, self.boot
+        assert driver is not None
+        watch, timer = driver._stream_watch, driver._timers["lease_check"]
+        before, due_ns, checked_ns = boot.view.tables(), timer.deadline_ns, watch._gates_ns
+        saw_gates = int(driver._rest.native.gates_ns) != gates_ns
+        watch._gates_ns = 0 if saw_gates else self.tick_ns  # both look at gates now, or neither does
+        timer.start_at(self.tick_ns)
+        driver.tick()
+        watch._gates_ns = checked_ns
+        if due_ns is not None and driver.state is State.HEALTHY:
+            timer.start_at(due_ns)
+        changed = [name for name, found in boot.view.tables().items() if found != before[name]]
+        demand(not changed, "an idle check that finds nothing is right", changed, self.logged)
 
     def _killed(self) -> None:
         self.note(f"driver killed at {self.kernel.where}")

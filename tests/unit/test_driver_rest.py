@@ -9,8 +9,10 @@ import pytest
 
 import shmdriver
 from shmdriver._native import lib
+from shmdriver.driver import clients
 from shmdriver.driver.embedded import EmbeddedDriver
 from shmdriver.driver.lifecycle import Event
+from shmdriver.liveness import Look, Verdict
 from tests.driver_rig import MS, Requester, Rig, rests
 
 CHECK_MS = 100
@@ -42,12 +44,12 @@ def rests_later(rig: Rig) -> bool:
 
 def test_healthy_driver_with_streams_rests_and_lives_for_all_to_see(rig: Rig) -> None:
     client = settled(rig)
-    ticks = rig.counter("TICKS")
+    ticks, checks = rig.counter("TICKS"), rig.counter("IDLE_CHECKS")
     for _ in range(100):  # ten seconds: as long as a silent client has
         client.beat()
         assert rests_later(rig)
         assert rig.view.authority.heartbeat_ns == rig.clock.now_ns
-    assert rig.counter("TICKS") == ticks + 100
+    assert (rig.counter("TICKS"), rig.counter("IDLE_CHECKS")) == (ticks, checks + 100)
     rig.driver.tick()
     assert rig.client_state(client) == lib.SHMD_CLIENT_ALIVE
 
@@ -63,6 +65,33 @@ def test_rest_ends_when_a_client_has_been_silent_and_the_tick_shows_it(rig: Rig)
     rig.tick(CHECK_MS)  # one more look: whether it reads or writes all the same
     assert rig.client_state(client) == lib.SHMD_CLIENT_STALLED
     assert not rests_later(rig)  # until it is gone or back
+
+
+def test_without_tickless_idle_each_lease_check_is_a_tick(instance_name: str) -> None:
+    rig = Rig(instance_name, policies__tickless_idle=False, policies__announce_interval_ms=60_000)
+    try:
+        settled(rig)
+        assert not rests_later(rig)
+        assert rig.counter("IDLE_CHECKS") == 0
+    finally:
+        rig.close()
+
+
+def test_no_rest_while_a_client_is_to_be_looked_at_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled(rig)
+    assert rests_later(rig)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            clients, "look_at_client", lambda _: Look(Verdict.UNKNOWN, lib.SHMD_EVIDENCE_NO_DESCRIPTOR)
+        )
+        late = rig.client()
+        rig.tick(2 * CHECK_MS)
+        assert not rests_later(rig)
+        late_record = lib.shmd_authority_client(rig.view.authority, late.index)
+        assert not late_record.provable
+    rig.tick(CHECK_MS)
+    assert late_record.provable
+    assert rests_later(rig)
 
 
 def _request(rig: Rig, client: Requester) -> None:

@@ -179,6 +179,7 @@ def test_driver_says_loudly_that_its_lock_object_is_gone(rig: Rig) -> None:
     told = rig.events_of(lib.SHMD_EVENT_ERROR)
     assert len(told) == 1
     assert "was removed or replaced" in told[0].text
+    assert rig.counter("ERRORS") == 1  # one error, counted once
 
 
 @pytest.mark.fault(19, how="rm of an epoch's and the control segment under a driver")
@@ -376,6 +377,43 @@ def test_collect_removes_what_a_dead_driver_left_and_spares_a_living_one(rig: Ri
     assert len(collect(rig.instance)) == 4
     assert collect(rig.instance) == []
     rig.start()
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_collecting_without_an_authority_takes_nothing_from_a_driver_that_starts_meanwhile(
+    instance_name: str, monkeypatch, step: int
+) -> None:
+    """It starts before the collector has the lock (step 1), or is refused while the collector has it."""
+    control = SHM / control_name(instance_name)[1:]
+    control.write_bytes(b"left over")
+    driver = Driver(Config.load(env={}, overrides={"driver.instance": instance_name}))
+    real, outcomes = segments.epoch_objects, []
+
+    def start_meanwhile(name: str) -> list[str]:
+        names = real(name)
+        outcomes.append("")
+        if len(outcomes) == step:
+            try:
+                driver.start()
+            except DriverAlreadyRunning:
+                outcomes[-1] = "refused"
+            else:
+                outcomes[-1] = "started"
+        return names
+
+    monkeypatch.setattr(segments, "epoch_objects", start_meanwhile)
+    monkeypatch.setattr(segments, "LOCK_TURN_S", 0.0)
+    if step == 1:
+        with pytest.raises(DriverAlreadyRunning):
+            collect(instance_name)
+        assert outcomes[0] == "started"
+        assert control.stat().st_ino == driver.tables.authority.control_map.inode
+        driver.request_shutdown()
+        driver.run()
+    else:
+        assert collect(instance_name) == [control_name(instance_name)]
+        assert outcomes[1] == "refused"
+    assert collect(instance_name) == []
 
 
 def test_dead_embedded_instances_are_collected_by_the_next_one() -> None:

@@ -37,7 +37,7 @@ WAYS: dict[State, list[tuple[Event, str]]] = {
 
 _, H, D, M, G, S = LEAVES
 SAME = None
-# DESIGN section 7, cell by cell: (state afterwards, hooks called), None where it raises.
+# The lifecycle, cell by cell: (state afterwards, hooks called), None where it raises.
 RAISES = None
 Cell = tuple[State | None, list[str]] | None
 NOTHING: Cell = (SAME, [])

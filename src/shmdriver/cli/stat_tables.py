@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def driver_line(driver: DriverStatus) -> Line:
         adopted = f", adopted {driver.adoptions} times" if driver.adoptions else ""
         parts.append(
             f"  {driver.lifecycle}  pid {driver.process.pid}  up {span_text(driver.uptime_ns)}{adopted}"
-            f"  last tick {span_text(driver.heartbeat_age_ns)} ago"
+            f"  heartbeat {span_text(driver.heartbeat_age_ns)} ago"
         )
         if driver.degraded:
             parts.append(Styled(f"  degraded by {', '.join(driver.degraded)}", "yellow"))
@@ -96,7 +97,7 @@ def streams_table(streams: tuple[StreamStatus, ...], rates: dict[str, Rate]) -> 
 
 def clients_table(instance: Instance) -> Table:
     """One row a client."""
-    leases = instance.leases()
+    leases = Counter(lease.client_id for lease in instance.leases())
     rows = [
         (
             str(client.client_id),
@@ -106,7 +107,7 @@ def clients_table(instance: Instance) -> Table:
             client.state,
             span_text(client.seen_age_ns),
             "yes" if client.provable else "no",
-            str(sum(1 for lease in leases if lease.client_id == client.client_id)),
+            str(leases[client.client_id]),
             client.process.command[:60],
         )
         for client in instance.clients()

@@ -1,4 +1,4 @@
-"""The one function that turns a code of the C core into an exception."""
+"""Exceptions from the codes of the C core: made (``failure_of``), or raised (``raise_for``), in one place."""
 
 from __future__ import annotations
 

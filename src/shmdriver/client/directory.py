@@ -95,10 +95,11 @@ def nearest_stream(authority: Any, stream: str) -> str | None:
 def blocker_of(authority: Any, stream_index: int, gate: int) -> Blocker | None:
     """Who holds the gate of a stream; None when that cannot be told any more."""
     live = (lib.SHMD_LEASE_ATTACHED, lib.SHMD_LEASE_ACTIVE, lib.SHMD_LEASE_STALLED)
-    for index in range(authority.lease_max):
+    states, index = sum(1 << state for state in live), -1
+    while (index := lib.shmd_authority_next(authority, lib.SHMD_TABLE_LEASES, states, index + 1)) >= 0:
         record = lib.shmd_authority_lease(authority, index)
-        if lib.shmd_word_load(ffi.addressof(record, "word")) & 0xFF not in live:
-            continue
+        if record.stream_index != stream_index:
+            continue  # not copied: there may be thousands
         lease = _copy("shmd_lease_record_t *", record)
         if (
             lease is not None

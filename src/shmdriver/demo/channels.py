@@ -1,9 +1,10 @@
 """One way from a producer process to a consumer process: a stream of ours, a Pipe, a Queue.
 
-A channel is made by the demo, travels to both processes, and is opened there. ``send`` takes one payload
-(bytes), ``receive`` gives one; ``send_records`` and ``record_batches`` move numpy records; ``send_array`` and
-``arrays`` frames. What a Pipe and a Queue get is the natural way to use them: bytes over the Pipe, objects
-over the Queue.
+A channel is made by the demo, travels to both processes, and is opened there. ``sender`` gives a
+function that sends one payload (bytes), ``receiver`` one that waits for one, ``payloads`` all of
+them; ``record_sender`` and ``record_batches`` move numpy records. ``arrays`` gives frames, which
+the demo's frame producer (frames.py) sends. What a Pipe and a Queue get is the natural way to use
+them: bytes over the Pipe, objects over the Queue.
 """
 
 from __future__ import annotations

@@ -122,6 +122,12 @@ class Admission:
             raise Rejection(Reason.UNCONFIRMED, "its client gave up before the memory was there")
         self._grant_producer(waiting, job, completion.result, now_ns)
 
+    def abandon_waiting(self, completion: Completion) -> None:
+        """Gives up an attach that still waits for this memory: something failed before :meth:`finish`."""
+        request = self.request_of(completion)
+        if request is not None and request.correlation_id in self._waiting:
+            self._abandon(completion)
+
     def _abandon(self, completion: Completion) -> None:
         """Nobody gets that memory: the attach is refused, and nothing of it stays."""
         job = completion.job

@@ -1,8 +1,10 @@
 """The tables of one instance, mapped: the authority and the control segment.
 
-The tables are the truth; everything else that the driver keeps in Python can be rebuilt from them.
-This module gives typed access to their records and the two helpers that every transition uses: a record
-is filled first and published by one release store of its word (rule "data, state, event").
+The tables are the truth. What else a driver keeps in Python its successor builds from them again,
+or can do without (how an attach that is not repeated has ended, the text of a schema that a
+consumer declared). This module gives access to the records and has the steps of every transition: a
+record is filled first (``clear_record``, ``rewrite_record``), and then published by one release
+store of its word (``publish_word``).
 """
 
 from __future__ import annotations
@@ -169,14 +171,18 @@ class Authority:
         allocate(lock.fd, lock.name, size)
         set_modes(lock.fd, modes, write_group=False)
         failpoint("create.allocated")
-        control_map = cls._create_control(control, sizes, modes, int(params.boot_id), now_ns)
-        failpoint("create.control")
-        authority_map = lock.mapping(size, writable=True, prefault=modes.prefault)
-        if lib.shmd_authority_init(authority_map.base, size, params) != 0:
-            raise ShmDriverError(last_error())
-        failpoint("create.filled")
-        authority = cls(lock, authority_map, control_map)
-        authority.store_config(config_text)
+        with ExitStack() as undo:
+            control_map = cls._create_control(control, sizes, modes, int(params.boot_id), now_ns)
+            undo.callback(control_map.close)
+            failpoint("create.control")
+            authority_map = lock.mapping(size, writable=True, prefault=modes.prefault)
+            undo.callback(authority_map.close)
+            if lib.shmd_authority_init(authority_map.base, size, params) != 0:
+                raise ShmDriverError(last_error())
+            failpoint("create.filled")
+            authority = cls(lock, authority_map, control_map)
+            authority.store_config(config_text)
+            undo.pop_all()
         return authority
 
     @staticmethod
@@ -201,19 +207,19 @@ class Authority:
     def adopt(cls, lock: InstanceLock, modes: Modes) -> Authority:
         """Maps the segments that another driver process left. Raises LayoutMismatch, changing nothing."""
         size = lock.size
-        mapped = lock.mapping(size, writable=True, prefault=modes.prefault)
-        try:
+        with ExitStack() as undo:
+            mapped = lock.mapping(size, writable=True, prefault=modes.prefault)
+            undo.callback(mapped.close)
             if (
                 lib.shmd_header_check(mapped.base, size, lib.SHMD_SEGMENT_AUTHORITY, 0, 0, 0) != 0
                 or lib.shmd_authority_check(mapped.base, size) != 0
             ):
                 raise LayoutMismatch(f"{lock.name}: {last_error()}", segment=lock.name)
-            base = mapped.view("shmd_authority_t *")
-            control = cls._adopt_control(lock, base, modes)
-        except BaseException:
-            mapped.close()
-            raise
-        return cls(lock, mapped, control)
+            control = cls._adopt_control(lock, mapped.view("shmd_authority_t *"), modes)
+            undo.callback(control.close)
+            authority = cls(lock, mapped, control)
+            undo.pop_all()
+        return authority
 
     @staticmethod
     def _adopt_control(lock: InstanceLock, base: Any, modes: Modes) -> SegmentMap:
@@ -297,7 +303,6 @@ class Authority:
     def log_error(self, text: str, now_ns: int) -> None:
         """Notes an error once, counted, where tools show it."""
         lib.shmd_error_log_add(self.base, text.encode()[: lib.SHMD_ERROR_TEXT_BYTES - 1], now_ns)
-        self.count(lib.SHMD_COUNTER_ERRORS)
 
     def mend_control(self, now_ns: int) -> Control:
         """Makes the control segment again what it has to be, whatever clients did to it; how it was found.

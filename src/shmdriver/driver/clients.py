@@ -1,8 +1,9 @@
 """Who is connected: client records, and the proof of their death.
 
-A record goes FREE -> ALIVE <-> STALLED -> GONE -> FREE. GONE is a client that fell silent past its
-deadline without proof of death: its line is not used again before the proof (a pidfd that fires) or
-its own Goodbye.
+A record goes FREE -> ALIVE <-> STALLED. From each of these two it becomes FREE when the client says
+Goodbye or is proved dead, and GONE when it was silent past its deadline without such a proof. The
+line of a client that is GONE is not used again before the proof (a pidfd that fires) or its own
+Goodbye.
 
 A look at a client's process says alive, dead or unknown. Unknown counts as alive. A client whose look
 failed because no descriptor was left is looked at again later.
@@ -20,6 +21,7 @@ from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import Authority, clear_record, publish_word, record_state, text_of
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.rejection import Rejection
+from shmdriver.driver.undo import undone_on_error
 from shmdriver.errors import Code, Reason
 from shmdriver.liveness import Look, Verdict, look_at_process
 
@@ -90,6 +92,11 @@ class ClientTable:
         return len(self._by_id) < self._limit
 
     @property
+    def is_short_of_descriptors(self) -> bool:
+        """Whether some client has to be looked at again, because no descriptor was left for its pidfd."""
+        return bool(self._unproved)
+
+    @property
     def pidfds(self) -> list[int]:
         """Of all clients whose death can be proved."""
         return list(self._by_pidfd)
@@ -131,32 +138,38 @@ class ClientTable:
                 f"{len(self._by_id)} of {self._limit} clients are connected (policies.limits.clients): "
                 "close some, or raise the limit",
             )
-        look = look_at_client(request)
-        if look.verdict is Verdict.DEAD:
-            raise Rejection(
-                Reason.UNKNOWN_CLIENT,
-                f"process {int(request.pid)} is not the one that asks: {look.text}",
-                Code.INVALID_PARAMS,
-            )
-        index = self._free.pop()
-        record = self._authority.client(index)
-        client = Client(record, index)
+        record = self._authority.client(self._free[-1])
+        client = Client(record, self._free[-1])
         # Data, then state: a record that was filled and not published is free for a successor.
         clear_record(record)
+        with undone_on_error() as undo:
+            self._free.pop()
+            undo.callback(self.remove, client)
+            self._fill(client, request, now_ns)
+            self._enter(client, now_ns)
+            look = self._look_at(client)
+            if look.verdict is Verdict.DEAD:
+                raise Rejection(
+                    Reason.UNKNOWN_CLIENT,
+                    f"process {int(request.pid)} is not the one that asks: {look.text}",
+                    Code.INVALID_PARAMS,
+                )
+            self._watch(client, look, now_ns)
+            failpoint("client.filled")
+            publish_word(record, lib.SHMD_CLIENT_ALIVE, reuse=True)
+            failpoint("client.published")
+        return client
+
+    def _fill(self, client: Client, request: Any, now_ns: int) -> None:
+        record = client.record
         record.client_id = self._authority.take_id("next_client_id")
         record.correlation_id = request.correlation_id
         record.nonce = request.nonce
         record.pid, record.start_time = request.pid, request.start_time
         record.pid_namespace, record.time_namespace = request.pid_namespace, request.time_namespace
         record.attached_ns = record.seen_ns = now_ns
-        record.index = index
+        record.index = client.index
         ffi.memmove(record.name, request.name, ffi.sizeof(record.name))
-        self._enter(client, now_ns)
-        self._watch(client, look, now_ns)
-        failpoint("client.filled")
-        publish_word(record, lib.SHMD_CLIENT_ALIVE, reuse=True)
-        failpoint("client.published")
-        return client
 
     def load(self, now_ns: int) -> list[Client]:
         """Takes over what the tables show; the clients that turned out to be dead meanwhile."""
@@ -168,9 +181,9 @@ class ClientTable:
                 self._free.append(index)
                 continue
             client = Client(record, index)
-            look = look_at_client(record)
             # All start afresh: the silence was the driver's, not theirs.
             self._enter(client, now_ns)
+            look = self._look_at(client)
             self._watch(client, look, now_ns)
             if look.verdict is Verdict.DEAD:
                 dead.append(client)
@@ -246,9 +259,18 @@ class ClientTable:
         self._by_id[client.client_id] = client
         self._by_correlation[int(client.record.correlation_id)] = client
 
+    @staticmethod
+    def _look_at(client: Client) -> Look:
+        """Looks at a client of which no pidfd is known yet; that belongs to the client at once."""
+        look = look_at_client(client.record)
+        client.pidfd = look.pidfd
+        return look
+
     def _watch(self, client: Client, look: Look, now_ns: int) -> None:
-        self._forget_pidfd(client)
-        client.pidfd, client.record.provable = look.pidfd, int(look.pidfd >= 0)
+        if client.pidfd != look.pidfd:
+            self._forget_pidfd(client)
+            client.pidfd = look.pidfd
+        client.record.provable = int(look.pidfd >= 0)
         self._unproved.pop(client.client_id, None)
         if look.is_passing:
             self._unproved[client.client_id] = client
@@ -258,15 +280,15 @@ class ClientTable:
                 now_ns,
             )
         if look.pidfd >= 0:
-            self._by_pidfd[look.pidfd] = client
             self._poll.register(look.pidfd, select.POLLIN)
+            self._by_pidfd[look.pidfd] = client
             if self.on_pidfd is not None:
                 self.on_pidfd(look.pidfd)
 
     def _forget_pidfd(self, client: Client) -> None:
         if client.pidfd >= 0:
-            self._by_pidfd.pop(client.pidfd, None)
-            self._poll.unregister(client.pidfd)
+            if self._by_pidfd.pop(client.pidfd, None) is not None:
+                self._poll.unregister(client.pidfd)
             os.close(client.pidfd)
             client.pidfd = -1
 
@@ -277,6 +299,8 @@ def look_at_client(named: Any) -> Look:
     A pidfd counts also when the look is UNKNOWN. Whoever has the number now, its end proves that the client
     has ended: a number is given to another only after that.
     """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = max(limit - RESERVED_DESCRIPTORS, 0)
     look = look_at_process(
         int(named.pid),
         int(named.start_time),
@@ -284,8 +308,7 @@ def look_at_client(named: Any) -> Look:
         int(named.time_namespace),
         keeps_pidfd=True,
     )
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit != resource.RLIM_INFINITY and look.pidfd >= max(limit - RESERVED_DESCRIPTORS, 0):
+    if limit != resource.RLIM_INFINITY and look.pidfd >= most:
         os.close(look.pidfd)  # the driver's own work comes first
         return Look(Verdict.UNKNOWN, int(lib.SHMD_EVIDENCE_NO_DESCRIPTOR))
     return look

@@ -158,6 +158,7 @@ class Policies(Section):
     lease_timeout_ms: Millis = 10_000
     lease_check_interval_ms: Millis = 200  # deaths wake the driver by themselves (pidfd): this is for silence
     heartbeat_interval_ms: Millis = 500
+    tickless_idle: bool = True  # false: each lease check is a tick, also when there is nothing to do
     shutdown_timeout_ms: Millis = 5000
     drain_until_empty: bool = True
     shutdown_token_file: Path | None = None

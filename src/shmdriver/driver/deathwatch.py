@@ -1,7 +1,7 @@
-"""Noticing a client's death, or a signal, in milliseconds: one thread asleep on all pidfds, which only rings.
+"""A thread that waits on all pidfds and wakes the driver when a client dies, and when a signal comes.
 
-What a death means is decided in the driver's own thread, which asks the pidfds itself. Without this
-thread deaths are noticed at the next lease check.
+It decides nothing: what a death means is decided in the driver's own thread, which asks the pidfds
+itself. Without this thread deaths are noticed at the next lease check.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 An attach goes control.py (read, check) -> here (dispatch) -> lifecycle.py (may it?) -> here (on_attach) ->
 admission.py (policy, wiring) -> streams.py, leases.py (tables) -> events.py (answer).
 
-The driver runs in a process of its own (process.py), in a thread (embedded.py), and tick by tick under a
-fake clock in tests. Nothing below its loop reads a clock.
+The driver runs in a process of its own (process.py), in a thread (embedded.py), and tick by tick
+under a fake clock in tests. It reads the clock that it is given, and so do the time stamps of its
+events; what else is below its loop is told the time. Only the sleep of an idle driver (rest.py)
+asks the kernel how long it took.
 """
 
 from __future__ import annotations
@@ -428,8 +430,10 @@ class Driver:
     def _may_rest(self) -> bool:
         """Whether there is nothing that only ticks see to: work at hand, a state that time alone changes."""
         return (
-            self.state is State.HEALTHY
-            and not (self._orders or self._memory.pending or self._ring.is_held_up)
+            self._config.policies.tickless_idle
+            and self.state is State.HEALTHY
+            and not (self._orders or self._memory.pending)
+            and not (self._ring.has_waiting or self._ring.is_held_up)
             and self._health.has_seen_all_events
             and self._rest.is_possible
         )
@@ -496,9 +500,12 @@ class Driver:
     def _finish_memory(self, now_ns: int) -> None:
         for completion in self._memory.completions():
             self._work += 1
-            request = self._admission.request_of(completion)
-            if request is not None:
-                self._desk.guarded(request, partial(self._finish_attach, completion), now_ns)
+            try:
+                request = self._admission.request_of(completion)
+                if request is not None:
+                    self._desk.guarded(request, partial(self._finish_attach, completion), now_ns)
+            finally:
+                self._admission.abandon_waiting(completion)
 
     def _finish_attach(self, completion: Completion, _request: Request, now_ns: int) -> None:
         admits, text = self._lifecycle.accepts_attach

@@ -1,4 +1,4 @@
-"""The driver in a thread of a process that wants no other: same code, a private instance name."""
+"""The driver in a thread of a process that wants no other: same code, by default a name of its own."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
     FREE -> OPEN -> (SEALING ->) SEALED -> RETIRED -> FREE
 
 Who may read it is a bit in ``wired_mask``; who holds its producer back, a bit in ``gate_mask``; who may
-sleep, a bit in ``sleep_mask``. All three are written here and only by the driver.
+sleep, a bit in ``sleep_mask``. Only the driver writes them: ``Stream.fill_epoch`` before the epoch is open,
+and this module from then on.
 """
 
 from __future__ import annotations
@@ -161,9 +162,10 @@ class Epoch:
     def keep_only(self, gates: Iterable[int]) -> None:
         """Clears every bit without a live lease (after an adoption)."""
         live = sum(1 << gate for gate in set(gates))
-        for gate in range(lib.SHMD_GATE_MAX):
-            bits = int(self.hot.wired_mask) | int(self.hot.gate_mask) | int(self.hot.sleep_mask)
-            if bits >> gate & 1 and not live >> gate & 1:
+        bits = int(self.hot.wired_mask) | int(self.hot.gate_mask) | int(self.hot.sleep_mask)
+        stale = bits & ~live
+        for gate in range(stale.bit_length()):
+            if stale >> gate & 1:
                 self.leave(gate)
 
     # -- the end

@@ -4,13 +4,16 @@
     DETACHED | EXPIRED | REVOKED        ended, with a reason
 
 A record whose lease has ended stays readable until it is used again. It is used again only when its
-client detached itself or is proved dead; until then it is quarantined (rule 8 of the design), and with
-it the gate index, because a stopped process that wakes still writes to its old lines.
+client detached itself or is proved dead. Until then it is quarantined, and so is its gate index: a stopped
+process that wakes still writes to its old lines.
+
+The table is indexed by client and by attach. So what a lookup costs does not grow with the number of leases,
+and the end of many clients costs as much as they have leases.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,7 +91,9 @@ class LeaseTable:
         self._limit = min(limit, authority.sizes.leases)
         self._live: dict[int, Lease] = {}
         self._quarantined: dict[int, Lease] = {}
+        # Both kinds: by the attach that made it, and for each client by lease id.
         self._by_correlation: dict[int, Lease] = {}
+        self._by_client: defaultdict[int, dict[int, Lease]] = defaultdict(dict)
         self._ends: OrderedDict[int, Reason] = OrderedDict()
         # The oldest end is used again first: tools and late clients see it as long as possible.
         self._free: deque[int] = deque(range(authority.sizes.leases))
@@ -105,6 +110,11 @@ class LeaseTable:
         """Whether one more fits."""
         return len(self._live) + len(self._quarantined) < self._limit
 
+    @property
+    def all_quarantined(self) -> list[Lease]:
+        """Ended leases whose owners may still write."""
+        return list(self._quarantined.values())
+
     def live(self, lease_id: int) -> Lease | None:
         """The live lease with this id."""
         return self._live.get(lease_id)
@@ -115,13 +125,13 @@ class LeaseTable:
 
     def quarantined_by_correlation(self, correlation_id: int) -> Lease | None:
         """The quarantined lease that this attach made."""
-        return next(
-            (q for q in self._quarantined.values() if int(q.record.correlation_id) == correlation_id), None
-        )
+        lease = self._by_correlation.get(correlation_id)
+        return lease if lease is not None and lease.lease_id in self._quarantined else None
 
     def by_correlation(self, correlation_id: int) -> Lease | None:
         """The live lease that this attach made."""
-        return self._by_correlation.get(correlation_id)
+        lease = self._by_correlation.get(correlation_id)
+        return lease if lease is not None and lease.lease_id in self._live else None
 
     def end_of_attach(self, correlation_id: int) -> Reason | None:
         """How the lease that this attach made has ended, as long as it is remembered."""
@@ -129,11 +139,11 @@ class LeaseTable:
 
     def of_client(self, client_id: int) -> list[Lease]:
         """A client's live leases."""
-        return [lease for lease in self._live.values() if lease.client_id == client_id]
+        return [lease for lease in self._of(client_id) if lease.lease_id in self._live]
 
     def quarantined_of_client(self, client_id: int) -> list[Lease]:
         """A client's ended leases that wait for a proof."""
-        return [lease for lease in self._quarantined.values() if lease.client_id == client_id]
+        return [lease for lease in self._of(client_id) if lease.lease_id in self._quarantined]
 
     def fill(self, request: Any, client: Client, stream: Any, now_ns: int, *, deadline_ns: int) -> Lease:
         """A new record with all that is known before the wiring; not published. Raises Rejection.
@@ -173,13 +183,13 @@ class LeaseTable:
         failpoint("lease.filled")
         publish_word(lease.record, lib.SHMD_LEASE_ATTACHED, reuse=True)
         failpoint("lease.published")
-        self._enter(lease)
+        self._enter(lease, self._live)
 
     def withdraw(self, lease: Lease) -> None:
         """Undoes ``publish``, however far it came: the record is the next free one again."""
         publish_word(lease.record, lib.SHMD_LEASE_FREE)
         self._live.pop(lease.lease_id, None)
-        self._by_correlation.pop(int(lease.record.correlation_id), None)
+        self._forget(lease)
         if lease.index not in self._free:
             self._free.appendleft(lease.index)
 
@@ -201,36 +211,40 @@ class LeaseTable:
         publish_word(record, state)
         failpoint("lease.ended")
         self._live.pop(lease.lease_id, None)
-        self._by_correlation.pop(int(record.correlation_id), None)
         self._ends[int(record.correlation_id)] = reason
         while len(self._ends) > ENDS_REMEMBERED:
             self._ends.popitem(last=False)
         if quarantine:
             self._quarantined[lease.lease_id] = lease
         else:
+            self._forget(lease)
             self._free.append(lease.index)
 
     def release(self, lease: Lease) -> None:
         """The owner of a quarantined lease detached or is proved dead: its record is free."""
         if self._quarantined.pop(lease.lease_id, None) is not None:
             lease.record.quarantined = 0
+            self._forget(lease)
             failpoint("lease.released")
             self._free.append(lease.index)
 
-    def load(self) -> None:
-        """Takes over what the tables show."""
+    def load(self) -> dict[int, int]:
+        """Takes over what the tables show; by lease id, the ends (``SHMD_REASON_*``) that they tell."""
+        ends: dict[int, int] = {}
         self._free.clear()
         records = [self._authority.lease(index) for index in range(self._authority.sizes.leases)]
         for index in sorted(range(len(records)), key=lambda i: int(records[i].ended_ns)):
             record = records[index]
             state = record_state(record)
+            if record.end_reason:
+                ends[int(record.lease_id)] = int(record.end_reason)
             if state in LIVE:
-                self._enter(Lease(record, index))
+                self._enter(Lease(record, index), self._live)
             elif state != lib.SHMD_LEASE_FREE and record.quarantined:
-                lease = Lease(record, index)
-                self._quarantined[lease.lease_id] = lease
+                self._enter(Lease(record, index), self._quarantined)
             else:
                 self._free.append(index)
+        return ends
 
     def forget_attach(self, lease: Lease) -> None:
         """An attach that is undone may be repeated: its end is not remembered."""
@@ -260,6 +274,21 @@ class LeaseTable:
         """The live lease in a record that this driver itself named."""
         return self._live.get(int(self._authority.lease(index).lease_id))
 
-    def _enter(self, lease: Lease) -> None:
-        self._live[lease.lease_id] = lease
+    def _enter(self, lease: Lease, kind: dict[int, Lease]) -> None:
+        kind[lease.lease_id] = lease
         self._by_correlation[int(lease.record.correlation_id)] = lease
+        self._by_client[lease.client_id][lease.lease_id] = lease
+
+    def _of(self, client_id: int) -> list[Lease]:
+        found = self._by_client.get(client_id)
+        return list(found.values()) if found else []
+
+    def _forget(self, lease: Lease) -> None:
+        """It is neither live nor quarantined any more."""
+        correlation_id = int(lease.record.correlation_id)
+        if self._by_correlation.get(correlation_id) is lease:
+            del self._by_correlation[correlation_id]
+        own = self._by_client[lease.client_id]
+        own.pop(lease.lease_id, None)
+        if not own:
+            del self._by_client[lease.client_id]

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,7 +31,7 @@ from shmdriver.driver.shm import (
     remove_orphan,
     unlink_segment,
 )
-from shmdriver.errors import ShmDriverError
+from shmdriver.errors import LayoutMismatch, ShmDriverError
 
 __all__ = ["Completion", "EpochMemory", "InlineMemory", "MemoryThread", "MemoryWorker", "Provision", "Unmap"]
 
@@ -73,14 +73,19 @@ class EpochMemory:
 
     @classmethod
     def open(cls, data_name: str, gates_name: str, data_bytes: int, gates_bytes: int) -> EpochMemory:
-        """Maps segments that exist, sizes as the authority says. Raises FileNotFoundError, ShmDriverError."""
-        data = _map_existing(data_name, data_bytes, writable=False)
-        try:
+        """Maps segments that exist, sizes as the authority says.
+
+        Raises FileNotFoundError, LayoutMismatch (they are not what was made), ShmDriverError (they cannot be
+        opened or mapped, which says nothing of them).
+        """
+        with ExitStack() as undo:
+            data = _map_existing(data_name, data_bytes, writable=False)
+            undo.callback(data.close)
             gates = _map_existing(gates_name, gates_bytes, writable=True)
-        except BaseException:
-            data.close()
-            raise
-        return cls(data, gates)
+            undo.callback(gates.close)
+            memory = cls(data, gates)
+            undo.pop_all()
+        return memory
 
     def close(self) -> None:
         """Unmaps both."""
@@ -204,7 +209,7 @@ class MemoryWorker(Protocol):
     """Runs jobs, now or elsewhere, and hands back their completions in order."""
 
     def submit(self, job: Job) -> None: ...
-    def completions(self) -> list[Completion]: ...
+    def completions(self) -> Iterator[Completion]: ...
     @property
     def pending(self) -> int: ...
     def close(self) -> None: ...
@@ -225,12 +230,10 @@ class InlineMemory:
             done.abandon()
             raise
 
-    def completions(self) -> list[Completion]:
-        """What is done since the last call."""
-        done = []
-        while self._done:  # one by one: the helper thread appends meanwhile
-            done.append(self._done.popleft())
-        return done
+    def completions(self) -> Iterator[Completion]:
+        """What is done, one by one: what its taker does not come to is handed back by the next call."""
+        while self._done:
+            yield self._done.popleft()
 
     @property
     def pending(self) -> int:
@@ -265,11 +268,11 @@ class MemoryThread(InlineMemory):
         self._running += 1
         self._jobs.put(job)
 
-    def completions(self) -> list[Completion]:
-        """What is done since the last call."""
-        done = super().completions()
-        self._running -= sum(completion.job.size > INLINE_BYTES_MAX for completion in done)
-        return done
+    def completions(self) -> Iterator[Completion]:
+        """What is done, as above."""
+        for completion in super().completions():
+            self._running -= completion.job.size > INLINE_BYTES_MAX
+            yield completion
 
     @property
     def pending(self) -> int:
@@ -302,7 +305,7 @@ def _map_existing(name: str, size: int, *, writable: bool) -> SegmentMap:
     fd, found = open_segment(name, writable=writable)
     try:
         if found != size:
-            raise ShmDriverError(f"{name} has {found} bytes, the directory says {size}")
+            raise LayoutMismatch(f"{name} has {found} bytes, the directory says {size}", segment=name)
         return SegmentMap.of(fd, size, writable=writable)
     finally:
         os.close(fd)

@@ -1,9 +1,15 @@
-"""The sleep of a driver that has nothing to do: C looks in its place whenever a lease check is due.
+"""The sleep of a driver that has nothing to do: an idle check in C takes the place of each lease check.
 
-A tick in Python that is woken into cold caches takes a core for half a millisecond, and that five times a
-second; the look takes microseconds. Beside producers and consumers that spin on every core, messages are
-late by just that. The look decides nothing: what a check would find, or only might, ends the rest, and the
-tick finds it by itself.
+A tick in Python that is woken into cold caches takes a core for half a millisecond, and that five
+times a second; the idle check takes microseconds. Beside producers and consumers that spin on every
+core, messages are late by just that. The idle check decides nothing and dispatches nothing: what a
+lease check would find, or only might, ends the rest, and the tick that follows finds it by itself.
+So an idle check that lets the driver sleep on is right: a lease check at that moment would find
+nothing. What it does not see is a control segment that was truncated where nobody has touched it
+since; the next announce is a tick, and the lease check after it sees that.
+
+The authority counts idle checks apart from ticks (``idle_checks``, ``ticks``); both store the
+driver's heartbeat. ``policies.tickless_idle = false`` switches the rest off.
 """
 
 from __future__ import annotations
@@ -91,9 +97,11 @@ class Rest:
         self._is_noted = True
         self.native.bus_errors = lib.shmd_bus_errors()
         epochs = [(stream, epoch) for stream in self._tables.streams for epoch in stream.epochs.values()]
-        self._is_possible = all(
-            epoch.is_sealed or (epoch.is_open and epoch.blocked is None) for _, epoch in epochs
-        ) and not lib.shmd_lease_unconfirmed(self._tables.authority.base)
+        self._is_possible = (
+            all(epoch.is_sealed or (epoch.is_open and epoch.blocked is None) for _, epoch in epochs)
+            and not lib.shmd_lease_unconfirmed(self._tables.authority.base)
+            and not self._tables.clients.is_short_of_descriptors
+        )
         watches = []
         for stream, epoch in epochs:
             if epoch.is_open:

@@ -1,7 +1,7 @@
 """The segments of an instance: their names, the lock that decides who may write them, and collecting them.
 
 The lock is an ``flock`` on the authority object, held for the driver's whole life. Whoever has it may
-build, adopt or remove everything of the instance; nobody else writes or unlinks anything.
+build, adopt or remove everything of the instance; nobody else makes, sizes or removes any of its segments.
 """
 
 from __future__ import annotations
@@ -235,28 +235,26 @@ def _holder(fd: int) -> tuple[int, Verdict]:
 # ---- collecting --------------------------------------------------------------------------------
 
 
-def collect(instance: str, *, keep_orphans_of: int | None = None) -> list[str]:
+def collect(instance: str) -> list[str]:
     """Removes everything of an instance whose driver is provably gone; the names removed.
 
     Takes the instance's lock first: with a living driver nothing happens and DriverAlreadyRunning is
-    raised. An authority of a wrong magic or layout version is refused (LayoutMismatch), never deleted.
-    The authority object goes last, so that an interrupted collection can be repeated.
+    raised. Where the authority object is gone, an empty one is made for that: only the lock keeps a driver
+    from starting meanwhile. An authority of a wrong magic or layout version is refused (LayoutMismatch),
+    never deleted. The authority object goes last, so that an interrupted collection can be repeated.
     """
-    if not os.path.lexists(object_path(authority_name(instance))):
-        names = [name for name in epoch_objects(instance) if not _is_boot(name, keep_orphans_of)]
-        names += [control_name(instance)]
-        return [name for name in names if unlink_segment(name)]
+    had_authority = os.path.lexists(object_path(authority_name(instance)))
+    others = control_name(instance), *epoch_objects(instance)
+    if not had_authority and not any(os.path.lexists(object_path(name)) for name in others):
+        return []
     lock = lock_authority(instance, Modes(), patience=COLLECTOR_TURNS)
     try:
         refuse_foreign(lock)
         names = [*epoch_objects(instance), control_name(instance), lock.name]
-        return [name for name in names if unlink_segment(name)]
+        removed = [name for name in names if unlink_segment(name)]
     finally:
         lock.release()
-
-
-def _is_boot(name: str, boot_id: int | None) -> bool:
-    return boot_id is not None and f".{boot_id:016x}." in name
+    return removed if had_authority else [name for name in removed if name != lock.name]
 
 
 def refuse_foreign(lock: InstanceLock) -> bool:

@@ -1,8 +1,9 @@
 """One shared-memory object: making it with its memory really allocated, opening, mapping, removing it.
 
-Only the driver calls this module (rule 2 of the design). Memory is allocated with ``posix_fallocate`` before
-the object has a magic that lets anybody map it, so a full mount is a :class:`ShmSpaceError` with numbers
-here and never a SIGBUS somewhere else.
+Only the driver makes, sizes and removes segments, and only by this module; what removes the segments of dead
+drivers (``collect``) does so as a driver does, under the instance's lock. Memory is allocated with
+``posix_fallocate`` before the object has a magic that lets anybody map it, so a full mount is a
+:class:`ShmSpaceError` with numbers here and never a SIGBUS somewhere else.
 """
 
 from __future__ import annotations
@@ -72,7 +73,12 @@ class ShmSpace:
 
 @dataclass(frozen=True, slots=True)
 class Modes:
-    """Who may open segments: permission bits, and the group (None: the driver's own)."""
+    """How segments are made and mapped.
+
+    ``bits``, ``gid``: who may open them, as permission bits and group (None: the driver's own).
+    ``mlock``: the driver locks its mappings of them in memory. ``prefault``: it maps its tables
+    with all pages present.
+    """
 
     bits: int = 0o600
     gid: int | None = None
@@ -225,14 +231,23 @@ class SegmentMap:
 
 
 def open_segment(name: str, *, writable: bool) -> tuple[int, int]:
-    """Descriptor and size of an existing object. Raises FileNotFoundError, ShmDriverError."""
+    """Descriptor and size of an existing object.
+
+    Raises FileNotFoundError, LayoutMismatch (no regular file, or not this user's), ShmDriverError
+    (it cannot be opened now).
+    """
     size = ffi.new("uint64_t *")
     fd: int = lib.shmd_segment_open(name.encode(), int(writable), size)
     if fd >= 0:
         return fd, int(size[0])
-    if not os.path.lexists(object_path(name)):
-        raise FileNotFoundError(errno.ENOENT, "no such shared-memory object", name)
-    raise ShmDriverError(last_error())
+    text = last_error()
+    try:
+        found = Path(object_path(name)).lstat()
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "no such shared-memory object", name) from None
+    if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+        raise ShmDriverError(text)
+    raise LayoutMismatch(text, segment=name)
 
 
 def is_whole(name: str, mapped: SegmentMap) -> bool | None:

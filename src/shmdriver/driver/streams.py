@@ -7,6 +7,7 @@ function that changes a table does it in the order data, state; the caller emits
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from shmdriver._native import ffi, lib
@@ -27,7 +28,7 @@ from shmdriver.driver.leases import Lease
 from shmdriver.driver.memory import EpochMemory, Provision, Unmap
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.shm import unlink_segment
-from shmdriver.errors import Reason
+from shmdriver.errors import LayoutMismatch, Reason
 
 __all__ = ["Stream", "StreamDirectory"]
 
@@ -349,14 +350,19 @@ class StreamDirectory:
                 int(record.data_bytes),
                 int(record.gates_bytes),
             )
-        except Exception as error:
-            # Its segments are gone or are not what they were: nobody can attach to it any more.
+        except (FileNotFoundError, LayoutMismatch) as error:
+            # Its segments are gone or are not what they were: nobody can attach to it any more. Any
+            # other error (no descriptor, no memory) says nothing of them: this start fails, and a
+            # later one adopts.
             lib.shmd_word_store_seq_cst(
                 ffi.addressof(record.hot, "state"), number << 8 | lib.SHMD_EPOCH_RETIRED
             )
             free_record(record)
             return [f"epoch {number} of stream {stream.name!r} is lost: {error}"]
-        stream.epochs[slot] = Epoch(record, slot, number, native, memory)
+        with ExitStack() as undo:
+            undo.callback(memory.close)
+            stream.epochs[slot] = Epoch(record, slot, number, native, memory)
+            undo.pop_all()
         self.add_epoch_bytes(memory.size)
         return []
 

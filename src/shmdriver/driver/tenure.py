@@ -1,8 +1,11 @@
 """How leases end, and what follows: seals, cleared bits, freed gates, retired epochs, events.
 
-Every end goes through :meth:`Tenure.end`, in the order data, state, consequences, event. A driver that is
-killed between two of these steps leaves an ended lease whose consequences are missing; the adopting
-driver (adoption.py) applies them again, and all of them are idempotent.
+A lease ends by :meth:`Tenure.end`, in the order data, state, consequences, event. Three ends differ
+in their consequences and have steps of their own: of a consumer that has read its only epoch to the
+end (``settle``), of all leases when the driver goes for good (``seal_all``), and of a lease that an
+adopting driver undoes (adoption.py). A driver that is killed between two steps leaves an ended
+lease whose consequences are missing; the adopting driver applies them again, and all of them are
+idempotent.
 """
 
 from __future__ import annotations

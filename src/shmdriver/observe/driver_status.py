@@ -1,4 +1,8 @@
-"""Is there a driver, and does it work? Decided from its process first, its heartbeat second."""
+"""Is there a driver, and does it work?
+
+Decided from what it said at its end, else from its process, else from its heartbeat. A driver stores
+its heartbeat at each tick, and at each idle check that takes the place of one.
+"""
 
 from __future__ import annotations
 
@@ -35,17 +39,20 @@ def judge(
     if exit_kind == "superseded":
         return "superseded", "a fresh driver has replaced this instance's segments"
     if process.dead:
-        return "dead", f"the driver (pid {pid}) is {process.state}, its last tick was {seconds:.1f} s ago"
+        return (
+            "dead",
+            f"the driver (pid {pid}) is {process.state}, its last heartbeat was {seconds:.1f} s ago",
+        )
     late = heartbeat_age_ns > hung_after_ns
     if process.unknown:
         where = f"whether the driver (pid {pid}) lives cannot be proved: {process.why}"
         if late:
-            return "silent", f"{where}; it has not ticked for {seconds:.1f} s"
-        return "running", f"{where}; it ticked {seconds:.1f} s ago"
+            return "silent", f"{where}; its last heartbeat was {seconds:.1f} s ago"
+        return "running", f"{where}; its last heartbeat was {seconds:.1f} s ago"
     if process.frozen:
         return "paused", f"the driver (pid {pid}) is {process.state}: messages flow, nobody can attach"
     if late:
-        return "hung", f"the driver (pid {pid}) lives but has not ticked for {seconds:.1f} s"
+        return "hung", f"the driver (pid {pid}) lives, but its last heartbeat was {seconds:.1f} s ago"
     if lifecycle == "init":
         return "starting", f"the driver (pid {pid}) is starting"
     return "running", f"the driver (pid {pid}) runs"

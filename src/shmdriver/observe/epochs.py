@@ -1,8 +1,9 @@
 """What an epoch's own segments say: positions, back-pressure, sleepers. Read-only, for any state.
 
-The data segment is written by the producer, the gates segment by its consumers: whatever stands there
-is a claim. Sizes and who holds which gate come from the authority (the driver wrote them); of the data
-segment only the header page is mapped, and every number read from it is shown, not used.
+The data segment is written by the producer, the gates segment by its consumers (and by the driver
+where it wires one): whatever stands there is a claim. Sizes and who holds which gate come from the
+authority (the driver wrote them); of the data segment only the header page is mapped, and every
+number read from it is shown, not used.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@
         for stream in instance.streams():
             print(stream.name, stream.state, stream.current and stream.current.head)
 
-Needs no driver: it maps the segments read-only and copies the driver's records out of them (each copy is
-consistent; a record that is being rewritten is left out, never waited for). It writes nothing,
-anywhere, and takes no lock.
+Needs no driver: it maps the segments read-only and copies the driver's records out of them (each
+copy is consistent; a record that is being rewritten is left out, never waited for). It writes
+nothing, anywhere. It takes one lock, and only for a moment: where the driver's process cannot be
+looked at, a shared lock of the authority's file that is granted proves that no driver holds it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What an instance looked like at one moment: frozen copies of its shared tables.
 
-Times are nanoseconds; ``*_ns`` are CLOCK_MONOTONIC points unless they end in ``age_ns``, ``total_ns``
-or ``for_ns``, which are spans. Numbers that a client writes (heads, gates, counters) are claims: they
-are shown, clamped where needed, and never used to find memory.
+Times are nanoseconds. Points in time are CLOCK_MONOTONIC: ``attached_ns``, ``created_ns``,
+``opened_ns``, ``ended_ns``, ``shutdown_deadline_ns``. All other ``*_ns`` are spans. Numbers that a
+client writes (heads, gates, counters) are claims: they are shown, clamped where needed, and never
+used to find memory.
 """
 
 from __future__ import annotations
