@@ -977,6 +977,7 @@ int64_t shmd_guarded_oldest(shmd_consumer **consumers, uint32_t n, uint32_t most
        the driver's unless NULL, is not events_seen: there may be others by now */
 int shmd_guarded_watch(shmd_consumer *consumer, int fd, int is_readable); /* is_readable: the caller has messages of a run left */
 int shmd_guarded_settle(shmd_consumer *consumer); /* the run that shmd_guarded_fetch copied is used up; other fetches settle by themselves */
+void shmd_guarded_idle(shmd_consumer *consumer); /* nothing came, and nobody waits: whether anybody will ever serve it again, looked at as waits do */
 int shmd_guarded_consumer_close(shmd_consumer *consumer);                /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */
 int shmd_guarded_consumer_abandon(shmd_consumer *consumer);              /* never waits; SHMD_E_CONCURRENT: not now, a thread is inside */
 int shmd_guarded_consumer_mapping(shmd_consumer *consumer, shmd_mapping **out); /* the current one with one more hold, the caller's; NULL without an epoch */

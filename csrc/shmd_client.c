@@ -45,16 +45,20 @@ int shmd_driver_look(const shmd_authority_t *a, int authority_fd, uint32_t *evid
     if (exit_kind != SHMD_EXIT_NONE)
         return driver_is_over(a, exit_kind);
     int verdict = shmd_process_look(&driver, NULL, evidence);
-    int may_have_left = verdict == SHMD_PROCESS_ALIVE && shmd_instance_is_embedded(a->instance); /* its program lives on without it */
+    int was_here = verdict == SHMD_PROCESS_ALIVE && driver.pid == getpid();
+    int may_have_left = verdict == SHMD_PROCESS_ALIVE && (was_here || shmd_instance_is_embedded(a->instance)); /* its program lives on without it */
     if ((verdict == SHMD_PROCESS_UNKNOWN || may_have_left) && authority_fd >= 0 && lock_is_free(authority_fd)) {
         *evidence = SHMD_EVIDENCE_LOCK_FREE;
         verdict = SHMD_PROCESS_DEAD;
     }
     if (verdict != SHMD_PROCESS_DEAD)
         return verdict;
+    const char *where = was_here ? ": it crashed in this process, whose standard error has its traceback" : "";
     if (shmd_instance_is_embedded(a->instance))
-        return shmd_fail(verdict, "the embedded driver of instance %s (in pid %lld) is dead, and nobody takes it over; connect to another instance", a->instance,
-                         (long long)driver.pid);
+        return shmd_fail(verdict, "the embedded driver of instance %s (in pid %lld) is dead%s, and nobody takes it over; connect to another instance", a->instance,
+                         (long long)driver.pid, where);
+    if (was_here)
+        return shmd_fail(verdict, "the driver of instance %s is dead%s; start it again, it takes over what is there", a->instance, where);
     return shmd_fail(verdict, "driver of instance %s (pid %lld) is dead; start it again with `shmdriver run`, it takes over what is there", a->instance,
                      (long long)driver.pid);
 }

@@ -346,6 +346,14 @@ int shmd_guarded_settle(shmd_consumer *c)
     return rc;
 }
 
+void shmd_guarded_idle(shmd_consumer *c)
+{
+    if (enter_consumer(c) != SHMD_OK)
+        return;
+    (void)shmd_consumer_over(c, shmd_now_ns());
+    shmd_handle_leave(&c->busy);
+}
+
 int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
 {
     size_t entered = 0;

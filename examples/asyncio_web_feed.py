@@ -2,7 +2,9 @@
 
 Each browser has a consumer of its own with ``delivery="latest"``: a slow one skips, and holds nobody
 back. When the market closes its stream, every ``async for`` ends; when a browser goes away, its
-consumer is closed. Only the standard library is used; any ASGI framework can iterate the same way.
+consumer is closed. ``aconsumer`` attaches in a thread: the other browsers get their prices meanwhile, even
+when the driver does not answer. Only the standard library is used; any ASGI framework can iterate the
+same way.
 
 Prints: 3 browsers got their prices
 """
@@ -31,10 +33,11 @@ class Feed:
         self.browsers.add(asyncio.current_task())
         await reader.readuntil(b"\r\n\r\n")
         writer.write(HEAD)
-        with suppress(ConnectionError), self.client.consumer("prices", delivery="latest") as prices:
-            async for message in prices:
-                writer.write(b"data: " + bytes(message) + b"\n\n")
-                await writer.drain()
+        async with await self.client.aconsumer("prices", delivery="latest") as prices:
+            with suppress(ConnectionError):
+                async for message in prices:
+                    writer.write(b"data: " + bytes(message) + b"\n\n")
+                    await writer.drain()
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()

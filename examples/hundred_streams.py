@@ -21,7 +21,7 @@ STREAMS, READINGS = 100, 200
 async def watch(client: shmdriver.Client, stream: str) -> int:
     """Everything that one sensor says, until it closes its stream."""
     count = 0
-    with client.consumer(stream, dtype=READING) as readings:
+    async with await client.aconsumer(stream, dtype=READING) as readings:
         async for batch in readings.abatches():
             assert batch["n"].tolist() == list(range(count, count + len(batch)))
             count += len(batch)

@@ -36,12 +36,13 @@ def serve(client: shmdriver.Client) -> None:
 
 
 def main() -> None:
+    context = multiprocessing.get_context("spawn")  # no fork of a process that has threads
     with shmdriver.embedded() as client, tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "services.log"
         file = logging.FileHandler(path)
         file.setFormatter(logging.Formatter("%(process)d %(levelname)s %(message)s"))
         queue = client.queue("logs")
-        services = [multiprocessing.Process(target=serve, args=(client,)) for _ in range(3)]
+        services = [context.Process(target=serve, args=(client,)) for _ in range(3)]
         for service in services:
             service.start()
         for _ in range(len(services) * (LINES + 1)):

@@ -10,7 +10,7 @@ Prints: 20 frames, brightest is 19
 
 from __future__ import annotations
 
-from multiprocessing import Process
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ def measure(frames: Any, answers: Any) -> None:
 
 def main() -> None:
     frames, answers = Queue(maxsize=8), Queue()
-    worker = Process(target=measure, args=(frames, answers))
+    worker = get_context("spawn").Process(target=measure, args=(frames, answers))
     worker.start()
     for number in range(20):
         frames.put((number, np.full((720, 1280), number, np.uint8)))

@@ -31,9 +31,10 @@ def work(client: shmdriver.Client, k: int) -> None:
 
 
 def main() -> None:
+    context = multiprocessing.get_context("spawn")  # no fork of a process that has threads
     with shmdriver.embedded() as client:
         results = client.queue("results")  # first here: holds what is put from now on
-        workers = [multiprocessing.Process(target=work, args=(client, k)) for k in range(WORKERS)]
+        workers = [context.Process(target=work, args=(client, k)) for k in range(WORKERS)]
         for worker in workers:
             worker.start()
         # No room before all four are attached: a task that went by before would be nobody's.

@@ -55,8 +55,13 @@ def feed(client: shmdriver.Client) -> None:
 
 def main() -> None:
     with shmdriver.embedded() as client:
-        loader = DataLoader(StreamDataset(client, "samples"), batch_size=BATCH, num_workers=WORKERS)
-        batches = iter(loader)  # forks the workers: before there is a thread whose locks they would inherit
+        loader = DataLoader(
+            StreamDataset(client, "samples"),
+            batch_size=BATCH,
+            num_workers=WORKERS,
+            multiprocessing_context="spawn",  # no fork of a process that has threads
+        )
+        batches = iter(loader)
         feeder = threading.Thread(target=feed, args=(client,))
         feeder.start()
         numbers = sorted(int(sample[0, 0, 0]) for batch in batches for sample in batch)

@@ -143,6 +143,13 @@ _TRIED = (
      "lossless, or told exactly what is missing", "joins in every order"),
     (56, "thousands of streams, leases and clients, which are adopted, end or fall silent at once",
      "work grows with their sum, never with a product", "counted table rows"),
+    (57, "a driver that does not answer, under an event loop or a call that may not wait",
+     "the loop and the call go on; what is cancelled leaves nothing", "attach held up, deaf driver"),
+    (58, "the package is replaced on the disk under a running client",
+     "it goes on with the modules of its own version", "all files replaced, or removed"),
+    (59, "an embedded driver crashes while its program goes on", "clients are told so, also there",
+     "an exception in its thread"),
+    (60, "threads of a process are greenlets", "refused, saying what to do", "gevent, a stand-in"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

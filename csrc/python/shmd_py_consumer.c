@@ -8,6 +8,7 @@ enum {
     PRIVATE_FROM_BYTES = 4096,                /* larger copies are handed out as they are, not copied again */
     FOREVER_SLICE_NS = 50000000,              /* between slices Python runs signal handlers */
     FOREVER_S = 1000000000,
+    LOOK_AGAIN_NS = 250000000,                /* reads that never wait look after the driver, too */
 };
 
 /* ---- buffers ------------------------------------------------------------------------------ */
@@ -262,6 +263,20 @@ static uint64_t deadline_of(PyObject *timeout)
     return seconds <= 0 ? now : seconds < FOREVER_S ? now + (uint64_t)(seconds * 1e9) : UINT64_MAX;
 }
 
+/* For who polls without waiting: what a wait does after each slice, now and then. Takes `none`, and returns it or NULL. */
+static PyObject *note_empty(consumer *c, PyObject *none)
+{
+    uint64_t now = shmd_now_ns();
+    if (now < c->idle_due_ns)
+        return none;
+    c->idle_due_ns = now + LOOK_AGAIN_NS;
+    PyObject *idled = shmd_py_call((PyObject *)c, SHMD_PY_IDLE, NULL);
+    Py_XDECREF(idled);
+    if (idled == NULL)
+        Py_CLEAR(none);
+    return none;
+}
+
 static PyObject *consumer_read(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *keywords)
 {
     static const char *const names[] = {"timeout", NULL};
@@ -274,8 +289,10 @@ static PyObject *consumer_read(PyObject *self, PyObject *const *args, Py_ssize_t
     if (timeout == NULL || timeout == Py_None)
         return wait_and_fetch(c, UINT64_MAX);
     PyObject *message = fetch(c, 0);
-    if (message != Py_None || is_zero(timeout))
+    if (message != Py_None)
         return message;
+    if (is_zero(timeout))
+        return note_empty(c, message);
     Py_DECREF(message);
     uint64_t deadline_ns = deadline_of(timeout);
     return deadline_ns == 0 ? NULL : wait_and_fetch(c, deadline_ns);
@@ -402,7 +419,8 @@ static PyMethodDef consumer_methods[] = {
     {"read", (PyCFunction)(void (*)(void))consumer_read, METH_FASTCALL | METH_KEYWORDS,
      "read($self, timeout=None)\n--\n\n"
      "The next message; None when none came within ``timeout`` seconds (None: for ever, 0: no waiting).\n\n"
-     "Raises EndOfStream at the clean end, ProducerLost at an aborted one, LeaseRevoked, ViewsHeld."},
+     "Raises EndOfStream at the clean end, ProducerLost at an aborted one, LeaseRevoked, ViewsHeld, DriverUnavailable.\n"
+     "With ``reconnect=True`` AttachRejected: the driver refuses to attach this consumer anew."},
     {"_fetch", consumer_fetch, METH_O, "The next message, None when none came within that many ns."},
     {"_take", consumer_take, METH_NOARGS, "The next message that was fetched already, or None."},
     {"_fetch_records", (PyCFunction)(void (*)(void))shmd_py_fetch_records, METH_FASTCALL, "How many records were found, or a negative code."},

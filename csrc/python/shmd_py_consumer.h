@@ -30,6 +30,7 @@ typedef struct consumer {
     shmd_batch_t pending_batch;
     Py_ssize_t pending_bytes;
     unsigned turns;    /* of fetching */
+    uint64_t idle_due_ns; /* when a read that does not wait looks after the driver again */
     uint32_t generation; /* of the process that made it */
 } consumer;
 

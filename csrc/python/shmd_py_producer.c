@@ -346,7 +346,8 @@ static PyMethodDef producer_methods[] = {
      "publish($self, data, type=0, timeout=None)\n--\n\n"
      "Publishes one message of ``data``'s bytes.\n\n"
      "Waits up to ``timeout`` seconds for room (None: for ever, 0: not at all). ``type`` (0 to 65535) is\n"
-     "the user's. Raises BackPressured, MessageTooLarge, LeaseRevoked."},
+     "the user's. Raises BackPressured, MessageTooLarge, LeaseRevoked, DriverUnavailable. With ``reconnect=True`` AttachRejected:\n"
+     "the driver refuses to attach this producer anew."},
     {"try_publish", (PyCFunction)(void (*)(void))producer_try_publish, METH_FASTCALL | METH_KEYWORDS,
      "try_publish($self, data, type=0)\n--\n\n"
      "Publishes when there is room now. How many messages went in: 0 or 1."},

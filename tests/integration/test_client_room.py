@@ -6,6 +6,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 import shmdriver
@@ -46,6 +47,22 @@ def test_a_full_ring_is_back_pressure_that_names_the_consumer(client):
         while into.read(timeout=0):
             pass
         assert out.try_publish(b"x") == 1
+
+
+def test_a_ring_that_is_full_of_this_process_own_views_is_said_to_be(client):
+    reader = client.consumer("records", dtype="<i8")
+    with client.producer("records", dtype="<i8", slots=64) as out:
+        kept = []
+        while out.try_publish(np.arange(1)):
+            kept.append(np.ascontiguousarray(reader.read_batch()))  # of a batch of one that is a view
+        with pytest.raises(shmdriver.BackPressured, match=rf"this process, {len(kept)} views") as told:
+            out.publish(np.arange(1), timeout=0)
+        assert told.value.pid == os.getpid()
+        with pytest.raises(shmdriver.ViewsHeld, match=rf"this process, {len(kept)} views"):
+            reader.read_batch(timeout=5)
+        kept = [kept[0].copy()]
+        reader.release()
+        assert out.try_publish(np.arange(1)) == 1
 
 
 def test_publish_waits_for_room_without_a_timeout(client):

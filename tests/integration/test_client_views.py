@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import sys
 import time
 from pathlib import Path
@@ -127,6 +129,22 @@ def test_a_view_outlives_close_and_the_driver(client):
     out.close()
     assert bytes(message) == payload(3)
     assert kept[-1] == 3
+
+
+def test_a_view_whose_bytes_may_be_another_messages_is_not_pickled(client):
+    with client.consumer("s") as reader, client.producer("s", slots=4, max_message=100_000) as out:
+        for letter in (b"a", b"b"):
+            out.publish(letter * 50_000)
+        first, second = reader.read(), reader.read()
+        copied = pickle.loads(pickle.dumps(first))
+        assert (copied, copied.valid()) == (first, True)
+        reader.close()
+        assert not second.valid()
+        with pytest.raises(shmdriver.LeaseRevoked, match="later message's"):
+            pickle.dumps(second)
+        with pytest.raises(shmdriver.LeaseRevoked, match="later message's"):
+            copy.copy(second)
+        assert copied.valid()
 
 
 def test_views_outlive_their_epoch_and_hold_nothing_in_the_next(client):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import shmdriver
+from tests.forks import FORK_OF_THREADS, told_of_forks
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "guide"
@@ -48,8 +49,10 @@ def test_a_block_prints_what_it_says(name: str, text: str, tmp_path: Path) -> No
     script = tmp_path / "block.py"
     script.write_text(text)
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=110, check=False, cwd=tmp_path
-    )
+        [sys.executable, str(script)],
+        capture_output=True, text=True, timeout=110, check=False, cwd=tmp_path, env=told_of_forks(tmp_path),
+    )  # fmt: skip
+    assert FORK_OF_THREADS not in done.stderr
     if done.returncode == 1 and done.stderr.startswith("this example needs "):
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr

@@ -46,6 +46,26 @@ def put_all(queue, items):
         queue.put(item)
 
 
+@pytest.mark.parametrize("bytes_each", [8, 100_000])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_read_only_array_arrives_writable(make, bytes_each, order):
+    queue, sent = make(), []
+    for shape in ((), (0,), (bytes_each // 8,), (2, bytes_each // 16)):
+        array = np.asarray(np.arange(np.prod(shape, dtype=int), dtype="<f8").reshape(shape), order=order)
+        array.flags.writeable = False
+        sent.append(array)
+    strided = np.arange(2 * bytes_each, dtype="u1")[::2]
+    strided.flags.writeable = False
+    sent.append(strided)
+    queue.put(sent)
+    for got, expected in zip(queue.get(timeout=60), sent, strict=True):
+        assert np.array_equal(got, expected)
+        assert got.flags.writeable
+        assert got.flags.f_contiguous == expected.flags.f_contiguous or not expected.flags.contiguous
+        got += 1
+        assert not expected.flags.writeable
+
+
 @pytest.mark.parametrize(
     "item",
     [

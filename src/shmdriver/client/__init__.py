@@ -7,6 +7,8 @@ record_producer.py   RecordProducer: n records in one C call
 claim.py             Claim, ArrayClaim: messages that are written in place
 consumer.py          Consumer
 reattach.py          reconnect=True: attaching anew, and what was missed
+attempts.py          the thread that attaches anew for those that must not wait
+coroutines.py        blocking calls for asyncio: aconnect, aconsumer, aproducer, aclose
 aio.py               consumers in event loops: fileno, aread, abatches, async for
 batches.py           record batches in place
 message.py           Message
@@ -28,12 +30,13 @@ _raise.py            the one function that turns a C code into an exception
 """
 
 from shmdriver.client.claim import ArrayClaim, Claim
-from shmdriver.client.client import Client, connect, embedded
+from shmdriver.client.client import Client, aconnect, connect, embedded
 from shmdriver.client.consumer import Consumer
 from shmdriver.client.message import LostRange, Message
 from shmdriver.client.producer import Producer
 from shmdriver.client.reattach import Reattachment
 from shmdriver.client.waiting import wait
+from shmdriver.late import keep_sources
 
 __all__ = [
     "ArrayClaim",
@@ -44,7 +47,10 @@ __all__ = [
     "Message",
     "Producer",
     "Reattachment",
+    "aconnect",
     "connect",
     "embedded",
     "wait",
 ]
+
+keep_sources()

@@ -167,9 +167,9 @@ def _closed(failure: _Failure) -> Exception:
 
 def _views_held(failure: _Failure) -> Exception:
     return errors.ViewsHeld(
-        f"{failure.where}: {failure.held} views of messages that this program still refers to fill the ring, "
-        "so that nothing new can arrive: drop them, copy them (bytes(message), array.copy()), or give the "
-        "producer more slots or a larger arena",
+        f"{failure.where}: this process, {failure.held} views: views of messages that this program still "
+        "refers to fill the ring, so that nothing new can arrive. Drop them, copy them (bytes(message), "
+        "array.copy()), or give the producer more slots or a larger arena",
         stream=failure.stream,
         held=failure.held,
     )

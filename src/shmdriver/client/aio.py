@@ -10,7 +10,6 @@ so that whoever is cancelled has fetched nothing.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from shmdriver.client.consumer import Consumer
     from shmdriver.client.message import Message
 
-__all__ = ["EventLoopReading", "try_later"]
+__all__ = ["EventLoopReading", "silence"]
 
 _Fetched = TypeVar("_Fetched")
 _AT_ONCE_NS = 1  # no wait, but a consumer whose own views fill the ring is told so
@@ -38,7 +37,6 @@ _SOON_NS = 20_000  # what comes that soon is waited for here: arming an fd and b
 _MISSES_MAX = 2  # after so many looks in vain, the next 2**2 waits go without one
 _LOOK_AFTER_S = 5.0  # a first producer that does not come is warned about
 _ORPHAN_LOOK_AFTER_S = 1.0  # with reconnect=True: whether another driver serves
-_TRY_AGAIN_S = 0.02
 
 
 @public
@@ -131,17 +129,19 @@ def _open_fd(consumer: Consumer) -> None:
         if lib.shmd_descriptor_open_event(event) != 0:
             raise OSError(ffi.errno, os.strerror(ffi.errno))
         consumer._event = event  # before the C core has it: the core never feeds an fd that is closed
-    code = lib.shmd_guarded_watch(handle, event[0], consumer.buffered > 0)
+    # While it waits for a driver there is nothing to watch: the next read has the fd told by its attempt.
+    is_away = consumer._is_away
+    code = 0 if is_away else lib.shmd_guarded_watch(handle, event[0], consumer.buffered > 0)
+    if is_away:
+        os.eventfd_write(event[0], 1)
     if code < 0:
         consumer._close_fd()
         raise consumer._failure(code)
     consumer._settles = 1  # before the last message of a run is handed out, the fd is told
 
 
-def try_later(consumer: Consumer) -> None:
-    """It has no lease now, so nobody feeds its fd: has it readable again in a moment, for the next try."""
-    if consumer._fd < 0:
-        return
+def silence(consumer: Consumer) -> Any:
+    """Has its fd not be readable: without a lease nobody feeds it. An owned copy, for who is to tell it."""
     try:
         os.eventfd_read(consumer._fd)
     except BlockingIOError:
@@ -149,13 +149,7 @@ def try_later(consumer: Consumer) -> None:
     copy = descriptor()
     if lib.shmd_descriptor_copy(consumer._fd, copy) != 0:
         raise OSError(ffi.errno, os.strerror(ffi.errno))
-    timer = threading.Timer(_TRY_AGAIN_S, _ring, (copy,))
-    timer.daemon = True
-    timer.start()
-
-
-def _ring(fd: Any) -> None:
-    os.eventfd_write(fd[0], 1)
+    return copy
 
 
 class AsyncMessages:
@@ -213,6 +207,8 @@ class AsyncBatches:
 
 async def _read(consumer: Consumer, timeout: float | None) -> Message | None:
     await _be_fair(consumer)
+    if consumer._comeback is not None:
+        consumer.fileno()  # one that has an fd never waits for a driver (reattach.py)
     message = _at_once(consumer, consumer._fetch)
     if message is not None:
         return message
@@ -229,6 +225,8 @@ async def _read_batch(consumer: Consumer, limit: int | None, timeout: float | No
         return reader.from_rows(consumer, limit)
     await _be_fair(consumer)
     consumer._check_open()
+    if consumer._comeback is not None:
+        consumer.fileno()  # as there
     batch = _at_once(consumer, partial(reader.fetch, consumer, limit))
     end = None if timeout is None else time.monotonic() + timeout
     while batch is None and await _arrival(consumer, end):

@@ -18,7 +18,7 @@ from shmdriver.client.hotpath import Boundary, clear_frames
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PACKAGES", "boundary", "clear_frames", "public"]
+__all__ = ["PACKAGES", "boundary", "clear_frames", "outcome_of", "public"]
 
 _Class = TypeVar("_Class", bound=type)
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
@@ -33,6 +33,21 @@ _INSIDE = ("__new__", "__init__", "__del__", "__init_subclass__", "__class_getit
 def boundary(function: _Function) -> _Function:
     """Makes a function a boundary. For use as a decorator."""
     return cast("_Function", Boundary(function))
+
+
+def outcome_of(act: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """The result of ``act``, or its error, for another thread to raise: no frame of this one stands in it."""
+    found, error = _tried(act)
+    if error is not None:
+        clear_frames(error)
+    return found, error
+
+
+def _tried(act: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    try:
+        return act(), None
+    except BaseException as error:
+        return None, error
 
 
 def public(cls: _Class) -> _Class:

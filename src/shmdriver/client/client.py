@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -15,8 +16,10 @@ from shmdriver import errors, names
 from shmdriver._native import lib
 from shmdriver.client import exiting
 from shmdriver.client.attach import AttachSpec, acquire, choice, shard_of, size
+from shmdriver.client.attempts import Attempts
 from shmdriver.client.boundary import boundary, public
 from shmdriver.client.consumer import Consumer
+from shmdriver.client.coroutines import AsyncClosing, coroutine_of
 from shmdriver.client.link import Link
 from shmdriver.client.producer import Producer
 from shmdriver.client.reattach import ConsumerComeback, ProducerComeback
@@ -24,13 +27,15 @@ from shmdriver.late import LATE_IMPORT
 
 if TYPE_CHECKING:
     from shmdriver.client.queue import Queue
+    from shmdriver.driver.config import Config
     from shmdriver.driver.embedded import EmbeddedDriver
     from shmdriver.observe import LeaseStatus, StreamStatus
 
-__all__ = ["Client", "connect", "embedded"]
+__all__ = ["Client", "aconnect", "connect", "embedded"]
 
 _Made = TypeVar("_Made", Producer, Consumer)
 
+_NAME_BYTES_MAX = int(lib.SHMD_NAME_BYTES) - 1
 _INSTANCE_VARIABLE = "SHMDRIVER_DRIVER_INSTANCE"
 _ARENA_DERIVED = 2**64 - 1
 _INLINE_MAX_DERIVED = 488  # up to here a max_message goes into the slots, with no arena
@@ -52,8 +57,12 @@ _SLOW = {
 }
 
 
+def _abandon(made: Producer | Consumer) -> None:
+    made._abandon()
+
+
 @public
-class Client:
+class Client(AsyncClosing):
     """The address of a driver instance, connected at first use.
 
     Pass it to a child process in any way: there it connects afresh. Threads may share it; the
@@ -63,9 +72,11 @@ class Client:
 
     __slots__ = (
         "__weakref__",
+        "_attempts",
         "_closed",
         "_first",
         "_handles",
+        "_maker_pid",
         "_queues",
         "instance",
         "name",
@@ -79,13 +90,21 @@ class Client:
     reconnect: bool
 
     def __init__(
-        self, instance: str, *, name: str | None = None, timeout: float = 5.0, reconnect: bool = False
+        self,
+        instance: str,
+        *,
+        name: str | None = None,
+        timeout: float = 5.0,
+        reconnect: bool = False,
+        maker_pid: int = 0,
     ) -> None:
         self.instance = instance
         self.name = name
         self.timeout = timeout
         self.reconnect = reconnect
+        self._maker_pid = maker_pid or os.getpid()  # whose name it has; other processes add theirs
         self._first: dict[int, Link] = {}  # by fork generation: each leads to the newest
+        self._attempts: dict[int, Attempts] = {}  # likewise
         self._handles: weakref.WeakSet[Producer | Consumer] = weakref.WeakSet()
         self._queues: weakref.WeakSet[Queue] = weakref.WeakSet()
         self._closed = False
@@ -185,6 +204,9 @@ class Client:
             comeback.note_base(made)
         return self._keep(made)
 
+    aproducer = coroutine_of(producer, _abandon)
+    aconsumer = coroutine_of(consumer, _abandon)
+
     def queue(self, name: str, maxsize: int = 0, *, max_bytes: int = 8 << 20) -> Queue:
         """A queue of Python objects with the face of ``multiprocessing.Queue``: many processes put, one gets.
 
@@ -217,7 +239,8 @@ class Client:
         """Has ``callback`` called, in a thread of its own, with every DriverEvent from now on.
 
         They are those of the driver's present incarnation, also after it was adopted, but not of one that
-        follows a shutdown or ``--fresh``. Returns the function that stops it.
+        follows a shutdown or ``--fresh``. The last one of an embedded driver that died is ``driver_lost``.
+        Returns the function that stops it.
         """
         with LATE_IMPORT:
             from shmdriver.client.events import listen
@@ -258,7 +281,7 @@ class Client:
         self._end(aborted=kind is not None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _at, (self.instance, self.name, self.timeout, self.reconnect)
+        return _at, (self.instance, self.name, self.timeout, self.reconnect, self._maker_pid)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "connected" if self._link else "not connected"
@@ -301,8 +324,23 @@ class Client:
                 pass  # the old connection says so in its own words
         return link
 
+    @property
+    def _attempts_here(self) -> Attempts:
+        """What attaches handles of this process anew."""
+        return self._attempts.setdefault(lib.shmd_fork_generation(), Attempts())
+
     def _new_link(self) -> Link:
-        return Link(self.instance, self.name, reconnect=self.reconnect)
+        return Link(self.instance, self._own_name(), reconnect=self.reconnect)
+
+    def _own_name(self) -> str | None:
+        """What tools call this process' client. A child that it was passed to adds its own name."""
+        name = self.name
+        if name is None or os.getpid() == self._maker_pid:
+            return name
+        process = sys.modules.get("multiprocessing.process")
+        own = process.current_process().name if process else "MainProcess"
+        own_name = f"{name}/{os.getpid() if own == 'MainProcess' else own}"
+        return own_name.encode()[:_NAME_BYTES_MAX].decode("utf-8", "ignore")
 
     def _relink(self, old: Link, timeout: float, *, forced: bool = False) -> Link:
         """A connection to the next incarnation of the driver; handles of the old one keep theirs.
@@ -369,10 +407,12 @@ def connect(
 ) -> Client:
     """Connects to the driver of ``instance`` (default: $SHMDRIVER_DRIVER_INSTANCE, else "default").
 
-    ``name`` is what tools call this client; ``timeout`` (seconds) is how long to wait for a driver;
+    ``name`` is what tools call this client (a child process that it is passed to adds its own name);
+    ``timeout`` (seconds) is how long to wait for a driver;
     with ``reconnect`` it waits that long for one to start, too, and this client, its producers and its
     consumers attach anew by themselves after a revocation and to the next incarnation of the driver;
-    ``reattachments`` of each says when, and what was lost. Raises DriverUnavailable, AttachTimeout,
+    ``reattachments`` of each says when, and what was lost. Each call of theirs may raise AttachRejected then:
+    the driver refuses to attach that handle anew. Raises DriverUnavailable, AttachTimeout,
     ConfigError (a bad name).
     """
     if instance is None:
@@ -394,11 +434,20 @@ def connect(
     return client
 
 
-def embedded(instance: str | None = None, *, config: Any = None) -> AbstractContextManager[Client]:
+aconnect = coroutine_of(connect)
+
+
+def embedded(
+    instance: str | None = None,
+    *,
+    config: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+) -> AbstractContextManager[Client]:
     """A client with a driver inside: ``with shmdriver.embedded() as client``, the driver in a thread.
 
-    ``instance`` is a private name unless given; children reach the driver by the client. On exit the
-    client closes, then the driver stops and leaves nothing in /dev/shm.
+    ``instance`` is a private name unless given; children reach the driver by the client. ``config``: a
+    mapping as a TOML file makes it (``{"shm": {"max_bytes": "64 MiB"}}``), or the path of such a file. On
+    exit the client closes, then the driver stops and leaves nothing in /dev/shm. Entering raises ConfigError,
+    DriverAlreadyRunning, ShmDriverError.
     """
     return _Embedded(instance, config)
 
@@ -439,5 +488,5 @@ class _Embedded(AbstractContextManager["Client"]):
             driver.stop()
 
 
-def _at(instance: str, name: str | None, timeout: float, reconnect: bool) -> Client:
-    return Client(instance, name=name, timeout=timeout, reconnect=reconnect)
+def _at(instance: str, name: str | None, timeout: float, reconnect: bool, maker_pid: int) -> Client:
+    return Client(instance, name=name, timeout=timeout, reconnect=reconnect, maker_pid=maker_pid)

@@ -119,8 +119,11 @@ class Consumer(EventLoopReading, StreamHandle):
             return reader.from_rows(self, limit)
         self._check_open()
         batch = reader.fetch(self, limit, 0)
-        if batch is not None or timeout == 0:
+        if batch is not None:
             return batch
+        if timeout == 0:
+            self._idle()
+            return None
         deadline = Deadline(timeout)
         while True:
             slice_ns = deadline.slice_ns()
@@ -235,6 +238,8 @@ class Consumer(EventLoopReading, StreamHandle):
         if code == lib.SHMD_E_CONCURRENT:
             self._handle = handle
             raise_for(code, stream=self.stream)
+        if self._comeback is not None:
+            self._comeback.give_up()
         self._drop_run()
         self._expose()
 
@@ -263,9 +268,10 @@ class Consumer(EventLoopReading, StreamHandle):
     # ---- inside
 
     def _idle(self) -> None:
-        """After every slice of a wait in which nothing came."""
+        """After every slice of a wait in which nothing came, and after some reads that do not wait."""
         self._patience.look(self)
         self._leave_a_dead_driver()
+        lib.shmd_guarded_idle(self._handle or ffi.NULL)
 
     def _leave_a_dead_driver(self) -> None:
         """Goes over to the driver that found nothing of this handle's one, if there is such a driver."""
@@ -293,9 +299,9 @@ class Consumer(EventLoopReading, StreamHandle):
         return self._comeback is not None and self._comeback.left is not None
 
     def _leave(self) -> None:
-        """Detaches, and stays as a handle without a lease; what was handed out is protected no more."""
+        """Detaches without waiting; it stays as a handle without a lease, whose views are not protected."""
         self._expose()
-        lib.shmd_guarded_consumer_close(self._last_handle)
+        lib.shmd_guarded_consumer_abandon(self._last_handle)  # the detach goes before what attaches it anew
 
     def _own_lost_ranges(self) -> list[LostRange]:
         limit = int(lib.SHMD_LOST_RANGES)
@@ -325,6 +331,14 @@ class Consumer(EventLoopReading, StreamHandle):
         info = ffi.new("shmd_consumer_info_t *")
         lib.shmd_consumer_info(self._last_handle, info)
         return info
+
+    def _held_at(self, place: tuple[int, int, int]) -> int:
+        """How many views hold places at (boot id, stream id, gate): none, if its own gate is another one."""
+        if not self.held:
+            return 0
+        info = self._info()
+        own = (self._link.boot_id, int(info.stream_id), int(info.gate_index))
+        return self.held if own == place else 0
 
     def _failure(self, code: int) -> Exception:
         self._check_open()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from shmdriver._native import ffi, lib
+from shmdriver.client._raise import last_error
 from shmdriver.client.link import FOREVER_SLICE_NS, Link
 
 __all__ = ["DriverEvent", "listen"]
+
+LOOK_S = 1.0  # at a driver that nobody takes over
 
 _KINDS = {
     lib.SHMD_EVENT_HELLO_RESPONSE: "hello_response",
@@ -27,7 +31,10 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class DriverEvent:
-    """One event; ``kind`` says which fields mean something. ``missed`` events before it were overrun."""
+    """One event; ``kind`` says which fields mean something. ``missed`` events before it were overrun.
+
+    ``driver_lost`` comes from no driver: the embedded one is dead, ``text`` says so, and it is the last one.
+    """
 
     kind: str
     code: int
@@ -89,6 +96,8 @@ def _run(
     lost = ffi.new("uint64_t *")
     word = ffi.addressof(authority, "event_word")
     seen_lost = 0
+    is_embedded = bool(lib.shmd_instance_is_embedded(link.instance.encode()))
+    look_at_s = time.monotonic() + LOOK_S if idle is None else float("inf")
     while not stopping.is_set():
         seen = lib.shmd_futex_load(word)
         while not stopping.is_set() and lib.shmd_event_poll(authority, cursor, event, lost) > 0:
@@ -97,7 +106,17 @@ def _run(
             callback(_copy(event, missed))
         if idle is not None and not stopping.is_set() and idle():
             return
+        if time.monotonic() >= look_at_s and not stopping.is_set():
+            look_at_s = time.monotonic() + LOOK_S
+            if is_embedded and not link.driver_alive():
+                callback(_lost(last_error()))
+                return
         lib.shmd_futex_wait(word, seen, FOREVER_SLICE_NS)
+
+
+def _lost(text: str) -> DriverEvent:
+    """What a dead driver cannot tell, and nobody else will: there comes nothing more."""
+    return DriverEvent("driver_lost", 0, 0, "", text, 0, 0, 0, 0, 0, time.monotonic_ns(), 0)
 
 
 def _copy(event: object, missed: int) -> DriverEvent:

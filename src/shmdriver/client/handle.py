@@ -6,11 +6,12 @@ from typing import Any
 
 from shmdriver._native import lib
 from shmdriver.client._raise import raise_for
+from shmdriver.client.coroutines import AsyncClosing
 
 __all__ = ["StreamHandle"]
 
 
-class StreamHandle:
+class StreamHandle(AsyncClosing):
     """Beside a C class that has ``_handle``: None once it is closed."""
 
     __slots__ = ()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -20,8 +21,9 @@ from typing import Any, Protocol
 from shmdriver._native import ffi, lib
 from shmdriver.client import exiting
 from shmdriver.client._raise import raise_for
-from shmdriver.errors import HandleClosed
+from shmdriver.errors import DriverUnavailable, HandleClosed
 from shmdriver.owners import keeping
+from shmdriver.threads import check_threads
 from shmdriver.truncation import guard_truncation
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "Handle",
     "Link",
     "nap",
+    "open_handles",
     "register",
     "wait_for_a_driver",
 ]
@@ -67,7 +70,9 @@ _nothing = ffi.new("uint32_t *")
 
 
 def wait_for_a_driver(deadline: Deadline) -> None:
-    """A moment of the time that is left."""
+    """A moment of the time that is left. Raises DriverUnavailable in a call that was given up."""
+    if getattr(threading.current_thread(), "is_cancelled", False):  # coroutines.py
+        raise DriverUnavailable("given up: the task that called was cancelled")
     nap(min(deadline.slice_ns(), TRY_AGAIN_NS))
 
 
@@ -130,8 +135,9 @@ class Link:
         """Connects, waiting up to ``timeout`` seconds for the driver's answer; once, whoever calls how often.
 
         Raises DriverUnavailable (there is none: at once unless ``waits``), AttachTimeout, AttachRejected,
-        HandleClosed.
+        HandleClosed; ShmDriverError in a process whose threads are greenlets.
         """
+        check_threads()
         guard_truncation()
         deadline = Deadline(timeout)
         instance = self.instance.encode()
@@ -240,3 +246,8 @@ os.register_at_fork(after_in_child=_REGISTRY.forked)
 def register(handle: Handle) -> None:
     """Has ``handle`` abandoned when this interpreter exits and told when this process forks."""
     _REGISTRY.add(handle)
+
+
+def open_handles() -> list[Any]:
+    """The handles of this process that are open, of all clients."""
+    return list(_REGISTRY.handles)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from shmdriver._native import lib
 from shmdriver.client.boundary import public
 from shmdriver.client.hotpath import MessageCore
+from shmdriver.errors import LeaseRevoked
 from shmdriver.late import LATE_IMPORT
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Message(MessageCore):
     """One message. Always true; ``len(message)`` and ``bytes(message)`` are of its payload.
 
     Of an array they are its elements, as they lie in memory. Two messages are equal when seq, timestamp,
-    type, flags and payload are (of an array: shape, dtype and meta, too).
+    type, flags and payload are (of an array: shape, dtype and meta, too). Pickling and copying make a private
+    copy; they raise LeaseRevoked when the bytes may have been overwritten.
     """
 
     __slots__ = ()
@@ -89,7 +91,13 @@ class Message(MessageCore):
 
     def __reduce__(self) -> tuple[Any, ...]:
         *fields, wire_head = _fields(self)
-        return self.__class__, (*fields, wire_head + bytes(self))
+        copy = wire_head + bytes(self)
+        if not self.valid():  # asked after the last byte was copied: a copy says that it is valid for ever
+            raise LeaseRevoked(
+                f"message {self.seq} cannot be copied or pickled: its lease has ended, so its bytes may be a "
+                "later message's by now; copy messages (bytes(message)) while their consumer is open"
+            )
+        return self.__class__, (*fields, copy)
 
     def __repr__(self) -> str:
         head = bytes(self.data[:32])

@@ -4,14 +4,15 @@
     with buffers      u64 count | u64 pickle bytes | u64 bytes of each buffer | pickle | buffers at 64s
 
 Buffers (numpy's elements, protocol 5) are copied once into shared memory and once out of it, past the pickle.
-Both formats are private to one version of this package.
+An array arrives writable, also one that was read-only: it is its getter's. Both formats are private to one
+version of this package.
 """
 
 from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -36,6 +37,35 @@ class _Out:
         self.write = self.written.append
 
 
+class _Reducers(dict[type, Callable[[Any], Any]]):
+    """multiprocessing's reducers, and ours for numpy's arrays, which are found without an import of numpy."""
+
+    def __missing__(self, kind: type) -> Callable[[Any], Any]:
+        if kind.__module__ == "numpy" and kind.__qualname__ == "ndarray":
+            return _reduce_array
+        raise KeyError(kind)
+
+
+def _reduce_array(array: Any) -> Any:
+    """As numpy does it. A read-only array's memory would arrive as read-only memory: that is undone there."""
+    reduced = array.__reduce_ex__(PROTOCOL)
+    make, arguments = reduced[:2]
+    if array.flags.writeable or not arguments or not isinstance(arguments[0], pickle.PickleBuffer):
+        return reduced
+    return _array_of_own_memory, (make, *arguments)
+
+
+def _array_of_own_memory(make: Callable[..., Any], memory: Any, *rest: Any) -> Any:
+    """Where it arrives: nobody else has ``memory``, a part of the payload or a small copy."""
+    if isinstance(memory, memoryview) and isinstance(memory.obj, bytearray):
+        import numpy as np
+
+        whole = np.frombuffer(memory.obj, np.uint8)
+        start = np.frombuffer(memory, np.uint8).ctypes.data - whole.ctypes.data
+        return make(whole[start : start + memory.nbytes], *rest)
+    return make(bytearray(memory), *rest)
+
+
 class Encoder:
     """Pickles objects one by one as multiprocessing does (its reducers count), without a new pickler each."""
 
@@ -46,6 +76,7 @@ class Encoder:
         self._written = out.written
         self._buffers: list[pickle.PickleBuffer] = []
         pickler: Any = ForkingPickler(out, PROTOCOL, True, self._beside)
+        pickler.dispatch_table = _Reducers(pickler.dispatch_table)
         self._dump = pickler.dump
         self._clear_memo = pickler.clear_memo
 

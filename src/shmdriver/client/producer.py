@@ -20,7 +20,7 @@ from shmdriver.client.boundary import public
 from shmdriver.client.claim import ArrayClaim
 from shmdriver.client.handle import StreamHandle
 from shmdriver.client.hotpath import ProducerCore
-from shmdriver.client.link import Deadline, Link, register
+from shmdriver.client.link import Deadline, Link, open_handles, register
 from shmdriver.client.message import tensor_module
 
 if TYPE_CHECKING:
@@ -74,7 +74,11 @@ class Producer(ProducerCore, StreamHandle):
         meta: bytes = b"",
         timeout: float | None = None,
     ) -> None:
-        """Publishes an array; its shape and dtype travel with it, and up to 256 bytes of ``meta``."""
+        """Publishes an array; its shape and dtype travel with it, and up to 256 bytes of ``meta``.
+
+        C and Fortran order arrive as they were. An array in another order (channels last, a slice) is copied
+        and arrives C-contiguous. Raises as :meth:`publish`, and TypeError for what numpy cannot describe.
+        """
         tensor = tensor_module()
         import numpy as np
 
@@ -101,7 +105,10 @@ class Producer(ProducerCore, StreamHandle):
         """A place for an array in shared memory: ``with out.claim_array((1080, 1920, 3)) as array: ...``.
 
         The array's elements are what the place last held; commits on exit, aborts on an exception.
+        ``order``: "C" or "F". ValueError for any other, and for negative extents.
         """
+        if order not in ("C", "F"):
+            raise ValueError(f"order={order!r}: expected 'C' or 'F'")
         tensor = tensor_module()
         import numpy as np
 
@@ -267,14 +274,22 @@ class Producer(ProducerCore, StreamHandle):
         if info.blocked_gate == _NO_CONSUMER_YET:
             why = "no consumer yet (min_consumers): start one, or lower min_consumers"
         elif info.blocked_gate:
-            blocker = directory.blocker_of(self._link.authority, info.stream_index, info.blocked_gate - 1)
+            gate = int(info.blocked_gate) - 1
+            blocker = directory.blocker_of(self._link.authority, info.stream_index, gate)
             lag = max(0, int(info.seq - info.blocked_position))
             who = (
                 f"consumer {blocker.name!r} (pid {blocker.pid})"
                 if blocker
-                else f"the consumer at gate {info.blocked_gate - 1}"
+                else f"the consumer at gate {gate}"
             )
             why = f"held back by {who}, {lag} messages behind; `shmdriver why {self.stream}` shows it"
+            held = self._views_of_this_process(info, gate)
+            if held:
+                why = (
+                    f"held back by this process, {held} views: views of messages that it still refers to "
+                    f"hold their places, and its own consumer is {lag} messages behind; drop them or copy "
+                    "them (array.copy(), bytes(message))"
+                )
         else:
             why = "the ring is full"
         if not self._link.driver_alive():
@@ -288,6 +303,11 @@ class Producer(ProducerCore, StreamHandle):
             pid=blocker.pid if blocker else 0,
             lag=lag,
         )
+
+    def _views_of_this_process(self, info: Any, gate: int) -> int:
+        """How many views hold places at that gate of its stream, if the consumer there is in this process."""
+        place = (self._link.boot_id, int(info.stream_id), gate)
+        return sum(handle._held_at(place) for handle in open_handles() if hasattr(handle, "_held_at"))  # noqa: SLF001
 
     def _info(self) -> Any:
         """Its figures as they are, or as they were when it was closed."""
@@ -316,15 +336,18 @@ class Producer(ProducerCore, StreamHandle):
             return
         if not self._link.usable:
             raise_for(lib.SHMD_E_FORKED, stream=self.stream)
-        self._let_go(aborted=aborted)
-        self._handle = None
-
-    def _let_go(self, *, aborted: bool) -> None:
-        """Ends the native handle; memory that a claim's view still refers to stays mapped."""
-        self._let_go_of_memory()
-        code = lib.shmd_guarded_producer_close(self._last_handle, aborted)
+        self._let_go_of_memory()  # what a claim's view still refers to stays mapped
+        code = lib.shmd_guarded_producer_close(handle, aborted)
         if code == lib.SHMD_E_CONCURRENT:
             raise_for(code, stream=self.stream)
+        self._handle = None
+        if self._comeback is not None:
+            self._comeback.give_up()
+
+    def _leave(self) -> None:
+        """Detaches without waiting, and stays as a handle without a lease."""
+        self._let_go_of_memory()
+        lib.shmd_guarded_producer_abandon(self._last_handle)  # the detach goes before what attaches it anew
 
     def _abandon(self) -> None:
         """Aborts it without waiting, for finalisers. A thread that is inside keeps the handle until then."""

@@ -1,10 +1,12 @@
 """Attaching anew, for clients with ``reconnect=True``: after a revocation, and to another driver.
 
-A handle that is told that its lease has ended leaves (its lines are free for others), and from then on every
-call that may wait tries to attach it again: in the same role, with the same arguments, to whichever driver
-serves. The native handle behind the Python object changes; the object stays. What was missed is counted from
-what both sides know, the end of the epoch that was left and the place where reading goes on, so it is exact,
-or said to be unknown (None), never guessed.
+A handle that is told that its lease has ended leaves (its lines are free for others), and from then on each
+call has it attached again: in the same role, with the same arguments, to whichever driver serves. A thread of
+the client does that (attempts.py), because a driver may not answer; calls that may wait wait for it, others
+find at a later call that it is done. The native handle behind the Python object changes; the object stays.
+
+What was missed is counted from what both sides know, the end of the epoch that was left and the place where
+reading goes on, so it is exact, or said to be unknown (None), never guessed.
 """
 
 # ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
@@ -14,13 +16,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmdriver import errors
 from shmdriver._native import lib
 from shmdriver.client import directory
-from shmdriver.client.aio import try_later
+from shmdriver.client.aio import silence
 from shmdriver.client.attach import acquire
+from shmdriver.client.attempts import Attempt
 from shmdriver.client.link import TRY_AGAIN_NS, nap
 from shmdriver.client.message import LostRange
 from shmdriver.errors import Code, Reason
@@ -49,6 +53,7 @@ SEAL_NS = 1_000_000_000  # sealing takes microseconds; whoever does it may wait 
 ATTACH_S = (
     1.0  # an attach takes microseconds; longer than this the driver hangs, and the caller's time counts
 )
+GRACE_NS = 100_000_000  # the first call waits so long: a driver that serves answers far sooner
 UNKNOWN_SEQ = 2**64 - 1
 DRIVER_ENDS = (Reason.SHUTDOWN, Reason.SUPERSEDED)
 NOT_YET = (Reason.NONE, Reason.DRAINING, Reason.MAINTENANCE, Reason.STOPPED, Reason.UNKNOWN_CLIENT)
@@ -76,16 +81,19 @@ class Reattachment(NamedTuple):
 class OrphanLook:
     """Finds out, for a handle that waits, that its segments went with a dead driver; looks once a second."""
 
-    __slots__ = ("_client", "_looked_ns")
+    __slots__ = ("__weakref__", "_attempt", "_client", "_looked_ns")
+
+    closed = False  # its owner drops it, and with it its attempt
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._looked_ns = time.monotonic_ns()
+        self._attempt: Attempt | None = None  # to connect to another driver
 
     @property
     def is_due(self) -> bool:
         """Whether the next look is one."""
-        return time.monotonic_ns() - self._looked_ns >= ORPHAN_LOOK_NS
+        return self._attempt is not None or time.monotonic_ns() - self._looked_ns >= ORPHAN_LOOK_NS
 
     @property
     def reconnects(self) -> bool:
@@ -93,21 +101,33 @@ class OrphanLook:
         return self._client.reconnect
 
     def is_orphan(self, link: Link) -> bool:
-        """Whether nobody will ever adopt what ``link`` is mapped to.
+        """Whether nobody will ever adopt what ``link`` is mapped to. Never waits for a driver.
 
-        With ``reconnect=True`` only when another driver serves; then the client is connected to that.
+        With ``reconnect=True`` only when another driver serves, and once the client is connected to that.
         """
         if not self.is_due:
             return False
-        self._looked_ns = time.monotonic_ns()
-        if link.driver_alive():
+        attempt = self._attempt
+        if attempt is None:
+            self._looked_ns = time.monotonic_ns()
+            if link.driver_alive():
+                return False
+            if not self._client.reconnect:
+                return _was_removed(link)
+            attempt = self._attempt = Attempt(self, partial(_goes_over, self._client, link))
+        self._client._attempts_here.see_to(attempt)
+        if not attempt.is_over:
             return False
-        if not self._client.reconnect:
-            return _was_removed(link)
-        try:
-            return self._client._connected(ATTACH_S) is not link
-        except (errors.DriverUnavailable, errors.AttachTimeout, errors.AttachRejected, errors.LayoutMismatch):
-            return False
+        self._attempt = None
+        return bool(attempt.take())
+
+
+def _goes_over(client: Client, link: Link) -> bool:
+    """Connects ``client`` to another driver than that of ``link``, if one serves. Whether it is connected."""
+    try:
+        return client._connected(ATTACH_S) is not link
+    except (errors.DriverUnavailable, errors.AttachTimeout, errors.AttachRejected, errors.LayoutMismatch):
+        return False
 
 
 def _was_removed(link: Link) -> bool:
@@ -148,13 +168,14 @@ class _Left(NamedTuple):
 class _Comeback:
     """Of one handle: how to attach it anew, and what became of the times before."""
 
-    __slots__ = ("history", "is_orphan", "left", "prepare", "spec")
+    __slots__ = ("_attempt", "_look", "history", "left", "prepare", "spec")
 
     def __init__(self, spec: AttachSpec) -> None:
         self.spec = spec
         self.left: _Left | None = None  # it has left, and is not attached
         self.history: deque[Reattachment] = deque(maxlen=KEPT)
-        self.is_orphan = OrphanLook(spec.client).is_orphan
+        self._attempt: Attempt | None = None  # to attach anew, after it has left
+        self._look = OrphanLook(spec.client)
         self.prepare: Callable[[Any], object] | None = None  # what a new native handle is told first
 
     def covers(self, error: Exception) -> bool:
@@ -165,8 +186,38 @@ class _Comeback:
             return error.reason in DRIVER_ENDS
         return isinstance(error, errors.HandleClosed) and self.left is not None
 
-    def attach(self, wait_ns: int) -> tuple[Any, Link] | None:
-        """One try; None: not yet, ``wait_ns`` at most were waited. Raises AttachRejected for good reasons."""
+    def is_orphan(self, link: Link) -> bool:
+        """Whether to leave ``link``, whose driver has gone, for another one, which serves."""
+        return self.left is None and self._look.is_orphan(link)
+
+    def give_up(self) -> None:
+        """Its handle was closed: what is attached in vain ends at once."""
+        self._attempt = None
+
+    def _attached(self, handle: Consumer | Producer, wait_ns: int, fd_owner: Consumer | None = None) -> Any:
+        """What was attached anew, as of acquire(), or None: not yet. ``wait_ns`` at most were waited.
+
+        The first call waits up to GRACE_NS, unless the handle is read by way of ``fd_owner``'s fd: then the
+        fd tells when it is time to call again. Raises AttachRejected for good reasons, HandleClosed.
+        """
+        attempt = self._attempt
+        if attempt is None:
+            attempt = self._attempt = Attempt(handle, self._try_once)
+            wait_ns = wait_ns if fd_owner is not None else wait_ns or GRACE_NS
+        if fd_owner is not None and attempt.ring is None:
+            attempt.ring = silence(fd_owner)
+        self.spec.client._attempts_here.see_to(attempt)
+        if wait_ns > 0:
+            attempt.wait(wait_ns)
+        if handle._handle is None:
+            handle._check_open()
+        if not attempt.is_over:
+            return None
+        self._attempt = None
+        return attempt.take()
+
+    def _try_once(self) -> tuple[Any, Link] | None:
+        """In the client's thread. None: not yet. Raises AttachRejected for good reasons, HandleClosed."""
         try:
             found = acquire(self.spec, ATTACH_S, waits=False)
             if self.prepare is not None:
@@ -177,8 +228,6 @@ class _Comeback:
         except errors.AttachRejected as error:
             if error.code != Code.REJECTED or error.reason not in NOT_YET:
                 raise
-        if wait_ns > 0:
-            nap(min(wait_ns, TRY_AGAIN_NS))
         return None
 
 
@@ -199,17 +248,13 @@ class ConsumerComeback(_Comeback):
         self._base_epoch = epoch_before(consumer)
 
     def come_back(self, consumer: Consumer, reason: int, wait_ns: int, spoilt: int = 0) -> None:
-        """One try to attach ``consumer`` anew; afterwards it has another native handle, or waits still.
+        """Attaches ``consumer`` anew, or begins to: then it has another native handle, or waits still.
 
         ``spoilt``: how many of the last messages were overwritten before they were used.
         """
-        left = self.left
-        if left is None:
-            left = self._leave(consumer, reason)
-            left = self.left = left._replace(seq=left.seq - spoilt)
-        found = self.attach(wait_ns)
+        left = self.left or self._leave(consumer, reason, spoilt)
+        found = self._attached(consumer, wait_ns, consumer if consumer._settles else None)
         if found is None:
-            try_later(consumer)
             return
         if consumer._handle is None:
             consumer._check_open()
@@ -229,16 +274,17 @@ class ConsumerComeback(_Comeback):
             Reattachment(left.reason, boot_id, left.epoch, left.seq, int(info.epoch), seq, lost)
         )
 
-    def _leave(self, consumer: Consumer, reason: int) -> _Left:
+    def _leave(self, consumer: Consumer, reason: int, spoilt: int) -> _Left:
         info = consumer._info()
         epoch = int(info.epoch) or self._base_epoch
         end_seq = int(lib.shmd_consumer_end_seq(consumer._last_handle))
         unseen = _epochs_after(consumer, epoch)
         boot_id, stream_id = consumer._link.boot_id, int(info.stream_id)
-        left = _Left(reason, boot_id, stream_id, epoch, int(info.position), end_seq, unseen)
+        left = _Left(reason, boot_id, stream_id, epoch, int(info.position) - spoilt, end_seq, unseen)
         self.ranges.extend(consumer._own_lost_ranges())
         self.lost += int(info.lost)
         self.skipped += int(info.skipped)
+        self.left = left
         consumer._leave()
         return left
 
@@ -311,7 +357,7 @@ class ProducerComeback(_Comeback):
         self._met_ns = 0  # when a seal was met that was not complete
 
     def come_back(self, producer: Producer, reason: int, wait_ns: int) -> None:
-        """One try to attach ``producer`` anew; afterwards it has another native handle, or waits still."""
+        """Attaches ``producer`` anew, or begins to: then it has another native handle, or waits still."""
         left = self.left
         if left is None:
             info = producer._info()
@@ -323,8 +369,8 @@ class ProducerComeback(_Comeback):
             left = self.left = _Left(
                 reason, boot_id, int(info.stream_id), int(info.epoch), int(info.seq), int(info.sealed_seq), {}
             )
-            producer._let_go(aborted=True)
-        found = self.attach(wait_ns)
+            producer._leave()
+        found = self._attached(producer, wait_ns)
         if found is None:
             return
         if producer._handle is None:

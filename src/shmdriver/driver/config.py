@@ -39,6 +39,7 @@ from shmdriver.driver.config_layers import (
     toml_key,
     toml_value,
 )
+from shmdriver.errors import ConfigError
 from shmdriver.names import instance_problem, nearest, stream_problem
 
 __all__ = ["Config", "Driver", "Limits", "Policies", "Profile", "Shm", "Stream"]
@@ -220,11 +221,13 @@ class Config(Section):
         *,
         env: Mapping[str, str] | None = None,
         overrides: Mapping[str, Any] | None = None,
+        overrides_from: str = "command line",
     ) -> Config:
         """Read and check all layers.
 
         ``path``: a TOML file that must exist; None: the one that ``SHMDRIVER_CONFIG`` names, else no file.
-        ``env``: None for ``os.environ``. ``overrides``: dotted keys. Raises ConfigError.
+        ``env``: None for ``os.environ``. ``overrides``: dotted keys; ``overrides_from``: what errors call
+        them. Raises ConfigError.
         """
         environment = os.environ if env is None else env
         if path is None and environment.get(ENV_FILE):
@@ -236,7 +239,7 @@ class Config(Section):
                 put(values, sources, keys, value, f"file {path}")
         problems = _from_env(values, sources, environment)
         for dotted, value in (overrides or {}).items():
-            put(values, sources, split_key(dotted), value, f"command line, {dotted}")
+            put(values, sources, split_key(dotted), value, f"{overrides_from}, {dotted}")
         try:
             config = cls.model_validate(values)
         except ValidationError as error:
@@ -246,6 +249,30 @@ class Config(Section):
             raise config_error(problems)
         config._sources.update(sources)  # noqa: SLF001 -- its own class
         return config
+
+    @classmethod
+    def of(cls, config: Config | Mapping[str, Any] | str | os.PathLike[str] | None) -> Config:
+        """What a program passes as ``config=``: a mapping as a TOML file makes it, the path of one, None.
+
+        None: the file that ``SHMDRIVER_CONFIG`` names, and the environment, as :meth:`load`. A mapping is
+        laid over these; its keys are sections, or dotted. Raises ConfigError.
+        """
+        if config is None:
+            return cls.load()
+        if isinstance(config, cls):
+            return config
+        if isinstance(config, (str, os.PathLike)):
+            return cls.load(Path(config))
+        if isinstance(config, Mapping):
+            flat = dict(leaves(config))
+            if all(isinstance(key, str) for keys in flat for key in keys):
+                overrides = {".".join(keys): value for keys, value in flat.items()}
+                return cls.load(overrides=overrides, overrides_from="config=")
+        raise ConfigError(
+            f"config={config!r}: expected a mapping as a TOML file makes it, as "
+            "{'shm': {'max_bytes': '64 MiB'}}, the path of such a file, or None",
+            source="config=",
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -6,14 +6,18 @@ import os
 import re
 import secrets
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from shmdriver._native import lib
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.lifecycle import ShutdownMode
 from shmdriver.driver.segments import collect
 from shmdriver.driver.shm import MOUNT
 from shmdriver.errors import DriverUnavailable, ShmDriverError
+from shmdriver.threads import check_threads
 
 __all__ = ["EmbeddedDriver", "collect_dead_embedded"]
 
@@ -39,18 +43,28 @@ def _serve(driver: Driver, outcome: _Outcome) -> None:
         return
     finally:
         outcome.known.set()
-    driver.run()
+    try:
+        driver.run()
+    except BaseException:
+        if lib.shmd_instance_is_embedded(driver.instance.encode()):  # nobody takes over what it leaves
+            collect(driver.instance)
+        raise
 
 
 class EmbeddedDriver:
     """A driver in a daemon thread. ``instance`` None: a private name that nobody else has.
 
-    ``config`` None: the defaults and the environment. Its own ``driver.instance`` is replaced.
+    ``config``: see :meth:`Config.of`; its ``driver.instance`` is replaced. A driver that crashes shows its
+    traceback as any thread does; its clients are told DriverUnavailable.
     """
 
-    def __init__(self, instance: str | None = None, config: Config | None = None) -> None:
+    def __init__(
+        self,
+        instance: str | None = None,
+        config: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    ) -> None:
         self.instance = instance or f"embedded-{os.getpid()}-{secrets.token_hex(4)}"
-        base = config if config is not None else Config.load()
+        base = Config.of(config)
         section = base.driver.model_copy(update={"instance": self.instance})
         self._config = base.model_copy(update={"driver": section})
         self._driver: Driver | None = None
@@ -64,6 +78,7 @@ class EmbeddedDriver:
         """
         if self._driver is not None:
             raise ShmDriverError(f"embedded driver {self.instance!r} runs already")
+        check_threads(needs_epoll=True)
         self._pid = os.getpid()
         outcome = _Outcome()
         driver = self._driver = Driver(self._config)

@@ -1,0 +1,120 @@
+"""Attaching anew in a thread, for handles whose callers must not wait: event loops, ``timeout=0``.
+
+An Attempt is tried again and again until it succeeds, fails for good, or nobody wants it any more. The
+Attempts of one client share one thread, which ends when none of them is left.
+
+Called by what attaches anew (reattach.py). The threads that call here never wait for a driver.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from shmdriver._native import ffi, lib
+from shmdriver.client.boundary import outcome_of
+from shmdriver.client.link import TRY_AGAIN_NS, nap
+
+__all__ = ["Attempt", "Attempts"]
+
+
+class Attempt:
+    """What is tried for ``owner``, until it has a result or an error; no longer than ``owner`` lives, open.
+
+    ``act`` makes one try: a result, or None for "not yet". It must not refer to ``owner``. ``ring`` owns an
+    eventfd that is told when it is over, or is None.
+    """
+
+    __slots__ = ("__weakref__", "_act", "_error", "_found", "_owner", "_word", "ring")
+
+    def __init__(self, owner: Any, act: Callable[[], Any]) -> None:
+        self._owner = weakref.ref(owner)
+        self._act: Callable[[], Any] | None = act
+        self._word = ffi.new("uint32_t *")  # 1: it is over
+        self._found: Any = None
+        self._error: BaseException | None = None
+        self.ring: Any = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has a result or an error."""
+        return bool(self._word[0])
+
+    def wait(self, timeout_ns: int) -> None:
+        """Until it is over, at most ``timeout_ns``. A signal ends the wait, too."""
+        if not self.is_over:
+            lib.shmd_futex_wait(self._word, 0, timeout_ns)
+
+    def take(self) -> Any:
+        """Its result, for the caller to own from now on. Raises its error."""
+        found, self._found = self._found, None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return found
+
+    def make(self) -> bool:
+        """One try. Whether another one is of no use."""
+        owner = self._owner()
+        is_wanted = owner is not None and not owner.closed
+        del owner  # it may end while this waits for the driver
+        act = self._act
+        if not is_wanted or act is None:
+            self._act = self.ring = None  # `act` may lead back here: no cycle stays
+            return True
+        self._found, self._error = outcome_of(act)
+        if self._found is None and self._error is None:
+            return False
+        self._act = None
+        self._word[0] = 1
+        lib.shmd_futex_wake(self._word)
+        ring = self.ring  # read after the word was set: who sets it later looks at the word then
+        if ring is not None:
+            os.eventfd_write(ring[0], 1)
+        return True
+
+
+class Attempts:
+    """Of one client in one process: makes them in turn, in a thread that lives while one waits."""
+
+    __slots__ = ("_thread", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: dict[Attempt, None] = {}
+        self._thread: threading.Thread | None = None
+
+    def see_to(self, attempt: Attempt) -> None:
+        """Has ``attempt`` made until it is over. Call it at each look: an interrupted call loses nothing."""
+        if attempt.is_over:
+            return
+        self._waiting[attempt] = None
+        thread = self._thread
+        if thread is not None and thread.is_alive():
+            return
+        thread = self._thread = threading.Thread(target=self._run, name="shmdriver-attach", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # this interpreter ends, and starts no thread any more
+            attempt.make()
+
+    def _run(self) -> None:
+        me = threading.current_thread()
+        while self._thread is me:
+            if self._go_round():
+                nap(TRY_AGAIN_NS)
+                continue
+            self._thread = None
+            if self._waiting and self._thread is None:  # one has come meanwhile, and saw this thread alive
+                self._thread = me
+
+    def _go_round(self) -> bool:
+        """Makes each of them, up to one that has to wait: so have the others. Whether one waits."""
+        for attempt in list(self._waiting):
+            self._waiting.pop(attempt, None)
+            if not attempt.make():
+                self._waiting[attempt] = None  # the last one next time
+                return True
+        return bool(self._waiting)

@@ -1,0 +1,33 @@
+"""Whether Python's threads are threads. gevent and eventlet replace them by greenlets of one thread.
+
+This package waits in C: for messages, and for the driver's answers. A greenlet that waits so stops all others
+of its thread, also those that would end the wait. So the client and the embedded driver refuse to work there.
+"""
+
+from __future__ import annotations
+
+import _thread
+import select
+from types import BuiltinFunctionType
+
+from shmdriver.errors import ShmDriverError
+
+__all__ = ["check_threads"]
+
+
+def check_threads(*, needs_epoll: bool = False) -> None:
+    """Raises ShmDriverError where threads, or with ``needs_epoll`` that, are not Python's own."""
+    replaced = [
+        f"{function.__module__}.{function.__qualname__}"
+        for name in ("start_new_thread", "start_joinable_thread")
+        if not isinstance(function := getattr(_thread, name, len), BuiltinFunctionType)
+    ]
+    if needs_epoll and not hasattr(select, "epoll"):
+        replaced.append("select without epoll")
+    if replaced:
+        raise ShmDriverError(
+            f"Python's threads were replaced in this process (found {', '.join(replaced)}), as gevent's "
+            "monkey.patch_all() does it. shmdriver waits in C, which would stop all greenlets for ever. "
+            "Patch without threads, monkey.patch_all(thread=False, select=False), or use shmdriver in a "
+            "process of its own"
+        )
