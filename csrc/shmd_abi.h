@@ -105,11 +105,12 @@ enum { SHMD_ROLE_PRODUCER = 1, SHMD_ROLE_CONSUMER = 2 };
 enum { SHMD_DELIVERY_RELIABLE = 1, SHMD_DELIVERY_LOSSY = 2, SHMD_DELIVERY_LATEST = 3 };
 enum { SHMD_START_NEWEST = 1, SHMD_START_OLDEST = 2 };
 enum { SHMD_WAIT_ADAPTIVE = 1, SHMD_WAIT_SPIN = 2, SHMD_WAIT_SLEEP = 3 };
+enum { SHMD_PACE_AUTO = 1, SHMD_PACE_EAGER = 2 };
 enum { SHMD_SLOW_DEFAULT = 0, SHMD_SLOW_BLOCK = 1, SHMD_SLOW_EVICT = 2, SHMD_SLOW_REFUSE = 3 };
 
 /* shmd_request.flags */
 enum { SHMD_ATTACH_CREATE = 1, SHMD_ATTACH_FOLLOW = 2, SHMD_ATTACH_NO_WAKEUPS = 4, SHMD_ATTACH_TIMESTAMPS = 8,
-       SHMD_DETACH_ABORTED = 16 };
+       SHMD_DETACH_ABORTED = 16, SHMD_ATTACH_PREFAULT = 32 /* of an epoch record: each process that maps it populates it */ };
 
 /* SHMD_WAIT_FOR_DRIVER is added to either: a request whose driver dies is answered by the one that adopts, if it comes in time. */
 enum { SHMD_HEARTBEAT_THREAD = 0, SHMD_HEARTBEAT_MANUAL = 1, SHMD_WAIT_FOR_DRIVER = 2 };
@@ -250,7 +251,7 @@ typedef struct shmd_epoch_record {  /* 512 bytes */
     uint32_t gate_count;            /* @184 */
     uint32_t end_reason;            /* @188 SHMD_REASON_* once sealing */
     uint32_t unproven;              /* @192 1: sealed without proof that the producer is dead */
-    uint32_t flags;                 /* @196 SHMD_ATTACH_NO_WAKEUPS, SHMD_ATTACH_TIMESTAMPS */
+    uint32_t flags;                 /* @196 SHMD_ATTACH_NO_WAKEUPS, TIMESTAMPS, PREFAULT */
     uint32_t stream_id;             /* @200 */
     uint32_t epoch;                 /* @204 */
     int64_t producer_pid;           /* @208 */
@@ -600,6 +601,8 @@ typedef struct shmd_consumer_options {
     uint32_t flags;                 /* SHMD_ATTACH_CREATE | FOLLOW */
     uint32_t shard;                 /* only messages with seq % shards == shard */
     uint32_t shards;                /* 0 or 1: all messages; at most SHMD_GATE_MAX */
+    uint32_t pace;                  /* SHMD_PACE_*; 0: auto. Eager: a poll never holds still */
+    uint32_t reserved;
 } shmd_consumer_options;
 
 typedef struct shmd_message {
@@ -681,6 +684,7 @@ typedef struct shmd_consumer_info {
     uint64_t sealed_seq;            /* of the epoch that ended or that the lease was revoked in */
     uint64_t mapping_serial;        /* grows whenever another epoch is mapped */
     uint64_t lost_range_count;      /* ever */
+    uint64_t holds;                 /* polls that held still, so that the producer gets ahead */
     uint32_t slots;                 /* 0 without an epoch */
     uint32_t slot_bytes;
     uint32_t inline_max;
@@ -728,6 +732,7 @@ typedef struct shmd_window {
     void *start;
     uint64_t bytes;
     uint64_t inline_max;            /* the longest message that lies in its slot, and so in the ring's window */
+    uint64_t prefaults;             /* 1: the epoch's pages are populated where they are mapped */
 } shmd_window_t;
 
 /* ---- exported functions: common -------------------------------------------------------- */
@@ -767,6 +772,7 @@ int shmd_segment_open(const char *name, int writable, uint64_t *bytes);  /* fd, 
 int shmd_segment_map(int fd, uint64_t offset, uint64_t bytes, int writable, int prefault, void **out);
 int shmd_segment_map_mirrored(int fd, uint64_t offset, uint64_t bytes, int writable, int prefault, void **out); /* twice in a row */
 int shmd_segment_unmap(void *base, uint64_t bytes);
+int shmd_segment_lock(const void *base, uint64_t bytes);         /* its pages stay in memory until it is unmapped; 0, SHMD_E_SYSTEM */
 int shmd_segment_renew(int fd, void *base, uint64_t bytes, int writable); /* maps the file (once, from its start) over a damaged mapping again */
 int shmd_segment_is_damaged(const void *base);
     /* 1: somebody truncated the segment that is mapped at base, and this process has touched a missing page */
@@ -903,14 +909,23 @@ int shmd_producer_keep(shmd_producer *producer, uint64_t bound);
 void shmd_producer_info(const shmd_producer *producer, shmd_producer_info_t *out);
 
 int shmd_poll(shmd_consumer *consumer, shmd_message *out);
+    /* 1: the next message; 0: none now; negative: over. A reliable consumer with SHMD_PACE_AUTO that has read all of a fast
+       flow holds still, in this call and in the others that read: for 2 us in a ring of 1,024 slots or more, for 1 us in one
+       of 512, never in smaller ones. Messages 100 ns apart or less get such a hold as a trial, ever more rarely while
+       trials find no flow. With SHMD_PACE_EAGER no call holds still */
 int64_t shmd_poll_many(shmd_consumer *consumer, shmd_message *out, uint64_t limit);
-    /* as many as there are, at most limit; for a few calls after one that found several it gives its producer up to 32
-       pauses (well under 1 us) to get ahead, and then takes what is there */
+    /* as many as there are, at most limit */
 int shmd_advance(shmd_consumer *consumer);
     /* over all that the last poll handed out; SHMD_E_REVOKED, and nothing moves, unless it was protected until now: what was
        made of it may be made of a later message's bytes */
 int shmd_consumer_valid(const shmd_consumer *consumer);
     /* 1: the producer has overwritten nothing that the last poll handed out; 0: it may have, because the lease has ended */
+int shmd_consumer_prepare(shmd_consumer *consumer);
+    /* Maps the next epoch that this consumer is to read, as soon as there is one, and unmaps earlier ones. The poll that enters
+       the epoch then makes no system call and meets no page fault. 1: it is mapped; 0: there is none yet; negative: it could not
+       be mapped, and the poll will try again. Call it from time to time: beside a call that has nothing to do it costs about
+       as much as a poll that finds nothing. From any thread, also while other threads are inside this consumer's calls; each
+       call has to return before the consumer is closed */
 int shmd_wait(shmd_consumer *consumer, uint64_t timeout_ns);      /* 1 something to see, 0 timeout, SHMD_E_INTERRUPTED */
 int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns); /* how many have something to see */
 int shmd_consumer_watch(shmd_consumer *consumer, int fd);

@@ -53,6 +53,7 @@ static inline int shmd_cas32(uint32_t *p, uint32_t expected, uint32_t desired)
 }
 static inline uint32_t shmd_or32(uint32_t *p, uint32_t bits) { return __atomic_fetch_or(p, bits, __ATOMIC_SEQ_CST); }
 static inline uint32_t shmd_exchange32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
+static inline void *shmd_exchange_pointer(void **p, void *v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
 
 /* Several narrow fields that share an aligned word, all at once. */
 typedef uint64_t __attribute__((may_alias)) shmd_fields_t;

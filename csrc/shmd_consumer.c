@@ -6,8 +6,6 @@
  */
 #include "shmd_internal.h"
 
-#include <stdlib.h>
-
 static int is_ungated(const shmd_consumer *c) { return c->gated_from == UINT64_MAX; }
 
 /* ---- gaps ------------------------------------------------------------------------------ */
@@ -65,7 +63,7 @@ static void unmap(shmd_consumer *c)
 {
     move(c);
     shmd_mapping_disown(c->mapping);
-    shmd_mapping_free(c->retired); /* the one before: what was handed out of it is over by now */
+    shmd_consumer_discard(c, c->retired); /* the one before: what was handed out of it is over by now */
     c->retired = c->mapping;
     c->mapping = NULL;
     c->epoch = 0;
@@ -79,10 +77,10 @@ static void unmap(shmd_consumer *c)
 
 int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint32_t record_index, uint64_t start, uint64_t joined)
 {
-    shmd_mapping *mapping;
     if (c->gate_index >= record->gate_count)
         return shmd_fail(SHMD_E_CORRUPT, "stream %s: this consumer's gate is %u, epoch %u has %u", c->stream, c->gate_index, record->epoch, record->gate_count);
-    int rc = shmd_mapping_open(c->client, record, SHMD_ROLE_CONSUMER, &mapping);
+    shmd_mapping *mapping = shmd_consumer_take_prepared(c, record->epoch);
+    int rc = mapping != NULL ? SHMD_OK : shmd_mapping_open(c->client, record, SHMD_ROLE_CONSUMER, &mapping);
     if (rc != SHMD_OK)
         return rc;
     uint64_t head = shmd_data_head(mapping->data);
@@ -91,21 +89,12 @@ int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint
         return shmd_fail(SHMD_E_CORRUPT, "stream %s: this consumer joined at seq %llu, the head of epoch %u is %llu", c->stream, (unsigned long long)joined, record->epoch,
                          (unsigned long long)head);
     }
-    uint64_t largest = shmd_max(record->slot_bytes, record->arena_bytes / 2);
-    if (c->scratch_bytes < largest) {
-        unsigned char *scratch = aligned_alloc(SHMD_LINE_BYTES, shmd_round_up(largest, SHMD_LINE_BYTES));
-        if (scratch == NULL) {
-            shmd_mapping_free(mapping);
-            return shmd_fail(SHMD_E_NO_MEMORY, "no memory for %llu bytes", (unsigned long long)largest);
-        }
-        free(c->scratch);
-        c->scratch = scratch;
-        c->scratch_bytes = largest;
-    }
     move(c);
     c->mapping = mapping;
     shmd_mapping_own(mapping, &c->gate_bit, 0); /* as if the driver had cleared it in the mask */
     c->mapping_serial = mapping->serial;
+    c->scratch = mapping->scratch;
+    c->scratch_bytes = mapping->scratch_bytes;
     c->slots = mapping->ring;
     c->arena = mapping->arena;
     c->arena_bytes = record->arena_bytes;
@@ -117,7 +106,8 @@ int shmd_consumer_wire(shmd_consumer *c, const shmd_epoch_record_t *record, uint
     c->inline_max = record->slot_bytes - SHMD_SLOT_HEADER_BYTES;
     c->hot = shmd_stream_hot(c->client, c->stream_index, record_index);
     c->open_word = (uint64_t)record->epoch << 8 | SHMD_EPOCH_OPEN;
-    c->epoch = c->last_epoch = record->epoch;
+    c->epoch = record->epoch;
+    shmd_store32_relaxed(&c->last_epoch, record->epoch); /* shmd_consumer_prepare looks at it in other threads */
     c->record = record_index;
     c->position = c->delivery == SHMD_DELIVERY_LATEST && start != 0 ? shmd_shard_last(c, shmd_max(start, joined)) : shmd_shard_next(c, start);
     c->gate_published = joined;
@@ -236,7 +226,8 @@ static int missed_its_epoch(shmd_consumer *c)
         if (state >> 8 == first)
             c->record = i;
     }
-    c->epoch = c->last_epoch = first;
+    c->epoch = first;
+    shmd_store32_relaxed(&c->last_epoch, first);
     uint32_t reason = look_back(c, 0);
     c->epoch = 0;
     (void)end(c, reason == SHMD_REASON_CLOSED ? SHMD_E_END : SHMD_E_PRODUCER_LOST, reason);
@@ -544,6 +535,7 @@ void shmd_consumer_info(const shmd_consumer *c, shmd_consumer_info_t *out)
     out->sealed_seq = c->sealed_seq;
     out->mapping_serial = c->mapping_serial;
     out->lost_range_count = c->lost_range_count;
+    out->holds = c->holds;
     out->slots = c->data == NULL ? 0 : (uint32_t)(c->mask + 1);
     out->slot_bytes = c->slot_bytes;
     out->inline_max = c->inline_max;

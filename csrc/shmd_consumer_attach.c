@@ -10,6 +10,7 @@ void shmd_consumer_options_init(shmd_consumer_options *options)
     options->delivery = SHMD_DELIVERY_RELIABLE;
     options->start = SHMD_START_NEWEST;
     options->wait = SHMD_WAIT_ADAPTIVE;
+    options->pace = SHMD_PACE_AUTO;
     options->timeout_ns = SHMD_ATTACH_TIMEOUT_NS;
     options->flags = SHMD_ATTACH_CREATE;
 }
@@ -27,6 +28,7 @@ static shmd_consumer_options chosen(const shmd_consumer_options *options)
     choice.delivery = options->delivery ? options->delivery : choice.delivery;
     choice.start = options->start ? options->start : choice.start;
     choice.wait = options->wait ? options->wait : choice.wait;
+    choice.pace = options->pace ? options->pace : choice.pace;
     choice.shard = options->shard;
     choice.shards = options->shards;
     return choice;
@@ -62,11 +64,11 @@ static void give_back(shmd_consumer *c, int may_wait)
     shmd_mapping_disown(c->mapping);
     shmd_mapping_free(c->mapping);
     shmd_mapping_free(c->retired);
+    shmd_consumer_prepared_free(c);
     c->mapping = c->retired = NULL;
     c->gate = NULL;
     c->data = NULL;
     c->bound = c->look_until = 0;
-    free(c->scratch);
     c->scratch = NULL;
     shmd_client_drop(c->client, may_wait);
     c->client = NULL;
@@ -90,6 +92,9 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     int rc = shmd_request_begin(&request, SHMD_ROLE_CONSUMER, stream, choice.schema);
     if (rc == SHMD_OK && (choice.shards > SHMD_GATE_MAX || choice.shard >= (choice.shards ? choice.shards : 1)))
         rc = shmd_fail(SHMD_E_INVALID, "shard %u of %u: expected at most %d shards, numbered from 0", choice.shard, choice.shards, SHMD_GATE_MAX);
+    if (rc == SHMD_OK && choice.pace > SHMD_PACE_EAGER)
+        rc = shmd_fail(SHMD_E_INVALID, "pace is %u, expected SHMD_PACE_AUTO (%d) or SHMD_PACE_EAGER (%d)", choice.pace,
+                       SHMD_PACE_AUTO, SHMD_PACE_EAGER);
     if (rc != SHMD_OK)
         return rc;
     request.delivery = choice.delivery;
@@ -107,6 +112,7 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     }
     c->delivery = choice.delivery;
     c->wait = choice.wait;
+    c->pace = choice.pace;
     c->flags = choice.flags;
     c->stride = choice.shards ? choice.shards : 1;
     c->slack = c->stride - 1;

@@ -12,6 +12,8 @@
  * An eager reader over far cores can keep its producer so slow that nothing looks like a flow. Messages that come one by one but
  * close together are therefore given a hold as a trial, and each trial that shows no flow makes the next one rarer: two that
  * answer each other hardly ever pay for one.
+ *
+ * A consumer attached with SHMD_PACE_EAGER is always eager: it never holds still, whatever that costs its producer.
  */
 #include "shmd_internal.h"
 
@@ -31,15 +33,17 @@ static uint64_t flow_in_hold(const shmd_consumer *c) { return c->hold_ns / FLOW_
 void shmd_consumer_flow_begin(shmd_consumer *c)
 {
     uint64_t slots = c->mask + 1;
-    c->hold_ns = slots < SLOTS_MIN ? 0 : shmd_min(slots, SLOTS_FULL) * HOLD_NS / SLOTS_FULL;
+    int never_holds = slots < SLOTS_MIN || c->pace == SHMD_PACE_EAGER;
+    c->hold_ns = never_holds ? 0 : shmd_min(slots, SLOTS_FULL) * HOLD_NS / SLOTS_FULL;
     c->caught_up_ns = 0;
     c->caught_up_at = c->position;
     c->chased = 0;
     c->trial_after = 1;
 }
 
-static void hold(const shmd_consumer *c, uint64_t since_ns)
+static void hold(shmd_consumer *c, uint64_t since_ns)
 {
+    c->holds++;
     do
         for (int i = 0; i < PAUSES; i++)
             shmd_pause();

@@ -80,7 +80,10 @@ struct shmd_mapping {
     uint64_t arena_bytes;
     uint64_t gates_bytes;
     uint64_t serial;
+    unsigned char *scratch; /* of a consumer: room for a copy of the epoch's largest message */
+    uint64_t scratch_bytes;
     uint32_t fork_generation;
+    uint32_t prefaults;     /* 1: its pages were populated when they were mapped */
     char data_name[SHMD_SEGMENT_NAME_BYTES];
     char gates_name[SHMD_SEGMENT_NAME_BYTES];
 };
@@ -338,6 +341,9 @@ shmd_consumer *shmd_consumer_new(shmd_client *client, const char *stream);
 void shmd_consumer_free(shmd_consumer *consumer);
 int shmd_consumer_check_fork(const shmd_consumer *consumer);     /* SHMD_OK, SHMD_E_FORKED with its text */
 int shmd_consumer_wire(shmd_consumer *consumer, const shmd_epoch_record_t *record, uint32_t index, uint64_t start, uint64_t joined);
+shmd_mapping *shmd_consumer_take_prepared(shmd_consumer *consumer, uint32_t epoch); /* NULL: none of this epoch */
+void shmd_consumer_discard(shmd_consumer *consumer, shmd_mapping *mapping); /* unmaps it, or leaves that to shmd_consumer_prepare */
+void shmd_consumer_prepared_free(shmd_consumer *consumer); /* of a handle that ends */
 uint64_t shmd_consumer_batch(shmd_consumer *consumer, uint64_t limit); /* of at most limit messages: how many to look for behind its position, which is there */
 void shmd_consumer_flow_begin(shmd_consumer *consumer);     /* in a new epoch */
 void shmd_consumer_caught_up(shmd_consumer *consumer);      /* nothing is left to read: may keep off the producer for a moment */

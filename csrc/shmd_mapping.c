@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { PREFAULT_BYTES_MAX = 16 << 20 };
-
 static uint64_t header_bytes(void) { return shmd_round_up(SHMD_DATA_HEADER_BYTES, shmd_page_bytes()); }
 
 /* The fd of a segment that is as long as the directory says. */
@@ -38,10 +36,10 @@ static int map_data(const shmd_client *client, const shmd_epoch_record_t *record
     int rc = shmd_segment_map(fd, 0, ring_offset, writable, 1, &mapping->data);
     rc = rc ? rc : shmd_header_check(mapping->data, record->data_bytes, SHMD_SEGMENT_DATA, client->boot_id, record->stream_id, record->epoch);
     rc = rc ? rc : check_geometry(mapping->data, record);
-    rc = rc ? rc : shmd_segment_map_mirrored(fd, ring_offset, mapping->ring_bytes, writable, mapping->ring_bytes <= PREFAULT_BYTES_MAX, &mapping->ring);
+    rc = rc ? rc : shmd_segment_map_mirrored(fd, ring_offset, mapping->ring_bytes, writable, (int)mapping->prefaults, &mapping->ring);
     if (rc == SHMD_OK && mapping->arena_bytes != 0)
-        rc = shmd_segment_map_mirrored(fd, ring_offset + mapping->ring_bytes, mapping->arena_bytes, writable,
-                                       mapping->arena_bytes <= PREFAULT_BYTES_MAX, &mapping->arena);
+        rc = shmd_segment_map_mirrored(fd, ring_offset + mapping->ring_bytes, mapping->arena_bytes, writable, (int)mapping->prefaults,
+                                       &mapping->arena);
     (void)close(fd);
     return rc;
 }
@@ -57,6 +55,20 @@ static int map_gates(const shmd_client *client, const shmd_epoch_record_t *recor
     return rc;
 }
 
+/* Of the scratch only what an inline message needs is populated: a larger message meets a page fault for each page that no message
+ * before it has reached. */
+static int make_scratch(const shmd_epoch_record_t *record, shmd_mapping *mapping)
+{
+    uint64_t bytes = shmd_round_up(shmd_max(record->slot_bytes, record->arena_bytes / 2), SHMD_LINE_BYTES);
+    mapping->scratch = aligned_alloc(SHMD_LINE_BYTES, bytes);
+    if (mapping->scratch == NULL)
+        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for %llu bytes", (unsigned long long)bytes);
+    mapping->scratch_bytes = bytes;
+    if (mapping->prefaults)
+        shmd_window_prefault(mapping->scratch, record->slot_bytes);
+    return SHMD_OK;
+}
+
 int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *record, uint32_t role, shmd_mapping **out)
 {
     static uint32_t serial;
@@ -69,9 +81,12 @@ int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *reco
     mapping->ring_bytes = (uint64_t)record->slots * record->slot_bytes;
     mapping->arena_bytes = record->arena_bytes;
     mapping->gates_bytes = record->gates_bytes;
+    mapping->prefaults = (record->flags & SHMD_ATTACH_PREFAULT) != 0;
     mapping->serial = (uint64_t)shmd_add32(&serial, 1) + 1;
     int rc = map_data(client, record, role == SHMD_ROLE_PRODUCER, mapping);
     rc = rc ? rc : map_gates(client, record, role == SHMD_ROLE_CONSUMER, mapping);
+    if (rc == SHMD_OK && role == SHMD_ROLE_CONSUMER)
+        rc = make_scratch(record, mapping);
     if (rc != SHMD_OK) {
         shmd_mapping_free(mapping);
         return rc;
@@ -124,5 +139,6 @@ void shmd_mapping_free(shmd_mapping *mapping)
     (void)shmd_segment_unmap(mapping->ring, mapping->ring_bytes * 2);
     (void)shmd_segment_unmap(mapping->arena, mapping->arena_bytes * 2);
     (void)shmd_segment_unmap(mapping->gates, mapping->gates_bytes);
+    free(mapping->scratch);
     free(mapping);
 }

@@ -93,6 +93,8 @@ static int wire_producer(shmd_producer *p, const shmd_event_t *answer, uint32_t 
         p->spans = calloc(record.slots, sizeof *p->spans);
         if (p->spans == NULL)
             return shmd_fail(SHMD_E_NO_MEMORY, "no memory for the spans of %u slots", record.slots);
+        if (p->mapping->prefaults)
+            shmd_window_prefault(p->spans, record.slots * sizeof *p->spans);
     }
     return SHMD_OK;
 }

@@ -123,6 +123,11 @@ int shmd_segment_map_mirrored(int fd, uint64_t offset, uint64_t bytes, int writa
     return enter(base, bytes * 2, bytes, writable, out);
 }
 
+int shmd_segment_lock(const void *base, uint64_t bytes)
+{
+    return mlock(base, (size_t)bytes) == 0 ? SHMD_OK : shmd_fail_errno("mlock of %llu bytes", (unsigned long long)bytes);
+}
+
 int shmd_segment_unmap(void *base, uint64_t bytes)
 {
     shmd_bus_error_forget(base);

@@ -118,7 +118,7 @@ struct shmd_consumer {
     uint64_t fenced_at;                 /* position at the last fence */
     uint64_t shard;                     /* seq % stride of what it reads */
     uint64_t hold_seq;                  /* the caller refers to what stands there, or did when it last said; UINT64_MAX: to nothing */
-    uint64_t hold_ns;                   /* how long it keeps off a producer in flow; 0: its ring is too small for that */
+    uint64_t hold_ns;                   /* how long it keeps off a producer in flow; 0: never (small ring, SHMD_PACE_EAGER) */
     uint64_t caught_up_ns;              /* when it last had nothing left to read, */
     uint64_t caught_up_at;              /* and where */
     uint32_t chased;                    /* how often since the last hold messages came close together but few at a time; */
@@ -127,17 +127,22 @@ struct shmd_consumer {
     uint32_t stamped;                   /* 1: this epoch's messages have timestamps */
     uint32_t ended;                     /* 0, or the negative code that every further read returns */
     /* The rest, which a forked child keeps. */
-    unsigned char *scratch __attribute__((aligned(SHMD_HANDLE_ALIGN))); /* copies of what an ungated reader hands out */
+    unsigned char *scratch __attribute__((aligned(SHMD_HANDLE_ALIGN))); /* the mapping's: copies of what an ungated reader hands out */
     uint64_t scratch_bytes;
     shmd_mapping *mapping;
     shmd_mapping *retired;              /* earlier one, until the caller's view of it is over */
+    void *prepared;                     /* shmd_mapping of an epoch to come, or NULL; any thread exchanges it (N1) */
+    void *spent;                        /* likewise, one to be unmapped by the next shmd_consumer_prepare */
+    uint32_t prepared_epoch;            /* the last epoch that was prepared; 0: none ever */
     uint64_t mapping_serial;
     uint64_t lost;
     uint64_t skipped;
     uint64_t lost_range_count;
     uint64_t sealed_seq;
     uint64_t lease_id;
+    uint64_t holds;                     /* how often it held still for a moment (shmd_consumer_flow.c) */
     uint32_t wait;
+    uint32_t pace;                      /* SHMD_PACE_* */
     uint32_t flags;                     /* SHMD_ATTACH_FOLLOW */
     uint32_t resumes;                   /* begins each epoch where the last reliable consumer got to */
     uint32_t epoch;                     /* 0: none mapped */

@@ -150,6 +150,8 @@ _TRIED = (
     (59, "an embedded driver crashes while its program goes on", "clients are told so, also there",
      "an exception in its thread"),
     (60, "threads of a process are greenlets", "refused, saying what to do", "gevent, a stand-in"),
+    (61, "a page that is not in memory when a message needs it",
+     "populated and locked as configured; told which memory cannot be", "RLIMIT_MEMLOCK, rings over 16 MiB"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

@@ -43,6 +43,7 @@ int shmd_window_open(shmd_mapping *mapping, void *from, uint64_t bytes, shmd_win
     out->mapping = mapping;
     out->start = start;
     out->bytes = bytes * 2;
+    out->prefaults = mapping->prefaults;
     return SHMD_OK;
 }
 

@@ -3,8 +3,6 @@
  * private copy for them, and later claims get another window. */
 #include "shmd_python.h"
 
-enum { PREFAULT_BYTES_MAX = 16 << 20 }; /* as of any mapping; it is mapped twice in a row */
-
 /* ---- windows ------------------------------------------------------------------------------ */
 
 typedef struct window {
@@ -25,7 +23,7 @@ PyObject *shmd_py_window_open(shmd_py_producer *p, Py_ssize_t length)
         Py_DECREF((PyObject *)w);
         return shmd_py_fail((PyObject *)p, code, length);
     }
-    if (!p->has_taken_back && w->native.bytes <= 2 * PREFAULT_BYTES_MAX)
+    if (!p->has_taken_back && w->native.prefaults)
         shmd_window_prefault(w->native.start, w->native.bytes);
     p->inline_max = (int64_t)w->native.inline_max;
     known = &p->windows[length > p->inline_max];

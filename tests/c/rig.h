@@ -272,7 +272,7 @@ static inline void rig_consumer_free(shmd_consumer *c)
 {
     shmd_mapping_free(c->mapping);
     shmd_mapping_free(c->retired);
-    free(c->scratch);
+    shmd_consumer_prepared_free(c);
     shmd_consumer_free(c);
 }
 

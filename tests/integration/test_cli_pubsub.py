@@ -249,7 +249,9 @@ def test_sub_counts_times_out_and_prints_json(driver: Client) -> None:
     subs = {
         "count": start("sub", "s", "--count", "2", "-i", driver.instance, stdout=subprocess.PIPE),
         "timeout": start("sub", "s", "--timeout", "0.5", "-i", driver.instance, stdout=subprocess.PIPE),
-        "json": start("sub", "s", "--json", "-i", driver.instance, stdout=subprocess.PIPE),
+        "json": start(
+            "sub", "s", "--json", "--pace", "eager", "-i", driver.instance, stdout=subprocess.PIPE
+        ),
     }
     with driver.producer("s", min_consumers=3) as producer:
         for data in (b"a\n", b"\xff", b"c"):

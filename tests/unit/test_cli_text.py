@@ -209,7 +209,6 @@ def test_doctor_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert {
         "shared memory",
         "locked memory",
-        "huge pages",
         "RemoveIPC",
         "PID namespace",
         "kernel",

@@ -66,6 +66,16 @@ def test_a_configuration_does_not_change() -> None:
         Config().policies.lease_timeout_ms = 1
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_hugepages_is_refused_and_said_to_do_nothing(tmp_path: Path, value: bool) -> None:
+    path = written(tmp_path, f"[shm]\nhugepages = {str(value).lower()}\n")
+    words = "unknown key shm.hugepages .*it never had an effect. Leave it out"
+    with pytest.raises(ConfigError, match=words):
+        Config.load(path, env={})
+    with pytest.raises(ConfigError, match=words):
+        Config.load(env={"SHMDRIVER_SHM_HUGEPAGES": str(value)})
+
+
 # ---- layers -------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from shmdriver.cli.output import print_json
 
 _MARKS = {"ok": "[green]ok[/green]  ", "warn": "[yellow]warn[/yellow]", "fail": "[bold red]FAIL[/bold red]"}
 
-_HELP = """Check this machine: shared memory, limits, huge pages, namespaces, kernel, cores, stale segments.
+_HELP = """Check this machine: shared memory, limits, namespaces, kernel, cores, stale segments.
 
     $ shmdriver doctor
     $ shmdriver doctor --json | jq '.[] | select(.level != "ok")'

@@ -56,6 +56,13 @@ class Delivery(StrEnum):
     latest = "latest"
 
 
+class Pace(StrEnum):
+    """Whether a consumer holds still for a moment when it has caught up with a fast flow."""
+
+    auto = "auto"
+    eager = "eager"
+
+
 class Start(StrEnum):
     """Where a consumer begins."""
 
@@ -164,6 +171,9 @@ def register(app: typer.Typer) -> None:
         start: Annotated[
             Start, typer.Option("--start", help="Where to begin in a running stream.")
         ] = Start.newest,
+        pace: Annotated[
+            Pace, typer.Option("--pace", help="auto holds still for 2 us at the end of a fast flow.")
+        ] = Pace.auto,
         follow: Annotated[
             bool, typer.Option("--follow", "-f", help="Go on with the stream's next producer.")
         ] = False,
@@ -189,6 +199,7 @@ def register(app: typer.Typer) -> None:
                     stream,
                     delivery=delivery.value,
                     start=start.value,
+                    pace=pace.value,
                     follow=follow,
                     attach_timeout=connect_timeout,
                 ) as consumer,

@@ -49,6 +49,7 @@ _DELIVERY = {
 }
 _START = {"newest": lib.SHMD_START_NEWEST, "oldest": lib.SHMD_START_OLDEST}
 _WAIT = {"adaptive": lib.SHMD_WAIT_ADAPTIVE, "spin": lib.SHMD_WAIT_SPIN, "sleep": lib.SHMD_WAIT_SLEEP}
+_PACE = {"auto": lib.SHMD_PACE_AUTO, "eager": lib.SHMD_PACE_EAGER}
 _SLOW = {
     None: lib.SHMD_SLOW_DEFAULT,
     "block": lib.SHMD_SLOW_BLOCK,
@@ -174,6 +175,7 @@ class Client(AsyncClosing):
         shard: tuple[int, int] | None = None,
         create: bool = True,
         wait: Literal["adaptive", "spin", "sleep"] = "adaptive",
+        pace: Literal["auto", "eager"] = "auto",
         attach_timeout: float = 5.0,
     ) -> Consumer:
         """Attaches as a consumer of a stream, which need not have a producer yet.
@@ -182,7 +184,9 @@ class Client(AsyncClosing):
         counted), latest (always the newest). ``follow``: goes on with the next producer after an end.
         ``shard=(k, n)``: only the messages with ``seq % n == k``, so that n consumers share the work; the
         others are passed over and hold nobody back; a shard that joins others of the same n begins where the
-        slowest of them stands. ``wait``: how it waits for messages (spin never sleeps).
+        slowest of them stands. ``wait``: how it waits for messages (spin never sleeps). ``pace``: a reliable
+        consumer that has read all of a fast flow holds still for up to 2 microseconds, so that its producer
+        gets ahead (auto), or never does (eager).
         ``start="oldest"``: begins with what the ring still has, also within ``grace_ms`` of a clean end; an
         aborted end is not joined. Once this has returned, a reliable consumer misses nothing. Raises as
         :meth:`producer`.
@@ -192,6 +196,7 @@ class Client(AsyncClosing):
         options.delivery = choice("delivery", delivery, _DELIVERY)
         options.start = choice("start", start, _START)
         options.wait = choice("wait", wait, _WAIT)
+        options.pace = choice("pace", pace, _PACE)
         if shard is not None:
             options.shard, options.shards = shard_of(shard)
         options.flags = (lib.SHMD_ATTACH_CREATE if create else 0) | (lib.SHMD_ATTACH_FOLLOW if follow else 0)

@@ -63,6 +63,9 @@ _UNITS = {
 }
 _SIZE = re.compile(r"\s*(\d+)\s*([A-Za-z]*)\s*")
 _MODES = ("0600", "0640", "0660")
+_REMOVED = {  # keys that earlier versions took
+    "shm.hugepages": "it never had an effect. Leave it out: the mount of /dev/shm decides about huge pages"
+}
 
 
 def _size(value: object) -> object:
@@ -123,7 +126,6 @@ class Shm(Section):
     max_bytes: Size = Field(default=0, ge=0)
     prefault: bool = True
     mlock: bool = False
-    hugepages: bool = False
 
     @property
     def mode_bits(self) -> int:
@@ -352,7 +354,7 @@ def _from_env(values: dict[str, Any], sources: dict[Keys, str], env: Mapping[str
 
 
 def _env_keys(name: str, values: Mapping[str, Any]) -> Keys | None:
-    for keys in _fixed_keys():
+    for keys in (*_fixed_keys(), *map(split_key, _REMOVED)):
         if "_".join(keys) == name:
             return keys
     for section, model in (("profiles", Profile), ("streams", Stream)):
@@ -391,6 +393,8 @@ def _explain(details: ErrorDetails, sources: Mapping[Keys, str]) -> Problem:
     source = sources.get(where) or next(
         (s for keys, s in sources.items() if keys[: len(where)] == where), "default"
     )
+    if details["type"] == "extra_forbidden" and key in _REMOVED:
+        return Problem(f"unknown key {key} ({source}): {_REMOVED[key]}", key, source)
     if details["type"] == "extra_forbidden":
         near = nearest(where[-1], _known_beside(where[:-1]))
         if near is None:

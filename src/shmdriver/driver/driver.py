@@ -163,7 +163,11 @@ class Driver:
             tables.authority.complete()
         failpoint("start.complete")
         self.tables.announce_all()
-        self._pin(tables)
+        if shm.mlock:
+            epochs = (epoch for stream in tables.streams for epoch in stream.epochs.values())
+            adopted_maps = (mapped for epoch in epochs for mapped in epoch.memory.maps)
+            authority = tables.authority
+            self._report_unlocked(lock_memory(authority.map, authority.control_map, *adopted_maps), now_ns)
         found = f"adopted {len(tables.clients)} clients, {len(tables.leases)} leases" if adopted else "new"
         self._log(f"driver of instance {self.instance!r} serves: pid {os.getpid()}, {found}")
         self._notifier.send(f"READY=1\nMAINPID={os.getpid()}")
@@ -457,15 +461,6 @@ class Driver:
         self._stream_watch = StreamWatch(self._config, tables)
         self._health = HealthWatch(tables.authority, tables.clients, self._set_degraded)
 
-    def _pin(self, tables: Tables) -> None:
-        if self._config.shm.hugepages:
-            self._log("shm.hugepages is not supported by this version: ordinary pages are used")
-        if self._config.shm.mlock:
-            for mapped in (tables.authority.map, tables.authority.control_map):
-                problem = lock_memory(mapped)
-                if problem:
-                    self._log(problem)
-
     def _poll(self, now_ns: int) -> None:
         """Requests, memory, timers. Each becomes an event that is complete before the next one is asked for:
         so a request's slot is freed only when its consequences are in the tables.
@@ -507,9 +502,11 @@ class Driver:
             finally:
                 self._admission.abandon_waiting(completion)
 
-    def _finish_attach(self, completion: Completion, _request: Request, now_ns: int) -> None:
+    def _finish_attach(self, completion: Completion, request: Request, now_ns: int) -> None:
         admits, text = self._lifecycle.accepts_attach
         self._admission.finish(completion, now_ns, None if admits else (Reason.DRAINING, text))
+        if completion.result is not None and completion.result.unlocked:
+            self._report_unlocked(f"stream {request.stream!r}: {completion.result.unlocked}", now_ns)
 
     def _obey(self, now_ns: int) -> None:
         while self._orders:
@@ -564,8 +561,8 @@ class Driver:
             if not self._is_control_told:
                 self.tables.events.error(f"control segment: {control.value}")
                 self._log(f"control segment: {control.value}. Find who writes to /dev/shm")
-            if self._config.shm.mlock:
-                lock_memory(self.tables.authority.control_map)
+            if self._config.shm.mlock and control is Control.RENEWED:
+                self._report_unlocked(lock_memory(self.tables.authority.control_map), now_ns)
         self._is_control_told = control is not Control.WHOLE
 
     def _check_lock(self, now_ns: int) -> None:
@@ -578,6 +575,13 @@ class Driver:
             f"instance {self.instance!r} can start. Stop this one, and find who cleans /dev/shm (RemoveIPC?)"
         )
         self._complain(text, now_ns)
+
+    def _report_unlocked(self, problem: str, now_ns: int) -> None:
+        """Says what shm.mlock could not lock. Among the errors it is one, counted, whatever the segments."""
+        if problem:
+            self.tables.authority.log_error("shm.mlock: not all segments are locked in memory", now_ns)
+            self.tables.events.error(problem)
+            self._log(problem)
 
     def _complain(self, text: str, now_ns: int) -> None:
         self.tables.authority.log_error(text, now_ns)

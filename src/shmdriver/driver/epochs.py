@@ -214,7 +214,8 @@ def fill_record(record: Any, job: Provision, *, lease_id: int, pid: int) -> None
     record.arena_bytes = job.geometry.arena_bytes
     record.data_bytes, record.gates_bytes = job.geometry.data_bytes, job.geometry.gates_bytes
     record.slots, record.slot_bytes = job.geometry.slots, job.geometry.slot_bytes
-    record.gate_count, record.flags = job.geometry.gate_count, job.geometry.flags
+    record.gate_count = job.geometry.gate_count
+    record.flags = job.geometry.flags | (lib.SHMD_ATTACH_PREFAULT if job.modes.prefault else 0)
     record.stream_id, record.epoch = job.stream_id, job.epoch
     put_text(record.data_name, job.data_name)
     put_text(record.gates_name, job.gates_name)

@@ -24,7 +24,7 @@ DEFAULT_SLOTS_MIN = 64
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Sizes of one epoch. ``flags``: ``SHMD_ATTACH_NO_WAKEUPS | SHMD_ATTACH_TIMESTAMPS``."""
+    """Sizes of one epoch. ``flags``: ``SHMD_ATTACH_*``, as in its record."""
 
     slots: int
     slot_bytes: int

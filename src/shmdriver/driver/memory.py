@@ -42,11 +42,11 @@ RING_OFFSET = -(-lib.SHMD_DATA_HEADER_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
 class EpochMemory:
     """An epoch's two segments as the driver has them mapped: data read-only, gates writable."""
 
-    __slots__ = ("_data_map", "_gates_map", "data", "gates", "ring")
+    __slots__ = ("data", "gates", "maps", "ring", "unlocked")
 
     def __init__(self, data_map: SegmentMap, gates_map: SegmentMap) -> None:
-        self._data_map = data_map
-        self._gates_map = gates_map
+        self.maps = (data_map, gates_map)
+        self.unlocked = ""  # what shm.mlock could not do
         self.data = data_map.view("shmd_data_t *")
         self.gates = gates_map.view("shmd_gates_t *")
         self.ring = data_map.view("unsigned char *") + RING_OFFSET
@@ -54,18 +54,19 @@ class EpochMemory:
     @property
     def size(self) -> int:
         """Bytes of both."""
-        return self._data_map.size + self._gates_map.size
+        return sum(mapped.size for mapped in self.maps)
 
     def damage(self, addresses: Collection[int]) -> str:
         """Which of its segments is mapped at one of these addresses: "data", "gates" or ""."""
-        if self._data_map.address in addresses:
-            return "data"
-        return "gates" if self._gates_map.address in addresses else ""
+        for kind, mapped in zip(("data", "gates"), self.maps, strict=True):
+            if mapped.address in addresses:
+                return kind
+        return ""
 
     def missing(self, data_name: str, gates_name: str) -> list[tuple[str, bool]]:
         """The names whose objects are not what was made: (name, whether the name itself is gone)."""
         found = []
-        for name, mapped in ((data_name, self._data_map), (gates_name, self._gates_map)):
+        for name, mapped in zip((data_name, gates_name), self.maps, strict=True):
             whole = is_whole(name, mapped)
             if not whole:
                 found.append((name, whole is None))
@@ -89,8 +90,8 @@ class EpochMemory:
 
     def close(self) -> None:
         """Unmaps both."""
-        self._data_map.close()
-        self._gates_map.close()
+        for mapped in self.maps:
+            mapped.close()
 
 
 @dataclass(slots=True)
@@ -127,6 +128,8 @@ class Provision:
             undo.callback(gates.close)
             failpoint("provision.gates")
             memory = EpochMemory(data, gates)
+            if self.modes.mlock:
+                memory.unlocked = lock_memory(*memory.maps)
             undo.pop_all()
         return memory
 
@@ -151,8 +154,6 @@ class Provision:
         finally:
             os.close(fd)
         failpoint("provision.data")
-        if self.modes.mlock:
-            lock_memory(mapped)
         return mapped
 
     def _gates(self, native: Any) -> SegmentMap:

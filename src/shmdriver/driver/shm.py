@@ -8,10 +8,10 @@ drivers (``collect``) does so as a driver does, under the instance's lock. Memor
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import grp
 import os
+import resource
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,16 +278,23 @@ def make_whole(name: str, mapped: SegmentMap) -> None:
         os.close(fd)
 
 
-def lock_memory(mapped: SegmentMap) -> str | None:
-    """Pins a mapping in memory; what is wrong when the system refuses (RLIMIT_MEMLOCK), else None."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if (
-        libc.mlock(ctypes.c_void_p(int(ffi.cast("uintptr_t", mapped.base))), ctypes.c_size_t(mapped.size))
-        == 0
-    ):
-        return None
-    problem = os.strerror(ctypes.get_errno())
-    return f"mlock of {mapped.size} bytes: {problem}; raise RLIMIT_MEMLOCK or set shm.mlock=false"
+def lock_memory(*maps: SegmentMap) -> str:
+    """Locks the pages of mappings in memory, until they are unmapped.
+
+    Returns "" when all are locked, else how many are not, why, and what to do.
+    """
+    refused = [
+        (mapped.size, last_error()) for mapped in maps if lib.shmd_segment_lock(mapped.base, mapped.size) != 0
+    ]
+    if not refused:
+        return ""
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    found = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
+    return (
+        f"shm.mlock: {len(refused)} of {len(maps)} segments ({sum(size for size, _ in refused)} bytes) "
+        f"are not locked in memory: {refused[0][1]}. RLIMIT_MEMLOCK is {found}: raise it "
+        "(LimitMEMLOCK= of the unit, ulimit -l), or set shm.mlock = false"
+    )
 
 
 def last_error() -> str:

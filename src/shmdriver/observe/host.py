@@ -132,17 +132,6 @@ def _memlock() -> Check:
     return Check("locked memory", "ok", f"RLIMIT_MEMLOCK {found}", advice)
 
 
-def _huge_pages() -> Check:
-    setting = _text("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-    chosen = setting.partition("[")[2].partition("]")[0] or "unknown"
-    reserved = _text("/proc/sys/vm/nr_hugepages") or "0"
-    found = f"transparent for shared memory: {chosen}; reserved: {reserved}"
-    if chosen in ("never", "deny"):
-        path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
-        return Check("huge pages", "ok", found, f"for arenas of 100 MB and more, try: echo advise > {path}")
-    return Check("huge pages", "ok", found)
-
-
 def _remove_ipc() -> Check:
     name = "RemoveIPC"
     if not Path("/run/systemd/system").exists():
@@ -265,7 +254,6 @@ _CHECKS: Final = (
     _shared_memory,
     _memory_limit,
     _memlock,
-    _huge_pages,
     _remove_ipc,
     _pid_namespace,
     _kernel,
