@@ -768,6 +768,9 @@ int shmd_epoch_end(const shmd_epoch_record_t *record, uint32_t epoch, uint64_t *
 
 /* ---- exported functions: segments ------------------------------------------------------ */
 
+int shmd_keep_standard_descriptors(void);
+    /* Opens /dev/null as each of 0, 1 and 2 that is closed. SHMD_E_SYSTEM: it cannot be opened.
+       Call it before a descriptor is opened: then none of ours is 0, 1 or 2. */
 int shmd_segment_open(const char *name, int writable, uint64_t *bytes);  /* fd, never created; or SHMD_E_SYSTEM, SHMD_E_LAYOUT */
 int shmd_segment_map(int fd, uint64_t offset, uint64_t bytes, int writable, int prefault, void **out);
 int shmd_segment_map_mirrored(int fd, uint64_t offset, uint64_t bytes, int writable, int prefault, void **out); /* twice in a row */

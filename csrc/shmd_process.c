@@ -56,6 +56,7 @@ static int read_stat(int64_t pid, uint64_t *start_time, char *state)
 {
     char path[64];
     char text[1024];
+    (void)shmd_keep_standard_descriptors(); /* a process in which that fails has opened no segment */
     if (pid == 0)
         (void)snprintf(path, sizeof path, "/proc/self/stat");
     else
@@ -142,6 +143,7 @@ static uint32_t look_without_pidfd(const shmd_process_t *process, int error)
 static uint32_t look_by_pidfd(const shmd_process_t *process, int *pidfd)
 {
     char state;
+    (void)shmd_keep_standard_descriptors();
     *pidfd = (int)syscall(SYS_pidfd_open, (pid_t)process->pid, 0);
     if (*pidfd < 0)
         return look_without_pidfd(process, errno);

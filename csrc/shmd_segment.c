@@ -55,6 +55,9 @@ static int is_from_friends(const struct stat *status)
 int shmd_segment_open(const char *name, int writable, uint64_t *bytes)
 {
     struct stat status;
+    int rc = shmd_keep_standard_descriptors();
+    if (rc != SHMD_OK)
+        return rc;
     int fd = shm_open(name, (writable ? O_RDWR : O_RDONLY) | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0); /* O_NONBLOCK: a planted FIFO is refused, not waited for */
     if (fd < 0)
         return refused(name, writable);

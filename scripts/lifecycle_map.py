@@ -35,12 +35,14 @@ MEANING = {
     ),
     "control.ControlRing.take": ("`running`, `draining`", "as above"),
     "control.ControlRing._advance": ("`running`, `draining`", "as above"),
+    "damage.DamageWatch.__init__": ("`init`", "which damage was told; a reminder, it decides nothing"),
+    "damage.DamageWatch._check_lock": ("`running`, `draining`", "the loss of the lock object is told once"),
     "deathwatch.DeathWatch.__init__": ("any", "a pidfd fired since the last tick: a wake-up, no decision"),
     "deathwatch.DeathWatch._watch": ("any", "as above, set by the watching thread"),
     "desk.RequestDesk.shutdown": ("`running`, `draining`", "the mode that a signed request asks for"),
     "driver.Driver.__init__": (
         "`init`",
-        "the loss of the lock object was told; a reminder, it decides nothing",
+        "nobody has truncated the authority yet, and the parts are not there yet",
     ),
     "driver.Driver._begin": ("`init`", "segments are there and locked; an inherited draining is kept"),
     "driver.Driver._assemble": ("`init`", "the parts are there: an order rings the bell from now on"),
@@ -52,7 +54,10 @@ MEANING = {
     "driver.Driver._goes_on": ("`running`, `draining`", "the loop ends with `stopped`"),
     "driver.Driver.request_shutdown": ("any", "leaves an order for the loop, from any thread"),
     "driver.Driver.set_maintenance": ("`running`, `draining`", "a signed admin request"),
-    "driver.Driver.on_tick": ("`running`, `draining`", "the deathwatch's ring is heard"),
+    "driver.Driver.on_tick": (
+        "`running`, `draining`",
+        "the deathwatch's ring is heard; a truncated authority ends the loop as a crash does, with no state",
+    ),
     "driver.Driver._poll": (
         "`running`, `draining`",
         "expired timers become events; the shutdown timer an order",
@@ -66,14 +71,9 @@ MEANING = {
     "driver.Driver.on_enter_stopped": ("entering `stopped`", "the end by its mode"),
     "driver.Driver._serve": ("`running`, `draining`", "requests become events"),
     "driver.Driver._finish_attach": ("`running`, `draining`", "asks the machine again: memory took its time"),
-    "driver.Driver._end_damaged": (
-        "`running`, `draining`",
-        "the authority was truncated: the loop ends as after a crash, and no state is published",
-    ),
     "driver.Driver._obey": ("`running`, `draining`", "orders become events; the second `end` means now"),
     "driver.Driver._finish_draining": ("`draining`", "raises `drained`"),
     "driver.Driver._is_drained": ("`draining`", "nothing is left to wait for, by the mode"),
-    "driver.Driver._check_lock": ("`running`, `draining`", "the loss of the lock object is told once"),
     "driver.Driver._set_degraded": ("`running`", "dispatches only what differs from the machine's reasons"),
     "driver.Driver._may_rest": (
         "`running.healthy`",
@@ -91,12 +91,12 @@ MEANING = {
         "`running`",
         "hysteresis of `low_memory`: which threshold counts next",
     ),
-    "process._handle_signals.stop": ("any", "SIGTERM, SIGINT"),
     "rest.Rest.__init__": ("any", "what the look in C needs is noted once a tick; it decides nothing"),
     "rest.Rest.end": ("`running`, `draining`", "as above: a tick may change it"),
     "rest.Rest.checked": ("`running`, `draining`", "as above, set by the lease check"),
     "rest.Rest._note": ("`running.healthy`", "as above"),
-    "process._handle_signals.hand_over": ("any", "SIGUSR1"),
+    "signals.obey_signals.stop": ("any", "SIGTERM, SIGINT"),
+    "signals.obey_signals.hand_over": ("any", "SIGUSR1"),
 }
 
 

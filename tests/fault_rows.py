@@ -152,6 +152,10 @@ _TRIED = (
     (60, "threads of a process are greenlets", "refused, saying what to do", "gevent, a stand-in"),
     (61, "a page that is not in memory when a message needs it",
      "populated and locked as configured; told which memory cannot be", "RLIMIT_MEMLOCK, rings over 16 MiB"),
+    (62, "a process begins without standard descriptors, with its signals early or blocked; no log reader",
+     "no segment is 0, 1 or 2; signals are obeyed; no tick waits", "descriptors closed, full pipe"),
+    (63, "a driver adopts under another configuration",
+     "what can change changes; the rest is said, with a remedy", "limits, modes, length of the text"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

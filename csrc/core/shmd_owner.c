@@ -111,13 +111,16 @@ void shmd_guarded_consumer_drop(shmd_consumer **slot)
 
 int shmd_descriptor_open_event(int *slot)
 {
+    int rc = shmd_keep_standard_descriptors();
+    if (rc != SHMD_OK)
+        return rc;
     *slot = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     return *slot < 0 ? shmd_fail_errno("eventfd") : SHMD_OK;
 }
 
 int shmd_descriptor_copy(int fd, int *slot)
 {
-    *slot = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    *slot = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
     return *slot < 0 ? shmd_fail_errno("fcntl") : SHMD_OK;
 }
 

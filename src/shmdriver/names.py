@@ -41,16 +41,17 @@ def stream_problem(name: str) -> str | None:
     )
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str | None:
+def nearest(name: str, candidates: Iterable[str], likeness: float = 0.6) -> str | None:
     """The candidate that ``name`` most likely stands for, or None when none is near.
 
     Of many, only those that begin and end most like ``name`` are compared as a whole: a driver that refuses a
-    misspelled stream among thousands serves others, too.
+    misspelled stream among thousands serves others, too. ``likeness`` (0 to 1): how much of both must be the
+    same.
     """
     wanted = name.casefold()
     folded = {candidate.casefold(): candidate for candidate in candidates}
     near = heapq.nlargest(COMPARED_MAX, folded, key=lambda known: _equal_ends(wanted, known))
-    match = difflib.get_close_matches(wanted, near, n=1, cutoff=0.6)
+    match = difflib.get_close_matches(wanted, near, n=1, cutoff=likeness)
     return folded[match[0]] if match else None
 
 

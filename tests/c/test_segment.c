@@ -174,6 +174,40 @@ static void test_what_a_killed_test_left_is_collected_by_the_next_and_nothing_el
     rig_unlink();
 }
 
+/* In a child: the test's own output goes there, too. */
+static void test_a_closed_standard_descriptor_becomes_dev_null_and_is_never_ours(void)
+{
+    char name[SHMD_SEGMENT_NAME_BYTES];
+    int status = 0;
+    (void)close(rig_segment("data", 4096, name));
+    for (int kept = STDIN_FILENO; kept <= STDERR_FILENO + 1; kept++) { /* the one that stays open; at last none */
+        pid_t child = fork();
+        if (child == 0) {
+            shmd_process_t self;
+            struct stat null_is, found, before = {0};
+            uint64_t bytes;
+            int event = -1, copy = -1, pidfd = -1, wrong = 0;
+            uint32_t evidence;
+            (void)stat("/dev/null", &null_is);
+            for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+                wrong += fd == kept ? fstat(fd, &before) : close(fd);
+            shmd_process_self(&self);
+            (void)shmd_process_look(&self, &pidfd, &evidence);
+            int segment = shmd_segment_open(name, 1, &bytes);
+            wrong += shmd_descriptor_open_event(&event) + shmd_descriptor_copy(event, &copy);
+            wrong += segment <= STDERR_FILENO || event <= STDERR_FILENO || copy <= STDERR_FILENO || (pidfd >= 0 && pidfd <= STDERR_FILENO);
+            for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+                wrong += fstat(fd, &found) != 0;
+                wrong += fd == kept ? found.st_ino != before.st_ino : found.st_rdev != null_is.st_rdev;
+            }
+            _exit(wrong == 0 ? 0 : 1);
+        }
+        CHECK_EQ(waitpid(child, &status, 0), child);
+        CHECK_EQ(status, 0);
+    }
+    rig_unlink();
+}
+
 int main(void)
 {
     RUN(test_what_a_killed_test_left_is_collected_by_the_next_and_nothing_else);
@@ -184,5 +218,6 @@ int main(void)
     RUN(test_counts_out_of_range_have_no_footprint);
     RUN(test_a_mirrored_mapping_shows_the_same_bytes_twice);
     RUN(test_opening_never_creates_and_follows_no_link);
+    RUN(test_a_closed_standard_descriptor_becomes_dev_null_and_is_never_ours);
     return test_report();
 }

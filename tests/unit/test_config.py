@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -198,11 +199,40 @@ def test_unknown_key_with_nothing_near_lists_the_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "variable", ["SHMDRIVER_POLICIES_LEASE_TIMOUT_MS", "SHMDRIVER_POLICY_LEASE_TIMEOUT_MS"]
+    ("variable", "near"),
+    [
+        ("SHMDRIVER_POLICIES_LEASE_TIMOUT_MS", "SHMDRIVER_POLICIES_LEASE_TIMEOUT_MS"),
+        ("SHMDRIVER_POLICY_LEASE_TIMEOUT_MS", "SHMDRIVER_POLICIES_LEASE_TIMEOUT_MS"),
+        ("SHMDRIVER_LEASE_TIMEOUT_MS", "SHMDRIVER_POLICIES_LEASE_TIMEOUT_MS"),
+        ("SHMDRIVER_POLICIES_GRACE", "SHMDRIVER_POLICIES_GRACE_MS"),
+        ("SHMDRIVER_POLICIES_CLIENTS", "SHMDRIVER_POLICIES_LIMITS_CLIENTS"),
+        ("SHMDRIVER_INSTANCE", "SHMDRIVER_DRIVER_INSTANCE"),
+        ("SHMDRIVER_CONFG", "SHMDRIVER_CONFIG"),
+        ("SHMDRIVER_TRUNCATION_GARD", "SHMDRIVER_TRUNCATION_GUARD"),
+        ("SHMDRIVER_PROFILES_BIG_SLOT", "SHMDRIVER_PROFILES_BIG_SLOTS"),
+        ("SHMDRIVER_STREAMS_TICKS_PROFIL", "SHMDRIVER_STREAMS_TICKS_PROFILE"),
+    ],
 )
-def test_unknown_environment_variable_names_the_nearest(variable: str) -> None:
-    error = fails(f"unknown environment variable {variable}", {variable: "1"})
-    assert error.nearest == "SHMDRIVER_POLICIES_LEASE_TIMEOUT_MS"
+def test_environment_variable_that_may_be_misspelled_is_warned_of(variable: str, near: str) -> None:
+    with pytest.warns(UserWarning, match=f"{variable} is ignored; nearest known: {near}$"):
+        assert Config.load(env={variable: "1"}) == Config()
+
+
+@pytest.mark.fault(62, how="variables of a service named shmdriver")
+@pytest.mark.parametrize(
+    "service", ["", *(f"{word}_" for word in ("DRIVER", "SHM", "POLICIES", "STREAMS", "PROFILES"))]
+)
+def test_variables_that_a_cluster_makes_for_a_service_of_this_name_are_ignored(service: str) -> None:
+    made = {
+        "SERVICE_HOST": "10.0.0.7", "SERVICE_PORT": "7000", "SERVICE_PORT_HTTP": "7000", "PORT": "tcp://10.0.0.7:7000",
+        "PORT_7000_TCP": "tcp://10.0.0.7:7000", "PORT_7000_TCP_PROTO": "tcp", "PORT_7000_TCP_PORT": "7000",
+        "PORT_7000_TCP_ADDR": "10.0.0.7", "HOME": "/opt", "VERSION": "3", "LOG": "x", "NODE": "n",
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (
+            Config.load(env={f"SHMDRIVER_{service}{name}": value for name, value in made.items()}) == Config()
+        )
 
 
 @pytest.mark.parametrize(
@@ -241,10 +271,60 @@ def test_bad_values_say_what_was_found_and_expected(key: str, value: Any, text: 
     assert f"command line, {key}" in str(error)
 
 
+TIMEOUT, HEARTBEAT = "policies.lease_timeout_ms", "policies.heartbeat_interval_ms"
+OF_TIMEOUT, OF_HEARTBEAT = (
+    f"environment SHMDRIVER_{key.upper().replace('.', '_')}" for key in (TIMEOUT, HEARTBEAT)
+)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "heartbeat", "key", "source", "named"),
+    [
+        ("500", None, TIMEOUT, OF_TIMEOUT, f"{TIMEOUT} ({OF_TIMEOUT}): lease_timeout_ms 500"),
+        (None, "9000", HEARTBEAT, OF_HEARTBEAT, f"{HEARTBEAT} ({OF_HEARTBEAT}): lease_timeout_ms 10000"),
+        ("500", "400", TIMEOUT, OF_TIMEOUT, f"{TIMEOUT} ({OF_TIMEOUT}), {HEARTBEAT} ({OF_HEARTBEAT}): "),
+    ],
+)
+def test_values_that_do_not_go_together_are_put_down_to_those_who_set_them(
+    timeout: str | None, heartbeat: str | None, key: str, source: str, named: str
+) -> None:
+    """And to no other variable of the same section."""
+    env = {"SHMDRIVER_POLICIES_ANNOUNCE_INTERVAL_MS": "5000", "SHMDRIVER_DRIVER_INSTANCE": "md"}
+    env |= {"SHMDRIVER_POLICIES_LEASE_TIMEOUT_MS": timeout} if timeout else {}
+    env |= {"SHMDRIVER_POLICIES_HEARTBEAT_INTERVAL_MS": heartbeat} if heartbeat else {}
+    error = fails("less than two heartbeats", env)
+    assert (error.key, error.source) == (key, source)
+    assert str(error).startswith(named)
+    assert "ANNOUNCE" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('[shm]\nprefault = true\nmode = "0660"\n', "shm.mode"),
+        ('[shm]\nprefault = true\ngroup = "traders"\n', "shm.group"),
+        ('[profiles.big]\narena = "2 GiB"\n', "profiles.big.arena"),
+        ('[streams."a b"]\n', "streams.a b"),
+        ('[streams.a]\nprofile = "none"\n', "streams.a.profile"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_put_down_to_the_file(tmp_path: Path, text: str, key: str) -> None:
+    path = written(tmp_path, text)
+    env = {"SHMDRIVER_CONFIG": str(path), "SHMDRIVER_SHM_MLOCK": "true", "SHMDRIVER_DRIVER_INSTANCE": "md"}
+    error = fails(None, env)
+    assert (error.key, error.source) == (key, f"file {path} of environment SHMDRIVER_CONFIG")
+    assert "SHM_MLOCK" not in str(error)
+
+
+def test_file_that_the_environment_names_is_put_down_to_the_environment(tmp_path: Path) -> None:
+    error = fails("No such file", {"SHMDRIVER_CONFIG": str(tmp_path / "none.toml")})
+    assert "environment SHMDRIVER_CONFIG" in str(error)
+
+
 def test_all_problems_come_at_once() -> None:
     error = fails(
         "3 problems",
-        {"SHMDRIVER_POLICIES_GRACE": "1"},
+        {"SHMDRIVER_POLICIES_GRACE_MS": "soon"},
         driver__instance="a b",
         profiles__default__slots="x",
     )

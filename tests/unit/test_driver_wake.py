@@ -87,11 +87,11 @@ threading.Thread(target=kill_when_asleep, daemon=True).start()  # the only threa
 def serve(config):
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     return process.run_driver(config)
-real_handlers = process._handle_signals
+real_handlers = process.obey_signals
 def handlers(*arguments):
     real_handlers(*arguments)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-process._handle_signals = handlers
+process.obey_signals = handlers
 sys.exit(serve(Config.load(env={}, overrides=OVERRIDES)))
 """
 

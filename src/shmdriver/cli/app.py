@@ -12,6 +12,7 @@ import typer
 
 from shmdriver.cli import admin, config, doctor, gc, options, pub, run_command, stat, sub, tail, why
 from shmdriver.cli.output import note
+from shmdriver.driver.signals import release_signals
 
 # Commands of other parts of the project.
 _OTHERS = {
@@ -50,12 +51,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     _debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
     _version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand != "run":
+        release_signals()
 
 
 for _module in (run_command, pub, sub, tail, stat, why, doctor, admin, gc, config):
@@ -94,6 +97,9 @@ def run(arguments: list[str] | None = None) -> int:
     debug = "--debug" in given[:end]
     given = [word for position, word in enumerate(given) if word != "--debug" or position > end]
     try:
+        from shmdriver.standard_descriptors import open_standard_streams
+
+        open_standard_streams()
         app(args=given, prog_name="shmdriver", standalone_mode=True)
     except SystemExit as finished:
         return finished.code if isinstance(finished.code, int) else options.ERROR

@@ -21,7 +21,7 @@ _HELP = """Print the effective configuration: of the running driver, else what `
     $ SHMDRIVER_POLICIES_LEASE_TIMEOUT_MS=3000 shmdriver config --local
 
 File, environment (SHMDRIVER_SECTION_KEY) and command line override the defaults, in this order. An unknown
-key is an error that names the nearest known one.
+key is an error that names the nearest known one; an unknown variable that resembles one of ours is warned of.
 """
 
 
@@ -52,7 +52,11 @@ def _running_text(instance: str | None) -> str | None:
         with Instance(instance) as view:
             driver = view.driver()
             note(f"configuration of instance {view.name!r}: {driver.explanation}")
-            return view.config_text()
+            text = view.config_text()
+            last = text.splitlines()[-1] if text else ""
+            if last.startswith("# cut"):
+                note(last.removeprefix("# "))
+            return text
     except DriverUnavailable:
         return None
 

@@ -211,6 +211,7 @@ class Admission:
 
     def _provision(self, request: Request, client: Client, stream: Stream, now_ns: int) -> None:
         self._check_exclusive(stream)
+        gate_count = stream.fit_gates(self._config.profile_of(stream.name).max_consumers)
         demanded = self._config.schema_of(stream.name)
         check_producer_schema(stream, _schema_of(request), demanded, self._owner)
         self._check_consumers(request, stream)
@@ -221,7 +222,7 @@ class Admission:
         geometry = derive_geometry(
             request.raw,
             self._config.profile_of(stream.name),
-            gate_count=int(stream.record.max_consumers),
+            gate_count=gate_count,
             stream_bytes_max=self._config.policies.limits.stream_bytes,
         )
         slot = self._free_slot(stream, now_ns)
@@ -344,8 +345,13 @@ class Admission:
             used = self._streams.segment_bytes + self._provisioning_bytes
             free = ShmSpace.now().free - self._provisioning_bytes
             if used + need > self._segment_bytes_max:
-                limit = self._segment_bytes_max
-                return f"{used} of {limit} bytes are in use (shm.max_bytes): raise it, or ask for less"
+                what = "shm.max_bytes"
+                if not self._config.shm.max_bytes:
+                    what = f"half of what {MOUNT} had free when the driver started: shm.max_bytes is not set"
+                return (
+                    f"{used} of {self._segment_bytes_max} bytes are in use ({what}): set shm.max_bytes "
+                    "higher, or ask for less"
+                )
             if need > free:
                 return (
                     f"{MOUNT} has {max(free, 0)} bytes free: make the stream smaller (slots, slot_bytes, "
@@ -377,7 +383,7 @@ class Admission:
                 )
         with undone_on_error() as undo:  # each step's undoing stands here before the step
             undo.callback(stream.restore_gates, int(stream.record.gates_used))
-            gate = stream.take_gate(int(stream.record.max_consumers))
+            gate = stream.take_gate()
             lease = self._fill(request, client, stream, now_ns)
             lease.record.gate = gate
             # Data: gate and masks. Killed before the lease is published: adoption clears bits without one.

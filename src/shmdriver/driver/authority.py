@@ -10,9 +10,11 @@ store of its word (``publish_word``).
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
+from itertools import accumulate
 from typing import Any
 
 from shmdriver._native import ffi, lib
@@ -33,9 +35,22 @@ from shmdriver.driver.shm import (
 )
 from shmdriver.errors import LayoutMismatch, ShmDriverError
 
-__all__ = ["Authority", "Control", "TableSizes", "publish_word", "put_text", "record_state", "text_of"]
+__all__ = [
+    "Authority",
+    "Control",
+    "TableSizes",
+    "publish_word",
+    "put_text",
+    "record_state",
+    "room_advice",
+    "text_of",
+]
 
 EVENT_SLOTS = 1024
+CONFIG_BYTES = 64 << 10  # at least so much room for the configuration's text, so that a later one fits, too
+CONFIG_BYTES_MAX = 1 << 20
+CUT = "# cut"  # a configuration's last line that begins so says that there is more
+CUT_BYTES = 200  # of that line, at most
 CONTROL_CONST_BYTES = int(ffi.offsetof("shmd_control_t", "tail"))  # what stands before what clients write
 ERROR_RECORDS = 64
 _STATE_BITS = 0xFF
@@ -101,6 +116,16 @@ class TableSizes:
     streams: int
 
 
+def room_advice(key: str, limit: int, room: int) -> str:
+    """How to get more than ``limit`` records of a table that was made for ``room``: the end of a refusal."""
+    if limit < room:
+        return f"close some, or raise {key} (up to {room}) and restart the driver"
+    return (
+        f"close some. More need a higher {key} and a new instance, because tables keep their size: "
+        "`shmdriver shutdown`, then `shmdriver run`"
+    )
+
+
 class Authority:
     """Both segments, mapped for writing. Only the holder of the instance's lock makes one."""
 
@@ -144,13 +169,13 @@ class Authority:
         now_ns: int,
         heartbeat_interval_ns: int,
         lease_timeout_ns: int,
-        config_text: str,
+        config_bytes: int,
     ) -> Authority:
         """Builds both segments of a new boot id; the authority's magic is stored last of all.
 
-        ``lock`` holds an empty or half-made authority object. Raises ShmSpaceError, ShmDriverError.
+        ``lock`` holds an empty or half-made authority object. ``config_bytes``: of the text that
+        ``store_config`` gets first. Raises ShmSpaceError, ShmDriverError.
         """
-        config = config_text.encode()
         control = control_name(lock.instance)
         keep = [ffi.new("char[]", lock.instance.encode()), ffi.new("char[]", control.encode())]
         params = ffi.new("shmd_authority_params_t *")
@@ -162,7 +187,7 @@ class Authority:
         params.client_max, params.lease_max, params.stream_max = sizes.clients, sizes.leases, sizes.streams
         params.event_slots = EVENT_SLOTS
         params.error_max = ERROR_RECORDS
-        params.config_bytes = (len(config) // 4096 + 2) * 4096  # room to grow for the next driver's text
+        params.config_bytes = min(max(CONFIG_BYTES, 2 * config_bytes // 4096 * 4096), CONFIG_BYTES_MAX)
         size = int(lib.shmd_authority_footprint(params))
         if size == 0:
             raise ShmDriverError(f"policies.limits are out of the layout's range: {last_error() or sizes}")
@@ -181,7 +206,6 @@ class Authority:
                 raise ShmDriverError(last_error())
             failpoint("create.filled")
             authority = cls(lock, authority_map, control_map)
-            authority.store_config(config_text)
             undo.pop_all()
         return authority
 
@@ -334,11 +358,24 @@ class Authority:
         self.log_error("control segment: a client truncated it; made whole again", now_ns)
         return Control.RENEWED
 
-    def store_config(self, text: str) -> None:
-        """Replaces the effective configuration that tools read; cut to the room there is."""
-        room = int(self.base.config_bytes)
-        data = text.encode()[: room - 1]
+    def store_config(self, text: str) -> int:
+        """Replaces the effective configuration that tools read; how many of its lines there was no room for.
+
+        It is cut between two lines, so it stays TOML. Its last line then says so.
+        """
+        room, lines, cut = int(self.base.config_bytes), text.encode().splitlines(keepends=True), 0
+        if sum(map(len, lines)) >= room:
+            ends = list(accumulate(map(len, lines)))
+            kept = bisect_left(ends, room - CUT_BYTES)
+            cut = len(lines) - kept
+            said = (
+                f"{CUT}: {cut} more lines do not fit into the {room} bytes that this instance has for them; "
+                "the driver has read them all the same\n"
+            )
+            lines = [*lines[:kept], said.encode()]
+        data = b"".join(lines)
         ffi.memmove(lib.shmd_authority_config(self.base), data.ljust(room, b"\0"), room)
+        return cut
 
     # -- the end
 

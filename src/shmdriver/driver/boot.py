@@ -1,9 +1,17 @@
-"""How a driver comes to its tables: it takes the lock, then adopts, supersedes or makes them."""
+"""How a driver comes to its tables: it takes the lock, then adopts, supersedes or makes them.
+
+Some of the configuration is built into segments. An adopting driver changes what it can: modes and
+group, timeouts, the text of the configuration. Tables keep their size, because clients have them
+mapped; then the log says so.
+"""
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from enum import Enum
 
 from shmdriver._native import lib
@@ -19,13 +27,14 @@ from shmdriver.driver.segments import (
     lock_authority,
     refuse_foreign,
 )
-from shmdriver.driver.shm import Modes, unlink_segment
+from shmdriver.driver.shm import Modes, open_segment, set_modes, unlink_segment
 from shmdriver.driver.tables import Tables
 from shmdriver.errors import LayoutMismatch, Reason
 
 __all__ = ["boot"]
 
 MILLISECOND_NS = 1_000_000
+BEAT_NS_MAX = 10_000 * MILLISECOND_NS  # no client sleeps longer than that between two beats
 
 
 def boot(
@@ -54,6 +63,7 @@ def boot(
         undo.callback(_remove_unfinished, lock)
         authority = _create(lock, config, modes, clock)
         undo.callback(authority.unmap)
+        _store_config(authority, config, log)
         return Tables.of(authority, config, memory, clock), False
     except BaseException:
         undo.close()
@@ -79,7 +89,7 @@ def _create(lock: InstanceLock, config: Config, modes: Modes, clock: Callable[[]
         now_ns=clock(),
         heartbeat_interval_ns=policies.heartbeat_interval_ms * MILLISECOND_NS,
         lease_timeout_ns=policies.lease_timeout_ms * MILLISECOND_NS,
-        config_text=config.effective_text(),
+        config_bytes=len(config.effective_text().encode()),
     )
 
 
@@ -105,14 +115,52 @@ def _adopt(
     ):
         log(f"adopt: {problem}")
     policies = config.policies
-    authority.store("heartbeat_interval_ns", policies.heartbeat_interval_ms * MILLISECOND_NS)
+    interval_ns = policies.heartbeat_interval_ms * MILLISECOND_NS
+    former_ns = int(authority.base.heartbeat_interval_ns)
+    if former_ns > interval_ns:  # a client reads it after each beat only
+        tables.clients.await_beats(clock() + min(former_ns, BEAT_NS_MAX))
+    authority.store("heartbeat_interval_ns", interval_ns)
     authority.store("lease_timeout_ns", policies.lease_timeout_ms * MILLISECOND_NS)
+    _apply_modes(lock, tables, modes, log)
     failpoint("adopt.done")
     authority.store("adoptions", int(authority.base.adoptions) + 1)
     authority.count(lib.SHMD_COUNTER_ADOPTIONS)
     failpoint("adopt.counted")
-    authority.store_config(config.effective_text())
+    _store_config(authority, config, log)
     return tables
+
+
+def _apply_modes(lock: InstanceLock, tables: Tables, modes: Modes, log: Callable[[str], None]) -> None:
+    """Gives adopted segments the modes and the group that are configured now, where they differ."""
+    wanted = replace(modes, gid=os.getegid() if modes.gid is None else modes.gid)
+    found = os.fstat(lock.fd)
+    if (stat.S_IMODE(found.st_mode), found.st_gid) == (wanted.bits & ~stat.S_IWGRP, wanted.gid):
+        return
+    for name in (control_name(lock.instance), *sorted(tables.streams.segment_names())):
+        try:
+            fd, _ = open_segment(name, writable=False)
+        except FileNotFoundError:
+            continue  # without its name nobody can open it; the watch of segments says so
+        try:
+            set_modes(fd, wanted, write_group=True)
+        finally:
+            os.close(fd)
+    failpoint("adopt.modes")
+    set_modes(lock.fd, wanted, write_group=False)  # last: a successor repeats what a killed driver began
+    log(f"adopt: segments have mode {wanted.bits:04o} and gid {wanted.gid} now; who has them open keeps them")
+
+
+def _store_config(authority: Authority, config: Config, log: Callable[[str], None]) -> None:
+    """Publishes the configuration that holds, and says what of it does not."""
+    room = asdict(authority.sizes)
+    for name, asked in config.limits_above(room).items():
+        log(
+            f"policies.limits.{name} is {asked}, but {room[name]} holds: the tables of this instance were "
+            "made with room for so many, and clients have them mapped. For more make it anew: `shmdriver "
+            f"shutdown -i {authority.instance}`, then `run`; or `run --fresh`, which ends its clients"
+        )
+    if cut := authority.store_config(config.with_limits(room).effective_text()):
+        log(f"{cut} lines of the configuration do not fit into the authority: `shmdriver config` lacks them")
 
 
 class _Former(Enum):

@@ -18,7 +18,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.authority import Authority, clear_record, publish_word, record_state, text_of
+from shmdriver.driver.authority import (
+    Authority,
+    clear_record,
+    publish_word,
+    record_state,
+    room_advice,
+    text_of,
+)
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.undo import undone_on_error
@@ -135,8 +142,8 @@ class ClientTable:
         if not self.has_room or not self._free:
             raise Rejection(
                 Reason.LIMIT,
-                f"{len(self._by_id)} of {self._limit} clients are connected (policies.limits.clients): "
-                "close some, or raise the limit",
+                f"{len(self._by_id)} of {self._limit} clients are connected: "
+                + room_advice("policies.limits.clients", self._limit, self._authority.sizes.clients),
             )
         record = self._authority.client(self._free[-1])
         client = Client(record, self._free[-1])
@@ -236,7 +243,12 @@ class ClientTable:
         """The driver was late: so much of each client's silence does not count."""
         for client in self._by_id.values():
             watch = self.watches[client.index]
-            watch.seen_ns = min(int(watch.seen_ns) + late_ns, now_ns)
+            watch.seen_ns = max(int(watch.seen_ns), min(int(watch.seen_ns) + late_ns, now_ns))
+
+    def await_beats(self, until_ns: int) -> None:
+        """No silence counts before ``until_ns``: by the former interval clients may sleep until then."""
+        for client in self._by_id.values():
+            self.watches[client.index].seen_ns = until_ns
 
     def seen(self, client: Client, now_ns: int) -> None:
         """A sign of life other than its heartbeat."""

@@ -4,6 +4,8 @@ Four layers, later ones win: built-in defaults, a TOML file, environment variabl
 (``SHMDRIVER_POLICIES_LEASE_TIMEOUT_MS``), overrides from a command line
 (``{"policies.lease_timeout_ms": 5000}``). No layer is needed. Unknown keys are errors that name the
 nearest known key; all problems of all layers come in one :class:`~shmdriver.errors.ConfigError`.
+The environment is not ours alone (Kubernetes makes ``SHMDRIVER_PORT`` for a service of that name): an unknown
+variable is warned of when it resembles one of ours, and ignored otherwise.
 
 Sizes are bytes and may be written as ``"4 MiB"``; times are milliseconds. A loaded configuration
 does not change: the driver publishes :meth:`Config.effective_text` for tools to read.
@@ -13,7 +15,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +29,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from shmdriver.driver.config_layers import (
     Keys,
@@ -46,10 +49,12 @@ __all__ = ["Config", "Driver", "Limits", "Policies", "Profile", "Shm", "Stream"]
 
 ENV_PREFIX = "SHMDRIVER_"
 ENV_FILE = "SHMDRIVER_CONFIG"
-# Variables of our own that are no configuration; anything else under the prefix is taken for a misspelling.
-ENV_FOREIGN = re.compile(
-    r"SHMDRIVER_(CONFIG|LOG|TRUNCATION_GUARD|FAILPOINTS?|(TEST|BENCH|DEMO|BUILD|STRESS|FUZZ)(_.*)?)"
+# Variables of our own that are no configuration.
+ENV_OTHER = ("CONFIG", "TRUNCATION_GUARD")
+ENV_OURS = re.compile(
+    rf"{ENV_PREFIX}({'|'.join(ENV_OTHER)}|FAILPOINTS?|(TEST|BENCH|DEMO|BUILD|STRESS|FUZZ)(_.*)?)"
 )
+ENV_LIKENESS = 0.76  # of a misspelling; a service's variables (..._PORT, ..._SERVICE_HOST) stay below
 
 _UNITS = {
     "": 1,
@@ -135,10 +140,14 @@ class Shm(Section):
     @model_validator(mode="after")
     def _group_and_mode_agree(self) -> Shm:
         if self.mode != "0600" and not self.group:
-            raise ValueError(f"mode {self.mode} shares segments with a group: set shm.group, or mode 0600")
+            raise _disagreement(
+                f"mode {self.mode} shares segments with a group: set shm.group, or mode 0600", ("shm", "mode")
+            )
         if self.group and self.mode == "0600":
-            raise ValueError(
-                f"group {self.group!r} can see nothing with mode 0600: set shm.mode to 0640 or 0660"
+            raise _disagreement(
+                f"group {self.group!r} can see nothing with mode 0600: set shm.mode to 0640 or 0660",
+                ("shm", "group"),
+                ("shm", "mode"),
             )
         return self
 
@@ -171,14 +180,18 @@ class Policies(Section):
     @model_validator(mode="after")
     def _times_agree(self) -> Policies:
         if self.lease_timeout_ms < 2 * self.heartbeat_interval_ms:
-            raise ValueError(
+            raise _disagreement(
                 f"lease_timeout_ms {self.lease_timeout_ms} is less than two heartbeats "
-                f"(heartbeat_interval_ms {self.heartbeat_interval_ms}): every lease would expire"
+                f"(heartbeat_interval_ms {self.heartbeat_interval_ms}): every lease would expire",
+                ("policies", "lease_timeout_ms"),
+                ("policies", "heartbeat_interval_ms"),
             )
         if self.lease_check_interval_ms > self.lease_timeout_ms:
-            raise ValueError(
+            raise _disagreement(
                 f"lease_check_interval_ms {self.lease_check_interval_ms} is more than "
-                f"lease_timeout_ms {self.lease_timeout_ms}: leases would expire late"
+                f"lease_timeout_ms {self.lease_timeout_ms}: leases would expire late",
+                ("policies", "lease_check_interval_ms"),
+                ("policies", "lease_timeout_ms"),
             )
         return self
 
@@ -229,26 +242,26 @@ class Config(Section):
 
         ``path``: a TOML file that must exist; None: the one that ``SHMDRIVER_CONFIG`` names, else no file.
         ``env``: None for ``os.environ``. ``overrides``: dotted keys; ``overrides_from``: what errors call
-        them. Raises ConfigError.
+        them. Raises ConfigError. Warns (UserWarning) of variables that may be misspelled.
         """
         environment = os.environ if env is None else env
+        source = f"file {path}"
         if path is None and environment.get(ENV_FILE):
             path = Path(environment[ENV_FILE])
+            source = f"file {path} of environment {ENV_FILE}"
         values: dict[str, Any] = {}
         sources: dict[Keys, str] = {}
         if path is not None:
-            for keys, value in leaves(read_toml(path)):
-                put(values, sources, keys, value, f"file {path}")
-        problems = _from_env(values, sources, environment)
+            for keys, value in leaves(read_toml(path, source)):
+                put(values, sources, keys, value, source)
+        for text in _from_env(values, sources, environment):
+            warnings.warn(text, stacklevel=2)
         for dotted, value in (overrides or {}).items():
             put(values, sources, split_key(dotted), value, f"{overrides_from}, {dotted}")
         try:
             config = cls.model_validate(values)
         except ValidationError as error:
-            problems += [_explain(details, sources) for details in error.errors()]
-            raise config_error(problems) from None
-        if problems:
-            raise config_error(problems)
+            raise config_error([_explain(details, sources) for details in error.errors()]) from None
         config._sources.update(sources)  # noqa: SLF001 -- its own class
         return config
 
@@ -288,19 +301,22 @@ class Config(Section):
         for name, profile in self.profiles.items():
             size = profile.slots * profile.slot_bytes + profile.arena
             if size > self.policies.limits.stream_bytes:
-                raise ValueError(
+                raise _disagreement(
                     f"profiles.{name} takes {size} bytes an epoch, more than policies.limits.stream_bytes "
-                    f"{self.policies.limits.stream_bytes}: lower slots or arena, or raise the limit"
+                    f"{self.policies.limits.stream_bytes}: lower slots or arena, or raise the limit",
+                    *(("profiles", name, field) for field in ("slots", "slot_bytes", "arena")),
+                    ("policies", "limits", "stream_bytes"),
                 )
         for name, stream in self.streams.items():
             problem = stream_problem(name)
             if problem:
-                raise ValueError(f"streams: {problem}")
+                raise _disagreement(problem, ("streams", name))
             if stream.profile not in self.profiles:
                 near = nearest(stream.profile, self.profiles)
-                raise ValueError(
+                raise _disagreement(
                     f"streams.{name}.profile is {stream.profile!r}, and there is no such profile; "
-                    f"known: {', '.join(sorted(self.profiles))}{f' (nearest: {near})' if near else ''}"
+                    f"known: {', '.join(sorted(self.profiles))}{f' (nearest: {near})' if near else ''}",
+                    ("streams", name, "profile"),
                 )
         return self
 
@@ -313,6 +329,26 @@ class Config(Section):
         """The schema text that configuration demands of this stream, None when it demands none."""
         entry = self.streams.get(stream)
         return entry.schema_ if entry else None
+
+    def limits_above(self, room: Mapping[str, int]) -> dict[str, int]:
+        """The limits (of clients, leases, streams) that are more than there is room for."""
+        asked = {name: int(getattr(self.policies.limits, name)) for name in room}
+        return {name: limit for name, limit in asked.items() if limit > room[name]}
+
+    def with_limits(self, room: Mapping[str, int]) -> Config:
+        """This configuration as it holds where tables have just so much room: limits above it are lowered."""
+        above = self.limits_above(room)
+        if not above:
+            return self
+        limits = self.policies.limits.model_copy(update={name: room[name] for name in above})
+        held = self.model_copy(update={"policies": self.policies.model_copy(update={"limits": limits})})
+        lowered = {
+            ("policies", "limits", name): f"room of the adopted tables; {asked} by "
+            f"{self.source_of(f'policies.limits.{name}')}"
+            for name, asked in above.items()
+        }
+        held._sources = self._sources | lowered  # noqa: SLF001 -- its own class
+        return held
 
     def source_of(self, dotted: str) -> str:
         """Where a value came from: ``default``, ``file ...``, ``environment ...`` or ``command line ...``."""
@@ -336,28 +372,46 @@ class Config(Section):
 # ---- what only the models know: names of keys ------------------------------------------------
 
 
-def _from_env(values: dict[str, Any], sources: dict[Keys, str], env: Mapping[str, str]) -> list[Problem]:
-    problems = []
+def _from_env(values: dict[str, Any], sources: dict[Keys, str], env: Mapping[str, str]) -> Iterator[str]:
+    """Takes the values of our variables; a warning for each unknown one that resembles one of ours."""
     for variable in sorted(env):
-        if not variable.startswith(ENV_PREFIX) or ENV_FOREIGN.fullmatch(variable):
+        if not variable.startswith(ENV_PREFIX) or ENV_OURS.fullmatch(variable):
             continue
-        keys = _env_keys(variable.removeprefix(ENV_PREFIX).lower(), values)
-        source = f"environment {variable}"
-        if keys is None:
-            known = [ENV_PREFIX + "_".join(key).upper() for key in _fixed_keys()]
-            near = nearest(variable, known)
-            hint = f"; nearest known: {near}" if near else ""
-            problems.append(Problem(f"unknown environment variable {variable}{hint}", variable, source, near))
-        else:
-            put(values, sources, keys, env[variable], source)
-    return problems
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        keys = _env_keys(name, values)
+        if keys is not None:
+            put(values, sources, keys, env[variable], f"environment {variable}")
+        elif near := _near_variable(name):
+            yield f"unknown environment variable {variable} is ignored; nearest known: {near}"
+
+
+def _near_variable(name: str) -> str | None:
+    """The variable that ``name`` (lower case, without the prefix) is most likely meant for.
+
+    A key that lacks its section counts as near, too: ``instance`` for ``driver_instance``.
+    """
+    section, _, rest = name.partition("_")
+    if section in ENTRY_SECTIONS:
+        words = rest.split("_")
+        for field in _fields(ENTRY_SECTIONS[section]):
+            count = field.count("_") + 1
+            if len(words) > count and nearest("_".join(words[-count:]), [field], ENV_LIKENESS):
+                return ENV_PREFIX + "_".join([section, *words[:-count], field]).upper()
+        return None
+    known = {other.lower(): other for other in ENV_OTHER}
+    inside = [keys for keys in _fixed_keys() if keys[0] == section]
+    for keys in inside or _fixed_keys():  # a section that is right says nothing of what follows it
+        first = 1 if inside else 0
+        known |= {"_".join(keys[depth:]): "_".join(keys).upper() for depth in range(first, len(keys))}
+    near = nearest(rest if inside else name, known, ENV_LIKENESS)
+    return ENV_PREFIX + known[near] if near else None
 
 
 def _env_keys(name: str, values: Mapping[str, Any]) -> Keys | None:
     for keys in (*_fixed_keys(), *map(split_key, _REMOVED)):
         if "_".join(keys) == name:
             return keys
-    for section, model in (("profiles", Profile), ("streams", Stream)):
+    for section, model in ENTRY_SECTIONS.items():
         rest = name.removeprefix(section + "_")
         fields = sorted(_fields(model), key=len, reverse=True)
         field = next((field for field in fields if rest != name and rest.endswith("_" + field)), None)
@@ -366,6 +420,9 @@ def _env_keys(name: str, values: Mapping[str, Any]) -> Keys | None:
             named = [known for known in values.get(section, {}) if re.sub(r"\W", "_", known).lower() == entry]
             return section, named[0] if named else entry, field
     return None
+
+
+ENTRY_SECTIONS: dict[str, type[Section]] = {"profiles": Profile, "streams": Stream}  # of named entries
 
 
 def _fields(model: type[BaseModel]) -> list[str]:
@@ -387,12 +444,31 @@ def _known_beside(where: Keys) -> list[str]:
     return sections.get(where, [])
 
 
+def _disagreement(text: str, *keys: Keys) -> PydanticCustomError:
+    """Values that are each allowed and do not go together; ``keys``: whose."""
+    return PydanticCustomError("disagreement", "{text}", {"text": text, "keys": keys})
+
+
+def _source(where: Keys, sources: Mapping[Keys, str]) -> str | None:
+    """Where a value, or what is below it, was set; None: nowhere."""
+    below = (source for keys, source in sources.items() if keys[: len(where)] == where)
+    return sources.get(where) or ", ".join(dict.fromkeys(below)) or None
+
+
+def _explain_disagreement(text: str, keys: Iterable[Keys], sources: Mapping[Keys, str]) -> Problem:
+    """Names those of the values that somebody set: the others are defaults."""
+    given = {".".join(where): source for where in keys if (source := _source(where, sources))}
+    named = ", ".join(f"{key} ({source})" for key, source in given.items())
+    key, source = next(iter(given.items()), ("", "default"))
+    return Problem(f"{named or 'default'}: {text}", key, source)
+
+
 def _explain(details: ErrorDetails, sources: Mapping[Keys, str]) -> Problem:
+    if details["type"] == "disagreement":
+        return _explain_disagreement(details["msg"], details["ctx"]["keys"], sources)
     where = tuple(str(part) for part in details["loc"] if part != "[key]")
     key = ".".join(where)
-    source = sources.get(where) or next(
-        (s for keys, s in sources.items() if keys[: len(where)] == where), "default"
-    )
+    source = _source(where, sources) or "default"
     if details["type"] == "extra_forbidden" and key in _REMOVED:
         return Problem(f"unknown key {key} ({source}): {_REMOVED[key]}", key, source)
     if details["type"] == "extra_forbidden":

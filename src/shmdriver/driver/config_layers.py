@@ -16,18 +16,18 @@ from shmdriver.errors import ConfigError
 Keys = tuple[str, ...]
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The file's contents. ConfigError when it cannot be read or is not TOML."""
+def read_toml(path: Path, source: str) -> dict[str, Any]:
+    """The file's contents. ConfigError, which names ``source``, when it cannot be read or is not TOML."""
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
     except OSError as error:
         raise ConfigError(
-            f"configuration file {path}: {error.strerror or error}; give the path of a readable TOML file",
-            source=f"file {path}",
+            f"configuration {source}: {error.strerror or error}; give the path of a readable TOML file",
+            source=source,
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration file {path} is not TOML: {error}", source=f"file {path}") from error
+        raise ConfigError(f"configuration {source} is not TOML: {error}", source=source) from error
 
 
 def leaves(tree: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:

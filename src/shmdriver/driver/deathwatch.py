@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from shmdriver.standard_descriptors import keep_standard_descriptors
+
 __all__ = ["DeathWatch"]
 
 
@@ -22,6 +24,7 @@ class DeathWatch:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self.rang = False
+        keep_standard_descriptors()
         with ExitStack() as undo:
             self._epoll = select.epoll()
             undo.callback(self._epoll.close)

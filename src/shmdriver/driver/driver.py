@@ -27,6 +27,7 @@ from shmdriver.driver.authority import Control
 from shmdriver.driver.boot import boot
 from shmdriver.driver.config import Config
 from shmdriver.driver.control import ControlRing, Request
+from shmdriver.driver.damage import DamageWatch
 from shmdriver.driver.deathwatch import DeathWatch
 from shmdriver.driver.desk import RequestDesk
 from shmdriver.driver.failpoints import failpoint
@@ -41,7 +42,7 @@ from shmdriver.driver.shm import Modes, ShmSpace, lock_memory
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.timers import Timers
 from shmdriver.errors import Code, Reason
-from shmdriver.truncation import damaged_addresses, guard_truncation
+from shmdriver.truncation import guard_truncation
 
 __all__ = ["Driver"]
 
@@ -89,15 +90,12 @@ class Driver:
         self._orders: deque[_Order] = deque()
         self._last_tick_ns = self._overrun_ns = 0  # time of the last tick, and how long it took
         self._gap_ns = max(GAP_NS, 2 * config.policies.lease_check_interval_ms * MILLISECOND_NS)
-        self._is_lock_lost = False
         self._inheritance: Inheritance | None = None  # what is to be repeated after an adoption
         self._work = 0
         self._tables: Tables | None = None
         self._ring_bell: Callable[[], None] = lambda: None  # while there is a ring: wakes who sleeps on it
         self._bell = threading.RLock()  # reentrant: a signal handler may interrupt its own thread inside
-        self._bus_errors = 0
         self._is_assembled = False
-        self._is_control_told = False
         self.is_lost = False  # somebody truncated the authority: the driver cannot go on
         self._ring: ControlRing
         self._rest: Rest
@@ -105,6 +103,7 @@ class Driver:
         self._admission: Admission
         self._lease_watch: LeaseWatch
         self._stream_watch: StreamWatch
+        self._damage: DamageWatch
         self._health: HealthWatch
         self._deathwatch: DeathWatch | None = None
 
@@ -209,7 +208,7 @@ class Driver:
         """When the next tick is due, if nobody rings before."""
         now_ns = self._clock()
         has_rung = self._deathwatch is not None and self._deathwatch.rang
-        if self._ring.has_waiting or self._orders or has_rung or self._has_new_damage:
+        if self._ring.has_waiting or self._orders or has_rung or self._damage.is_new:
             return now_ns
         due_ns = self._timers.next_deadline_ns() or now_ns + ASLEEP_MAX_NS
         if self._memory.pending:
@@ -286,8 +285,8 @@ class Driver:
         if self._deathwatch is not None and self._deathwatch.rang:
             self._deathwatch.rang = False
             self._lease_watch.look_for_deaths(now_ns)
-        if self._has_new_damage:
-            self._end_damaged(now_ns)
+        if self._damage.is_new and self._damage.end_damaged(now_ns):
+            self.is_lost = True
 
     def on_attach(self, now_ns: int, request: Any) -> None:
         """The state admits: policy decides."""
@@ -319,19 +318,14 @@ class Driver:
         self._lease_watch.look_for_deaths(now_ns)
         self._health.check_memory()
         self._health.check_events(now_ns)
-        self._check_lock(now_ns)
-        for text in self._stream_watch.end_truncated(now_ns):
-            self._complain(text, now_ns)
-        for name in self._stream_watch.missing_names():
-            self._complain(
-                f"{name} was removed while it is in use: whoever has it mapped goes on, nobody else can "
-                "attach to it. Find who cleans /dev/shm (RemoveIPC?)",
-                now_ns,
-            )
+        self._damage.check_files(now_ns)
 
     def on_lease_check(self, now_ns: int) -> None:
         """Deaths, heartbeats, confirmations; then streams."""
-        self._mend_control(now_ns)
+        control = self._damage.mend_control(now_ns)
+        self._health.check_control(control, now_ns)
+        if self._config.shm.mlock and control is Control.RENEWED:
+            self._report_unlocked(lock_memory(self.tables.authority.control_map), now_ns)
         self._ring.sweep()
         self._lease_watch.check(now_ns)
         self._stream_watch.check(now_ns)
@@ -459,6 +453,9 @@ class Driver:
         self._ring_bell = self._rest.stir
         self._lease_watch = LeaseWatch(self._config, tables, self._lifecycle.dispatch, self._log)
         self._stream_watch = StreamWatch(self._config, tables)
+        self._damage = DamageWatch(
+            self._config, tables, self._ring, self._stream_watch, self._lease_watch, self._log
+        )
         self._health = HealthWatch(tables.authority, tables.clients, self._set_degraded)
 
     def _poll(self, now_ns: int) -> None:
@@ -531,62 +528,12 @@ class Driver:
             return self._admission.pending == 0
         return self._config.policies.drain_until_empty and len(self.tables.leases) == 0
 
-    @property
-    def _has_new_damage(self) -> bool:
-        return bool(lib.shmd_bus_errors() != self._bus_errors)
-
-    def _end_damaged(self, now_ns: int) -> None:
-        """This process has met missing pages: ends the epochs that they belong to, or itself."""
-        self._bus_errors = int(lib.shmd_bus_errors())
-        addresses = damaged_addresses()
-        if self.tables.authority.map.address in addresses:
-            self.is_lost = True
-            self.tables.authority.give_up()
-            self._log(
-                f"a process of this user truncated the authority of instance {self.instance!r}: the tables "
-                "are lost, and this driver ends. Start it again; clients connect anew"
-            )
-            return
-        for text in self._stream_watch.end_damaged(addresses, now_ns):
-            self._complain(text, now_ns)
-
-    def _mend_control(self, now_ns: int) -> None:
-        """Truncated by a client, it is made whole; until clients have it again nobody's silence counts."""
-        control = self.tables.authority.mend_control(now_ns)
-        self._health.check_control(control, now_ns)
-        if control is not Control.WHOLE:
-            self._ring.mend()
-            self.tables.clients.excuse(now_ns, now_ns)  # all of their silence
-            self._lease_watch.excuse(2 * self._timers["lease_check"].interval_ns, now_ns)
-            if not self._is_control_told:
-                self.tables.events.error(f"control segment: {control.value}")
-                self._log(f"control segment: {control.value}. Find who writes to /dev/shm")
-            if self._config.shm.mlock and control is Control.RENEWED:
-                self._report_unlocked(lock_memory(self.tables.authority.control_map), now_ns)
-        self._is_control_told = control is not Control.WHOLE
-
-    def _check_lock(self, now_ns: int) -> None:
-        authority = self.tables.authority
-        if self._is_lock_lost or authority.lock.still_named():
-            return
-        self._is_lock_lost = True  # said once; attached clients go on, nobody else can find this driver
-        text = (
-            f"{authority.lock.name} was removed or replaced while this driver holds it: a second driver of "
-            f"instance {self.instance!r} can start. Stop this one, and find who cleans /dev/shm (RemoveIPC?)"
-        )
-        self._complain(text, now_ns)
-
     def _report_unlocked(self, problem: str, now_ns: int) -> None:
         """Says what shm.mlock could not lock. Among the errors it is one, counted, whatever the segments."""
         if problem:
             self.tables.authority.log_error("shm.mlock: not all segments are locked in memory", now_ns)
             self.tables.events.error(problem)
             self._log(problem)
-
-    def _complain(self, text: str, now_ns: int) -> None:
-        self.tables.authority.log_error(text, now_ns)
-        self.tables.events.error(text)
-        self._log(text)
 
     def _set_degraded(self, reason: str, on: bool) -> None:
         if on != (reason in self._lifecycle.reasons):

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.authority import Authority, clear_record, publish_word, record_state
+from shmdriver.driver.authority import Authority, clear_record, publish_word, record_state, room_advice
 from shmdriver.driver.clients import Client
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.rejection import Rejection
@@ -154,8 +154,8 @@ class LeaseTable:
             raise Rejection(
                 Reason.LIMIT,
                 f"{len(self._live)} leases are live and {len(self._quarantined)} wait for proof that their "
-                "owners are "
-                f"gone, of {self._limit} (policies.limits.leases): close some, or raise the limit",
+                f"owners are gone, of {self._limit}: "
+                + room_advice("policies.limits.leases", self._limit, self._authority.sizes.leases),
             )
         record = self._authority.lease(self._free[0])
         clear_record(record)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
+from shmdriver.standard_descriptors import keep_standard_descriptors
+
 __all__ = ["Notifier"]
 
 
@@ -22,6 +24,7 @@ class Notifier:
         """Best effort: a supervisor that does not listen must not stop the driver."""
         if not self._address:
             return
+        keep_standard_descriptors()
         try:
             with socket.socket(
                 socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK

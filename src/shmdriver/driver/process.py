@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import resource
-import signal
-import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
-from types import FrameType
 
 from shmdriver.driver.authentication import create_token, default_token_path, read_token
 from shmdriver.driver.clients import RESERVED_DESCRIPTORS
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
-from shmdriver.driver.lifecycle import ShutdownMode
+from shmdriver.driver.log import Log
 from shmdriver.driver.notify import Notifier
+from shmdriver.driver.signals import hold_signals, obey_signals
 from shmdriver.errors import DriverAlreadyRunning, ShmDriverError
+from shmdriver.standard_descriptors import keep_standard_descriptors
 
 __all__ = ["EXIT_FAILED", "EXIT_RUNNING", "run_driver"]
 
@@ -23,29 +21,31 @@ EXIT_FAILED = 1
 EXIT_RUNNING = 3
 
 
-def log_line(text: str) -> None:
-    """One line an event on stderr, fit for journald (no control characters, so nobody forges lines)."""
-    clean = "".join(c if c.isprintable() else "?" for c in text)
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    try:
-        sys.stderr.write(f"{stamp} shmdriver {clean}\n")
-        sys.stderr.flush()
-    except OSError:
-        pass  # whoever read the log is gone; the driver goes on
-
-
-def run_driver(config: Config, *, log: Callable[[str], None] = log_line) -> int:
+def run_driver(config: Config) -> int:
     """Runs one driver in this process until it is shut down; the exit code.
 
     0 after a clean stop, 3 when a driver of this instance runs already, 1 for any other refusal (the
     log says which). SIGTERM and SIGINT drain, the second one stops at once; SIGUSR1 hands over; SIGHUP logs
     the effective configuration. Call it in the main thread of a process that is for this alone: its
-    signal handlers stay.
+    signal handlers stay. Raises ShmDriverError when a standard descriptor is closed and /dev/null cannot
+    be opened.
     """
+    keep_standard_descriptors()
+    hold_signals()
+    with Log() as log:
+        return _run(config, log)
+
+
+def _run(config: Config, log: Callable[[str], None]) -> int:
+    def show_config() -> None:
+        for line in config.effective_text().splitlines():
+            if line and not line.startswith("#"):
+                log(f"config: {line}")
+
     raise_descriptor_limit(config.policies.limits.clients, log)
     try:
         driver = Driver(config, log=log, token=_token(config), notifier=Notifier())
-        _handle_signals(driver, config, log)  # before it starts: a signal meanwhile is obeyed, not fatal
+        obey_signals(driver, show_config)  # before it starts: a signal meanwhile is obeyed, not fatal
         driver.start()
     except DriverAlreadyRunning as error:
         log(str(error))
@@ -87,21 +87,3 @@ def _token(config: Config) -> bytes:
         return read_token(path)  # kept across restarts: who has read it stays able to shut down
     except ShmDriverError:
         return create_token(path)
-
-
-def _handle_signals(driver: Driver, config: Config, log: Callable[[str], None]) -> None:
-    def stop(number: int, _frame: FrameType | None) -> None:
-        driver.request_shutdown(ShutdownMode.END, signal.Signals(number).name)
-
-    def hand_over(number: int, _frame: FrameType | None) -> None:
-        driver.request_shutdown(ShutdownMode.HANDOVER, signal.Signals(number).name)
-
-    def show_config(_number: int, _frame: FrameType | None) -> None:
-        for line in config.effective_text().splitlines():
-            if line and not line.startswith("#"):
-                log(f"config: {line}")
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGUSR1, hand_over)
-    signal.signal(signal.SIGHUP, show_config)

@@ -14,12 +14,20 @@ import stat
 import threading
 from pathlib import Path
 
-import posix_ipc
-
 from shmdriver._native import ffi, lib
-from shmdriver.driver.shm import MOUNT, Modes, SegmentMap, ShmSpace, object_path, set_modes, unlink_segment
+from shmdriver.driver.shm import (
+    MOUNT,
+    Modes,
+    SegmentMap,
+    ShmSpace,
+    make_object,
+    object_path,
+    set_modes,
+    unlink_segment,
+)
 from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, ShmDriverError
 from shmdriver.liveness import Verdict, look_at_driver
+from shmdriver.standard_descriptors import keep_standard_descriptors
 
 __all__ = [
     "InstanceLock",
@@ -107,6 +115,7 @@ class InstanceLock:
         A mapping holds its description, and with it the lock: one of the locked description would go on
         holding it in every child that the driver's process has forked, long after the driver's death.
         """
+        keep_standard_descriptors()
         fd = os.open(f"/proc/self/fd/{self.fd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         try:
             return SegmentMap.of(fd, size, writable=writable, prefault=prefault)
@@ -171,6 +180,7 @@ def lock_authority(instance: str, modes: Modes, *, patience: int = LOCK_TURNS) -
 
 
 def _open_or_create(name: str) -> int | None:
+    keep_standard_descriptors()
     try:
         return os.open(object_path(name), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -183,11 +193,9 @@ def _open_or_create(name: str) -> int | None:
             ) from error
         raise ShmDriverError(f"cannot open {object_path(name)}: {error.strerror}") from error
     try:
-        shared = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0)
-    except posix_ipc.ExistentialError:
+        return make_object(name)
+    except FileExistsError:
         return None
-    fd: int = shared.fd
-    return fd
 
 
 def _check_ours(name: str, found: os.stat_result) -> None:

@@ -21,6 +21,7 @@ import posix_ipc
 
 from shmdriver._native import ffi, lib
 from shmdriver.errors import LayoutMismatch, ShmDriverError
+from shmdriver.standard_descriptors import keep_standard_descriptors
 
 __all__ = [
     "MOUNT",
@@ -34,6 +35,7 @@ __all__ = [
     "is_whole",
     "last_error",
     "lock_memory",
+    "make_object",
     "make_whole",
     "object_path",
     "open_segment",
@@ -104,6 +106,17 @@ def object_path(name: str) -> str:
 # ---- making ------------------------------------------------------------------------------------
 
 
+def make_object(name: str) -> int:
+    """A new object without bytes, for this user alone; its descriptor. Raises FileExistsError."""
+    keep_standard_descriptors()
+    try:
+        shared = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0)
+    except posix_ipc.ExistentialError:
+        raise FileExistsError(errno.EEXIST, "shared-memory object exists", name) from None
+    fd: int = shared.fd
+    return fd
+
+
 def create_segment(name: str, size: int, modes: Modes, *, write_group: bool = True) -> int:
     """A new object of ``size`` bytes, all of them really allocated; its descriptor.
 
@@ -111,11 +124,7 @@ def create_segment(name: str, size: int, modes: Modes, *, write_group: bool = Tr
     The object has no magic yet. Raises ShmSpaceError when the mount cannot hold it, FileExistsError.
     """
     check_space(name, size)
-    try:
-        shared = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0)
-    except posix_ipc.ExistentialError:
-        raise FileExistsError(errno.EEXIST, "shared-memory object exists", name) from None
-    fd: int = shared.fd
+    fd = make_object(name)
     try:
         allocate(fd, name, size)
         set_modes(fd, modes, write_group=write_group)

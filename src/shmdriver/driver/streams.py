@@ -19,6 +19,7 @@ from shmdriver.driver.authority import (
     put_text,
     record_state,
     rewrite_record,
+    room_advice,
     text_of,
 )
 from shmdriver.driver.epochs import Epoch, fill_record, free_record
@@ -97,8 +98,16 @@ class Stream:
 
     # -- gates
 
-    def take_gate(self, limit: int) -> int:
-        """The lowest free gate index, marked used. Raises Rejection when there are ``limit`` of them."""
+    def fit_gates(self, configured: int) -> int:
+        """How many gates the next epoch gets: as many as are configured now, and all that are in use."""
+        count = max(configured, int(self.record.gates_used).bit_length())
+        self.record.max_consumers = count
+        return count
+
+    def take_gate(self) -> int:
+        """The lowest free gate index that all epochs in use have, marked used. Raises Rejection."""
+        counts = [epoch.geometry.gate_count for epoch in self.epochs.values()]
+        limit = min([int(self.record.max_consumers), *counts])
         used = int(self.record.gates_used)
         for gate in range(limit):
             if not used >> gate & 1:
@@ -108,8 +117,7 @@ class Stream:
         raise Rejection(
             Reason.LIMIT,
             f"stream {self.name!r} has {limit} consumers, live or not proved gone (profile's "
-            "max_consumers): close "
-            "some, or raise the limit",
+            "max_consumers): close some, or raise it, which holds from the stream's next producer on",
         )
 
     def free_gate(self, gate: int) -> None:
@@ -258,9 +266,8 @@ class StreamDirectory:
         if len(self._by_index) >= self._limit or not self._free:
             raise Rejection(
                 Reason.LIMIT,
-                f"{len(self._by_index)} of {self._limit} streams are in use (policies.limits.streams): "
-                "close some, "
-                "or raise the limit",
+                f"{len(self._by_index)} of {self._limit} streams are in use: "
+                + room_advice("policies.limits.streams", self._limit, self._authority.sizes.streams),
             )
         index = self._free.pop()
         record = self._authority.stream(index)

@@ -373,7 +373,7 @@ class Instance:
         }
 
     def config_text(self) -> str:
-        """The driver's effective configuration, as TOML."""
+        """The driver's effective configuration, as TOML. A last line ``# cut...`` says that there is more."""
         authority = self._mapped()
         raw: bytes = ffi.string(lib.shmd_authority_config(authority), int(authority.config_bytes))
         return raw.decode("utf-8", "replace")

@@ -1,0 +1,106 @@
+"""Notices what other processes do to the files of segments: they truncate, overwrite or remove them.
+
+A stream whose segments are damaged is ended. The control segment is mended. The rest is said, each
+thing once. Only a truncated authority ends the driver, because its tables are lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shmdriver._native import lib
+from shmdriver.driver.authority import Control
+from shmdriver.driver.config import Config
+from shmdriver.driver.control import ControlRing
+from shmdriver.driver.leasewatch import LeaseWatch
+from shmdriver.driver.oversight import StreamWatch
+from shmdriver.driver.tables import Tables
+from shmdriver.truncation import damaged_addresses
+
+__all__ = ["DamageWatch"]
+
+MILLISECOND_NS = 1_000_000
+
+
+class DamageWatch:
+    """Looks after the files of one instance. The driver calls it in its ticks."""
+
+    def __init__(
+        self,
+        config: Config,
+        tables: Tables,
+        ring: ControlRing,
+        streams: StreamWatch,
+        leases: LeaseWatch,
+        log: Callable[[str], None],
+    ) -> None:
+        self._tables = tables
+        self._ring = ring
+        self._streams = streams
+        self._leases = leases
+        self._log = log
+        self._check_interval_ns = config.policies.lease_check_interval_ms * MILLISECOND_NS
+        self._bus_errors = 0
+        self._is_lock_lost = False
+        self._is_control_told = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this process has met missing pages since ``end_damaged``."""
+        return bool(lib.shmd_bus_errors() != self._bus_errors)
+
+    def end_damaged(self, now_ns: int) -> bool:
+        """Ends the epochs that the missing pages belong to. True: the authority's are missing."""
+        self._bus_errors = int(lib.shmd_bus_errors())
+        addresses, authority = damaged_addresses(), self._tables.authority
+        if authority.map.address in addresses:
+            authority.give_up()
+            self._log(
+                f"a process of this user truncated the authority of instance {authority.instance!r}: the "
+                "tables are lost, and this driver ends. Start it again; clients connect anew"
+            )
+            return True
+        for text in self._streams.end_damaged(addresses, now_ns):
+            self._complain(text, now_ns)
+        return False
+
+    def mend_control(self, now_ns: int) -> Control:
+        """Makes it whole when a client truncated it. No silence counts until clients have it again."""
+        control = self._tables.authority.mend_control(now_ns)
+        if control is not Control.WHOLE:
+            self._ring.mend()
+            self._tables.clients.excuse(now_ns, now_ns)  # all of their silence
+            self._leases.excuse(2 * self._check_interval_ns, now_ns)
+            if not self._is_control_told:
+                self._tables.events.error(f"control segment: {control.value}")
+                self._log(f"control segment: {control.value}. Find who writes to /dev/shm")
+        self._is_control_told = control is not Control.WHOLE
+        return control
+
+    def check_files(self, now_ns: int) -> None:
+        """Complains of files that were truncated, removed or replaced; ends truncated epochs."""
+        self._check_lock(now_ns)
+        for text in self._streams.end_truncated(now_ns):
+            self._complain(text, now_ns)
+        for name in self._streams.missing_names():
+            self._complain(
+                f"{name} was removed while it is in use: whoever has it mapped goes on, nobody else can "
+                "attach to it. Find who cleans /dev/shm (RemoveIPC?)",
+                now_ns,
+            )
+
+    def _check_lock(self, now_ns: int) -> None:
+        lock = self._tables.authority.lock
+        if self._is_lock_lost or lock.still_named():
+            return
+        self._is_lock_lost = True  # said once; attached clients go on, nobody else can find this driver
+        text = (
+            f"{lock.name} was removed or replaced while this driver holds it: a second driver of "
+            f"instance {lock.instance!r} can start. Stop this one, and find who cleans /dev/shm (RemoveIPC?)"
+        )
+        self._complain(text, now_ns)
+
+    def _complain(self, text: str, now_ns: int) -> None:
+        self._tables.authority.log_error(text, now_ns)
+        self._tables.events.error(text)
+        self._log(text)

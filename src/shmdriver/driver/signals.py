@@ -1,0 +1,50 @@
+"""The signals of a driver process: blocked until the driver's handlers stand, and unblocked then.
+
+So a signal that comes early waits in the kernel and is obeyed. A mask that the parent process left
+behind is undone. This module imports nothing heavy, because the command line holds the signals
+before it imports anything else.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shmdriver.driver.driver import Driver
+
+__all__ = ["hold_signals", "obey_signals", "release_signals"]
+
+HANDLED = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP))
+
+
+def hold_signals() -> None:
+    """Blocks what a driver handles, in this thread."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+
+
+def release_signals() -> None:
+    """Unblocks them. What has come meanwhile is delivered before this returns."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
+
+def obey_signals(driver: Driver, show_config: Callable[[], None]) -> None:
+    """SIGTERM and SIGINT end ``driver``, SIGUSR1 hands over, SIGHUP calls ``show_config``.
+
+    In the main thread. Returns with all of them unblocked: those that had been held are obeyed by now.
+    """
+    from shmdriver.driver.lifecycle import ShutdownMode
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        driver.request_shutdown(ShutdownMode.END, signal.Signals(number).name)
+
+    def hand_over(number: int, _frame: FrameType | None) -> None:
+        driver.request_shutdown(ShutdownMode.HANDOVER, signal.Signals(number).name)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGUSR1, hand_over)
+    signal.signal(signal.SIGHUP, lambda _number, _frame: show_config())
+    release_signals()
