@@ -274,6 +274,12 @@ class Stage:
             return view.counters()
 
 
+def lease_checks(view: Instance) -> int:
+    """How often the driver has checked its leases: in ticks, and in the idle checks that take their place."""
+    counters = view.counters()
+    return counters["ticks"] + counters["idle_checks"]
+
+
 def received(consumer: Actor, number: int, writer: int = 0) -> None:
     """Awaits that a consumer has message ``number`` (of ``writer``)."""
     board = consumer.board
