@@ -112,8 +112,11 @@ enum { SHMD_SLOW_DEFAULT = 0, SHMD_SLOW_BLOCK = 1, SHMD_SLOW_EVICT = 2, SHMD_SLO
 enum { SHMD_ATTACH_CREATE = 1, SHMD_ATTACH_FOLLOW = 2, SHMD_ATTACH_NO_WAKEUPS = 4, SHMD_ATTACH_TIMESTAMPS = 8,
        SHMD_DETACH_ABORTED = 16, SHMD_ATTACH_PREFAULT = 32 /* of an epoch record: each process that maps it populates it */ };
 
-/* SHMD_WAIT_FOR_DRIVER is added to either: a request whose driver dies is answered by the one that adopts, if it comes in time. */
+/* shmd_client_options.flags. WAIT_FOR_DRIVER: a request whose driver dies is answered by the driver that adopts, if it comes in time. */
 enum { SHMD_HEARTBEAT_THREAD = 0, SHMD_HEARTBEAT_MANUAL = 1, SHMD_WAIT_FOR_DRIVER = 2 };
+enum { SHMD_POLICY_OTHER = 0, SHMD_POLICY_FIFO = 1, SHMD_POLICY_RR = 2 };
+enum { SHMD_CPUS_MAX = 8192 };          /* CPU numbers are below it */
+enum { SHMD_INSTANCE_CHARS_MAX = 41 };
 
 /* The low byte of a record's word; the rest is its generation, which grows with every reuse, and is odd while the record is rewritten. */
 enum { SHMD_RECORD_FREE = 0, SHMD_RECORD_USED = 1, SHMD_RECORD_ENDED = 2 };
@@ -579,6 +582,16 @@ typedef struct shmd_check {         /* one finding of shmd_lease_check */
     uint64_t silent_ns;
 } shmd_check_t;
 
+typedef struct shmd_client_options {
+    const char *name;               /* what tools call this client; NULL: the program's name */
+    uint64_t timeout_ns;            /* of the connect */
+    const uint32_t *cpus;           /* where the library's threads run; NULL: wherever this process may */
+    uint32_t cpu_count;
+    uint32_t policy;                /* SHMD_POLICY_* of the library's threads */
+    uint32_t priority;              /* 1 to 99 with SHMD_POLICY_FIFO and SHMD_POLICY_RR; else 0 */
+    uint32_t flags;                 /* SHMD_HEARTBEAT_MANUAL | SHMD_WAIT_FOR_DRIVER */
+} shmd_client_options;
+
 typedef struct shmd_producer_options {
     const char *schema;             /* canonical text or NULL */
     uint64_t max_message;           /* 0: as the profile says */
@@ -755,6 +768,8 @@ int shmd_instance_is_embedded(const char *instance);              /* 1: made by 
 
 uint64_t shmd_word_load(const uint64_t *word);                    /* acquire */
 void shmd_word_store(uint64_t *word, uint64_t value);             /* release */
+void shmd_thread_settle(void);
+    /* the calling thread runs under SCHED_OTHER on all CPUs that this process may use, where the system allows that */
 void shmd_word_store_seq_cst(uint64_t *word, uint64_t value);
 uint32_t shmd_futex_load(const uint32_t *word);                   /* acquire */
 int shmd_futex_wait(const uint32_t *word, uint32_t seen, uint64_t timeout_ns); /* 0 woken or changed, SHMD_E_TIMEOUT, SHMD_E_INTERRUPTED */
@@ -865,11 +880,20 @@ uint64_t shmd_gate_left(const shmd_gates_t *gates, uint32_t gate);       /* acqu
 /* ---- exported functions: client ------------------------------------------------------- */
 
 int shmd_connect(const char *instance, uint64_t timeout_ns, shmd_client **out);
-int shmd_connect_named(const char *instance, const char *name, int heartbeat, uint64_t timeout_ns, shmd_client **out);
+    /* with the default options. instance NULL: $SHMDRIVER_DRIVER_INSTANCE, else "default" */
+void shmd_client_options_init(shmd_client_options *options);
+    /* what NULL options mean: the program's name, 5 s, and threads of the library that run under SCHED_OTHER on all CPUs that
+       this process may use, whatever the calling thread is pinned to */
+int shmd_client_connect(const char *instance, const shmd_client_options *options, shmd_client **out);
+    /* SHMD_E_INVALID: an instance name or an option; SHMD_E_SYSTEM: the system refuses such threads; SHMD_E_DRIVER_UNAVAILABLE,
+       SHMD_E_TIMEOUT, SHMD_E_REJECTED */
 int shmd_disconnect(shmd_client *client);       /* goodbye, join the heartbeat thread, free; not waiting for the answer. With handles open: when the last is closed */
 void shmd_client_abandon(shmd_client *client);  /* likewise for finalisers: never waits. The heartbeat thread frees it. With manual heartbeats a full
        ring takes no goodbye, and the thread that feeds fds is joined, which waits for nobody */
-int shmd_keepalive(shmd_client *client);        /* for SHMD_HEARTBEAT_MANUAL */
+int shmd_keepalive(shmd_client *client);
+    /* for SHMD_HEARTBEAT_MANUAL, at least once in a heartbeat interval: one beat, at the same cost whatever others do. Calls that
+       wait beat by themselves meanwhile. SHMD_E_REVOKED: the driver has expelled this client, its leases have ended;
+       SHMD_E_DRIVER_UNAVAILABLE: its driver was stopped or superseded. Connect anew after either */
 const shmd_authority_t *shmd_client_authority(const shmd_client *client);
 void shmd_client_keep_authority(shmd_client *client);       /* the authority stays mapped, past the disconnect, until ... */
 void shmd_client_drop_authority(shmd_client *client);       /* ... this, after which neither is used any more */
@@ -1020,7 +1044,7 @@ typedef struct shmd_connection {
 } shmd_connection_t;
 
 void shmd_connection_init(shmd_connection_t *connection);
-int shmd_connection_open(shmd_connection_t *connection, const char *instance, const char *name, int heartbeat, uint64_t timeout_ns);
+int shmd_connection_open(shmd_connection_t *connection, const char *instance, const shmd_client_options *options);
     /* connects; threads that come at once get the same client. SHMD_E_CLOSED after a close */
 void shmd_connection_close(shmd_connection_t *connection);               /* as shmd_disconnect; twice is once */
 void shmd_connection_abandon(shmd_connection_t *connection);             /* as shmd_client_abandon; twice is once */

@@ -8,7 +8,6 @@
 #include <sched.h>
 #include <sys/file.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -16,7 +15,7 @@ enum { RESEND_NS = 250000000, LOOK_NS = 20000000, FULL_NS = 1000000, ANSWER_SPIN
 
 /* ---- the driver, seen from outside ----------------------------------------------------- */
 
-static int driver_is_over(const shmd_authority_t *a, uint64_t exit_kind)
+static int is_over_by(const shmd_authority_t *a, uint64_t exit_kind)
 {
     const char *how = "was superseded by another one that began anew; connect anew to that";
     if (exit_kind == SHMD_EXIT_HANDOVER)
@@ -24,6 +23,15 @@ static int driver_is_over(const shmd_authority_t *a, uint64_t exit_kind)
     if (exit_kind == SHMD_EXIT_CLEAN)
         how = "was stopped; start one again with `shmdriver run`, and connect anew";
     return shmd_fail(SHMD_PROCESS_DEAD, "driver of instance %s (pid %lld) %s", a->instance, (long long)a->driver_pid, how);
+}
+
+int shmd_driver_is_over(const shmd_authority_t *a)
+{
+    uint64_t exit_kind = shmd_load_acquire(&a->exit_kind); /* A1 */
+    if (exit_kind == SHMD_EXIT_NONE || exit_kind == SHMD_EXIT_HANDOVER)
+        return SHMD_OK;
+    (void)is_over_by(a, exit_kind);
+    return SHMD_E_DRIVER_UNAVAILABLE;
 }
 
 /* A lock that is free proves in every namespace that no driver drives. One that is held proves nothing: a child that its driver
@@ -43,7 +51,7 @@ int shmd_driver_look(const shmd_authority_t *a, int authority_fd, uint32_t *evid
                              .time_namespace = a->driver_time_namespace};
     *evidence = SHMD_EVIDENCE_EXIT_KIND;
     if (exit_kind != SHMD_EXIT_NONE)
-        return driver_is_over(a, exit_kind);
+        return is_over_by(a, exit_kind);
     int verdict = shmd_process_look(&driver, NULL, evidence);
     int was_here = verdict == SHMD_PROCESS_ALIVE && driver.pid == getpid();
     int may_have_left = verdict == SHMD_PROCESS_ALIVE && (was_here || shmd_instance_is_embedded(a->instance)); /* its program lives on without it */
@@ -162,6 +170,13 @@ static int is_registered(const shmd_client *client)
     return (state == SHMD_CLIENT_ALIVE || state == SHMD_CLIENT_STALLED) && record->client_id == client->client_id;
 }
 
+int shmd_client_check_registered(const shmd_client *client)
+{
+    return is_registered(client) ? SHMD_OK
+        : shmd_fail(SHMD_E_REVOKED, "client %llu is no longer registered with the driver (it was silent for too long, or the driver was started afresh); connect anew",
+                    (unsigned long long)client->client_id);
+}
+
 /* Also one that has expired: its detach and its goodbye free its lines. */
 int shmd_client_is_known(const shmd_client *client)
 {
@@ -232,11 +247,11 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
         uint64_t adoptions = shmd_load_relaxed(&client->authority->adoptions);
         int is_due = sent_ns == 0 || resend || adoptions != sent_to || now - sent_ns >= RESEND_NS;
         if (is_due && may_answer(client)) {
-            if (client->client_id != 0 && !is_registered(client))
-                return shmd_fail(SHMD_E_REVOKED, "client %llu is no longer registered with the driver (it was silent for too long, or the driver was started afresh); connect anew",
-                                 (unsigned long long)client->client_id);
+            int rc = client->client_id == 0 ? SHMD_OK : shmd_client_check_registered(client);
+            if (rc != SHMD_OK)
+                return rc;
             shmd_client_mend(client);
-            int rc = shmd_control_send(client->control, client->authority, request, who, client->nonce, now); /* a full ring is waited for below */
+            rc = shmd_control_send(client->control, client->authority, request, who, client->nonce, now); /* a full ring is waited for below */
             if (rc != SHMD_OK && rc != SHMD_E_TIMEOUT)
                 return rc;
             is_full = rc == SHMD_E_TIMEOUT;
@@ -252,7 +267,8 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
         }
         /* Whoever is interrupted asks anew, and what the driver was making for it is given up: with signals more often than
          * the driver answers that would never end, so it gets a while first. */
-        if (shmd_futex_wait(&client->authority->event_word, seen, shmd_min(deadline_ns - now, is_full ? FULL_NS : LOOK_NS)) == SHMD_E_INTERRUPTED &&
+        uint64_t slice_ns = shmd_client_waits(client, now, shmd_min(deadline_ns - now, is_full ? FULL_NS : LOOK_NS));
+        if (shmd_futex_wait(&client->authority->event_word, seen, slice_ns) == SHMD_E_INTERRUPTED &&
             now - began_ns >= UNINTERRUPTED_NS)
             return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver");
     }
@@ -551,40 +567,28 @@ static int hello(shmd_client *client, uint64_t deadline_ns)
     return SHMD_OK;
 }
 
-static int name_client(shmd_client *client, const char *instance, const char *name)
+int shmd_client_connect(const char *instance, const shmd_client_options *options, shmd_client **out)
 {
-    if (instance == NULL || instance[0] == 0)
-        instance = "default";
-    if (strlen(instance) >= 48 || strspn(instance, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != strlen(instance))
-        return shmd_fail(SHMD_E_INVALID, "instance name '%.60s': at most 47 letters, digits, _ and - are allowed", instance);
-    (void)snprintf(client->instance, sizeof client->instance, "%s", instance);
-    if (name != NULL && strlen(name) >= sizeof client->name)
-        return shmd_fail(SHMD_E_INVALID, "client name of %zu bytes: at most %zu", strlen(name), sizeof client->name - 1);
-    (void)snprintf(client->name, sizeof client->name, "%s", name == NULL || name[0] == 0 ? program_invocation_short_name : name);
-    if (getrandom(&client->nonce, sizeof client->nonce, 0) != (ssize_t)sizeof client->nonce)
-        return shmd_fail_errno("getrandom");
-    return SHMD_OK;
-}
-
-int shmd_connect_named(const char *instance, const char *name, int heartbeat, uint64_t timeout_ns, shmd_client **out)
-{
-    uint64_t deadline_ns = shmd_deadline(timeout_ns);
+    shmd_client_options defaults;
+    if (options == NULL) {
+        shmd_client_options_init(&defaults);
+        options = &defaults;
+    }
+    uint64_t deadline_ns = shmd_deadline(options->timeout_ns);
     shmd_client *client = calloc(1, sizeof *client);
     if (client == NULL)
         return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a client");
     client->references = client->readers = 1;
     client->authority_fd = -1;
-    client->heartbeat_mode = (uint32_t)heartbeat & SHMD_HEARTBEAT_MANUAL;
-    client->waits_for_driver = ((uint32_t)heartbeat & SHMD_WAIT_FOR_DRIVER) != 0;
     client->fork_generation = shmd_fork_generation();
     shmd_notifier_init(&client->notifier);
-    int rc = name_client(client, instance, name);
+    int rc = shmd_client_configure(client, instance, options);
     if (rc == SHMD_OK)
         rc = await_authority(client, deadline_ns);
     rc = rc ? rc : map_control(client, deadline_ns);
     rc = rc ? rc : shmd_heartbeat_init(client);
     rc = rc ? rc : hello(client, deadline_ns);
-    if (rc == SHMD_OK && client->heartbeat_mode == SHMD_HEARTBEAT_THREAD)
+    if (rc == SHMD_OK && !client->is_manual)
         rc = shmd_heartbeat_start(client);
     if (rc != SHMD_OK) {
         shmd_client_drop(client, 1);
@@ -596,7 +600,10 @@ int shmd_connect_named(const char *instance, const char *name, int heartbeat, ui
 
 int shmd_connect(const char *instance, uint64_t timeout_ns, shmd_client **out)
 {
-    return shmd_connect_named(instance, NULL, SHMD_HEARTBEAT_THREAD, timeout_ns, out);
+    shmd_client_options options;
+    shmd_client_options_init(&options);
+    options.timeout_ns = timeout_ns;
+    return shmd_client_connect(instance, &options, out);
 }
 
 /* Handles that are still open go on: a Goodbye frees the lines of all leases, and an open consumer would then write into a

@@ -102,6 +102,8 @@ int shmd_wait(shmd_consumer *c, uint64_t timeout_ns)
         if (shmd_consumer_ready(c))
             return 1;
         uint64_t now = i % 256 == 0 ? shmd_now_ns() : 0;
+        if (now != 0)
+            (void)shmd_client_waits(c->client, now, 0);
         if (now != 0 && (now >= deadline_ns || shmd_load32_relaxed(&c->closing)))
             return 0;
         if (now != 0 && shmd_consumer_over(c, now))
@@ -116,11 +118,12 @@ int shmd_wait(shmd_consumer *c, uint64_t timeout_ns)
     }
     for (;;) {
         uint64_t now = shmd_now_ns();
+        uint64_t slice_ns = shmd_client_waits(c->client, now, SLICE_NS);
         if (now >= deadline_ns || shmd_load32_relaxed(&c->closing))
             return 0;
         if (shmd_consumer_over(c, now))
             return 1;
-        if (sleep_once(c, shmd_min(deadline_ns - now, SLICE_NS)) == SHMD_E_INTERRUPTED)
+        if (sleep_once(c, shmd_min(deadline_ns - now, slice_ns)) == SHMD_E_INTERRUPTED)
             return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal");
         if (shmd_consumer_ready(c))
             return 1;
@@ -174,7 +177,9 @@ int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
             else if (shmd_load32_relaxed(&consumers[i]->closing))
                 return shmd_fail(SHMD_E_CLOSED, "stream %s: consumer was closed by another thread", consumers[i]->stream);
         int ready = count_ready(consumers, n);
-        uint64_t now = shmd_now_ns();
+        uint64_t now = shmd_now_ns(), slice_ns = SLICE_NS;
+        for (size_t i = 0; i < n; i++) /* they may be of several clients */
+            slice_ns = shmd_client_waits(consumers[i]->client, now, slice_ns);
         if (ready != 0 || n == 0 || now >= deadline_ns)
             return ready;
         for (size_t i = 0; i < n; i++)
@@ -185,7 +190,7 @@ int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
         if (round < SPINS) {
             shmd_pause();
         } else {
-            if (sleep_for_any(consumers, n, shmd_min(deadline_ns - now, SLICE_NS), look_ns) == SHMD_E_INTERRUPTED)
+            if (sleep_for_any(consumers, n, shmd_min(deadline_ns - now, slice_ns), look_ns) == SHMD_E_INTERRUPTED)
                 return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal");
             look_ns = shmd_min(look_ns * 2, LOOK_NS_MAX);
         }

@@ -1,15 +1,15 @@
 /* shmd_heartbeat.c: what a client keeps writing into its lines of the control segment: its beat, and the leases that it
- * confirms. It runs in a thread of its own, which never needs the GIL; or from shmd_keepalive. That thread also ends what was
+ * confirms. It runs in a thread of its own, which never needs the GIL; or from shmd_keepalive and from calls that wait. That thread also ends what was
  * abandoned: leases (core/shmd_abandon.c), and at last the client itself. */
 #include "shmd_internal.h"
 
-#include <signal.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 
 int shmd_heartbeat_init(shmd_client *client)
 {
-    client->confirmed = calloc(client->tables.lease_max, sizeof *client->confirmed);
-    if (client->confirmed == NULL)
+    client->pending = calloc(client->tables.lease_max, sizeof *client->pending);
+    if (client->pending == NULL)
         return shmd_fail(SHMD_E_NO_MEMORY, "no memory for the confirmations of %u leases", client->tables.lease_max);
     pthread_mutexattr_t recursive; /* what is sent with the lock held may mend the control segment first (shmd_client_mend) */
     (void)pthread_mutexattr_init(&recursive);
@@ -21,28 +21,34 @@ int shmd_heartbeat_init(shmd_client *client)
 
 void shmd_heartbeat_free(shmd_client *client)
 {
-    if (client->confirmed == NULL)
+    if (client->pending == NULL)
         return;
     if (shmd_client_check_fork(client) == SHMD_OK) /* else it may have been held when it was copied */
         (void)pthread_mutex_destroy(&client->lines);
     shmd_client_forget_noted(client);
-    free(client->confirmed);
+    free(client->pending);
 }
 
 /* ---- confirmations ------------------------------------------------------------------------ */
 
-static void confirm_again(shmd_client *client, uint32_t index)
+static void drop_pending(shmd_client *client, uint64_t at) { client->pending[at] = client->pending[--client->pending_count]; }
+
+/* Confirms a lease again whose line somebody wrote over. 0: it need not be confirmed any more. */
+static int confirm_again(shmd_client *client, const shmd_pending_t *pending)
 {
-    uint64_t lease_id = client->confirmed[index];
+    const shmd_lease_record_t *record = shmd_client_lease(client, pending->lease_index);
+    shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->tables.client_max, client->tables.lease_max, pending->lease_index);
     shmd_lease_record_t lease;
-    shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->tables.client_max, client->tables.lease_max, index);
-    if (lease_id == 0 || shmd_load_relaxed(&line->confirmed) == lease_id)
-        return;
-    if (shmd_lease_copy(client, index, lease_id, &lease) && (lease.word & 0xff) == SHMD_LEASE_ATTACHED)
-        shmd_store_release(&line->confirmed, lease_id); /* L2 */
+    if (!shmd_record_copy(&lease, record, sizeof lease))
+        return 1; /* it changes just now: the next beat looks again */
+    if (lease.lease_id != pending->lease_id || (lease.word & 0xff) != SHMD_LEASE_ATTACHED)
+        return 0;
+    if (shmd_load_relaxed(&line->confirmed) != pending->lease_id)
+        shmd_store_release(&line->confirmed, pending->lease_id); /* L2 */
+    return 1;
 }
 
-/* Any client can write over a line: until the driver has seen a confirmation, each beat looks after it. Its lease line is
+/* Any client can write over a line: until the driver has marked the lease as active, each beat looks after it. Its lease line is
  * this client's until its detach is sent, which takes the lock first. */
 void shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id)
 {
@@ -50,8 +56,11 @@ void shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lea
     if (line == NULL)
         return;
     (void)pthread_mutex_lock(&client->lines);
-    client->confirmed[lease_index] = lease_id;
-    client->confirmed_max = shmd_max(client->confirmed_max, (uint64_t)lease_index + 1);
+    uint64_t at = 0;
+    while (at < client->pending_count && client->pending[at].lease_index != lease_index)
+        at++;
+    client->pending[at] = (shmd_pending_t){.lease_id = lease_id, .lease_index = lease_index}; /* one a record: there is room */
+    client->pending_count = shmd_max(client->pending_count, at + 1);
     shmd_store_release(&line->confirmed, lease_id); /* L2 */
     (void)pthread_mutex_unlock(&client->lines);
 }
@@ -61,9 +70,9 @@ void shmd_client_unconfirm(shmd_client *client, uint64_t lease_id)
     if (shmd_client_check_fork(client) != SHMD_OK)
         return; /* its lock may have been held when it was copied */
     (void)pthread_mutex_lock(&client->lines);
-    for (uint64_t i = 0; i < client->confirmed_max; i++)
-        if (client->confirmed[i] == lease_id)
-            client->confirmed[i] = 0;
+    for (uint64_t i = client->pending_count; i > 0; i--)
+        if (client->pending[i - 1].lease_id == lease_id)
+            drop_pending(client, i - 1);
     (void)pthread_mutex_unlock(&client->lines);
 }
 
@@ -79,8 +88,9 @@ void shmd_client_beat(shmd_client *client)
         return;
     }
     shmd_store_release(&line->beat, ++client->beat); /* L1 */
-    for (uint64_t i = 0; i < client->confirmed_max; i++)
-        confirm_again(client, (uint32_t)i);
+    for (uint64_t i = client->pending_count; i > 0; i--)
+        if (!confirm_again(client, &client->pending[i - 1]))
+            drop_pending(client, i - 1);
     shmd_client_end_noted(client);
     (void)pthread_mutex_unlock(&client->lines);
 }
@@ -92,6 +102,17 @@ static uint64_t interval_ns_of(const shmd_client *client)
     uint64_t interval_ns = shmd_load_relaxed(&client->authority->heartbeat_interval_ns);
     interval_ns = interval_ns == 0 ? 1000000000 : interval_ns; /* the authority was truncated */
     return shmd_min(shmd_max(interval_ns, 1000000), 10000000000u);
+}
+
+uint64_t shmd_client_waits(shmd_client *client, uint64_t now_ns, uint64_t ns)
+{
+    if (!client->is_manual || client->client_id == 0) /* 0: it waits for the answer to its hello */
+        return ns;
+    uint64_t interval_ns = interval_ns_of(client);
+    uint64_t due_ns = shmd_load_relaxed(&client->beat_due_ns);
+    if (now_ns >= due_ns && shmd_cas(&client->beat_due_ns, due_ns, now_ns + interval_ns)) /* of several threads that wait, one beats */
+        shmd_client_beat(client);
+    return shmd_min(ns, now_ns < due_ns ? due_ns - now_ns : interval_ns);
 }
 
 /* Nobody has the client any more but this thread, which nobody joins. A full control ring is waited for here. Without beats
@@ -109,6 +130,7 @@ static void *heartbeat_thread(void *argument)
 {
     shmd_client *client = argument;
     uint32_t told;
+    (void)prctl(PR_SET_NAME, "shmd-heartbeat");
     while ((told = shmd_load32_acquire(&client->stop_word)) == 0) { /* A2 */
         shmd_client_beat(client);
         (void)shmd_futex_wait(&client->stop_word, 0, interval_ns_of(client));
@@ -118,30 +140,9 @@ static void *heartbeat_thread(void *argument)
     return NULL;
 }
 
-int shmd_thread_start(void *(*function)(void *), void *argument, const char *what, unsigned long *out)
-{
-    sigset_t all, before;
-    pthread_attr_t attributes;
-    pthread_t thread;
-    (void)sigfillset(&all);
-    (void)sigdelset(&all, SIGBUS); /* what a fault raises must reach its handler (core/shmd_bus_error.c): blocked, it ends the process */
-    (void)sigdelset(&all, SIGSEGV);
-    (void)pthread_attr_init(&attributes);
-    (void)pthread_attr_setstacksize(&attributes, 128u << 10);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&thread, &attributes, function, argument);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    (void)pthread_attr_destroy(&attributes);
-    errno = error;
-    if (error != 0)
-        return shmd_fail_errno("starting the %s thread", what);
-    *out = (unsigned long)thread;
-    return SHMD_OK;
-}
-
 int shmd_heartbeat_start(shmd_client *client)
 {
-    int rc = shmd_thread_start(heartbeat_thread, client, "heartbeat", &client->thread);
+    int rc = shmd_thread_start(&client->threads, heartbeat_thread, client, "heartbeat", &client->thread);
     client->thread_started = rc == SHMD_OK;
     return rc;
 }
@@ -176,8 +177,10 @@ int shmd_keepalive(shmd_client *client)
     int rc = shmd_client_check_fork(client);
     if (rc != SHMD_OK)
         return rc;
-    if (client->heartbeat_mode != SHMD_HEARTBEAT_MANUAL)
+    if (!client->is_manual)
         return shmd_fail(SHMD_E_INVALID, "this client has a heartbeat thread; connect with SHMD_HEARTBEAT_MANUAL to beat by hand");
-    shmd_client_beat(client);
-    return SHMD_OK;
+    if (shmd_client_is_known(client)) /* else its line may be another client's. One that was expelled still sends what it has to */
+        shmd_client_beat(client);
+    rc = shmd_driver_is_over(client->authority);
+    return rc ? rc : shmd_client_check_registered(client);
 }

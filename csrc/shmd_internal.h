@@ -129,6 +129,19 @@ extern uint64_t shmd_notifier_slice_ns;
 void shmd_notifier_init(shmd_notifier_t *notifier);
 void shmd_notifier_stop(shmd_notifier_t *notifier); /* joins the thread */
 
+/* How the library's threads of a client run (core/shmd_thread.c). Zeros: nothing was asked. */
+typedef struct shmd_cpus { uint64_t words[SHMD_CPUS_MAX / 64]; } shmd_cpus_t; /* bits as in a cpu_set_t */
+typedef struct shmd_threads {
+    shmd_cpus_t cpus;
+    uint32_t has_cpus;
+    uint32_t policy;            /* SHMD_POLICY_* */
+    uint32_t priority;
+} shmd_threads_t;
+extern const char *shmd_isolated_path; /* a list of CPUs; a test may set it */
+int shmd_threads_ask(shmd_threads_t *threads, const shmd_client_options *options); /* 0, SHMD_E_INVALID */
+/* Of C, takes no signals, never waits for the thread. name: at most 15 characters, as `ps -L` shows it; `function` sets it first. */
+int shmd_thread_start(const shmd_threads_t *threads, void *(*function)(void *), void *argument, const char *what, unsigned long *thread);
+
 /* A lease that was abandoned (core/shmd_abandon.c). */
 typedef struct shmd_ending {
     struct shmd_ending *next;
@@ -136,6 +149,12 @@ typedef struct shmd_ending {
     uint64_t sent_ns;           /* 0: not yet */
     uint32_t lease_index;
 } shmd_ending_t;
+
+/* A lease that the client has confirmed and the driver may not have marked as active yet. */
+typedef struct shmd_pending {
+    uint64_t lease_id;
+    uint32_t lease_index;
+} shmd_pending_t;
 
 struct shmd_client {
     const shmd_authority_t *authority;
@@ -153,8 +172,9 @@ struct shmd_client {
     uint64_t nonce;
     uint64_t correlation;
     uint64_t beat;
-    uint32_t heartbeat_mode;
+    uint32_t is_manual;         /* 1: no heartbeat thread; shmd_keepalive beats, and calls that wait */
     uint32_t waits_for_driver;
+    shmd_threads_t threads;
     uint32_t is_over;           /* 1: proved that nobody will ever serve it again (shmd_client_over) */
     uint64_t over_look_ns;      /* when the next long wait looks whether that is so */
     uint32_t thread_started;
@@ -163,9 +183,10 @@ struct shmd_client {
     uint32_t references;        /* the connection's own, and handles that still use the mappings */
     uint32_t readers;           /* who reads the authority only, without the connection (shmd_client_keep_authority) */
     unsigned long thread;
-    pthread_mutex_t lines;      /* recursive. confirmed, and the lease lines of the control segment that it names; ending. Nobody waits while holding it */
-    uint64_t *confirmed;        /* lease id by lease index, 0: none */
-    uint64_t confirmed_max;
+    pthread_mutex_t lines;      /* recursive. pending, and the lease lines of the control segment that it names; ending. Nobody waits while holding it */
+    shmd_pending_t *pending;    /* confirmations that the driver may not have seen yet */
+    uint64_t pending_count;
+    uint64_t beat_due_ns;       /* manual heartbeats: when a call that waits beats next */
     uint32_t is_silent;         /* under `lines`: no beat any more */
     uint32_t is_parted;         /* its goodbye is in the ring, or needs not be said */
     shmd_ending_t *ending;      /* leases that were abandoned, and have not ended yet */
@@ -194,8 +215,6 @@ static inline const shmd_stream_record_t *shmd_client_stream(const shmd_client *
 /* As shmd_event_poll, by a private copy of the authority's header. */
 int shmd_event_take(const shmd_authority_t *authority, const shmd_authority_t *tables, uint64_t *cursor, shmd_event_t *out, uint64_t *lost);
 void shmd_client_mend(shmd_client *client);         /* maps a damaged control segment again, once it is whole */
-
-int shmd_thread_start(void *(*function)(void *), void *argument, const char *what, unsigned long *thread); /* of C, takes no signals */
 
 /* One word of a futex_waitv. */
 typedef struct shmd_word {
@@ -232,6 +251,12 @@ void shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lea
 void shmd_client_unconfirm(shmd_client *client, uint64_t lease_id); /* before its detach is sent */
 int shmd_client_check_fork(const shmd_client *client);
 void shmd_client_beat(shmd_client *client);
+/* In the slow turns of every call that waits. With manual heartbeats: beats when that is due. How long the caller may sleep:
+ * ns, and with manual heartbeats no longer than until the next beat. */
+uint64_t shmd_client_waits(shmd_client *client, uint64_t now_ns, uint64_t ns);
+int shmd_client_configure(shmd_client *client, const char *instance, const shmd_client_options *options); /* 0, SHMD_E_INVALID, SHMD_E_SYSTEM */
+int shmd_client_check_registered(const shmd_client *client); /* SHMD_OK; SHMD_E_REVOKED: the driver has expelled it */
+int shmd_driver_is_over(const shmd_authority_t *authority);  /* SHMD_OK; SHMD_E_DRIVER_UNAVAILABLE: it was stopped or superseded */
 int shmd_heartbeat_init(shmd_client *client);
 int shmd_heartbeat_start(shmd_client *client);
 void shmd_heartbeat_stop(shmd_client *client);

@@ -16,6 +16,7 @@
 #include "shmd_internal.h"
 
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 enum { READABLE = 1, ARMED = 2, PAUSED = 3 };
@@ -178,6 +179,7 @@ static void *notifier_thread(void *argument)
     const uint32_t *event_word = &client->authority->event_word;
     uint64_t look_ns = LOOK_NS_MIN, slice_ns = 0;
     sleep_set_t set;
+    (void)prctl(PR_SET_NAME, "shmd-notifier");
     for (;;) {
         /* Before the set is made: what is added after this finds another kick word, and does not sleep. */
         set.words[0] = (shmd_word_t){.word = &n->kick_word, .seen = shmd_load32_acquire(&n->kick_word)};
@@ -227,7 +229,7 @@ static int start(shmd_client *client)
         return SHMD_OK;
     if (n->stopped)
         return shmd_fail(SHMD_E_CLOSED, "this client has disconnected: nobody would feed the fd");
-    int rc = shmd_thread_start(notifier_thread, client, "notifier", &n->thread);
+    int rc = shmd_thread_start(&client->threads, notifier_thread, client, "notifier", &n->thread);
     n->started = rc == SHMD_OK;
     return rc;
 }

@@ -218,11 +218,12 @@ static int wait_room(shmd_producer *p, uint64_t need, uint64_t timeout_ns)
     }
     while (rc == SHMD_BACK_PRESSURED) {
         uint64_t now = shmd_now_ns();
+        uint64_t slice_ns = shmd_client_waits(p->client, now, SLICE_NS);
         if (shmd_load32_relaxed(&p->closing))
             return shmd_fail(SHMD_E_CLOSED, "stream %s: producer was closed by another thread", p->stream);
         if (now >= deadline_ns)
             return SHMD_BACK_PRESSURED;
-        rc = sleep_for_room(p, need, shmd_min(deadline_ns - now, SLICE_NS));
+        rc = sleep_for_room(p, need, shmd_min(deadline_ns - now, slice_ns));
         if (rc == SHMD_OK)
             rc = shmd_producer_room(p, need);
     }

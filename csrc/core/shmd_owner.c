@@ -13,10 +13,12 @@ enum { NONE = 0, CONNECTED = 1, CLOSED = 2 }; /* `state`: whoever moves it from 
 
 static int is_closed(void) { return shmd_fail(SHMD_E_CLOSED, "this client is closed; connect again"); }
 
-static int connect_once(shmd_connection_t *c, const char *instance, const char *name, int mode, uint64_t timeout_ns)
+static int connect_once(shmd_connection_t *c, const char *instance, const shmd_client_options *options, uint64_t timeout_ns)
 {
     shmd_client *client = NULL;
-    int rc = shmd_connect_named(instance, name, mode, timeout_ns, &client);
+    shmd_client_options with_time_left = *options;
+    with_time_left.timeout_ns = timeout_ns;
+    int rc = shmd_client_connect(instance, &with_time_left, &client);
     if (rc != SHMD_OK)
         return rc;
     shmd_client_keep_authority(client);
@@ -29,9 +31,9 @@ static int connect_once(shmd_connection_t *c, const char *instance, const char *
 
 /* One thread connects, the others wait for it here, in C: Python's signal handlers and finalisers run before this call or after
  * it, so none of them can find its own thread in the middle of it. */
-int shmd_connection_open(shmd_connection_t *c, const char *instance, const char *name, int mode, uint64_t timeout_ns)
+int shmd_connection_open(shmd_connection_t *c, const char *instance, const shmd_client_options *options)
 {
-    uint64_t deadline_ns = shmd_deadline(timeout_ns);
+    uint64_t deadline_ns = shmd_deadline(options->timeout_ns);
     for (;;) {
         uint32_t state = shmd_load32_acquire(&c->state); /* A3 */
         if (state != NONE)
@@ -39,7 +41,7 @@ int shmd_connection_open(shmd_connection_t *c, const char *instance, const char 
         uint64_t now_ns = shmd_now_ns();
         uint64_t left_ns = deadline_ns > now_ns ? deadline_ns - now_ns : 0;
         if (shmd_cas32(&c->opening, 0, 1)) {
-            int rc = shmd_load32_acquire(&c->state) == NONE ? connect_once(c, instance, name, mode, left_ns) : SHMD_OK;
+            int rc = shmd_load32_acquire(&c->state) == NONE ? connect_once(c, instance, options, left_ns) : SHMD_OK;
             shmd_store32_release(&c->opening, 0);
             shmd_futex_wake(&c->opening);
             if (rc != SHMD_OK)

@@ -423,7 +423,7 @@ static void own_thread(void)
     unsigned long thread = 0;
     CHECK_EQ(shmd_guard_truncation(), 1);
     shared_base = map_truncated(1, 0, name);
-    CHECK_EQ(shmd_thread_start(touch_missing, NULL, "test", &thread), SHMD_OK); /* as the heartbeat and the notifier are started */
+    CHECK_EQ(shmd_thread_start(&(shmd_threads_t){0}, touch_missing, NULL, "test", &thread), SHMD_OK); /* as the heartbeat and the notifier are started */
     test_join((pthread_t)thread);
     CHECK_EQ(shmd_segment_is_damaged((void *)(uintptr_t)shared_base), 1);
 }

@@ -35,8 +35,7 @@ class Administrator:
     def __init__(self, stage: Stage) -> None:
         self._token = read_token(stage.zygote.runtime / "shmdriver" / f"{stage.instance}.token")
         self._link = ffi.new("shmd_client **")
-        instance = stage.instance.encode()
-        code = lib.shmd_connect_named(instance, b"admin", lib.SHMD_HEARTBEAT_THREAD, 10**10, self._link)
+        code = lib.shmd_connect(stage.instance.encode(), 10**10, self._link)
         assert code == 0, ffi.string(lib.shmd_last_error())
 
     def revoke(self, lease_id: int) -> None:

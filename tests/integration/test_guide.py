@@ -82,15 +82,17 @@ def test_a_block_of_tests_passes(name: str, text: str, tmp_path: Path) -> None:
 def test_the_c_program_compiles_and_runs(instance_name: str, tmp_path: Path) -> None:
     if shutil.which("cc") is None:
         pytest.skip("no cc here")
-    ((_, text),) = blocks("c")
-    (tmp_path / "app.c").write_text(text)
+    sources = []
+    for name, text in blocks("c"):  # the program, and functions that one may add to it
+        sources.append(tmp_path / f"{name}.c")
+        sources[-1].write_text(text)
     flags = subprocess.run(
         [sys.executable, "-m", "shmdriver", "config", "--cflags", "--libs"],
         capture_output=True, text=True, check=True, timeout=60,
     ).stdout.split()  # fmt: skip
     strict = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
     app = tmp_path / "app"
-    subprocess.run(["cc", *strict, str(tmp_path / "app.c"), "-o", str(app), *flags], check=True, timeout=60)
+    subprocess.run(["cc", *strict, *sources, "-o", app, *flags], check=True, timeout=60)
     with shmdriver.embedded(instance_name):
         done = subprocess.run(
             [str(app), instance_name], capture_output=True, text=True, timeout=60, check=False

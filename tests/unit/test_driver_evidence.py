@@ -85,6 +85,43 @@ def test_consumer_that_reads_is_neither_unconfirmed_nor_expired(rig: Rig) -> Non
     assert rig.client_state(reader) != lib.SHMD_CLIENT_GONE
 
 
+def goes_on_in_c(rig: Rig, epoch: SimpleNamespace, gate: int, *, is_reliable: bool) -> None:
+    """As a C consumer reads while messages keep coming: its place moves, and its gate with it."""
+    with rig.epoch_memory(epoch) as memory:
+        memory.gate(gate).cursor += 1
+        memory.gate(gate).position += int(is_reliable)
+
+
+@pytest.mark.parametrize("is_reliable", [True, False])
+def test_consumer_whose_place_moves_is_neither_unconfirmed_nor_expired(rig: Rig, is_reliable: bool) -> None:
+    writer, reader = rig.client(), rig.client()
+    producer = writer.produce()
+    delivery = lib.SHMD_DELIVERY_RELIABLE if is_reliable else lib.SHMD_DELIVERY_LOSSY
+    consumer = reader.consume(confirm=False, delivery=delivery)
+
+    def step() -> None:
+        rig.publish(producer, 1)
+        goes_on_in_c(rig, producer, consumer.gate, is_reliable=is_reliable)
+
+    goes_on_among_garbage(rig, step, LONG_MS)
+    assert rig.lease_state(consumer) == lib.SHMD_LEASE_ACTIVE
+    assert rig.client_state(reader) != lib.SHMD_CLIENT_GONE
+
+
+def test_next_epoch_is_no_sign_that_its_silent_consumer_lives(rig: Rig) -> None:
+    writer, reader = rig.client(), rig.client()
+    consumer = reader.consume(flags=lib.SHMD_ATTACH_CREATE | lib.SHMD_ATTACH_FOLLOW)
+    for _ in range(TIMEOUT_MS // CHECK_MS + 8):  # each check finds another epoch
+        producer = writer.produce()
+        writer.beat()
+        rig.tick(CHECK_MS)
+        writer.detach(producer)
+        if rig.lease_state(consumer) == lib.SHMD_LEASE_EXPIRED:
+            return
+        rig.leave(consumer, producer.epoch)
+    pytest.fail("the consumer has neither beaten nor read, and has not expired")
+
+
 @pytest.mark.fault(47, how="random bytes over heartbeats of a client that stands still")
 def test_client_that_neither_beats_nor_moves_expires_all_the_same(rig: Rig) -> None:
     client = rig.client()

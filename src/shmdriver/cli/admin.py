@@ -122,8 +122,9 @@ def send(
     token = read_token(token_path(view, token_file))
     out = ffi.new("shmd_client **")
     timeout_ns = int(timeout_s * 1e9)
-    name = b"shmdriver admin"
-    code = lib.shmd_connect_named(view.name.encode(), name, lib.SHMD_HEARTBEAT_THREAD, timeout_ns, out)
+    name = ffi.new("char[]", b"shmdriver admin")
+    options = ffi.new("shmd_client_options *", {"name": name, "timeout_ns": timeout_ns})
+    code = lib.shmd_client_connect(view.name.encode(), options, out)
     if code < 0:
         raise DriverUnavailable(last_error(), instance=view.name)
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -79,6 +79,7 @@ class Client(AsyncClosing):
         "_handles",
         "_maker_pid",
         "_queues",
+        "heartbeat_cpus",
         "instance",
         "name",
         "reconnect",
@@ -89,6 +90,7 @@ class Client(AsyncClosing):
     name: str | None
     timeout: float
     reconnect: bool
+    heartbeat_cpus: tuple[int, ...] | None
 
     def __init__(
         self,
@@ -98,12 +100,14 @@ class Client(AsyncClosing):
         timeout: float = 5.0,
         reconnect: bool = False,
         maker_pid: int = 0,
+        heartbeat_cpus: tuple[int, ...] | None = None,
     ) -> None:
         self.instance = instance
         self.name = name
         self.timeout = timeout
         self.reconnect = reconnect
         self._maker_pid = maker_pid or os.getpid()  # whose name it has; other processes add theirs
+        self.heartbeat_cpus = heartbeat_cpus
         self._first: dict[int, Link] = {}  # by fork generation: each leads to the newest
         self._attempts: dict[int, Attempts] = {}  # likewise
         self._handles: weakref.WeakSet[Producer | Consumer] = weakref.WeakSet()
@@ -286,7 +290,8 @@ class Client(AsyncClosing):
         self._end(aborted=kind is not None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _at, (self.instance, self.name, self.timeout, self.reconnect, self._maker_pid)
+        arguments = (self.instance, self.name, self.timeout, self.reconnect)
+        return _at, (*arguments, self._maker_pid, self.heartbeat_cpus)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "connected" if self._link else "not connected"
@@ -335,7 +340,9 @@ class Client(AsyncClosing):
         return self._attempts.setdefault(lib.shmd_fork_generation(), Attempts())
 
     def _new_link(self) -> Link:
-        return Link(self.instance, self._own_name(), reconnect=self.reconnect)
+        return Link(
+            self.instance, self._own_name(), reconnect=self.reconnect, heartbeat_cpus=self.heartbeat_cpus
+        )
 
     def _own_name(self) -> str | None:
         """What tools call this process' client. A child that it was passed to adds its own name."""
@@ -406,9 +413,31 @@ class Client(AsyncClosing):
                 opened.close()
 
 
+def _cpus_of(heartbeat_cpus: Iterable[int] | None) -> tuple[int, ...] | None:
+    """In order, each once. Raises ConfigError."""
+    if heartbeat_cpus is None:
+        return None
+    cpus = list(heartbeat_cpus)
+    bad = [cpu for cpu in cpus if type(cpu) is not int or not 0 <= cpu < lib.SHMD_CPUS_MAX]
+    if bad or not cpus:
+        found = f"{bad[0]!r} among the CPUs" if bad else "no CPU at all"
+        raise errors.ConfigError(
+            f"heartbeat_cpus: {found}; expected one or more numbers from 0 to {lib.SHMD_CPUS_MAX - 1}, or "
+            "None for all that this process may use",
+            key="heartbeat_cpus",
+            source="connect(heartbeat_cpus=...)",
+        )
+    return tuple(sorted(set(cpus)))
+
+
 @boundary
 def connect(
-    instance: str | None = None, *, name: str | None = None, timeout: float = 5.0, reconnect: bool = False
+    instance: str | None = None,
+    *,
+    name: str | None = None,
+    timeout: float = 5.0,
+    reconnect: bool = False,
+    heartbeat_cpus: Iterable[int] | None = None,
 ) -> Client:
     """Connects to the driver of ``instance`` (default: $SHMDRIVER_DRIVER_INSTANCE, else "default").
 
@@ -417,8 +446,10 @@ def connect(
     with ``reconnect`` it waits that long for one to start, too, and this client, its producers and its
     consumers attach anew by themselves after a revocation and to the next incarnation of the driver;
     ``reattachments`` of each says when, and what was lost. Each call of theirs may raise AttachRejected then:
-    the driver refuses to attach that handle anew. Raises DriverUnavailable, AttachTimeout,
-    ConfigError (a bad name).
+    the driver refuses to attach that handle anew. ``heartbeat_cpus``: the CPUs of the C threads that
+    beat for this client and make its ``fileno()`` readable; None: all that this process may use. They run
+    under SCHED_OTHER and need no GIL, whatever the calling thread runs under. Raises DriverUnavailable,
+    AttachTimeout, ConfigError (a bad name, a bad CPU), ShmDriverError (none of these CPUs may be used).
     """
     if instance is None:
         instance = os.environ.get(_INSTANCE_VARIABLE) or "default"
@@ -434,7 +465,13 @@ def connect(
             key="name",
             source="connect(name=...)",
         )
-    client = Client(instance, name=name, timeout=timeout, reconnect=reconnect)
+    client = Client(
+        instance,
+        name=name,
+        timeout=timeout,
+        reconnect=reconnect,
+        heartbeat_cpus=_cpus_of(heartbeat_cpus),
+    )
     client._connected()
     return client
 
@@ -493,5 +530,19 @@ class _Embedded(AbstractContextManager["Client"]):
             driver.stop()
 
 
-def _at(instance: str, name: str | None, timeout: float, reconnect: bool, maker_pid: int) -> Client:
-    return Client(instance, name=name, timeout=timeout, reconnect=reconnect, maker_pid=maker_pid)
+def _at(
+    instance: str,
+    name: str | None,
+    timeout: float,
+    reconnect: bool,
+    maker_pid: int,
+    heartbeat_cpus: tuple[int, ...] | None,
+) -> Client:
+    return Client(
+        instance,
+        name=name,
+        timeout=timeout,
+        reconnect=reconnect,
+        maker_pid=maker_pid,
+        heartbeat_cpus=heartbeat_cpus,
+    )

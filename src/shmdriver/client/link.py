@@ -100,7 +100,8 @@ class Link:
 
     __slots__ = (
         "__weakref__",
-        "_mode",
+        "_cpus",
+        "_flags",
         "_name",
         "_owner",
         "authority",
@@ -114,8 +115,18 @@ class Link:
         "successor",
     )
 
-    def __init__(self, instance: str, name: str | None, *, reconnect: bool) -> None:
-        """With ``reconnect`` its requests wait, up to their own timeouts, for a driver that adopts."""
+    def __init__(
+        self,
+        instance: str,
+        name: str | None,
+        *,
+        reconnect: bool,
+        heartbeat_cpus: tuple[int, ...] | None = None,
+    ) -> None:
+        """With ``reconnect`` its requests wait, up to their own timeouts, for a driver that adopts.
+
+        ``heartbeat_cpus``: where its C threads run; None: wherever this process may.
+        """
         self.instance = instance
         self.generation = int(lib.shmd_fork_generation())
         self.closed = False
@@ -126,8 +137,9 @@ class Link:
         self.successor: Link | None = None  # what has taken its place
         # What ends the threads that stay inside until they are told, before the mapping goes.
         self.listeners: list[Callable[[], None]] = []
-        self._name = ffi.NULL if name is None else name.encode()
-        self._mode = lib.SHMD_HEARTBEAT_THREAD | (lib.SHMD_WAIT_FOR_DRIVER if reconnect else 0)
+        self._name = ffi.NULL if name is None else ffi.new("char[]", name.encode())
+        self._cpus = ffi.NULL if heartbeat_cpus is None else ffi.new("uint32_t[]", heartbeat_cpus)
+        self._flags = lib.SHMD_HEARTBEAT_THREAD | (lib.SHMD_WAIT_FOR_DRIVER if reconnect else 0)
         self._owner = ffi.gc(ffi.new("shmd_connection_t *"), lib.shmd_connection_drop)
         lib.shmd_connection_init(self._owner)
 
@@ -141,9 +153,12 @@ class Link:
         guard_truncation()
         deadline = Deadline(timeout)
         instance = self.instance.encode()
+        options = ffi.new("shmd_client_options *")
+        options.name, options.flags, options.cpus = self._name, self._flags, self._cpus
+        options.cpu_count = len(self._cpus) if self._cpus else 0
         while True:
-            rest_ns = deadline.rest_ns() or 0
-            code = lib.shmd_connection_open(self._owner, instance, self._name, self._mode, rest_ns)
+            options.timeout_ns = deadline.rest_ns() or 0
+            code = lib.shmd_connection_open(self._owner, instance, options)
             if code == lib.SHMD_E_DRIVER_UNAVAILABLE and waits and deadline.slice_ns() > 0:
                 wait_for_a_driver(deadline)
             elif code != lib.SHMD_E_INTERRUPTED:

@@ -47,7 +47,7 @@ class Client:
         self.index = index
         self.pidfd = -1
         # The time of its last sign of life, and what its leases had read and written when it was silent then.
-        self.activity: tuple[int, tuple[tuple[int, ...], ...]] | None = None
+        self.activity: tuple[int, dict[int, dict[int, tuple[int, ...]]]] | None = None
 
     @property
     def client_id(self) -> int:

@@ -35,6 +35,7 @@ class _Outcome:
 
 def _serve(driver: Driver, outcome: _Outcome) -> None:
     """The thread: the driver's whole life. Whoever asked for its end before it began is obeyed then."""
+    lib.shmd_thread_settle()  # the program's thread may be pinned, or under SCHED_FIFO
     try:
         collect_dead_embedded()
         driver.start()

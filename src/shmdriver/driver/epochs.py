@@ -21,8 +21,9 @@ from shmdriver.driver.memory import EpochMemory, Provision
 from shmdriver.driver.shm import unlink_segment
 from shmdriver.errors import Reason
 
-__all__ = ["Epoch", "fill_record", "free_record"]
+__all__ = ["COUNTERS", "Epoch", "fill_record", "free_record"]
 
+COUNTERS = 5  # of the numbers of Epoch.activity
 # An end after which the producer is known to write no more: it said so itself, or is dead.
 PROVED_ENDS = frozenset((Reason.CLOSED, Reason.ABORTED, Reason.DIED))
 
@@ -135,15 +136,21 @@ class Epoch:
         """Whether this consumer says that it has drained this epoch."""
         return int(lib.shmd_gate_left(self.memory.gates, lease.gate)) == lease.lease_id
 
-    def activity(self, lease: Lease) -> tuple[int, ...]:
-        """What only this lease's owner moves here; all 0: it has not begun; (): it has no part in this epoch.
+    def has_part(self, lease: Lease) -> bool:
+        """Whether it writes this epoch, or may read it."""
+        if lease.is_producer:
+            return int(self.record.producer_lease_id) == lease.lease_id
+        return self.is_wired(lease.gate) and lease.gate < self.geometry.gate_count
 
-        A claim, as all that a client writes. It can show that the owner lives, and nothing else.
+    def activity(self, lease: Lease) -> tuple[int, ...]:
+        """What only the owner of a lease that has a part in this epoch moves here.
+
+        The first COUNTERS numbers are 0 until it has begun. A reader in C stores only the last two, its place
+        and its gate, while messages keep coming; the driver has put them somewhere first. All are claims, as
+        everything that a client writes: they can show that the owner lives, and nothing else.
         """
         if lease.is_producer:
-            return (self.head,) if int(self.record.producer_lease_id) == lease.lease_id else ()
-        if not self.is_wired(lease.gate) or lease.gate >= self.geometry.gate_count:
-            return ()
+            return (self.head,)
         gate = lib.shmd_gates_gate(self.memory.gates, lease.gate)
         return (
             int(gate.consumed),
@@ -151,6 +158,8 @@ class Epoch:
             int(gate.skipped),
             int(gate.lost),
             int(gate.sleeping),
+            int(gate.cursor),
+            int(gate.position),
         )
 
     def note_left(self) -> None:

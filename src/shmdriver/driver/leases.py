@@ -24,23 +24,27 @@ from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.rejection import Rejection
 from shmdriver.errors import Reason
 
-__all__ = ["LIVE", "Lease", "LeaseTable"]
+__all__ = ["LIVE", "Activity", "Lease", "LeaseTable"]
 
 LIVE = frozenset((lib.SHMD_LEASE_ATTACHED, lib.SHMD_LEASE_ACTIVE, lib.SHMD_LEASE_STALLED))
 ENDS_REMEMBERED = 1024
 FINDINGS = 512
 
 
+Activity = dict[int, tuple[int, ...]]  # by epoch number: what only the owner of a lease moves there
+
+
 class Lease:
     """One lease record. ``schema`` is what a consumer declared, as long as this driver remembers it."""
 
-    __slots__ = ("index", "lease_id", "record", "schema")
+    __slots__ = ("activity", "index", "lease_id", "record", "schema")
 
     def __init__(self, record: Any, index: int) -> None:
         self.record = record
         self.index = index
         self.lease_id = int(record.lease_id)
         self.schema: str | None = None
+        self.activity: Activity | None = None  # while it waits for a confirmation: at the lease check before
 
     @property
     def state(self) -> int:

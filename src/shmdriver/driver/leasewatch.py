@@ -1,7 +1,7 @@
 """Watching clients and leases: proofs of death, heartbeats, confirmations.
 
 Any client can write over the lines of others in the control segment. So a heartbeat or a confirmation that is
-missing there ends nothing while the lease's own memory moves: its data head, or its gate's line.
+missing there ends nothing while the lease's own memory moves: its data head, its place, or its gate's line.
 
 The driver's own lateness is charged to nobody: all deadlines of clients are put off by it (``excuse``).
 
@@ -17,6 +17,8 @@ from typing import Protocol
 from shmdriver._native import lib
 from shmdriver.driver.clients import Client
 from shmdriver.driver.config import Config
+from shmdriver.driver.epochs import COUNTERS
+from shmdriver.driver.leases import Activity
 from shmdriver.driver.lifecycle import Event
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.tenure import ClientDied, ClientExpired, Unconfirmed
@@ -32,6 +34,11 @@ def stalled_after_ns(config: Config) -> int:
     """For how long a client is silent until it is shown as stalled."""
     beats_ns = MISSED_BEATS * config.policies.heartbeat_interval_ms * MILLISECOND_NS
     return min(beats_ns, config.policies.lease_timeout_ms * MILLISECOND_NS // 2)
+
+
+def _has_moved(before: Activity, now: Activity) -> bool:
+    """Whether the owner moved in an epoch that it already had: a new epoch is the driver's doing."""
+    return any(before[number] != now[number] for number in before.keys() & now.keys())
 
 
 class _Dispatch(Protocol):
@@ -102,10 +109,12 @@ class LeaseWatch:
         lease = self._tables.leases.at(index)
         if lease is None:
             return
-        has_begun = any(self._tables.streams.of(lease).activity(lease))
-        if what == lib.SHMD_CHECK_CONFIRMED or has_begun:  # it reads or writes what it has mapped
+        before, lease.activity = lease.activity, self._tables.streams.of(lease).activity(lease)
+        has_begun = any(any(numbers[:COUNTERS]) for numbers in lease.activity.values())
+        has_moved = before is not None and _has_moved(before, lease.activity)
+        if what == lib.SHMD_CHECK_CONFIRMED or has_begun or has_moved:  # it uses what it has mapped
             self._tables.leases.mark(lease, lib.SHMD_LEASE_ACTIVE)
-        else:
+        elif before is not None:  # it has stood still since the check before
             self._dispatch(Event.EXPIRY, now_ns, subject=Unconfirmed(lease))
 
     def _note_client(self, what: int, index: int, silent_ns: int, now_ns: int) -> None:
@@ -127,13 +136,14 @@ class LeaseWatch:
         """Whether a silent client's leases moved since the look before; also so at the first look."""
         tables = self._tables
         seen_ns = int(tables.clients.watches[client.index].seen_ns)
-        found = tuple(
-            tables.streams.of(lease).activity(lease) for lease in tables.leases.of_client(client.client_id)
-        )
+        leases = tables.leases.of_client(client.client_id)
+        found = {lease.lease_id: tables.streams.of(lease).activity(lease) for lease in leases}
         before, client.activity = client.activity, (seen_ns, found)
         if before is None or before[0] != seen_ns:
             return True
-        if before[1] == found:
+        noted = before[1]
+        is_same = noted.keys() == found.keys()
+        if is_same and not any(_has_moved(noted[lease_id], found[lease_id]) for lease_id in found):
             return False
         tables.clients.seen(client, now_ns)
         client.activity = (now_ns, found)

@@ -25,7 +25,7 @@ from shmdriver.driver.authority import (
 from shmdriver.driver.epochs import Epoch, fill_record, free_record
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry
-from shmdriver.driver.leases import Lease
+from shmdriver.driver.leases import Activity, Lease
 from shmdriver.driver.memory import EpochMemory, Provision, Unmap
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.shm import unlink_segment
@@ -72,9 +72,10 @@ class Stream:
         """Epochs in use, oldest first."""
         return sorted(self.epochs.values(), key=lambda epoch: epoch.number)
 
-    def activity(self, lease: Lease) -> tuple[int, ...]:
-        """What only this lease's owner moves; all 0: it has not begun to read or write."""
-        return tuple(number for epoch in self.in_order for number in epoch.activity(lease))
+    def activity(self, lease: Lease) -> Activity:
+        """What only this lease's owner moves, in each epoch that it has a part in."""
+        epochs = [epoch for epoch in self.epochs.values() if epoch.has_part(lease)]
+        return {epoch.number: epoch.activity(lease) for epoch in epochs}
 
     @property
     def open_epoch(self) -> Epoch | None:
