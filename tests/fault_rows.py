@@ -156,6 +156,10 @@ _TRIED = (
      "no segment is 0, 1 or 2; signals are obeyed; no tick waits", "descriptors closed, full pipe"),
     (63, "a driver adopts under another configuration",
      "what can change changes; the rest is said, with a remedy", "limits, modes, length of the text"),
+    (64, "whoever connects is pinned, runs under SCHED_FIFO, or has large thread-local variables",
+     "the library's threads are their own; what moves is alive without a beat", "taskset, chrt, TLS"),
+    (65, "a client without a heartbeat thread waits for longer than its lease's timeout, or is expelled",
+     "calls that wait beat; `shmd_keepalive` says so", "threads that wait, in steps"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

@@ -1,4 +1,5 @@
-/* Manual heartbeats: what a beat costs, what shmd_keepalive answers, and that calls which wait beat meanwhile. */
+/* Manual heartbeats: what a beat costs, what shmd_keepalive answers, and that calls which wait beat meanwhile.
+ * fault: 65 (waits that are longer than the lease's timeout, without a heartbeat thread) */
 #include "rig.h"
 
 enum { INTERVAL_NS = 1000000, BEATS = 5, SLOTS = 64 }; /* nothing beats more often than once in a millisecond */

@@ -1,4 +1,5 @@
-/* The library's threads: whatever the thread that starts them is pinned to, runs under, or has as thread-local variables. */
+/* The library's threads: whatever the thread that starts them is pinned to, runs under, or has as thread-local variables.
+ * fault: 64 (a caller that is pinned, under SCHED_BATCH and SCHED_FIFO, with 1 MiB of thread-local variables) */
 #include "rig.h"
 
 #include <fcntl.h>

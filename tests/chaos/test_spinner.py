@@ -95,6 +95,7 @@ def checks_of(stage: Stage) -> int:
     return counters["ticks"] + counters["idle_checks"]
 
 
+@pytest.mark.fault(64, how="a pinned spinner under SCHED_FIFO")
 def test_pinned_spinner_keeps_its_lease(make_stage: Callable[..., Stage], cpu: int) -> None:
     if len(os.sched_getaffinity(0)) == 1 and not leaves_others_some_time():
         pytest.skip("NOT LOOKED AT: one CPU, of which a spinner under SCHED_FIFO leaves nothing")
@@ -107,6 +108,7 @@ def test_pinned_spinner_keeps_its_lease(make_stage: Callable[..., Stage], cpu: i
 
 @pytest.mark.stress
 @pytest.mark.timeout(STRESS_S + 300)
+@pytest.mark.fault(64, how="a pinned spinner under SCHED_FIFO, and its heartbeat and the driver on its core")
 def test_spinner_that_shares_its_core_with_its_heartbeat_and_the_driver_keeps_its_lease(
     make_stage: Callable[..., Stage], cpu: int
 ) -> None:

@@ -113,6 +113,7 @@ def test_heartbeat_and_notifier_run_on_the_cpus_that_were_asked_for(instance: st
             assert os.sched_getaffinity(made_since(before, name)) == {cpu}
 
 
+@pytest.mark.fault(64, how="a caller that is pinned to one CPU")
 def test_heartbeat_of_a_pinned_caller_is_not_pinned(instance: str) -> None:
     may = os.sched_getaffinity(0)
     before = threads()

@@ -92,6 +92,7 @@ def goes_on_in_c(rig: Rig, epoch: SimpleNamespace, gate: int, *, is_reliable: bo
         memory.gate(gate).position += int(is_reliable)
 
 
+@pytest.mark.fault(64, how="a reader in C that never comes to an idle turn")
 @pytest.mark.parametrize("is_reliable", [True, False])
 def test_consumer_whose_place_moves_is_neither_unconfirmed_nor_expired(rig: Rig, is_reliable: bool) -> None:
     writer, reader = rig.client(), rig.client()
