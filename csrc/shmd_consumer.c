@@ -369,7 +369,7 @@ static int poll_copy(shmd_consumer *c, void *out, uint64_t out_bytes, shmd_messa
         int rc = shmd_slot_copy(&ring, c->position, out, out_bytes, message);
         if (rc == 0 || !may_hand_out(c))
             return 0; /* it happened meanwhile: nothing of it is handed out or counted */
-        if (rc == 1) {
+        if (__builtin_expect(rc == 1, 1)) { /* so that the compiler pads no loop that each message would enter once */
             c->polled = 1;
             return 1;
         }
@@ -469,7 +469,7 @@ int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
         if (rc < 0)
             return rc;
         if (rc == 0) {
-            if (c->position != position || c->bound != bound)
+            if (__builtin_expect(c->position != position || c->bound != bound, 0))
                 continue; /* something was passed over, or the seal is news: look again */
             if (bound == UINT64_MAX) {
                 shmd_consumer_before_idle(c);
@@ -479,7 +479,7 @@ int shmd_poll_slow(shmd_consumer *c, shmd_message *out)
             note_lost(c, position, bound); /* sealed, below the seal, not committed: a head that lied. The epoch ends here. */
         }
         rc = leave_epoch(c, rc == 0);
-        if (rc != 0)
+        if (__builtin_expect(rc != 0, 1))
             return rc;
     }
     return 0;
