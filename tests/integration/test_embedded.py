@@ -155,11 +155,19 @@ def test_process_whose_threads_are_greenlets_is_refused(program: str) -> None:
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
 
 
-def test_driver_needs_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_threads(needs_epoll=True)
-    monkeypatch.delattr("select.epoll")
+class SimpleQueue:
+    """As gevent's: it is not that of CPython."""
+
+
+@pytest.mark.parametrize("what", ["select without epoll", "SimpleQueue"])
+def test_driver_needs_what_else_gevent_replaces(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    check_threads(for_driver=True)
+    if what == "SimpleQueue":
+        monkeypatch.setattr("queue.SimpleQueue", SimpleQueue)
+    else:
+        monkeypatch.delattr("select.epoll")
     check_threads()
-    with pytest.raises(ShmDriverError, match="select without epoll"):
+    with pytest.raises(ShmDriverError, match=what):
         EmbeddedDriver().start()
 
 

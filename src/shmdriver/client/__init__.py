@@ -21,6 +21,7 @@ outlet.py            its getting end
 holding.py           who holds a queue until somebody gets
 pickling.py          objects as messages
 dropin.py            shmdriver.Queue(): without a client
+kept_sources.py      what is imported late, for a package that is replaced meanwhile
 waiting.py           wait, for several consumers
 records.py           numpy dtypes as schemas
 tensor.py            arrays of any shape as messages
@@ -32,11 +33,11 @@ _raise.py            the one function that turns a C code into an exception
 from shmdriver.client.claim import ArrayClaim, Claim
 from shmdriver.client.client import Client, aconnect, connect, embedded
 from shmdriver.client.consumer import Consumer
+from shmdriver.client.kept_sources import keep_sources
 from shmdriver.client.message import LostRange, Message
 from shmdriver.client.producer import Producer
 from shmdriver.client.reattach import Reattachment
 from shmdriver.client.waiting import wait
-from shmdriver.late import keep_sources
 
 __all__ = [
     "ArrayClaim",

@@ -79,7 +79,7 @@ class EmbeddedDriver:
         """
         if self._driver is not None:
             raise ShmDriverError(f"embedded driver {self.instance!r} runs already")
-        check_threads(needs_epoll=True)
+        check_threads(for_driver=True)
         self._pid = os.getpid()
         outcome = _Outcome()
         driver = self._driver = Driver(self._config)
