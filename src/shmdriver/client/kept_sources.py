@@ -1,8 +1,8 @@
 """What handles import late, kept in memory: the package may be replaced on the disk while a client runs.
 
 What is imported then must be of the version that runs. Importing all of it at once would cost a program that
-uses little of it a tenth of a second. Reading the sources takes a fraction of a millisecond, and they are used
-only when the files have changed.
+uses little of it a tenth of a second. Reading the sources takes a fraction of a millisecond, and they are
+used only when the files have changed.
 """
 
 from __future__ import annotations
