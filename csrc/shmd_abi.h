@@ -334,7 +334,8 @@ typedef struct shmd_authority {     /* 2048 bytes, then the tables at their offs
     uint64_t event_head;            /* @768 W:driver(release) R:clients, tools(acquire) */
     uint8_t pad3[120];              /* @776 */
     uint32_t event_word;            /* @896 W:driver; futex: bumped at every event */
-    uint8_t pad4[1148];             /* @900 */
+    uint32_t change_word;           /* @900 W:driver; futex: bumped when a lease or an epoch has changed */
+    uint8_t pad4[1144];             /* @904 */
 } shmd_authority_t;
 
 typedef struct shmd_event {         /* 1184 bytes, the payload of an event-ring slot */
@@ -835,7 +836,11 @@ int shmd_error_log_add(shmd_authority_t *authority, const char *text, uint64_t n
 
 shmd_event_writer *shmd_event_writer_new(shmd_authority_t *authority);   /* resumes by scanning; NULL: no memory */
 void shmd_event_writer_free(shmd_event_writer *writer);
-uint64_t shmd_event_publish(shmd_event_writer *writer, const shmd_event_t *event); /* its seq; wakes every sleeper */
+uint64_t shmd_event_publish(shmd_event_writer *writer, const shmd_event_t *event);
+    /* Its seq; wakes those that wait for events. */
+void shmd_authority_changed(shmd_authority_t *authority);
+    /* After a lease, an epoch or a mask has changed: wakes those that wait for messages, for room,
+       for the next epoch. */
 int shmd_event_poll(const shmd_authority_t *authority, uint64_t *cursor, shmd_event_t *out, uint64_t *lost); /* 1, 0 */
 
 shmd_control_reader *shmd_control_reader_new(shmd_control_t *control, uint64_t bytes, shmd_authority_t *authority); /* repairs tail and turns */

@@ -164,7 +164,8 @@ AT(shmd_authority_t, pad2, 680);
 AT(shmd_authority_t, event_head, 768);
 AT(shmd_authority_t, pad3, 776);
 AT(shmd_authority_t, event_word, 896);
-AT(shmd_authority_t, pad4, 900);
+AT(shmd_authority_t, change_word, 900);
+AT(shmd_authority_t, pad4, 904);
 
 SIZE(shmd_event_t, 1184);
 AT(shmd_event_t, kind, 0);

@@ -5,7 +5,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <sched.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -262,7 +261,7 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
             continue;
         }
         if (spins++ < ANSWER_SPINS) {
-            (void)sched_yield(); /* an awake driver answers within microseconds */
+            shmd_pause(); /* an awake driver answers within microseconds */
             continue;
         }
         /* Whoever is interrupted asks anew, and what the driver was making for it is given up: with signals more often than

@@ -156,6 +156,7 @@ static void pass_over(shmd_consumer *c, uint64_t seq)
     if (c->data == NULL || seq <= c->position)
         return;
     c->position = shmd_shard_next(c, seq);
+    c->fenced_at = UINT64_MAX; /* its next idle turn wakes the producer (W2) */
     shmd_store_release(&c->gate->cursor, c->position); /* C2 */
 }
 

@@ -1,8 +1,14 @@
-/* shmd_consumer_wait.c: how a consumer waits: spin, yield, sleep on a futex word. Every sleep has a timeout. */
+/* shmd_consumer_wait.c: how a consumer waits: it spins, then sleeps on futex words. Nothing
+ * yields: a yield hands the core to a busy neighbour for milliseconds, and no message ends that.
+ * Every sleep has a time limit, which doubles while nothing comes. */
 #include "shmd_internal.h"
 
-#include <sched.h>
-#include <time.h>
+enum {
+    FIRST_SLICE_NS = 20000000,  /* for an attach: a producer looks at sleep_mask without a fence */
+    LOOK_NS_MIN = 50000,        /* between looks at a stream whose producer wakes nobody: */
+    LOOK_NS_MAX = 1000000,
+    LOOK_PART = 16              /* this part of the time that nothing has come */
+};
 
 int shmd_consumer_ready(const shmd_consumer *c)
 {
@@ -39,24 +45,35 @@ int shmd_consumer_over(shmd_consumer *c, uint64_t now_ns)
         c->idle_at = c->position;
         c->idle_epoch = c->last_epoch;
         c->idle_since_ns = now_ns;
+        c->slice_ns = FIRST_SLICE_NS;
     } else if (now_ns - c->idle_since_ns >= SHMD_LONG_WAIT_NS) {
         c->is_over = (uint32_t)shmd_client_over(c->client, now_ns);
     }
     return (int)c->is_over;
 }
 
-static int nap(uint64_t ns)
+/* The caller's views hold the gate at the very place where the producer waits: only the caller
+ * moves it. */
+int shmd_consumer_blocks_itself(const shmd_consumer *c)
 {
-    struct timespec pause = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
-    return nanosleep(&pause, NULL) == 0 || errno != EINTR ? SHMD_OK : shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal");
+    return c->hold_seq != UINT64_MAX && c->gate != NULL && c->hold_seq <= c->gate_published &&
+           shmd_load32_acquire(&c->data->blocked_gate) == c->gate_index + 1 && /* B1 */
+           shmd_load_relaxed(&c->data->blocked_position) == c->gate_published;
+}
+
+/* How long the next sleep is: grown, if it has slept since the last message. */
+static uint64_t slice_of(const shmd_consumer *c)
+{
+    int is_here = c->idle_at == c->position && c->idle_epoch == c->last_epoch;
+    return is_here && c->idle_since_ns != 0 ? c->slice_ns : FIRST_SLICE_NS;
 }
 
 /* The first half of W1. The caller executes a seq_cst fence, looks again, and then sleeps on the word. */
 const uint32_t *shmd_consumer_announce(const shmd_consumer *c, uint32_t *seen)
 {
     if (c->mapping == NULL) {
-        *seen = shmd_load32_acquire(&c->client->authority->event_word); /* E1 */
-        return &c->client->authority->event_word;
+        *seen = shmd_load32_acquire(&c->client->authority->change_word); /* E2 */
+        return &c->client->authority->change_word;
     }
     if ((shmd_load_acquire(&c->hot->sleep_mask) & c->gate_bit) == 0)
         return NULL; /* wake-ups are forbidden on this stream, or this consumer said that it only spins */
@@ -71,24 +88,35 @@ static void retract(const shmd_consumer *c)
         shmd_store32_relaxed(&c->gate->sleeping, 0);
 }
 
-/* One sleep of at most slice_ns, on the word that whoever has news for us bumps. */
-static int sleep_once(shmd_consumer *c, uint64_t slice_ns)
+/* One sleep of at most slice_ns (SHMD_E_TIMEOUT: all of it). It ends with a message, with a
+ * change that the driver tells of, and with a close. */
+static int sleep_once(shmd_consumer *c, uint64_t now_ns, uint64_t slice_ns)
 {
-    enum { NAP_NS = 50000 };
-    uint32_t seen = 0;
+    const uint32_t *change_word = &c->client->authority->change_word;
+    uint32_t change = shmd_load32_acquire(change_word); /* E2: before the look */
+    uint32_t seen = 0, count = 0;
+    uint64_t limit_ns = slice_ns, part_ns = (now_ns - c->idle_since_ns) / LOOK_PART;
+    shmd_word_t words[3];
     const uint32_t *word = shmd_consumer_announce(c, &seen);
-    if (word == NULL)
-        return nap(shmd_min(slice_ns, NAP_NS));
+    if (word == NULL) /* nobody wakes it: wake-ups are forbidden on this stream */
+        limit_ns = shmd_min(slice_ns, shmd_max(LOOK_NS_MIN, shmd_min(part_ns, LOOK_NS_MAX)));
+    else if (word != change_word)
+        words[count++] = (shmd_word_t){.word = word, .seen = seen};
+    words[count++] = (shmd_word_t){.word = change_word, .seen = change};
+    words[count++] = (shmd_word_t){.word = &c->closing, .seen = SHMD_HANDLE_OPEN}; /* H2 */
     shmd_fence_seq_cst(); /* W1: flag before this, another look after; the producer commits, fences, looks for flags */
     SHMD_FAILPOINT("sleep.announced");
-    int rc = shmd_consumer_ready(c) ? SHMD_OK : shmd_futex_wait(word, seen, slice_ns);
+    int is_over = shmd_consumer_ready(c) || shmd_consumer_blocks_itself(c);
+    int rc = is_over ? SHMD_OK : shmd_futex_wait_any(words, count, limit_ns, FIRST_SLICE_NS);
     retract(c);
-    return rc;
+    return rc == SHMD_E_TIMEOUT && limit_ns < slice_ns ? SHMD_OK : rc;
 }
 
+/* 1: something to see; 0: not in time, or it is being closed, or the caller is to say first what it
+ * still holds. */
 int shmd_wait(shmd_consumer *c, uint64_t timeout_ns)
 {
-    enum { SPINS = 1500, YIELDS = 8, SLICE_NS = 20000000 };
+    enum { SPINS = 1500 };
     if (shmd_consumer_check_fork(c) != SHMD_OK)
         return SHMD_E_FORKED;
     if (shmd_consumer_ready(c))
@@ -97,7 +125,10 @@ int shmd_wait(shmd_consumer *c, uint64_t timeout_ns)
         return 0;
     shmd_consumer_before_idle(c);
     uint64_t deadline_ns = shmd_deadline(timeout_ns);
-    for (uint32_t i = 1; c->wait != SHMD_WAIT_SLEEP && (c->wait == SHMD_WAIT_SPIN || (c->mapping != NULL && i < SPINS)); i++) {
+    /* Once a message: who has slept for it already sleeps on. */
+    int is_new = c->mapping != NULL && slice_of(c) == FIRST_SLICE_NS;
+    uint32_t spins = c->wait == SHMD_WAIT_ADAPTIVE && is_new ? SPINS : 0;
+    for (uint32_t i = 1; c->wait == SHMD_WAIT_SPIN || i < spins; i++) {
         shmd_pause();
         if (shmd_consumer_ready(c))
             return 1;
@@ -106,27 +137,30 @@ int shmd_wait(shmd_consumer *c, uint64_t timeout_ns)
             (void)shmd_client_waits(c->client, now, 0);
         if (now != 0 && (now >= deadline_ns || shmd_load32_relaxed(&c->closing)))
             return 0;
+        if (now != 0 && shmd_consumer_blocks_itself(c))
+            return 0;
         if (now != 0 && shmd_consumer_over(c, now))
             return 1;
         if (i % 256 == 0 && c->slack != 0)
             shmd_consumer_before_idle(c); /* other shards' messages came and must not fill the ring */
     }
-    for (int i = 0; i < YIELDS && c->wait == SHMD_WAIT_ADAPTIVE; i++) {
-        (void)sched_yield();
-        if (shmd_consumer_ready(c))
-            return 1;
-    }
     for (;;) {
         uint64_t now = shmd_now_ns();
-        uint64_t slice_ns = shmd_client_waits(c->client, now, SLICE_NS);
+        uint64_t limit_ns = shmd_client_waits(c->client, now, SHMD_LONG_WAIT_NS);
         if (now >= deadline_ns || shmd_load32_relaxed(&c->closing))
             return 0;
         if (shmd_consumer_over(c, now))
             return 1;
-        if (sleep_once(c, shmd_min(deadline_ns - now, slice_ns)) == SHMD_E_INTERRUPTED)
+        limit_ns = shmd_min(limit_ns, deadline_ns - now);
+        int rc = sleep_once(c, now, shmd_min(limit_ns, c->slice_ns));
+        if (rc == SHMD_E_INTERRUPTED)
             return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal");
         if (shmd_consumer_ready(c))
             return 1;
+        if (shmd_consumer_blocks_itself(c))
+            return 0;
+        if (rc == SHMD_E_TIMEOUT && c->slice_ns <= limit_ns)
+            c->slice_ns = shmd_longer(c->slice_ns);
         if (c->slack != 0)
             shmd_consumer_before_idle(c);
     }
@@ -140,36 +174,76 @@ static int count_ready(shmd_consumer **consumers, size_t n)
     return ready;
 }
 
-/* As sleep_once, for all of them at a time: on their words and on the driver's, which brings seals and revocations. Those
- * that nobody wakes, and those beyond what the kernel takes, are looked at every look_ns. */
+/* The words of one sleep for several consumers. */
+typedef struct sleep_set {
+    shmd_word_t words[SHMD_WORDS_MAX];
+    uint32_t count;
+    uint64_t slice_ns;
+} sleep_set_t;
+
+/* limit_ns: how long it may sleep if there is no room for this word. */
+static void add_word(sleep_set_t *set, const uint32_t *word, uint32_t seen, uint64_t limit_ns)
+{
+    if (set->count < SHMD_WORDS_MAX)
+        set->words[set->count++] = (shmd_word_t){.word = word, .seen = seen};
+    else
+        set->slice_ns = shmd_min(set->slice_ns, limit_ns);
+}
+
+/* Those of all their clients, once each: their consumers wait for what the drivers tell (E2). */
+static void add_change_words(sleep_set_t *set, shmd_consumer **consumers, size_t n,
+                             uint64_t look_ns)
+{
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t *word = &consumers[i]->client->authority->change_word;
+        uint32_t known = 0;
+        while (known < set->count && set->words[known].word != word)
+            known++;
+        if (known == set->count)
+            add_word(set, word, shmd_load32_acquire(word), look_ns);
+    }
+}
+
+/* As sleep_once, for all of them at a time. Those that nobody wakes, and those beyond what the
+ * kernel takes, are looked at every look_ns. */
 static int sleep_for_any(shmd_consumer **consumers, size_t n, uint64_t slice_ns, uint64_t look_ns)
 {
-    shmd_word_t words[SHMD_WORDS_MAX];
-    const uint32_t *event_word = &consumers[0]->client->authority->event_word;
-    uint32_t count = 1;
-    words[0] = (shmd_word_t){.word = event_word, .seen = shmd_load32_acquire(event_word)};
+    sleep_set_t set = {.count = 0, .slice_ns = slice_ns};
+    add_change_words(&set, consumers, n, look_ns);
     for (size_t i = 0; i < n; i++) {
         uint32_t seen = 0;
         const uint32_t *word = shmd_consumer_announce(consumers[i], &seen);
-        if (word == event_word)
-            continue;
-        if (word == NULL || count == SHMD_WORDS_MAX)
-            slice_ns = shmd_min(slice_ns, look_ns);
-        else
-            words[count++] = (shmd_word_t){.word = word, .seen = seen};
+        if (word == NULL)
+            set.slice_ns = shmd_min(set.slice_ns, look_ns);
+        else if (word != &consumers[i]->client->authority->change_word)
+            add_word(&set, word, seen, look_ns);
     }
+    for (size_t i = 0; i < n; i++)
+        add_word(&set, &consumers[i]->closing, SHMD_HANDLE_OPEN, FIRST_SLICE_NS); /* H2 */
     shmd_fence_seq_cst(); /* W1: all flags before this, another look at all after */
-    int rc = count_ready(consumers, n) ? SHMD_OK : shmd_futex_wait_any(words, count, slice_ns);
+    int rc = SHMD_OK;
+    if (!count_ready(consumers, n))
+        rc = shmd_futex_wait_any(set.words, set.count, set.slice_ns, LOOK_NS_MAX);
     for (size_t i = 0; i < n; i++)
         retract(consumers[i]);
-    return rc;
+    return rc == SHMD_E_TIMEOUT && set.slice_ns < slice_ns ? SHMD_OK : rc;
+}
+
+/* As slice_of, for all of them. */
+static uint64_t shortest_slice(shmd_consumer **consumers, size_t n)
+{
+    uint64_t slice_ns = SHMD_LONG_WAIT_NS;
+    for (size_t i = 0; i < n; i++)
+        slice_ns = shmd_min(slice_ns, slice_of(consumers[i]));
+    return slice_ns;
 }
 
 int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
 {
-    enum { LOOK_NS = 50000, LOOK_NS_MAX = 1000000, SPINS = 200, SLICE_NS = 20000000 };
+    enum { SPINS = 200 };
     uint64_t deadline_ns = shmd_deadline(timeout_ns);
-    uint64_t look_ns = LOOK_NS;
+    uint64_t look_ns = LOOK_NS_MIN;
+    uint32_t spins = shortest_slice(consumers, n) == FIRST_SLICE_NS ? SPINS : 0;
     for (uint32_t round = 0;; round++) {
         for (size_t i = 0; i < n; i++)
             if (shmd_consumer_check_fork(consumers[i]) != SHMD_OK)
@@ -177,22 +251,27 @@ int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
             else if (shmd_load32_relaxed(&consumers[i]->closing))
                 return shmd_fail(SHMD_E_CLOSED, "stream %s: consumer was closed by another thread", consumers[i]->stream);
         int ready = count_ready(consumers, n);
-        uint64_t now = shmd_now_ns(), slice_ns = SLICE_NS;
+        uint64_t now = shmd_now_ns(), limit_ns = SHMD_LONG_WAIT_NS;
         for (size_t i = 0; i < n; i++) /* they may be of several clients */
-            slice_ns = shmd_client_waits(consumers[i]->client, now, slice_ns);
+            limit_ns = shmd_client_waits(consumers[i]->client, now, limit_ns);
         if (ready != 0 || n == 0 || now >= deadline_ns)
             return ready;
         for (size_t i = 0; i < n; i++)
             if (round == 0 || consumers[i]->slack != 0)
                 shmd_consumer_before_idle(consumers[i]);
-        for (size_t i = 0; i < n && round >= SPINS; i++)
-            (void)shmd_consumer_over(consumers[i], now);
-        if (round < SPINS) {
+        if (round < spins) {
             shmd_pause();
-        } else {
-            if (sleep_for_any(consumers, n, shmd_min(deadline_ns - now, slice_ns), look_ns) == SHMD_E_INTERRUPTED)
-                return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal");
-            look_ns = shmd_min(look_ns * 2, LOOK_NS_MAX);
+            continue;
         }
+        for (size_t i = 0; i < n; i++)
+            (void)shmd_consumer_over(consumers[i], now);
+        uint64_t slice_ns = shortest_slice(consumers, n);
+        limit_ns = shmd_min(limit_ns, deadline_ns - now);
+        int rc = sleep_for_any(consumers, n, shmd_min(limit_ns, slice_ns), look_ns);
+        if (rc == SHMD_E_INTERRUPTED)
+            return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal");
+        for (size_t i = 0; i < n && rc == SHMD_E_TIMEOUT && slice_ns <= limit_ns; i++)
+            consumers[i]->slice_ns = shmd_longer(slice_ns);
+        look_ns = shmd_min(look_ns * 2, LOOK_NS_MAX);
     }
 }

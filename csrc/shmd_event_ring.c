@@ -56,6 +56,14 @@ uint64_t shmd_event_publish(shmd_event_writer *w, const shmd_event_t *event)
     return seq;
 }
 
+void shmd_authority_changed(shmd_authority_t *authority)
+{
+    /* E2: one writer, as E1. A sleeper that loads the new word sees what has changed before. */
+    shmd_store32_seq_cst(&authority->change_word, shmd_load32_relaxed(&authority->change_word) + 1);
+    SHMD_FAILPOINT("change.word");
+    shmd_futex_wake(&authority->change_word);
+}
+
 int shmd_event_take(const shmd_authority_t *authority, const shmd_authority_t *tables, uint64_t *cursor, shmd_event_t *out, uint64_t *lost)
 {
     shmd_ring_view_t ring = {.slots = (const unsigned char *)authority + tables->events_offset, .mask = tables->event_slots - 1,

@@ -4,7 +4,6 @@
 #include "shmd_internal.h"
 #include "core/claim_window.h"
 
-#include <sched.h>
 #include <stdlib.h>
 
 uint64_t shmd_guard_patience_ns = 500000000;
@@ -26,13 +25,14 @@ int shmd_guard_none(const char *what) { return shmd_fail(SHMD_E_CLOSED, "%s: thi
 /* Takes `busy`: 1; 0: it is closed already; SHMD_E_CONCURRENT. A thread that waits inside sees `closing` and leaves. */
 static int take_from_others(const shmd_guard_t *guard, uint64_t deadline_ns)
 {
+    enum { LOOK_NS = 50000 };
     while (shmd_exchange32(guard->busy, 1) != 0) {
-        SHMD_ENTERS_WAIT();
         if (shmd_is_closed(guard->closing))
             return 0;
         if (shmd_now_ns() > deadline_ns)
             return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this %s; it was not closed", guard->stream, guard->what);
-        (void)sched_yield();
+        shmd_futex_wake(guard->closing); /* H2: `closing` was marked before */
+        (void)shmd_futex_wait(guard->busy, 1, LOOK_NS); /* who leaves it wakes nobody */
     }
     if (!shmd_is_closed(guard->closing))
         return 1;
@@ -63,8 +63,10 @@ int shmd_guard_try_over(const shmd_guard_t *guard)
     if (shmd_is_forked(guard->fork_generation))
         return SHMD_E_FORKED;
     (void)shmd_add32(guard->closing, SHMD_HANDLE_CLOSING); /* this mark stays: nobody opens an abandoned handle again, and a thread that waits inside leaves */
-    if (shmd_exchange32(guard->busy, 1) != 0)
+    if (shmd_exchange32(guard->busy, 1) != 0) {
+        shmd_futex_wake(guard->closing); /* H2 */
         return SHMD_E_CONCURRENT;
+    }
     int is_closed = shmd_is_closed(guard->closing);
     shmd_fence_seq_cst(); /* H1: as shmd_await_lookers */
     if (!is_closed && shmd_load32_acquire(guard->lookers) == 0)

@@ -31,6 +31,7 @@ static void release_to(shmd_consumer *c, uint64_t hold_seq)
     shmd_store_release(&c->gate->position, to); /* C2 */
     SHMD_FAILPOINT("gate.stored");
     c->gate_published = to;
+    c->fenced_at = UINT64_MAX; /* W2: the next idle turn fences anew, also if the position stays */
     if (((before ^ to) & c->fence_mask) != 0)
         shmd_fence_seq_cst(); /* C3 */
     if ((shmd_load32_relaxed(&c->data->room_waiting) & 0xff) == c->gate_index + 1)
@@ -57,28 +58,28 @@ static void took_in_place(shmd_consumer *c, uint64_t n)
     took(c, n);
 }
 
-/* Nothing to read and the producer waits at the very place where this consumer's own views hold the gate. */
-static int is_self_blocked(const shmd_consumer *c, uint64_t hold_seq)
+static int views_held(shmd_consumer *c, uint64_t hold_seq)
 {
-    return hold_seq != UINT64_MAX && c->gate != NULL && shmd_load32_acquire(&c->data->blocked_gate) == c->gate_index + 1 &&
-           shmd_load_relaxed(&c->data->blocked_position) == c->gate_published && hold_seq <= c->gate_published;
+    return shmd_fail(SHMD_E_VIEWS_HELD,
+                     "stream %s: this consumer's own views hold seq %llu on and fill the ring of %llu "
+                     "slots or its arena; drop or copy some of them",
+                     c->stream, (unsigned long long)hold_seq, (unsigned long long)(c->mask + 1));
 }
 
-/* Waits for a message: 1, 2 when it has just come, 0 at the timeout, negative. */
+/* Waits for a message: 1, 2 when it has just come, 0 at the timeout, negative. Also 0 when a
+ * producer comes to wait for what the caller held: views may have gone meanwhile, so the caller
+ * tells its hold anew, with its next fetch. */
 static int await(shmd_consumer *c, uint64_t hold_seq, uint64_t timeout_ns, shmd_message *first)
 {
     int rc = shmd_poll_inline(c, first);
     if (rc != 0 || timeout_ns == 0)
         return rc;
+    if (shmd_consumer_blocks_itself(c)) {
+        rc = shmd_poll_inline(c, first); /* B1: sees all that the blocked producer had committed */
+        return rc != 0 ? rc : views_held(c, hold_seq);
+    }
     uint64_t deadline_ns = shmd_deadline(timeout_ns);
     for (;;) {
-        if (is_self_blocked(c, hold_seq)) {
-            rc = shmd_poll_inline(c, first); /* B1: all that the blocked producer had committed is seen by now */
-            if (rc != 0)
-                return rc;
-            return shmd_fail(SHMD_E_VIEWS_HELD, "stream %s: this consumer's own views hold seq %llu on and fill the ring of %llu slots or its arena; drop or copy some of them",
-                             c->stream, (unsigned long long)hold_seq, (unsigned long long)(c->mask + 1));
-        }
         uint64_t now = shmd_now_ns();
         if (shmd_load32_relaxed(&c->closing))
             return shmd_fail(SHMD_E_CLOSED, "stream %s: consumer was closed by another thread", c->stream);
@@ -88,6 +89,8 @@ static int await(shmd_consumer *c, uint64_t hold_seq, uint64_t timeout_ns, shmd_
         rc = rc < 0 ? rc : shmd_poll_inline(c, first);
         if (rc != 0)
             return rc == 1 ? 2 : rc;
+        if (shmd_consumer_blocks_itself(c))
+            return 0;
     }
 }
 
@@ -298,6 +301,7 @@ int shmd_guarded_release(shmd_consumer *c, uint64_t hold_seq)
     if (rc != SHMD_OK)
         return rc;
     release_to(c, hold_seq);
+    shmd_consumer_before_idle(c); /* the caller may stop reading, and make up for no miss */
     shmd_watch_released(c);
     shmd_handle_leave(&c->busy);
     return SHMD_OK;

@@ -216,6 +216,10 @@ static inline const shmd_stream_record_t *shmd_client_stream(const shmd_client *
 int shmd_event_take(const shmd_authority_t *authority, const shmd_authority_t *tables, uint64_t *cursor, shmd_event_t *out, uint64_t *lost);
 void shmd_client_mend(shmd_client *client);         /* maps a damaged control segment again, once it is whole */
 
+/* The longest sleep. A wait in which nothing has moved for so long looks whether anybody is
+ * there. */
+enum { SHMD_LONG_WAIT_NS = 1000000000 };
+
 /* One word of a futex_waitv. */
 typedef struct shmd_word {
     const uint32_t *word;
@@ -223,11 +227,18 @@ typedef struct shmd_word {
 } shmd_word_t;
 enum { SHMD_WORDS_MAX = 128 };
 extern uint32_t shmd_waitv_missing; /* 1: this kernel has no futex_waitv; a test may say so */
-/* Sleeps until one of at most SHMD_WORDS_MAX words is woken or is not what was seen. Without futex_waitv: on the first
- * of them, at most a millisecond. 0, SHMD_E_TIMEOUT, SHMD_E_INTERRUPTED. */
-int shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_ns);
+/* Sleeps until one of at most SHMD_WORDS_MAX words is woken or is not what was seen. Without
+ * futex_waitv: on the first of them, at most look_ns. 0, SHMD_E_TIMEOUT, SHMD_E_INTERRUPTED. */
+int shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_ns,
+                        uint64_t look_ns);
+/* Sleeps in a wait are short at first and grow while nothing comes. By the end of the first one
+ * all is out that was stored before it began, so from then on each wake-up is certain, and the
+ * limit is for what nobody tells (MEMORY_MODEL.md). */
+static inline uint64_t shmd_longer(uint64_t slice_ns)
+{
+    return shmd_min(slice_ns * 2, SHMD_LONG_WAIT_NS);
+}
 
-enum { SHMD_LONG_WAIT_NS = 1000000000 }; /* a wait in which nothing has moved for so long looks whether anybody is there */
 /* 1: it is proved that nobody will ever serve this connection again, so that a long wait on it is in vain. At most one of them a
  * second looks (some 20 us), all others load a word. */
 int shmd_client_over(const shmd_client *client, uint64_t now_ns);
@@ -381,6 +392,8 @@ int shmd_consumer_resolve(const shmd_consumer *consumer, shmd_message *message);
 int shmd_consumer_look(shmd_consumer *consumer);    /* state and bit have changed? 0 no or wait, 1 drained, negative over */
 void shmd_consumer_before_idle(shmd_consumer *consumer);
 int shmd_consumer_ready(const shmd_consumer *consumer); /* 1: a poll would not return 0 */
+/* 1: its producer waits where the caller's hold (hold_seq) keeps the gate. */
+int shmd_consumer_blocks_itself(const shmd_consumer *consumer);
 int shmd_consumer_over(shmd_consumer *c, uint64_t now_ns); /* in the slow turns of its waits: 1, it is in vain, and so it is ready */
 const uint32_t *shmd_consumer_announce(const shmd_consumer *consumer, uint32_t *seen); /* W1: the word that it now says it sleeps on; NULL: nobody wakes it */
 void shmd_watch_pause(shmd_consumer *consumer);     /* its owner sleeps itself for now */

@@ -20,9 +20,8 @@
 #include <unistd.h>
 
 enum { READABLE = 1, ARMED = 2, PAUSED = 3 };
-uint64_t shmd_notifier_slice_ns = 20000000;              /* what a missed wake-up costs, as in shmd_wait; a test may set it */
-enum { SLICES_MAX = 8,                                   /* as many of them when nothing has come for a while */
-       LOOK_NS_MIN = 50000, LOOK_NS_MAX = 2000000,       /* between looks at streams that cannot wake us */
+uint64_t shmd_notifier_slice_ns = 20000000; /* its first sleep, as a reader's; a test may set it */
+enum { LOOK_NS_MIN = 50000, LOOK_NS_MAX = 2000000,       /* between looks at streams that cannot wake us */
        HELD_NS_MIN = 1000000, HELD_NS_MAX = 64000000 };  /* between signals to an owner whose views hold its producer back */
 
 struct shmd_watch {
@@ -111,10 +110,10 @@ static int may_hold(const shmd_watch *w)
 }
 
 /* Its producer waits at a place that this reader's views may have held and hold no more: only a call of the owner moves the gate. */
-static int is_held_back(const shmd_watch *w, uint64_t now)
+static int is_held_back(const shmd_watch *w)
 {
     const shmd_consumer *s = &w->seen;
-    return may_hold(w) && now >= w->held_next_ns &&
+    return may_hold(w) &&
            shmd_load32_acquire(&s->data->blocked_gate) == s->gate_index + 1 && /* B1 */
            shmd_load_relaxed(&s->data->blocked_position) == s->gate_published;
 }
@@ -125,44 +124,44 @@ typedef struct sleep_set {
     shmd_word_t words[SHMD_WORDS_MAX];
     uint32_t count;
     int is_looking;             /* some that are armed cannot wake us */
-    int may_hold;               /* some that are armed hold places; a producer that only tries wakes nobody */
+    int is_held;                /* an armed one holds back its producer; nobody tells when no more */
 } sleep_set_t;
 
-static void announce(shmd_notifier_t *n, sleep_set_t *set, const uint32_t *event_word)
+static void announce(shmd_notifier_t *n, sleep_set_t *set, const uint32_t *change_word)
 {
-    set->is_looking = set->may_hold = 0;
+    set->is_looking = 0;
     for (shmd_watch *w = n->watches; w != NULL; w = w->next) {
         const shmd_consumer *s = &w->seen;
         uint32_t seen = 0;
-        const uint32_t *word = event_word;
+        const uint32_t *word = change_word;
         if (w->state == ARMED)
             word = shmd_consumer_announce(s, &seen);
         else if (s->mapping != NULL)
             word = (shmd_load_acquire(&s->hot->sleep_mask) & s->gate_bit) == 0 || shmd_mapping_is_damaged(s->mapping) ? NULL : &s->data->wake_word;
-        if (word != NULL && word != event_word && w->state != ARMED)
+        if (word != NULL && word != change_word && w->state != ARMED)
             seen = shmd_load32_acquire(word);
-        w->slept_on = word == event_word || (word != NULL && set->count < SHMD_WORDS_MAX);
-        if (w->slept_on && word != event_word)
+        w->slept_on = word == change_word || (word != NULL && set->count < SHMD_WORDS_MAX);
+        if (w->slept_on && word != change_word)
             set->words[set->count++] = (shmd_word_t){.word = word, .seen = seen};
         if (!w->slept_on && w->state == ARMED)
             set->is_looking = 1;
-        if (w->state == ARMED && may_hold(w))
-            set->may_hold = 1;
     }
 }
 
-static uint32_t look(shmd_notifier_t *n)
+static uint32_t look(shmd_notifier_t *n, sleep_set_t *set)
 {
     uint32_t found = 0;
     uint64_t now = shmd_now_ns();
+    set->is_held = 0;
     for (shmd_watch *w = n->watches; w != NULL; w = w->next) {
         if (w->state != ARMED)
             continue;
         (void)shmd_consumer_over(&w->seen, now);
-        int is_held = 0;
-        if (!shmd_mapping_is_damaged(w->seen.mapping) && !shmd_consumer_ready(&w->seen) && !(is_held = is_held_back(w, now)))
-            continue;
-        if (is_held) {
+        if (!shmd_mapping_is_damaged(w->seen.mapping) && !shmd_consumer_ready(&w->seen)) {
+            int is_held = is_held_back(w);
+            set->is_held |= is_held;
+            if (!is_held || now < w->held_next_ns)
+                continue;
             w->held_next_ns = now + w->held_pause_ns;
             w->held_pause_ns = shmd_min(w->held_pause_ns * 2, HELD_NS_MAX);
         }
@@ -176,29 +175,35 @@ static void *notifier_thread(void *argument)
 {
     shmd_client *client = argument;
     shmd_notifier_t *n = &client->notifier;
-    const uint32_t *event_word = &client->authority->event_word;
+    const uint32_t *change_word = &client->authority->change_word;
     uint64_t look_ns = LOOK_NS_MIN, slice_ns = 0;
+    uint32_t kicks = 0;
     sleep_set_t set;
     (void)prctl(PR_SET_NAME, "shmd-notifier");
     for (;;) {
         /* Before the set is made: what is added after this finds another kick word, and does not sleep. */
         set.words[0] = (shmd_word_t){.word = &n->kick_word, .seen = shmd_load32_acquire(&n->kick_word)};
-        set.words[1] = (shmd_word_t){.word = event_word, .seen = shmd_load32_acquire(event_word)}; /* E1: seals, revocations, epochs */
+        uint32_t change = shmd_load32_acquire(change_word); /* E2 */
+        set.words[1] = (shmd_word_t){.word = change_word, .seen = change};
         set.count = 2;
         (void)pthread_mutex_lock(&n->mutex);
         if (n->stopped) {
             (void)pthread_mutex_unlock(&n->mutex);
             return NULL;
         }
-        announce(n, &set, event_word);
+        announce(n, &set, change_word);
         shmd_fence_seq_cst(); /* W1: all flags before this, another look at all after */
-        int is_idle = look(n) == 0;
+        int is_idle = look(n, &set) == 0;
         look_ns = is_idle ? shmd_min(look_ns * 2, LOOK_NS_MAX) : LOOK_NS_MIN;
         uint64_t least_ns = shmd_load_relaxed(&shmd_notifier_slice_ns);
-        slice_ns = is_idle && !set.may_hold ? shmd_min(shmd_max(slice_ns * 2, least_ns), SLICES_MAX * least_ns) : least_ns;
+        int has_new = set.words[0].seen != kicks; /* a word that is slept on for the first time */
+        int grows = is_idle && !set.is_held && !has_new;
+        slice_ns = grows ? shmd_max(shmd_longer(slice_ns), least_ns) : least_ns;
+        kicks = set.words[0].seen;
         (void)pthread_mutex_unlock(&n->mutex);
         SHMD_FAILPOINT("notifier.announced");
-        (void)shmd_futex_wait_any(set.words, set.count, set.is_looking ? look_ns : slice_ns);
+        uint64_t limit_ns = set.is_looking ? look_ns : slice_ns;
+        (void)shmd_futex_wait_any(set.words, set.count, limit_ns, LOOK_NS_MAX / 2);
     }
 }
 

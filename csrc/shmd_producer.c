@@ -6,14 +6,14 @@
  */
 #include "shmd_internal.h"
 
-#include <sched.h>
-
 enum { NO_CONSUMER_YET = SHMD_GATE_MAX + 1 };
 
 /* ---- room ------------------------------------------------------------------------------ */
 
 static void blocked_begin(shmd_producer *p, uint32_t gate_plus_1, uint64_t position)
 {
+    int is_news = p->blocked_gate != gate_plus_1 ||
+                  shmd_load_relaxed(&p->data->blocked_position) != position;
     if (p->blocked_gate == 0) {
         p->blocked_since_ns = shmd_now_ns();
         shmd_store_relaxed(&p->data->blocked_since_ns, p->blocked_since_ns);
@@ -21,8 +21,11 @@ static void blocked_begin(shmd_producer *p, uint32_t gate_plus_1, uint64_t posit
     }
     p->blocked_gate = gate_plus_1;
     shmd_store_relaxed(&p->data->blocked_position, position);
-    shmd_store32_release(&p->data->blocked_gate, gate_plus_1); /* B1: after all that was committed; pairs with is_self_blocked */
+    /* B1: after all that was committed; pairs with shmd_consumer_blocks_itself */
+    shmd_store32_release(&p->data->blocked_gate, gate_plus_1);
     SHMD_FAILPOINT("room.blocked");
+    if (is_news && gate_plus_1 <= p->gate_count && shmd_load_relaxed(&p->hot->sleep_mask) != 0)
+        shmd_producer_wake(p); /* B1: views that held that gate may be gone; their owner moves it */
 }
 
 void shmd_producer_unblocked(shmd_producer *p)
@@ -31,6 +34,9 @@ void shmd_producer_unblocked(shmd_producer *p)
         return;
     p->blocked_total_ns += shmd_now_ns() - p->blocked_since_ns;
     p->blocked_gate = 0;
+    if (p->room_gate != 0)
+        shmd_store32_relaxed(&p->data->room_waiting, 0);
+    p->room_gate = 0;
     shmd_store_relaxed(&p->data->blocked_total_ns, p->blocked_total_ns);
     shmd_store32_relaxed(&p->data->blocked_gate, 0);
 }
@@ -173,59 +179,70 @@ int shmd_producer_check_length(const shmd_producer *p, uint64_t length)
                      (unsigned long long)p->max_message);
 }
 
-/* Sleeps at most slice_ns on the word of the gate that holds this producer back. */
-static int sleep_for_room(shmd_producer *p, uint64_t need, uint64_t slice_ns)
+/* An advance that went without a fence (C3) may have missed what is announced here. Its gate is
+ * seen after the first sleep. */
+enum { FIRST_SLICE_NS = 2000000 };
+
+/* It stands until it is answered, another gate holds this producer back, or there is room. */
+static void announce_wait(shmd_producer *p, uint32_t gate, uint32_t seen)
 {
+    uint32_t who = gate <= p->gate_count ? gate : 0;
+    p->room_gate = gate;
+    p->room_seen = seen;
+    p->room_slice_ns = FIRST_SLICE_NS;
+    shmd_store32_seq_cst(&p->data->room_waiting, ++p->room_ticket << 8 | who);
+}
+
+/* One sleep until there may be room: on the word of the gate that holds this producer back; without
+ * a consumer on the word of the driver, which admits one. Evictions, seals (E2) and a close (H2) end
+ * it, too. */
+static int sleep_for_room(shmd_producer *p, uint64_t need, uint64_t left_ns)
+{
+    const uint32_t *change_word = &p->client->authority->change_word;
+    const uint32_t *word = &p->client->authority->event_word; /* E1 */
     uint32_t gate = p->blocked_gate;
-    if (gate == 0 || gate > p->gate_count) { /* no consumer yet: nobody who could wake us; the directory is looked at again soon */
-        int rc = shmd_futex_wait(&p->client->authority->event_word, shmd_load32_acquire(&p->client->authority->event_word), slice_ns);
-        return rc == SHMD_E_INTERRUPTED ? rc : SHMD_OK;
-    }
-    const uint32_t *word = &shmd_gates_gate(p->gates, gate - 1)->room_word;
-    uint32_t seen = shmd_load32_acquire(word);
-    shmd_store32_seq_cst(&p->data->room_waiting, ++p->room_ticket << 8 | gate);
-    shmd_fence_seq_cst(); /* W2: announce, then look again; the consumer moves its gate, then looks for us (C3) */
+    if (gate != 0 && gate <= p->gate_count)
+        word = &shmd_gates_gate(p->gates, gate - 1)->room_word;
+    shmd_word_t words[] = {{.word = word, .seen = shmd_load32_acquire(word)},
+                           {.word = change_word, .seen = shmd_load32_acquire(change_word)},
+                           {.word = &p->closing, .seen = SHMD_HANDLE_OPEN}};
+    uint32_t count = sizeof words / sizeof words[0];
+    if (gate == 0 || p->room_gate != gate || p->room_seen != words[0].seen)
+        announce_wait(p, gate, words[0].seen);
+    shmd_fence_seq_cst(); /* W2: announce, look again; a consumer moves its gate, looks for us (C3) */
     SHMD_FAILPOINT("room.waiting");
     int rc = shmd_producer_room(p, need);
-    if (rc == SHMD_BACK_PRESSURED && p->blocked_gate != gate) {
-        rc = SHMD_OK; /* another gate holds it back now: sleep on that one's word */
-    } else if (rc == SHMD_BACK_PRESSURED) {
-        rc = shmd_futex_wait(word, seen, slice_ns);
-        rc = rc == SHMD_E_INTERRUPTED ? rc : SHMD_OK;
-    }
-    shmd_store32_relaxed(&p->data->room_waiting, 0);
-    return rc;
+    if (rc != SHMD_BACK_PRESSURED || p->blocked_gate != gate) /* of another gate: on its word */
+        return rc;
+    uint64_t slice_ns = p->room_slice_ns;
+    rc = shmd_futex_wait_any(words, count, shmd_min(left_ns, slice_ns), FIRST_SLICE_NS);
+    if (rc == SHMD_E_TIMEOUT && slice_ns <= left_ns)
+        p->room_slice_ns = shmd_longer(slice_ns);
+    return rc == SHMD_E_INTERRUPTED ? rc : shmd_producer_room(p, need);
 }
 
 static int wait_room(shmd_producer *p, uint64_t need, uint64_t timeout_ns)
 {
-    enum { SPINS = 512, YIELDS = 16, SLICE_NS = 2000000 };
+    enum { SPINS = 512 };
     int rc = shmd_producer_room(p, need);
     if (rc != SHMD_BACK_PRESSURED || timeout_ns == 0)
         return rc;
     uint64_t deadline_ns = shmd_deadline(timeout_ns);
-    if (shmd_load_relaxed(&p->hot->sleep_mask) != 0)
-        shmd_producer_wake(p); /* before waiting for them, be sure that they are awake */
-    for (int i = 0; i < SPINS + YIELDS && rc == SHMD_BACK_PRESSURED && !shmd_load32_relaxed(&p->closing); i++) {
-        if (i < SPINS) {
-            for (int k = 0; k < 8; k++)
-                shmd_pause();
-        } else {
-            (void)sched_yield();
-        }
-        if (i % 16 == 0 || i >= SPINS)
+    for (int i = p->room_gate == 0 ? 0 : SPINS; i < SPINS && rc == SHMD_BACK_PRESSURED; i++) {
+        for (int k = 0; k < 8; k++)
+            shmd_pause();
+        if (i % 16 == 0)
             rc = shmd_producer_room(p, need);
     }
     while (rc == SHMD_BACK_PRESSURED) {
         uint64_t now = shmd_now_ns();
-        uint64_t slice_ns = shmd_client_waits(p->client, now, SLICE_NS);
+        uint64_t limit_ns = shmd_client_waits(p->client, now, SHMD_LONG_WAIT_NS);
         if (shmd_load32_relaxed(&p->closing))
-            return shmd_fail(SHMD_E_CLOSED, "stream %s: producer was closed by another thread", p->stream);
+            return shmd_fail(SHMD_E_CLOSED, "stream %s: producer was closed by another thread",
+                             p->stream);
         if (now >= deadline_ns)
-            return SHMD_BACK_PRESSURED;
-        rc = sleep_for_room(p, need, shmd_min(deadline_ns - now, slice_ns));
-        if (rc == SHMD_OK)
-            rc = shmd_producer_room(p, need);
+            return rc;
+        rc = sleep_for_room(p, need, shmd_min(limit_ns, deadline_ns - now));
     }
     return rc;
 }

@@ -35,13 +35,15 @@ typedef struct waitv {
 
 uint32_t shmd_waitv_missing;
 
-int shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_ns)
+int shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_ns, uint64_t look_ns)
 {
-    enum { SIZE_U32 = 2, LOOK_NS = 1000000 };
+    enum { SIZE_U32 = 2 };
     waitv_t list[SHMD_WORDS_MAX];
     SHMD_ENTERS_WAIT();
     if (n == 0 || shmd_load32_relaxed(&shmd_waitv_missing))
-        return shmd_futex_wait(n == 0 ? &shmd_waitv_missing : words[0].word, n == 0 ? shmd_waitv_missing : words[0].seen, shmd_min(timeout_ns, LOOK_NS));
+        return shmd_futex_wait(n == 0 ? &shmd_waitv_missing : words[0].word,
+                               n == 0 ? shmd_waitv_missing : words[0].seen,
+                               shmd_min(timeout_ns, look_ns));
     for (uint32_t i = 0; i < n; i++)
         list[i] = (waitv_t){.value = words[i].seen, .address = (uint64_t)(uintptr_t)words[i].word, .flags = SIZE_U32};
     uint64_t until_ns = shmd_deadline(timeout_ns);

@@ -76,6 +76,9 @@ struct shmd_producer {
     uint32_t min_consumers;             /* still wanted; 0 once they were there */
     uint32_t wake_word;
     uint32_t room_ticket;               /* one a wait for room: a consumer wakes once a ticket */
+    uint32_t room_gate;                 /* + 1; the wait that is announced there, 0: none, */
+    uint32_t room_seen;                 /* and that gate's word then: a new one is the answer */
+    uint64_t room_slice_ns;             /* how long the next sleep for room is */
     uint32_t end_reason;
     uint32_t lease_index;
     uint32_t stream_index;
@@ -162,6 +165,7 @@ struct shmd_consumer {
     uint32_t idle_epoch;                /* last_epoch and position when its present wait was seen first, */
     uint64_t idle_at;
     uint64_t idle_since_ns;             /* and when; 0: it has not waited */
+    uint64_t slice_ns;                  /* how long it sleeps next if nothing has come since */
     shmd_epoch_hot_t drained;           /* what hot is of an epoch that it drains after its lease has ended */
     shmd_client *client;
     shmd_watch *watch;                  /* who makes its fd readable; NULL: it has none */

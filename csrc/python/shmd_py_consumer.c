@@ -6,7 +6,7 @@ enum {
     RUN_MAX = 256,                            /* messages fetched ahead, into private memory */
     BUFFER_BYTES = 65536 + SHMD_PY_HEAD_BYTES + SHMD_PY_ALIGNED,
     PRIVATE_FROM_BYTES = 4096,                /* larger copies are handed out as they are, not copied again */
-    FOREVER_SLICE_NS = 50000000,              /* between slices Python runs signal handlers */
+    FOREVER_SLICE_NS = 1000000000,            /* a signal ends one; then Python looks after the driver */
     FOREVER_S = 1000000000,
     LOOK_AGAIN_NS = 250000000,                /* reads that never wait look after the driver, too */
 };

@@ -1,20 +1,24 @@
-/* Sleeping and waking, both ways. A lost wake-up costs a reader its sleep's time limit, never a hang: so this program is linked
- * (Makefile) with a futex wait of its own, in which that limit is endless. A lost one then hangs, and make ends it.
+/* Sleeping and waking, both ways. A lost wake-up costs a sleep's time limit, never a hang: so
+ * this program is linked (Makefile) with a futex wait of its own, in which that limit is endless
+ * for readers. A lost one then hangs, and make ends it. What ends waits: test_wait_ends.c.
  * fault: 41 (hand-offs both ways) */
 #include "rig.h"
 
-enum { READER_SLICE_NS = 20000000, WAIT_NS = 15000000 }; /* the second is shorter: those sleeps end */
+enum { WAIT_NS = 15000000 }; /* shorter than a reader's sleep: those end */
 static uint32_t endless_sleeps;
 
-int __real_shmd_futex_wait(const uint32_t *word, uint32_t seen, uint64_t timeout_ns);
-int __wrap_shmd_futex_wait(const uint32_t *word, uint32_t seen, uint64_t timeout_ns);
+int __real_shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_ns,
+                               uint64_t look_ns);
+int __wrap_shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_ns,
+                               uint64_t look_ns);
 
-int __wrap_shmd_futex_wait(const uint32_t *word, uint32_t seen, uint64_t timeout_ns)
+int __wrap_shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_ns,
+                               uint64_t look_ns)
 {
-    if (timeout_ns != READER_SLICE_NS)
-        return __real_shmd_futex_wait(word, seen, timeout_ns);
+    if (timeout_ns <= WAIT_NS)
+        return __real_shmd_futex_wait_any(words, n, timeout_ns, look_ns);
     (void)shmd_add32(&endless_sleeps, 1);
-    return __real_shmd_futex_wait(word, seen, UINT64_MAX);
+    return __real_shmd_futex_wait_any(words, n, UINT64_MAX, look_ns);
 }
 
 typedef struct side {

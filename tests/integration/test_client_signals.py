@@ -37,6 +37,7 @@ LOOKS = 1_000_000
 RUN_MAX = 256  # messages that are fetched at once
 ENDLESS_NS = 10**17
 SLICE_NS = 5_000_000
+FUTEX_WAITV = "449"  # on one of several words
 
 
 class Alarm(Exception):
@@ -93,10 +94,12 @@ def is_reading(client: shmdriver.Client) -> bool:
 
 
 def is_awaiting_a_producer(client: shmdriver.Client) -> bool:
-    """Whether the main thread sleeps on the driver's word: the kernel tells its system call's arguments."""
-    word = ffi.addressof(client._connected().authority, "event_word")
+    """Whether the main thread sleeps on a word of the driver's: the kernel tells its system call."""
+    authority = client._connected().authority
+    words = [ffi.addressof(authority, word) for word in ("event_word", "change_word")]
     call = Path(f"/proc/self/task/{os.getpid()}/syscall").read_text().split()
-    return len(call) > 1 and call[1] == hex(int(ffi.cast("uintptr_t", word)))
+    is_on_one = len(call) > 1 and call[1] in {hex(int(ffi.cast("uintptr_t", word))) for word in words}
+    return is_on_one or call[0] == FUTEX_WAITV
 
 
 def is_writing(client: shmdriver.Client) -> bool:

@@ -32,6 +32,7 @@ POINTS = (
     "shmd_word_store_seq_cst",
     "shmd_record_rewrite",
     "shmd_event_publish",
+    "shmd_authority_changed",
     "shmd_epoch_join",
     "shmd_epoch_leave",
     "shmd_epoch_seal",

@@ -20,7 +20,7 @@ from tests.driver_rig import Requester, Rig, View
 
 FOLLOW: dict[str, Any] = {"flags": lib.SHMD_ATTACH_CREATE | lib.SHMD_ATTACH_FOLLOW}
 STORES = ("shmd_word_store", "shmd_word_store_seq_cst", "shmd_record_rewrite", "shmd_event_publish",
-          "shmd_epoch_join", "shmd_epoch_leave", "shmd_epoch_seal")  # fmt: skip
+          "shmd_authority_changed", "shmd_epoch_join", "shmd_epoch_leave", "shmd_epoch_seal")  # fmt: skip
 
 
 @pytest.fixture

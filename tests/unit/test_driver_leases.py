@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -302,3 +303,25 @@ def test_confirmation_deadline_allows_time_to_map(rig: Rig) -> None:
     answer = client.ask(raw)
     rig.tick(500)
     assert rig.lease_state(answer) == lib.SHMD_LEASE_ATTACHED
+
+
+def test_changes_wake_those_that_wait_and_answers_do_not(rig: Rig) -> None:
+    def wakes(act: Callable[[], object]) -> bool:
+        before = int(rig.view.authority.change_word)
+        act()
+        return int(rig.view.authority.change_word) != before
+
+    client = rig.client()
+    answers: list[Any] = []
+    assert wakes(lambda: answers.append(client.produce()))  # an epoch begins
+    for _ in range(3):
+        assert not wakes(lambda: answers.append(client.consume()))
+    assert not wakes(rig.client)
+    assert not wakes(rig.driver.announce)
+    assert wakes(lambda: client.detach(answers[1]))  # its producer may wait for it
+    assert wakes(rig.restart)  # the one before may have been killed before it told of a change
+    lease = rig.driver.tables.leases.live(answers[2].lease_id)
+    assert lease is not None
+    now_ns = rig.clock.now_ns
+    assert wakes(lambda: rig.driver.tables.tenure.revoke(lease, Reason.EVICTED, "slow", now_ns))
+    assert wakes(lambda: client.detach(answers[0]))  # a seal

@@ -14,6 +14,7 @@ from shmdriver.client.link import FOREVER_SLICE_NS, Link
 __all__ = ["DriverEvent", "listen"]
 
 LOOK_S = 1.0  # at a driver that nobody takes over
+_STOP_LOOK_S = 0.001
 
 _KINDS = {
     lib.SHMD_EVENT_HELLO_RESPONSE: "hello_response",
@@ -51,11 +52,12 @@ class DriverEvent:
 
 
 def listen(
-    link: Link, callback: Callable[[DriverEvent], object], idle: Callable[[], bool] | None = None
+    link: Link, callback: Callable[[DriverEvent], object], idle: Callable[[], float] | None = None
 ) -> Callable[[], None]:
     """Calls ``callback`` for every event from now on, from a daemon thread. Returns what ends it.
 
-    ``idle`` is called about 20 times a second, and ends it when it returns True.
+    ``idle`` is called after every wait, and says after how many seconds at most it is to be called again
+    (0: never, the thread ends).
     """
     stopping = threading.Event()
     cursor = ffi.new("uint64_t *", link.event_head())
@@ -66,8 +68,13 @@ def listen(
 
     def stop() -> None:
         stopping.set()
-        if thread.ident is not None and thread is not threading.current_thread():
-            thread.join()
+        if thread.ident is None or thread is threading.current_thread():
+            return
+        pause_s = _STOP_LOOK_S
+        while thread.is_alive():  # again: the thread may have looked, and not have fallen asleep yet
+            lib.shmd_futex_wake(ffi.addressof(link.authority, "event_word"))
+            thread.join(pause_s)
+            pause_s *= 2
 
     try:
         link.listeners.append(stop)  # before there is a thread: who closes the link ends it
@@ -83,7 +90,7 @@ def listen(
 
 def _run(
     link: Link,
-    hooks: list[tuple[Callable[[DriverEvent], object], Callable[[], bool] | None]],
+    hooks: list[tuple[Callable[[DriverEvent], object], Callable[[], float] | None]],
     cursor: object,
     stopping: threading.Event,
 ) -> None:
@@ -104,14 +111,18 @@ def _run(
             missed = int(lost[0]) - seen_lost
             seen_lost = int(lost[0])
             callback(_copy(event, missed))
-        if idle is not None and not stopping.is_set() and idle():
+        slice_ns = FOREVER_SLICE_NS
+        if idle is not None and not stopping.is_set():
+            slice_ns = int(idle() * 1e9)
+        if slice_ns == 0:
             return
         if time.monotonic() >= look_at_s and not stopping.is_set():
             look_at_s = time.monotonic() + LOOK_S
             if is_embedded and not link.driver_alive():
                 callback(_lost(last_error()))
                 return
-        lib.shmd_futex_wait(word, seen, FOREVER_SLICE_NS)
+        if not stopping.is_set():
+            lib.shmd_futex_wait(word, seen, slice_ns)
 
 
 def _lost(text: str) -> DriverEvent:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Holder"]
 
+AGAIN_S = 0.05
+LOOK_S = 1.0
+
 
 class Holder:
     """Of one queue, as long as that lives. A thread has it look when its streams may have changed."""
@@ -62,19 +65,20 @@ class Holder:
         if event.stream.startswith(self._prefix) or event.missed:
             self._turn()
 
-    def _idle(self) -> bool:
+    def _idle(self) -> float:
         """Now and then: a driver that was removed says nothing, and one that is waited for neither.
 
-        Whether it is over.
+        After how many seconds to look again; 0: it is over.
         """
         comeback = self.lease._comeback
         if self._queue() is None:
             self.abandon()  # its finaliser may have been interrupted
         if self.lease.closed:
-            return True
+            return 0
         if self._again or self._look.is_due or (comeback is not None and comeback.left is not None):
             self._turn()
-        return False
+        is_soon = self._again or (comeback is not None and comeback.left is not None)
+        return AGAIN_S if is_soon else LOOK_S
 
     def _turn(self) -> None:
         try:

@@ -38,8 +38,9 @@ __all__ = [
     "wait_for_a_driver",
 ]
 
-# A wait without end is made of slices this long, between which Python runs signal handlers (Ctrl-C).
-FOREVER_SLICE_NS = 50_000_000
+# A wait without end is made of slices this long, between which Python looks after the driver. A signal ends
+# a slice, and so do a message, room, a change that the driver tells of, and a close.
+FOREVER_SLICE_NS = 1_000_000_000
 TRY_AGAIN_NS = 20_000_000  # while what is waited for has no word that one could sleep on
 
 

@@ -30,7 +30,7 @@ from shmdriver.client import directory, exiting, pickling
 from shmdriver.client.boundary import clear_frames
 from shmdriver.client.holding import Holder
 from shmdriver.client.lanes import Inlet, lane_name, loss, stream_name
-from shmdriver.client.link import FOREVER_SLICE_NS, Deadline, nap, register
+from shmdriver.client.link import Deadline, nap, register
 from shmdriver.client.outlet import NOTHING, Outlet
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ _loads = pickling.decode
 MAX_BYTES = 8 << 20
 MAX_BYTES_LEAST = 1 << 16
 SLICE_NS = 5_000_000  # of a wait inside a lock that another thread may want
+ALONE_SLICE_NS = 50_000_000  # while no other thread waits
 BREATH_NS = 50_000  # outside of it, between two slices
 KEEPER_LOOK_S = 1.0
 Encoded = tuple[bytes, list[memoryview]]
@@ -419,7 +420,8 @@ class Queue:
             while True:
                 with self._get_lock:
                     outlet = self._getting()
-                    slice_ns = min(deadline.slice_ns(), FOREVER_SLICE_NS if len(getters) == 1 else SLICE_NS)
+                    most_ns = ALONE_SLICE_NS if len(getters) == 1 else SLICE_NS
+                    slice_ns = min(deadline.slice_ns(), most_ns)
                     if slice_ns != 0:
                         outlet.wait(slice_ns)
                     found = outlet.take()

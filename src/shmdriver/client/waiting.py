@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Patience", "check_limit", "wait", "wait_for_any"]
 
 _WARN_AFTER_NS = 5_000_000_000
+_HELD_SLICE_NS = 50_000_000  # views may go meanwhile, in other threads; only a look moves their gate
 _PACKAGE = "shmdriver."
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 
@@ -84,6 +85,8 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
         slice_ns = deadline.slice_ns()
         there = [consumer for consumer in different if not consumer._is_away]
         slice_ns = slice_ns if len(there) == len(different) else min(slice_ns, TRY_AGAIN_NS)
+        if any(consumer.held for consumer in there):
+            slice_ns = min(slice_ns, _HELD_SLICE_NS)
         wait_for_any(there, slice_ns, doing="waiting for several consumers")
         ready = [consumer for consumer in consumers if _has_something(consumer)]
         if slice_ns == 0:

@@ -281,7 +281,7 @@ class Admission:
         self._authority.count(lib.SHMD_COUNTER_SEGMENTS_CREATED, 2)
         # Event. Killed before it: the repeated attach is answered from the tables.
         self._events.attach_response(lease.record, stream.name)
-        self._events.stream_announce(stream.record, epoch.record)
+        self._events.stream_changed(stream.record, epoch.record)
 
     def _check_exclusive(self, stream: Stream) -> None:
         producer = stream.producer

@@ -379,9 +379,14 @@ class Authority:
 
     # -- the end
 
+    def changed(self) -> None:
+        """Wakes all who wait for messages, for room or for an epoch: those have changed."""
+        lib.shmd_authority_changed(self.base)
+
     def wake_everybody(self) -> None:
-        """Wakes all who sleep on the event ring."""
+        """Wakes all who sleep on a word of the driver's."""
         lib.shmd_futex_wake(ffi.addressof(self.base, "event_word"))
+        self.changed()
 
     def unlink(self) -> None:
         """Removes both names, authority last, under the lock."""

@@ -162,6 +162,7 @@ class Driver:
             tables.authority.complete()
         failpoint("start.complete")
         self.tables.announce_all()
+        tables.authority.wake_everybody()  # a driver that was killed may not have come to it
         if shm.mlock:
             epochs = (epoch for stream in tables.streams for epoch in stream.epochs.values())
             adopted_maps = (mapped for epoch in epochs for mapped in epoch.memory.maps)

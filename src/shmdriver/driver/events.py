@@ -69,7 +69,7 @@ class EventLog:
         event = self._of_lease(lib.SHMD_EVENT_DETACH_RESPONSE, lease, stream_name)
         event.correlation_id = correlation_id
         event.reason = lease.end_reason
-        self._publish()
+        self._publish_change()
 
     def already_detached(self, request: _Addressed, lease_id: int) -> None:
         """The answer to a detach of a lease that is gone: repeating a detach is no error."""
@@ -97,7 +97,12 @@ class EventLog:
         """A lease has ended without its client's wish."""
         event = self._of_lease(lib.SHMD_EVENT_LEASE_REVOKED, lease, stream_name, text)
         event.reason = lease.end_reason
-        self._publish()
+        self._publish_change()
+
+    def stream_changed(self, stream: Any, epoch: Any | None) -> None:
+        """As :meth:`stream_announce`, when an epoch has begun or ended."""
+        self.stream_announce(stream, epoch)
+        self._authority.changed()
 
     def stream_announce(self, stream: Any, epoch: Any | None) -> None:
         """A stream's newest epoch (``shmd_epoch_record_t *``) as it stands, or that it has none yet."""
@@ -171,3 +176,8 @@ class EventLog:
 
     def _publish(self) -> None:
         lib.shmd_event_publish(self._writer, self._event)
+
+    def _publish_change(self) -> None:
+        """Of a change in the tables that others may wait for: they are woken."""
+        self._publish()
+        self._authority.changed()

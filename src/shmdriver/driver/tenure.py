@@ -108,7 +108,7 @@ class Tenure:
         else:
             self._events.lease_revoked(lease.record, stream.name, text)
         if lease.is_producer:
-            self._events.stream_announce(stream.record, epoch.record if epoch else None)
+            self._events.stream_changed(stream.record, epoch.record if epoch else None)
         elif lease.is_reliable and stream.open_epoch is not None and not stream.open_epoch.hot.gate_mask:
             self._events.consumers_left(stream.record, stream.open_epoch.record)
         failpoint("end.told")
