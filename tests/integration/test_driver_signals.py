@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,25 +49,38 @@ def segments(instance: str) -> list[str]:
     return sorted(path.name for path in Path("/dev/shm").glob(f"shmd.{instance}.*"))
 
 
-def start_blocked(number: int, *words: str, **options: object) -> subprocess.Popen[bytes]:
-    """`shmdriver` with a signal blocked, as its parent process has it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    try:
-        return subprocess.Popen([sys.executable, "-m", "shmdriver", *words], **options)  # type: ignore[call-overload, no-any-return]
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+Starts = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Starts]:
+    """Starts programs, with signals blocked as their parent process has them; at the end none is left."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str], blocked: Iterable[int] = (), **options: Any) -> subprocess.Popen[bytes]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        try:
+            started.append(subprocess.Popen([sys.executable, *command], **options))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate(timeout=PATIENCE_S)
 
 
 @pytest.mark.fault(62, how="a signal while the program is imported")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_before_the_handlers_stand_is_obeyed(instance: str, environment, number: int) -> None:
-    driver = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED_IMPORT, str(int(number)), instance],
-        stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
+def test_a_signal_before_the_handlers_stand_is_obeyed(
+    instance: str, environment, start: Starts, number: int
+) -> None:
+    command = ["-c", INTERRUPTED_IMPORT, str(int(number)), instance]
+    driver = start(command, stderr=subprocess.PIPE, env=environment)
     assert driver.stderr is not None
     if number == signal.SIGHUP:  # it shows the configuration and goes on
-        assert any("config: instance" in line for line in driver.stderr)
+        assert any(b"config: instance" in line for line in driver.stderr)
         driver.send_signal(signal.SIGTERM)
     _, log = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 0, log
@@ -75,17 +89,20 @@ def test_a_signal_before_the_handlers_stand_is_obeyed(instance: str, environment
 
 @pytest.mark.fault(62, how="signals blocked by the parent process")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_that_the_parent_had_blocked_is_obeyed(instance: str, environment, number: int) -> None:
-    driver = start_blocked(number, "run", "-i", instance, env=environment, stderr=subprocess.DEVNULL)
+def test_a_signal_that_the_parent_had_blocked_is_obeyed(
+    instance: str, environment, start: Starts, number: int
+) -> None:
+    command = ["-m", "shmdriver", "run", "-i", instance]
+    driver = start(command, {number}, env=environment, stderr=subprocess.DEVNULL)
     driver.send_signal(number)  # before its first instruction, perhaps
     assert driver.wait(PATIENCE_S) == 0
     assert bool(segments(instance)) == (number == signal.SIGUSR1)
 
 
-def test_a_tool_that_was_started_with_its_signals_blocked_can_be_stopped() -> None:
+def test_a_tool_that_was_started_with_its_signals_blocked_can_be_stopped(start: Starts) -> None:
     with shmdriver.embedded() as client, client.producer("s", min_consumers=1) as out:
-        words = ("sub", "s", "-i", client.instance, "--lines")
-        tool = start_blocked(signal.SIGTERM, *words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        command = ["-m", "shmdriver", "sub", "s", "-i", client.instance, "--lines"]
+        tool = start(command, {signal.SIGTERM}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert tool.stdout is not None
         out.publish(b"one", timeout=PATIENCE_S)
         assert tool.stdout.readline() == b"one\n"
@@ -95,7 +112,9 @@ def test_a_tool_that_was_started_with_its_signals_blocked_can_be_stopped() -> No
 
 
 @pytest.mark.fault(62, how="stderr is a full pipe")
-def test_a_driver_whose_log_nobody_reads_does_all_its_duties(instance: str, environment) -> None:
+def test_a_driver_whose_log_nobody_reads_does_all_its_duties(
+    instance: str, environment, start: Starts
+) -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     try:
@@ -103,11 +122,8 @@ def test_a_driver_whose_log_nobody_reads_does_all_its_duties(instance: str, envi
             pass
     except BlockingIOError:
         os.set_blocking(writing, True)
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "shmdriver", "run", "-i", instance], stderr=writing, env=environment
-    )
-    os.close(writing)
     try:
+        driver = start(["-m", "shmdriver", "run", "-i", instance], stderr=writing, env=environment)
         wait_until(lambda: serves(instance), "the driver to serve")
         for _ in range(3):
             with shmdriver.connect(instance) as client, client.producer("s"):
@@ -116,6 +132,5 @@ def test_a_driver_whose_log_nobody_reads_does_all_its_duties(instance: str, envi
         assert driver.wait(PATIENCE_S) == 0
         assert segments(instance) == []
     finally:
-        driver.kill()
-        driver.wait()
+        os.close(writing)
         os.close(reading)
