@@ -169,8 +169,12 @@ static void test_counts_and_offsets_that_change_later_steer_nothing(void)
     CHECK_EQ(shmd_lease_live(&f.rig.client, c->lease_index, c->lease_id, &reason), 1);
     CHECK_EQ(shmd_poll(c, &message), 0);
     /* The driver reads the same header; its other fields stay as they are, for its thread may be reading them now. */
-    memcpy(&a->client_max, maxima, sizeof maxima);
-    memcpy(&a->clients_offset, offsets, sizeof offsets);
+    a->client_max = maxima[0];
+    a->lease_max = maxima[1];
+    a->stream_max = maxima[2];
+    a->clients_offset = offsets[0];
+    a->leases_offset = offsets[1];
+    a->streams_offset = offsets[2];
     CHECK_EQ(shmd_consumer_close(c), SHMD_OK);
     fake_stop(&f);
 }
