@@ -716,7 +716,7 @@ typedef struct shmd_lost_range { uint32_t epoch; uint32_t reserved; uint64_t fir
 
 /* What shmd_guarded_fetch found. copied: count messages of the same length stand in the caller's
  * buffer as packed little-endian records: u64 seq, u64 timestamp_ns, u16 type, u16 flags, payload
- * (20 + length bytes each). Not copied: one message whose payload is in place in shared memory. */
+ * (20 + length bytes each), without a gap between them. Not copied: one message whose payload is in place in shared memory. */
 typedef struct shmd_batch {
     uint64_t count;
     uint64_t seq;                   /* of the first */
@@ -728,6 +728,8 @@ typedef struct shmd_batch {
     uint16_t flags;
     uint32_t copied;
     uint64_t mapping_serial;
+    uint64_t lost;                  /* before the first: as shmd_consumer_info, which may know of more by now */
+    uint64_t lost_range_count;      /* likewise */
 } shmd_batch_t;
 
 enum { SHMD_RUN_LENGTH_SHIFT = 16 };
@@ -757,6 +759,7 @@ const char *shmd_strerror(int code);
 const char *shmd_last_error(void);              /* thread-local text of the last failure; "" when none */
 uint32_t shmd_last_reason(void);                /* SHMD_REASON_* of the last SHMD_E_REJECTED */
 uint32_t shmd_last_code(void);                  /* SHMD_CODE_* likewise */
+const char *shmd_reason_text(uint32_t reason);  /* SHMD_REASON_* in a few words, for the middle of a sentence; a thread's until its next call */
 uint64_t shmd_now_ns(void);                     /* CLOCK_MONOTONIC */
 uint64_t shmd_hash(const void *data, uint64_t bytes, uint64_t seed);
 void shmd_process_self(shmd_process_t *out);                      /* the calling one; what cannot be read is 0 */
@@ -765,6 +768,7 @@ int shmd_process_look(const shmd_process_t *process, int *pidfd, uint32_t *evide
        It proves that death also when this look is UNKNOWN. */
 const char *shmd_evidence_text(uint32_t evidence);
 uint64_t shmd_pid_namespace(void);                                /* inode; 0: not known */
+const char *shmd_pid_text(int64_t pid, uint64_t pid_namespace);   /* "pid 7", with where that number means something when not here; likewise */
 int shmd_instance_is_embedded(const char *instance);              /* 1: made by an embedded driver for itself; no other one ever adopts it */
 
 uint64_t shmd_word_load(const uint64_t *word);                    /* acquire */

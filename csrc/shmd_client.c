@@ -14,14 +14,17 @@ enum { RESEND_NS = 250000000, LOOK_NS = 20000000, FULL_NS = 1000000, ANSWER_SPIN
 
 /* ---- the driver, seen from outside ----------------------------------------------------- */
 
+static const char *pid_of_driver(const shmd_authority_t *a) { return shmd_pid_text(a->driver_pid, a->driver_pid_namespace); }
+
 static int is_over_by(const shmd_authority_t *a, uint64_t exit_kind)
 {
-    const char *how = "was superseded by another one that began anew; connect anew to that";
+    const char *pid = pid_of_driver(a);
     if (exit_kind == SHMD_EXIT_HANDOVER)
-        return shmd_fail(SHMD_PROCESS_DEAD, "driver of instance %s handed over (pid %lld) and its successor is not there yet", a->instance, (long long)a->driver_pid);
+        return shmd_fail(SHMD_PROCESS_DEAD, "driver of instance %s handed over (%s) and its successor is not there yet", a->instance, pid);
     if (exit_kind == SHMD_EXIT_CLEAN)
-        how = "was stopped; start one again with `shmdriver run`, and connect anew";
-    return shmd_fail(SHMD_PROCESS_DEAD, "driver of instance %s (pid %lld) %s", a->instance, (long long)a->driver_pid, how);
+        return shmd_fail(SHMD_PROCESS_DEAD, "driver of instance %s (%s) was stopped; start one again with `shmdriver run -i %s`, and connect anew",
+                         a->instance, pid, a->instance);
+    return shmd_fail(SHMD_PROCESS_DEAD, "driver of instance %s (%s) was superseded by another one that began anew; connect anew to that", a->instance, pid);
 }
 
 int shmd_driver_is_over(const shmd_authority_t *a)
@@ -62,12 +65,12 @@ int shmd_driver_look(const shmd_authority_t *a, int authority_fd, uint32_t *evid
         return verdict;
     const char *where = was_here ? ": it crashed in this process, whose standard error has its traceback" : "";
     if (shmd_instance_is_embedded(a->instance))
-        return shmd_fail(verdict, "the embedded driver of instance %s (in pid %lld) is dead%s, and nobody takes it over; connect to another instance", a->instance,
-                         (long long)driver.pid, where);
+        return shmd_fail(verdict, "the embedded driver of instance %s (in %s) is dead%s, and nobody takes it over; connect to another instance", a->instance,
+                         pid_of_driver(a), where);
     if (was_here)
         return shmd_fail(verdict, "the driver of instance %s is dead%s; start it again, it takes over what is there", a->instance, where);
-    return shmd_fail(verdict, "driver of instance %s (pid %lld) is dead; start it again with `shmdriver run`, it takes over what is there", a->instance,
-                     (long long)driver.pid);
+    return shmd_fail(verdict, "driver of instance %s (%s) is dead; start it again with `shmdriver run -i %s`, it takes over what is there", a->instance,
+                     pid_of_driver(a), a->instance);
 }
 
 int shmd_driver_alive(const shmd_authority_t *a)
@@ -117,13 +120,13 @@ int shmd_client_is_orphaned(const shmd_client *client)
     uint64_t exit_kind = shmd_load_acquire(&a->exit_kind); /* A1 */
     if (shmd_load32_acquire(&client->authority_damage.damaged) != 0)
         return !shmd_fail(0, "instance %s: a process of its owner truncated the segment /shmd.%s.authority; its driver cannot go on. Start one again with "
-                          "`shmdriver run`, and connect anew", client->instance, client->instance);
+                          "`shmdriver run -i %s`, and connect anew", client->instance, client->instance, client->instance);
     if (exit_kind != SHMD_EXIT_NONE && exit_kind != SHMD_EXIT_HANDOVER)
         return !may_answer(client);
     if (is_dead_embedded(client))
         return 1;
-    return is_removed(client) && !shmd_fail(0, "driver of instance %s (pid %lld) is gone and its segments were removed; start a driver with `shmdriver run` and connect anew",
-                                            a->instance, (long long)a->driver_pid);
+    return is_removed(client) && !shmd_fail(0, "driver of instance %s (%s) is gone and its segments were removed; start a driver with "
+                                            "`shmdriver run -i %s` and connect anew", a->instance, pid_of_driver(a), a->instance);
 }
 
 /* A client that waits for drivers goes over to the next one by itself, and reads on meanwhile what its peers still write; nobody
@@ -146,10 +149,10 @@ int shmd_client_over_fail(const shmd_client *client, const char *stream)
 {
     const shmd_authority_t *a = client->authority;
     if (shmd_instance_is_embedded(a->instance))
-        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "stream %s: the embedded driver of instance %s (in pid %lld) is dead, and nobody takes its streams over; "
-                         "connect to another instance", stream, a->instance, (long long)a->driver_pid);
-    return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "stream %s: the driver of instance %s (pid %lld) is gone and its segments were removed, so that nobody new can come; connect again",
-                     stream, a->instance, (long long)a->driver_pid);
+        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "stream %s: the embedded driver of instance %s (in %s) is dead, and nobody takes its streams over; "
+                         "connect to another instance", stream, a->instance, pid_of_driver(a));
+    return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "stream %s: the driver of instance %s (%s) is gone and its segments were removed, so that nobody new can come; connect again",
+                     stream, a->instance, pid_of_driver(a));
 }
 
 int shmd_client_driver_alive(const shmd_client *client) { return !shmd_client_is_orphaned(client) && may_answer(client); }
@@ -213,13 +216,13 @@ static int give_up_asking(const shmd_client *client, int is_full)
     if (shmd_client_is_orphaned(client) || look_at_driver(client, &evidence) == SHMD_PROCESS_DEAD)
         return SHMD_E_DRIVER_UNAVAILABLE;
     if (is_full)
-        return shmd_fail(SHMD_E_TIMEOUT, "control ring full: %d requests wait for the driver of instance %s (pid %lld)", SHMD_CONTROL_SLOTS, client->instance,
-                         (long long)client->authority->driver_pid);
+        return shmd_fail(SHMD_E_TIMEOUT, "control ring full: %d requests wait for the driver of instance %s (%s)", SHMD_CONTROL_SLOTS, client->instance,
+                         pid_of_driver(client->authority));
     if (evidence != SHMD_EVIDENCE_START_TIME)
-        return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (pid %lld) did not answer in time, and whether it lives cannot be proved: %s", client->instance,
-                         (long long)client->authority->driver_pid, shmd_evidence_text(evidence));
-    return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (pid %lld) did not answer in time; it is alive but hung, or overloaded: see `shmdriver doctor`",
-                     client->instance, (long long)client->authority->driver_pid);
+        return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (%s) did not answer in time, and whether it lives cannot be proved: %s", client->instance,
+                         pid_of_driver(client->authority), shmd_evidence_text(evidence));
+    return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (%s) did not answer in time; it is alive but hung, or overloaded: `shmdriver stat -i %s` shows it",
+                     client->instance, pid_of_driver(client->authority), client->instance);
 }
 
 static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t deadline_ns)
@@ -359,8 +362,8 @@ int shmd_client_attach_failed(shmd_client *client, const shmd_request_t *request
     if (is_live)
         return rc;
     if (reason == SHMD_REASON_SHUTDOWN || reason == SHMD_REASON_SUPERSEDED)
-        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "the driver of instance %s (pid %lld) admitted this to stream %.64s and ended before it was mapped; connect anew "
-                         "when another one serves", client->instance, (long long)client->authority->driver_pid, request->stream);
+        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "the driver of instance %s (%s) admitted this to stream %.64s and ended before it was mapped; connect anew "
+                         "when another one serves", client->instance, pid_of_driver(client->authority), request->stream);
     shmd_fail_answer(SHMD_CODE_REJECTED, reason);
     return shmd_fail(SHMD_E_REJECTED, "stream %.64s: the lease ended before the stream was mapped; attach again", request->stream);
 }
@@ -404,9 +407,8 @@ static int map_authority(shmd_client *client, int *is_between)
         (void)fstat(client->authority_fd, &client->authority_is);
     int rc = map_whole(client->authority_fd, 0, &base, client->authority_bytes);
     if (rc == SHMD_E_SYSTEM && errno == ENOENT)
-        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "no driver of instance %s: there is no segment %s; start one with `shmdriver run`%s%s",
-                         client->instance, name, strcmp(client->instance, "default") == 0 ? "" : " --instance ",
-                         strcmp(client->instance, "default") == 0 ? "" : client->instance);
+        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "no driver of instance %s: there is no segment %s; start one with `shmdriver run -i %s`",
+                         client->instance, name, client->instance);
     *is_between = rc == SHMD_E_INVALID; /* a name without bytes yet */
     if (*is_between)
         return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "driver of instance %s is still starting (%s has no bytes yet)", client->instance, name);

@@ -116,6 +116,8 @@ static void describe(const shmd_consumer *c, const shmd_message *m, shmd_batch_t
     batch->copied = 0;
     batch->count = 1;
     batch->mapping_serial = c->mapping_serial;
+    batch->lost = c->lost;
+    batch->lost_range_count = c->lost_range_count;
 }
 
 /* Packs the run that begins at the position, all of it protected by this reader's gate. */
@@ -147,14 +149,16 @@ static int64_t pack_gated(shmd_consumer *c, const shmd_message *first, uint64_t 
 static int64_t pack_copied(shmd_consumer *c, const shmd_message *first, uint64_t most, unsigned char *out)
 {
     shmd_message m = *first;
-    uint64_t serial = c->mapping_serial; /* a poll may cross into the next epoch: that is another run */
+    uint64_t serial = c->mapping_serial; /* a poll may cross into the next epoch, or a gap: that is another run */
+    uint64_t next = m.seq;
     uint64_t n = 0;
     do {
         out = pack(out, &m); /* from this reader's scratch: verified */
         n++;
         took(c, 1);
+        next += c->stride;
     } while (n < most && !shmd_consumer_is_protected(c) && c->delivery != SHMD_DELIVERY_LATEST && shmd_poll_inline(c, &m) == 1 &&
-             c->mapping_serial == serial && m.length == first->length && m.flags == first->flags);
+             m.seq == next && c->mapping_serial == serial && m.length == first->length && m.flags == first->flags);
     c->polled = 0;
     return (int64_t)n;
 }

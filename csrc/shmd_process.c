@@ -206,6 +206,15 @@ const char *shmd_evidence_text(uint32_t evidence)
     return evidence < sizeof texts / sizeof texts[0] ? texts[evidence] : "unknown evidence";
 }
 
+const char *shmd_pid_text(int64_t pid, uint64_t pid_namespace)
+{
+    static _Thread_local char text[80];
+    uint64_t own = shmd_pid_namespace();
+    const char *where = own == 0 || pid_namespace == 0 ? " in a PID namespace that is not known" : own == pid_namespace ? "" : " in another PID namespace";
+    (void)snprintf(text, sizeof text, "pid %lld%s", (long long)pid, where);
+    return text;
+}
+
 /* "embedded-PID-HEX": a name that an embedded driver makes for itself (driver/embedded.py). Nobody runs a driver of that name again,
  * and what a dead one leaves the next embedded driver removes. */
 int shmd_instance_is_embedded(const char *instance)

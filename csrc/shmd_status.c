@@ -77,6 +77,47 @@ const char *shmd_strerror(int code)
     return index < sizeof texts / sizeof texts[0] ? texts[index] : "unknown code";
 }
 
+const char *shmd_reason_text(uint32_t reason)
+{
+    static const char *const texts[] = {
+        [SHMD_REASON_NONE] = "no reason given",
+        [SHMD_REASON_DRAINING] = "the driver is draining",
+        [SHMD_REASON_MAINTENANCE] = "the driver is in maintenance",
+        [SHMD_REASON_STOPPED] = "the driver has stopped",
+        [SHMD_REASON_LIMIT] = "a configured limit is reached",
+        [SHMD_REASON_PRODUCER_EXISTS] = "the stream already has a producer",
+        [SHMD_REASON_UNKNOWN_STREAM] = "there is no such stream",
+        [SHMD_REASON_SCHEMA] = "the schemas differ",
+        [SHMD_REASON_LAYOUT] = "the layout versions differ",
+        [SHMD_REASON_NO_MEMORY] = "not enough shared memory",
+        [SHMD_REASON_BAD_NAME] = "the name is not allowed",
+        [SHMD_REASON_UNDRAINED] = "earlier epochs are not drained yet",
+        [SHMD_REASON_NOT_OWNER] = "somebody else owns it",
+        [SHMD_REASON_UNKNOWN_CLIENT] = "the driver does not know this client",
+        [SHMD_REASON_REFUSED_RELIABLE] = "the stream admits no reliable consumers",
+        [SHMD_REASON_TOKEN] = "the shutdown token is missing or wrong",
+        [SHMD_REASON_RATE] = "too many requests",
+        [SHMD_REASON_SIZE] = "a size is out of its range",
+        [SHMD_REASON_CLOSED] = "closed",
+        [SHMD_REASON_ABORTED] = "left without a clean close",
+        [SHMD_REASON_DIED] = "its process died",
+        [SHMD_REASON_EXPIRED] = "its lease expired",
+        [SHMD_REASON_EVICTED] = "evicted as too slow",
+        [SHMD_REASON_REVOKED] = "revoked by an administrator",
+        [SHMD_REASON_BAD_GATE] = "its gate position was impossible",
+        [SHMD_REASON_UNCONFIRMED] = "the attach was never confirmed",
+        [SHMD_REASON_SHUTDOWN] = "the driver shut down",
+        [SHMD_REASON_DELIVERED] = "everything was delivered",
+        [SHMD_REASON_SUPERSEDED] = "superseded by a newer driver or producer",
+        [SHMD_REASON_TRUNCATED] = "another process truncated one of its segments",
+    };
+    static _Thread_local char unknown[32];
+    if (reason < sizeof texts / sizeof texts[0] && texts[reason] != NULL)
+        return texts[reason];
+    (void)snprintf(unknown, sizeof unknown, "reason %u", reason); /* of a newer driver */
+    return unknown;
+}
+
 uint64_t shmd_now_ns(void)
 {
     struct timespec now;

@@ -7,7 +7,6 @@ enum {
     BUFFER_BYTES = 65536 + SHMD_PY_HEAD_BYTES + SHMD_PY_ALIGNED,
     PRIVATE_FROM_BYTES = 4096,                /* larger copies are handed out as they are, not copied again */
     FOREVER_SLICE_NS = 1000000000,            /* a signal ends one; then Python looks after the driver */
-    FOREVER_S = 1000000000,
     LOOK_AGAIN_NS = 250000000,                /* reads that never wait look after the driver, too */
 };
 
@@ -205,6 +204,7 @@ static PyObject *fetch(consumer *c, uint64_t timeout_ns)
     do {
         found = call_core(c, hold_seq, timeout_ns, &waited);
     } while (found == SHMD_E_TOO_LARGE && grow_buffer(c) == 0);
+    note_lost(c, found > 0);
     if (found == INT64_MAX) {
         note_in_place(c, MESSAGE, (Py_ssize_t)c->run.batch.length);
         if (may_hand_out(c, waited))
@@ -249,20 +249,6 @@ static int is_zero(PyObject *timeout)
     return PyFloat_CheckExact(timeout) && PyFloat_AsDouble(timeout) <= 0;
 }
 
-/* When so many seconds from now are over; 0: that is no time, and an exception is set. */
-static uint64_t deadline_of(PyObject *timeout)
-{
-    double seconds = PyFloat_AsDouble(timeout);
-    if (seconds == -1 && PyErr_Occurred())
-        return 0;
-    if (seconds != seconds) {
-        PyErr_SetString(PyExc_ValueError, "timeout=nan: expected seconds, or None to wait for ever");
-        return 0;
-    }
-    uint64_t now = shmd_now_ns();
-    return seconds <= 0 ? now : seconds < FOREVER_S ? now + (uint64_t)(seconds * 1e9) : UINT64_MAX;
-}
-
 /* For who polls without waiting: what a wait does after each slice, now and then. Takes `none`, and returns it or NULL. */
 static PyObject *note_empty(consumer *c, PyObject *none)
 {
@@ -294,7 +280,7 @@ static PyObject *consumer_read(PyObject *self, PyObject *const *args, Py_ssize_t
     if (is_zero(timeout))
         return note_empty(c, message);
     Py_DECREF(message);
-    uint64_t deadline_ns = deadline_of(timeout);
+    uint64_t deadline_ns = shmd_py_deadline(timeout, "timeout");
     return deadline_ns == 0 ? NULL : wait_and_fetch(c, deadline_ns);
 }
 
@@ -328,6 +314,7 @@ static PyObject *consumer_drop_run(PyObject *self, PyObject *nothing)
     c->left = 0;
     c->pending = 0;
     c->is_fetching = 0; /* in a child, whose parent had a thread in a fetch */
+    note_lost(c, 0);
     return shmd_py_none();
 }
 
@@ -368,6 +355,7 @@ static PyObject *consumer_hold_seq(PyObject *self, PyObject *nothing)
 static int set_handle(PyObject *self, PyObject *value, void *nothing)
 {
     (void)nothing;
+    note_lost((consumer *)self, 0); /* another handle counts for itself */
     return shmd_py_handle_set(&((consumer *)self)->handle, value, "struct shmd_consumer *");
 }
 
@@ -405,6 +393,8 @@ static PyGetSetDef consumer_getters[] = {
 
 static PyMemberDef consumer_members[] = {
     {"buffered", T_ULONGLONG, offsetof(consumer, left), READONLY, "How many messages were fetched and not handed out yet."},
+    {"_lost_before", T_ULONGLONG, offsetof(consumer, lost), READONLY, "How many messages were lost before what was found last; 2**64 - 1: ask the core."},
+    {"_gaps_before", T_ULONGLONG, offsetof(consumer, gaps), READONLY, "How many ranges of them, if so."},
     {"_run_limit", T_ULONGLONG, offsetof(consumer, run.limit), 0, "How many messages are fetched at once, at most 65535."},
     {"_pending", T_INT, offsetof(consumer, pending), 0, "Not 0: what was found in place; set to 0 when the caller has the records."},
     {"_found_count", T_ULONGLONG, offsetof(consumer, run.batch.count), READONLY, "How many records were found."},

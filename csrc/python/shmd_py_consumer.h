@@ -29,6 +29,8 @@ typedef struct consumer {
     int pending;       /* MESSAGE or RECORDS: that was found in place, and is not in the caller's hands yet */
     shmd_batch_t pending_batch;
     Py_ssize_t pending_bytes;
+    uint64_t lost;     /* messages before what the last fetch found; UINT64_MAX: it found nothing, and the core's figure holds */
+    uint64_t gaps;     /* likewise, how many ranges of them */
     unsigned turns;    /* of fetching */
     uint64_t idle_due_ns; /* when a read that does not wait looks after the driver again */
     uint32_t generation; /* of the process that made it */
@@ -82,6 +84,13 @@ static inline int check_pending(const consumer *c, int wanted)
         return 0;
     PyErr_Format(PyExc_RuntimeError, "an exception interrupted a read that had found something: call %s for it first", c->pending == RECORDS ? "read_batch()" : "read()");
     return -1;
+}
+
+/* After a fetch. The core may have met a gap behind what it found, which is told with what comes behind that. */
+static inline void note_lost(consumer *c, int has_found)
+{
+    c->lost = has_found ? c->run.batch.lost : UINT64_MAX;
+    c->gaps = c->run.batch.lost_range_count;
 }
 
 static inline void note_in_place(consumer *c, int what, Py_ssize_t bytes)

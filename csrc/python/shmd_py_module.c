@@ -176,6 +176,18 @@ static PyObject *clear_frames(PyObject *module, PyObject *error)
     Py_RETURN_NONE;
 }
 
+/* deadline(timeout, argument="timeout"): when so many seconds (None: never) are over, in ns of CLOCK_MONOTONIC; 2**64 - 1: never. */
+static PyObject *deadline(PyObject *module, PyObject *args)
+{
+    PyObject *timeout;
+    const char *argument = "timeout";
+    (void)module;
+    if (!PyArg_ParseTuple(args, "O|s:deadline", &timeout, &argument))
+        return NULL;
+    uint64_t end_ns = shmd_py_deadline(timeout, argument);
+    return end_ns == 0 ? NULL : PyLong_FromUnsignedLongLong(end_ns);
+}
+
 static PyObject *add_type(PyObject *module, const char *name, PyType_Spec *spec)
 {
     PyObject *type = PyType_FromSpec(spec);
@@ -186,6 +198,7 @@ static PyObject *add_type(PyObject *module, const char *name, PyType_Spec *spec)
 
 static PyMethodDef functions[] = {
     {"setup", setup, METH_VARARGS, "Tells the classes to make and the functions to call."},
+    {"deadline", deadline, METH_VARARGS, "When so many seconds are over: ns of CLOCK_MONOTONIC, 2**64 - 1: never."},
     {"clear_frames", clear_frames, METH_O, "Clears the locals of this package's frames in an exception's traceback."},
     {NULL, NULL, 0, NULL},
 };

@@ -52,6 +52,7 @@ PyObject *shmd_py_fetch_records(PyObject *self, PyObject *const *args, Py_ssize_
     c->is_fetching = 1;
     if (!found) {
         found = call_core_for_records(c, hold_seq, &wanted);
+        note_lost(c, found > 0);
         is_other_epoch = found == 0 && wanted.limit != 0 && c->run.batch.mapping_serial != wanted.serial;
         if (found > 0 && wanted.limit != 0 && !c->run.batch.copied)
             note_in_place(c, RECORDS, (Py_ssize_t)((uint64_t)(found - 1) * c->run.batch.stride + wanted.record_bytes));

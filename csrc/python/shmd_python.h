@@ -210,6 +210,10 @@ PyObject *shmd_py_global(PyObject *globals, shmd_py_name name);  /* borrowed; NU
 
 extern shmd_py_hooks shmd_py;
 
+/* When `timeout` seconds (None: never) from now are over, in ns of CLOCK_MONOTONIC; UINT64_MAX: never. 0, with an exception that names
+ * `argument`, when that is no time. */
+uint64_t shmd_py_deadline(PyObject *timeout, const char *argument);
+
 /* The values of the parameters `names` (ends with NULL), borrowed, NULL where none was passed. `positional`: how many can be
  * passed by position; the first `required` must be there. */
 int shmd_py_arguments(const char *function, const char *const *names, Py_ssize_t positional, Py_ssize_t required, PyObject *const *args, Py_ssize_t n,

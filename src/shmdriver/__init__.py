@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         aconnect,
         connect,
         embedded,
+        stop_on_signals,
         wait,
     )
     from shmdriver.client.dropin import make_queue as Queue  # noqa: N812 -- as multiprocessing.Queue
@@ -104,6 +105,7 @@ __all__ = [
     "aconnect",
     "connect",
     "embedded",
+    "stop_on_signals",
     "wait",
 ]
 
@@ -120,6 +122,7 @@ _CLIENT_NAMES = frozenset(
         "aconnect",
         "connect",
         "embedded",
+        "stop_on_signals",
         "wait",
     )
 )

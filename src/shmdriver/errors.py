@@ -23,7 +23,7 @@
 
 Each takes one text and optional keyword attributes, so that all of them can be pickled, copied and
 raised by hand. A text names the object, what was found, what was expected and what to do next.
-This module imports nothing but the standard library.
+This module loads nothing but the standard library; the words of a Reason are asked of the C core.
 """
 # ruff: noqa: N818 -- these are names of the API, and most say more than an "Error" at their end would
 
@@ -31,6 +31,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum, unique
+from typing import TypeVar
+
+from shmdriver.late import LATE_IMPORT
 
 __all__ = [
     "AttachRejected",
@@ -58,6 +61,20 @@ __all__ = [
 ]
 
 
+MESSAGE_BYTES_MAX = 2**32 - 2  # the length of a message has 32 bits
+
+_Number = TypeVar("_Number", bound=IntEnum)
+
+
+def _unknown(kind: type[_Number], value: object) -> _Number | None:
+    """A member for a number of a newer driver; None (ValueError) for what is no such number."""
+    if not isinstance(value, int) or not 0 <= value < 2**32:
+        return None
+    member = int.__new__(kind, value)
+    member._name_, member._value_ = f"UNKNOWN_{value}", value
+    return member
+
+
 @unique
 class Code(IntEnum):
     """The driver's answer to a request (``SHMD_CODE_*``)."""
@@ -67,6 +84,10 @@ class Code(IntEnum):
     INVALID_PARAMS = 2
     REJECTED = 3
     INTERNAL_ERROR = 4
+
+    @classmethod
+    def _missing_(cls, value: object) -> Code | None:
+        return _unknown(cls, value)
 
 
 @unique
@@ -111,50 +132,15 @@ class Reason(IntEnum):
 
     @property
     def words(self) -> str:
-        """The reason in a few words, for the middle of a sentence."""
-        return _WORDS[self]
+        """The reason in a few words, for the middle of a sentence; those of the C core."""
+        with LATE_IMPORT:
+            from shmdriver._native import ffi, lib
+
+        return str(ffi.string(lib.shmd_reason_text(self)).decode())
 
     @classmethod
-    def describe(cls, number: int) -> str:
-        """Like :attr:`words`, for a number that may come from a newer driver."""
-        try:
-            return cls(number).words
-        except ValueError:
-            return f"reason {number}"
-
-
-_WORDS: dict[Reason, str] = {
-    Reason.NONE: "no reason given",
-    Reason.DRAINING: "the driver is draining",
-    Reason.MAINTENANCE: "the driver is in maintenance",
-    Reason.STOPPED: "the driver has stopped",
-    Reason.LIMIT: "a configured limit is reached",
-    Reason.PRODUCER_EXISTS: "the stream already has a producer",
-    Reason.UNKNOWN_STREAM: "there is no such stream",
-    Reason.SCHEMA: "the schemas differ",
-    Reason.LAYOUT: "the layout versions differ",
-    Reason.NO_MEMORY: "not enough shared memory",
-    Reason.BAD_NAME: "the name is not allowed",
-    Reason.UNDRAINED: "earlier epochs are not drained yet",
-    Reason.NOT_OWNER: "somebody else owns it",
-    Reason.UNKNOWN_CLIENT: "the driver does not know this client",
-    Reason.REFUSED_RELIABLE: "the stream admits no reliable consumers",
-    Reason.TOKEN: "the shutdown token is missing or wrong",
-    Reason.RATE: "too many requests",
-    Reason.SIZE: "a size is out of its range",
-    Reason.CLOSED: "closed",
-    Reason.ABORTED: "left without a clean close",
-    Reason.DIED: "its process died",
-    Reason.EXPIRED: "its lease expired",
-    Reason.EVICTED: "evicted as too slow",
-    Reason.REVOKED: "revoked by an administrator",
-    Reason.BAD_GATE: "its gate position was impossible",
-    Reason.UNCONFIRMED: "the attach was never confirmed",
-    Reason.SHUTDOWN: "the driver shut down",
-    Reason.DELIVERED: "everything was delivered",
-    Reason.SUPERSEDED: "superseded by a newer driver or producer",
-    Reason.TRUNCATED: "another process truncated one of its segments",
-}
+    def _missing_(cls, value: object) -> Reason | None:
+        return _unknown(cls, value)
 
 
 class ShmDriverError(Exception):
@@ -173,7 +159,7 @@ class DriverUnavailable(ShmDriverError, ConnectionError):
 
 
 class DriverAlreadyRunning(ShmDriverError):
-    """Another process holds the lock of this instance; ``pid`` is 0 when it cannot be told."""
+    """Another process holds the lock of this instance; ``pid`` is as it sees itself, 0 when not known."""
 
     def __init__(self, text: str = "", *, instance: str | None = None, pid: int = 0) -> None:
         super().__init__(text)
@@ -199,7 +185,7 @@ class ProducerLost(ShmDriverError, ConnectionError):
     ) -> None:
         super().__init__(text)
         self.stream = stream
-        self.reason = reason
+        self.reason = Reason(reason)
         self.epoch = epoch
         self.sealed_seq = sealed_seq
 
@@ -217,8 +203,8 @@ class AttachRejected(ShmDriverError):
     ) -> None:
         super().__init__(text)
         self.text = text
-        self.code = code
-        self.reason = reason
+        self.code = Code(code)
+        self.reason = Reason(reason)
         self.stream = stream
 
 
@@ -256,7 +242,8 @@ class BackPressured(ShmDriverError, TimeoutError):
     """No room in time.
 
     ``published`` messages of the call went in; ``consumer`` (its client's name), ``pid`` and ``lag``
-    (messages behind head) tell who holds the producer back, as far as it is known.
+    (messages behind head) tell who holds the producer back, as far as it is known. ``pid`` is 0 when
+    that process is in another PID namespace.
     """
 
     def __init__(
@@ -303,7 +290,7 @@ class LeaseRevoked(ShmDriverError):
     ) -> None:
         super().__init__(text)
         self.stream = stream
-        self.reason = reason
+        self.reason = Reason(reason)
         self.lease_id = lease_id
         self.sealed_seq = sealed_seq
 
@@ -333,13 +320,12 @@ class MessageTooLarge(ShmDriverError, ValueError):
     """A message of ``length`` bytes, and at most ``limit`` fit; the text names the argument to pass."""
 
     def __init__(self, text: str = "", *, stream: str | None = None, length: int = 0, limit: int = 0) -> None:
-        if not text:
-            where = f"stream {stream!r}" if stream else "this stream"
-            text = (
-                f"message of {length} bytes, but {where} carries at most {limit}: "
-                f"create its producer with max_message={length} (or more)"
-            )
-        super().__init__(text)
+        limit = min(limit, MESSAGE_BYTES_MAX)
+        where = f"stream {stream!r}" if stream else "this stream"
+        advice = f"create its producer with max_message={length} (or more)"
+        if length > MESSAGE_BYTES_MAX:
+            advice = f"no message has more than {MESSAGE_BYTES_MAX}: publish it in parts"
+        super().__init__(text or f"message of {length} bytes, but {where} carries at most {limit}: {advice}")
         self.stream = stream
         self.length = length
         self.limit = limit

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from shmdriver._native import ffi, lib
 from shmdriver.owners import descriptor
 
-__all__ = ["Look", "Verdict", "driver_of", "look_at_driver", "look_at_process"]
+__all__ = ["Look", "Verdict", "driver_of", "look_at_driver", "look_at_process", "pid_text"]
 
 _PASSING = int(lib.SHMD_EVIDENCE_NO_DESCRIPTOR)
 
@@ -56,6 +56,11 @@ def look_at_process(
     look = Look(verdict, int(evidence[0]), int(pidfd[0]))
     pidfd[0] = -1  # it is the caller's now
     return look
+
+
+def pid_text(pid: int, pid_namespace: int) -> str:
+    """``pid 7``, and where that number means something when that is not this PID namespace."""
+    return str(ffi.string(lib.shmd_pid_text(pid, pid_namespace)).decode())
 
 
 def driver_of(authority: Any) -> tuple[int, int, int, int]:

@@ -11,19 +11,31 @@ import re
 from collections.abc import Iterable
 from itertools import takewhile
 
-__all__ = ["instance_problem", "nearest", "stream_problem"]
+__all__ = ["client_problem", "instance_problem", "nearest", "stream_problem"]
 
 INSTANCE_CHARS_MAX = 41
 STREAM_BYTES_MAX = 63
 COMPARED_MAX = 64
+CLIENT_BYTES_MAX = 63
+QUEUE_PREFIX = "queue."  # of the streams that queues consist of
 
 _INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
 _STREAM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/@+-]{0,62}")
 
 
-def instance_problem(name: str) -> str | None:
+def client_problem(name: object) -> str | None:
+    """What is wrong with the name that a client gives itself (None: none), or None when it is fine."""
+    try:
+        if name is None or (isinstance(name, str) and 0 < len(name.encode()) <= CLIENT_BYTES_MAX):
+            return None
+    except UnicodeEncodeError:  # a lone surrogate, as in an argument that was not text
+        pass
+    return f"client name {name!r}: expected text of 1 to {CLIENT_BYTES_MAX} bytes in UTF-8"
+
+
+def instance_problem(name: object) -> str | None:
     """What is wrong with an instance name, or None when it is fine."""
-    if _INSTANCE.fullmatch(name):
+    if isinstance(name, str) and _INSTANCE.fullmatch(name):
         return None
     return (
         f"instance name {name!r}: expected 1 to {INSTANCE_CHARS_MAX} characters out of A-Z a-z 0-9 _ -, "
@@ -31,9 +43,9 @@ def instance_problem(name: str) -> str | None:
     )
 
 
-def stream_problem(name: str) -> str | None:
+def stream_problem(name: object) -> str | None:
     """What is wrong with a stream name, or None when it is fine."""
-    if _STREAM.fullmatch(name):
+    if isinstance(name, str) and _STREAM.fullmatch(name):
         return None
     return (
         f"stream name {name!r}: expected 1 to {STREAM_BYTES_MAX} characters out of "

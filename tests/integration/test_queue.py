@@ -101,7 +101,7 @@ def test_a_second_getter_is_refused_and_pointed_to_shards(client):
         queue.get_nowait()
     with shmdriver.connect(client.instance) as other:
         second = other.queue("q")
-        with pytest.raises(shmdriver.AttachRejected, match=rf"process {os.getpid()} gets.*shard=\(k, n\)"):
+        with pytest.raises(shmdriver.AttachRejected, match=rf"\(pid {os.getpid()}\) gets.*shard=\(k, n\)"):
             second.get_nowait()
         second.put("still a putter")
         assert queue.get(timeout=60) == "still a putter"

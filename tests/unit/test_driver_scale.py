@@ -203,7 +203,7 @@ def test_whom_a_producer_waits_for_is_found_without_a_copy_of_all_leases(
         return real(kind, record)
 
     monkeypatch.setattr(directory, "_copy", counted)
-    found = directory.blocker_of(rig.view.authority, wanted.stream_index, wanted.gate)
+    found = directory.holder_of_gate(rig.view.authority, wanted.stream_index, wanted.gate)
     assert found is not None
     assert found.name == "requester"
     assert copies["shmd_lease_record_t *"] == 1

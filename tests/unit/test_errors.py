@@ -83,8 +83,33 @@ def test_message_too_large_names_both_sizes_and_the_argument() -> None:
 
 def test_every_reason_has_words() -> None:
     assert len({reason.words for reason in Reason}) == len(Reason)
-    assert Reason.describe(34) == "its process died"
-    assert Reason.describe(999) == "reason 999"
+    assert not [reason for reason in Reason if reason.words.startswith("reason ")]
+    assert Reason(34).words == "its process died"
+
+
+@pytest.mark.parametrize("kind", [Code, Reason])
+def test_a_number_of_a_newer_driver_is_shown_and_not_refused(kind: Any) -> None:
+    unknown = kind(999)
+    assert (unknown, unknown.name, repr(unknown)) == (
+        999,
+        "UNKNOWN_999",
+        f"<{kind.__name__}.UNKNOWN_999: 999>",
+    )
+    assert pickle.loads(pickle.dumps(unknown)) == unknown
+    assert unknown not in list(kind)
+    if kind is Reason:
+        assert unknown.words == "reason 999"
+    for value in ("x", -1, 2**32, None):
+        with pytest.raises(ValueError, match="is not a valid"):
+            kind(value)
+
+
+def test_errors_say_reasons_by_name() -> None:
+    assert "Reason.EVICTED" in repr(errors.LeaseRevoked("gone", reason=36).reason)
+    assert "Reason.DIED" in repr(errors.ProducerLost("gone", reason=34).reason)
+    refused = errors.AttachRejected("no", code=3, reason=4)
+    assert "Code.REJECTED" in repr(refused.code)
+    assert "Reason.LIMIT" in repr(refused.reason)
 
 
 @pytest.mark.parametrize("enum", [Code, Reason])

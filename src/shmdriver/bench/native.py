@@ -62,7 +62,12 @@ def folder() -> Path:
     digest = hashlib.sha256(" ".join((*command, FLAGS)).encode())
     for path in (*sources, library, *sorted((_NATIVE / "include").iterdir())):
         digest.update(path.read_bytes())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise ShmDriverError(
+            "this user has no home directory for what is compiled: set XDG_CACHE_HOME"
+        ) from None
     ready = home / "shmdriver" / f"bench-{digest.hexdigest()[:16]}"
     if not ready.is_dir():
         _compile(command, [path for path in sources if path.suffix == ".c"], library, ready)

@@ -12,6 +12,7 @@ from shmdriver.bench.case import Case, Metric
 from shmdriver.bench.histogram import Histogram
 from shmdriver.bench.series import Series
 from shmdriver.errors import ShmDriverError
+from shmdriver.hints import command
 
 __all__ = ["FORMAT", "VERSION", "Figure", "Report"]
 
@@ -126,9 +127,8 @@ class Report:
         except ValueError as error:
             raise ShmDriverError(f"{path} is no JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ShmDriverError(
-                f"{path}: expected a report of `shmdriver bench`, found no format {FORMAT!r}"
-            )
+            made_by = command("bench", instance=None)
+            raise ShmDriverError(f"{path}: expected a report of {made_by}, found no format {FORMAT!r}")
         if data.get("version") != VERSION:
             raise ShmDriverError(
                 f"{path} has version {data.get('version')}, this program reads {VERSION}: measure again"

@@ -16,6 +16,7 @@ from shmdriver.errors import AttachRejected, AttachTimeout, ConfigError, DriverU
 
 if TYPE_CHECKING:
     from shmdriver.observe import Instance
+    from shmdriver.observe.process import ProcessStatus
 
 _WHO_MAY = """
 
@@ -86,10 +87,17 @@ def token_path(view: Instance, given: Path | None) -> Path:
     if not made.exists():
         raise ConfigError(
             f"the driver of instance {view.name!r} has no shutdown token, so it can only be stopped by a "
-            f"signal: kill -TERM {view.driver().process.pid}; or set policies.shutdown_token_file",
+            f"signal: {_kill(view.driver().process)}; or set policies.shutdown_token_file",
             key="policies.shutdown_token_file",
         )
     return made
+
+
+def _kill(process: ProcessStatus) -> str:
+    """The command that ends a driver, or where its number is known."""
+    if process.unknown:
+        return f"SIGTERM, sent where its process can be seen ({process.why})"
+    return f"`kill -TERM {process.pid}`"
 
 
 def signed_request(view: Instance, token: bytes, kind: int, what: int, reason: str, client_id: int) -> Any:
@@ -113,6 +121,7 @@ def send(
     Raises ConfigError (no token), DriverUnavailable, AttachRejected (the driver said no), AttachTimeout.
     """
     from shmdriver._native import ffi, lib
+    from shmdriver.client.link import Deadline
     from shmdriver.driver.authentication import read_token
     from shmdriver.observe.segment import last_error
 
@@ -121,7 +130,7 @@ def send(
         raise DriverUnavailable(f"{driver.explanation}; {driver.advice}", instance=view.name)
     token = read_token(token_path(view, token_file))
     out = ffi.new("shmd_client **")
-    timeout_ns = int(timeout_s * 1e9)
+    timeout_ns = Deadline(timeout_s, "--connect-timeout").rest_ns()
     name = ffi.new("char[]", b"shmdriver admin")
     options = ffi.new("shmd_client_options *", {"name": name, "timeout_ns": timeout_ns})
     code = lib.shmd_client_connect(view.name.encode(), options, out)
@@ -223,17 +232,18 @@ def _shut_down(
 
     mode = lib.SHMD_SHUTDOWN_HANDOVER if handover else lib.SHMD_SHUTDOWN_END
     with Instance(instance) as view:
-        pid = view.driver().process.pid
+        process = view.driver().process
         kind = lib.SHMD_REQUEST_SHUTDOWN
         text = send(view, kind, mode, reason=reason, token_file=token_file, timeout_s=timeout_s)
         ended = wait_for_end(view, wait_s) if wait_s else False
         status, leases = view.driver().status, len(view.leases())
     if json:
-        print_json({"pid": pid, "ended": ended, "status": status, "leases": leases, "text": text})
+        print_json({"pid": process.pid, "ended": ended, "status": status, "leases": leases, "text": text})
     elif ended:
-        print(f"the driver (pid {pid}) has ended: {status}")
+        print(f"the driver ({process.label}) has ended: {status}")
     elif not wait_s:
-        print(text or f"the driver (pid {pid}) drains: {leases} leases left")
+        print(text or f"the driver ({process.label}) drains: {leases} leases left")
     if wait_s and not ended:
-        note(f"the driver (pid {pid}) lives after {wait_s:g} s: {leases} leases left; kill -TERM ends it")
+        what = f"the driver ({process.label}) lives after {wait_s:g} s: {leases} leases left"
+        note(f"{what}; {_kill(process)} ends it")
     raise typer.Exit(OK if ended or not wait_s else ERROR)

@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 
 from shmdriver.cli import admin, config, doctor, gc, options, pub, run_command, stat, sub, tail, why
-from shmdriver.cli.output import note
+from shmdriver.cli.output import note, print_plainly
+from shmdriver.cli.signals import drop_stdout, pipe_closed
 from shmdriver.driver.signals import release_signals
+from shmdriver.errors import ShmDriverError
 
 # Commands of other parts of the project.
 _OTHERS = {
@@ -88,29 +90,38 @@ for _name, _help in _OTHERS.items():
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line; its exit code. An error of ours is one line on stderr; --debug: a traceback."""
-    from shmdriver.errors import ShmDriverError
-
+    """Run the command line; its exit code. An error is one line on stderr; --debug: a traceback."""
     warnings.showwarning = lambda message, *_: note(str(message))
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
     debug = "--debug" in given[:end]
     given = [word for position, word in enumerate(given) if word != "--debug" or position > end]
     try:
-        from shmdriver.standard_descriptors import open_standard_streams
-
-        open_standard_streams()
-        app(args=given, prog_name="shmdriver", standalone_mode=True)
-    except SystemExit as finished:
-        return finished.code if isinstance(finished.code, int) else options.ERROR
-    except (ShmDriverError, OSError) as error:
+        code = _run(given)
+        sys.stdout.flush()  # here, where a failure can still be told
+    except BrokenPipeError:
+        return pipe_closed()
+    except (ShmDriverError, OSError, ValueError, TypeError, MemoryError) as error:
         if debug:
             raise
         note(" ".join(str(error).split()) or type(error).__name__)
+        drop_stdout()
         return options.ERROR
     except ImportError as error:
         if debug or "_native" not in str(error):
             raise
         note(f"the native module is not built ({error}); run: make build")
         return options.ERROR
+    return code
+
+
+def _run(given: list[str]) -> int:
+    from shmdriver.standard_descriptors import open_standard_streams
+
+    open_standard_streams()
+    print_plainly()
+    try:
+        app(args=given, prog_name="shmdriver", standalone_mode=True)
+    except SystemExit as finished:
+        return finished.code if isinstance(finished.code, int) else options.ERROR
     return options.OK

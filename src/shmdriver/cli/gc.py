@@ -10,6 +10,7 @@ import typer
 from shmdriver.cli.options import ERROR, OK, InstanceOption, JsonOption
 from shmdriver.cli.output import bytes_text, print_json
 from shmdriver.errors import DriverAlreadyRunning, ShmDriverError
+from shmdriver.hints import command
 
 _HELP = """Remove shared memory that a killed driver left behind.
 
@@ -49,11 +50,11 @@ def _keep_reason(instance: str) -> str:
             kept = [client for client in view.clients() if not client.process.dead]
             unproved = sorted({client.process.why for client in kept if client.process.unknown})
             if kept:
-                pids = ", ".join(str(client.pid) for client in kept[:5])
+                pids = ", ".join(client.process.label for client in kept[:5])
                 why = f", or cannot be proved dead: {'; '.join(unproved)}" if unproved else ""
                 return (
-                    f"{len(kept)} of its clients live (pid {pids}){why}; start the driver and it adopts "
-                    f"them: shmdriver run -i {instance} (--force removes it)"
+                    f"{len(kept)} of its clients live ({pids}){why}; start the driver and it adopts "
+                    f"them: {command('run', instance=instance)} (--force removes it)"
                 )
     except ShmDriverError:
         pass  # half made or not ours: collect() decides and explains

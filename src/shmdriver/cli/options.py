@@ -6,6 +6,8 @@ from typing import Annotated, Final
 
 import typer
 
+from shmdriver.names import CLIENT_BYTES_MAX
+
 OK: Final = 0
 ERROR: Final = 1
 USAGE: Final = 2  # typer's own
@@ -37,3 +39,8 @@ TimeoutOption = Annotated[
     float | None,
     typer.Option("--timeout", "-t", metavar="SECONDS", help="Give up after this long.", show_default=False),
 ]
+
+
+def client_name(tool: str, stream: str) -> str:
+    """What other tools call the client of one that reads or writes ``stream``."""
+    return f"{tool} {stream}".encode(errors="replace")[:CLIENT_BYTES_MAX].decode(errors="ignore")

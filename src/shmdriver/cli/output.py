@@ -1,8 +1,11 @@
-"""How tools print: JSON for programs, short numbers for people."""
+"""How tools print: JSON for programs, short numbers for people, on a terminal of any encoding."""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import dataclasses
+import io
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,6 +14,27 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_PLAIN = {"→": "->", "─": "-", "µ": "u", "✓": "+", "✗": "x", "…": "..."}
+_ERRORS = "shmdriver.plain"
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """The tools' own signs in ASCII, and all else escaped, where an encoding lacks it."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    words = [_PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs]
+    return "".join(words), error.end
+
+
+codecs.register_error(_ERRORS, _plainly)
+
+
+def print_plainly() -> None:
+    """From now on nothing that is printed fails for the encoding of stdout or stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ERRORS)
 
 
 def plain(value: Any) -> Any:
@@ -42,7 +66,8 @@ def print_json(value: Any) -> None:
 
 def note(text: str) -> None:
     """A line for people on stderr, where it cannot mix with data."""
-    print(f"shmdriver: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads stderr: then there is nowhere to say anything
+        print(f"shmdriver: {text}", file=sys.stderr, flush=True)
 
 
 def count_text(number: float) -> str:

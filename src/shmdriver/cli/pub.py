@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shmdriver.cli import wire
-from shmdriver.cli.options import ConnectOption, InstanceOption, JsonOption, StreamArgument, TimeoutOption
+from shmdriver.cli.options import (
+    ConnectOption,
+    InstanceOption,
+    JsonOption,
+    StreamArgument,
+    TimeoutOption,
+    client_name,
+)
 from shmdriver.cli.output import bytes_text, note, print_json
 from shmdriver.cli.signals import exit_code, stoppable
 from shmdriver.errors import BackPressured
+from shmdriver.hints import command
 
 if TYPE_CHECKING:
     from shmdriver.client import Producer
@@ -104,21 +112,22 @@ def _pieces(source: Any, form: str, chunk: int) -> Iterator[Any]:
     return wire.arrays(source)
 
 
-def _await_consumers(producer: Producer, stream: str, wanted: int, timeout: float | None) -> None:
+def _await_consumers(
+    producer: Producer, stream: str, wanted: int, timeout: float | None, instance: str
+) -> None:
     """Wait for reliable consumers: an empty input, too, is delivered to somebody. Raises BackPressured."""
     if producer.consumers >= wanted:
         return
     who = "a reliable consumer" if wanted == 1 else f"{wanted} reliable consumers"
-    note(
-        f"waiting for {who} of stream {stream!r} (shmdriver sub {stream}); --min-consumers 0 goes on at once"
-    )
+    attach = command("sub", stream, instance=instance)
+    note(f"waiting for {who} of stream {stream!r} ({attach}); --min-consumers 0 goes on at once")
     deadline = None if timeout is None else time.monotonic() + timeout
     while (have := producer.consumers) < wanted:
         left = _NOTICE_S if deadline is None else deadline - time.monotonic()
         if left <= 0:
             raise BackPressured(
                 f"stream {stream!r} has {have} of {wanted} reliable consumers after {timeout:g} s: attach "
-                f"one with shmdriver sub {stream}, wait longer (--timeout), or pass --min-consumers 0",
+                f"one with {attach}, wait longer (--timeout), or pass --min-consumers 0",
                 stream=stream,
             )
         # One more than there are, of whatever delivery: a newcomer ends the wait, then it is looked at.
@@ -148,7 +157,7 @@ def _publish(stack: ExitStack, client: Any, stream: str, files: list[Path], form
         attach_timeout=options["connect_timeout"],
     ) as producer:
         feed = _Feed(producer, options["type"], options["timeout"])
-        _await_consumers(producer, stream, options["min_consumers"], options["timeout"])
+        _await_consumers(producer, stream, options["min_consumers"], options["timeout"], client.instance)
         if first is not None:
             feed.put(first, as_array=True)
         for piece in pieces:
@@ -229,7 +238,7 @@ def register(app: typer.Typer) -> None:
         try:
             with stoppable(), ExitStack() as stack:
                 client = stack.enter_context(
-                    connect(instance, name=f"pub {stream}"[:63], timeout=connect_timeout)
+                    connect(instance, name=client_name("pub", stream), timeout=connect_timeout)
                 )
                 feed = _publish(stack, client, stream, files or [], form, options)
         except KeyboardInterrupt as stopped:

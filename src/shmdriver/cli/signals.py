@@ -5,29 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import AbstractContextManager
 
 from shmdriver.cli.options import INTERRUPTED, PIPE_CLOSED, TERMINATED
+from shmdriver.stopping import raising
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived."""
 
 
-def _raise(_signal: int, _frame: FrameType | None) -> None:
-    raise Terminated
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable() -> AbstractContextManager[None]:
     """SIGTERM raises :class:`Terminated` inside."""
-    before = signal.signal(signal.SIGTERM, _raise)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return raising((signal.SIGTERM,), lambda _number: Terminated())
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
@@ -37,5 +27,13 @@ def exit_code(error: KeyboardInterrupt) -> int:
 
 def pipe_closed() -> int:
     """The reader of our stdout has gone: say nothing, also not when Python flushes at its exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    drop_stdout()
     return PIPE_CLOSED
+
+
+def drop_stdout() -> None:
+    """What stdout still holds is given up where it cannot be written: Python tries again at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,7 @@ import typer
 from shmdriver.cli.options import InstanceOption, JsonOption
 from shmdriver.cli.output import note, print_json
 from shmdriver.errors import DriverUnavailable, ShmDriverError
+from shmdriver.hints import command
 
 if TYPE_CHECKING:
     from shmdriver.cli.screen import Page
@@ -52,14 +53,13 @@ def health(
         return 2, driver.explanation
     reasons = f" by {', '.join(driver.degraded)}" if driver.degraded else ""
     findings = [] if driver.lifecycle == "healthy" else [f"driver {driver.lifecycle}{reasons}"]
-    stalled = {lease.client_name or str(lease.pid) for lease in leases if lease.state == "stalled"}
+    stalled = {lease.client_name or lease.process.label for lease in leases if lease.state == "stalled"}
     findings += [f"stalled: {name}" for name in sorted(stalled)]
     for stream in streams:
         blocked = stream.current.blocked if stream.current else None
         if blocked is not None and not blocked.no_consumer and blocked.for_ns > _BLOCKED_WARNING_NS:
-            findings.append(
-                f"{stream.name} held back for {blocked.for_ns / 1e9:.1f} s (shmdriver why {stream.name})"
-            )
+            look = command("why", stream.name, instance=driver.instance)
+            findings.append(f"{stream.name} held back for {blocked.for_ns / 1e9:.1f} s ({look})")
     unproved = _unproved(driver, leases)
     if findings:
         return 1, "; ".join(findings + unproved)
@@ -72,7 +72,7 @@ def _unproved(driver: DriverStatus, leases: tuple[LeaseStatus, ...]) -> list[str
     whys: dict[str, set[str]] = {}
     for lease in leases:
         if lease.process.unknown:
-            whys.setdefault(lease.process.why, set()).add(lease.client_name or str(lease.pid))
+            whys.setdefault(lease.process.why, set()).add(lease.client_name or lease.process.label)
     for why, clients in sorted(whys.items()):
         found.append(f"cannot be proved alive or dead ({why}): {', '.join(sorted(clients))}")
     return found

@@ -11,6 +11,7 @@ from shmdriver.cli.screen import Cell, Line, Page, Styled, Table
 
 if TYPE_CHECKING:
     from shmdriver.observe import DriverStatus, EventRecord, GateStatus, Instance, LeaseStatus, StreamStatus
+    from shmdriver.observe.process import ProcessStatus
     from shmdriver.observe.rates import Rate
 
 _COLOURS = {"running": "green", "starting": "yellow", "stopped": "yellow", "handover": "yellow"}
@@ -27,7 +28,7 @@ def driver_line(driver: DriverStatus) -> Line:
     if driver.status == "running":
         adopted = f", adopted {driver.adoptions} times" if driver.adoptions else ""
         parts.append(
-            f"  {driver.lifecycle}  pid {driver.process.pid}  up {span_text(driver.uptime_ns)}{adopted}"
+            f"  {driver.lifecycle}  {driver.process.label}  up {span_text(driver.uptime_ns)}{adopted}"
             f"  heartbeat {span_text(driver.heartbeat_age_ns)} ago"
         )
         if driver.degraded:
@@ -39,9 +40,9 @@ def driver_line(driver: DriverStatus) -> Line:
     return tuple(parts)
 
 
-def _who(name: str, pid: int, process: str = "") -> Cell:
-    text = f"{name or 'unnamed'} ({pid})"
-    return Styled(f"{text} {process}", "red") if process in _ODD else text
+def _who(name: str, process: ProcessStatus) -> Cell:
+    text = f"{name or 'unnamed'} ({process.pid}{' elsewhere' if process.state == 'elsewhere' else ''})"
+    return Styled(f"{text} {process.state}", "red") if process.state in _ODD else text
 
 
 def _blocked_cell(stream: StreamStatus) -> Cell:
@@ -51,8 +52,9 @@ def _blocked_cell(stream: StreamStatus) -> Cell:
     if epoch.blocked.no_consumer:
         return Styled(f"no consumer, {span_text(epoch.blocked.for_ns)}", "yellow")
     holder = next((gate for gate in epoch.gates if gate.gate == epoch.blocked.gate), None)
-    who = f"{holder.client_name or 'unnamed'} ({holder.pid})" if holder else f"gate {epoch.blocked.gate}"
-    return Styled(f"by {who}, {span_text(epoch.blocked.for_ns)}", "red")
+    who = _who(holder.client_name, holder.process) if holder else f"gate {epoch.blocked.gate}"
+    text = who.text if isinstance(who, Styled) else who
+    return Styled(f"by {text}, {span_text(epoch.blocked.for_ns)}", "red")
 
 
 def streams_table(streams: tuple[StreamStatus, ...], rates: dict[str, Rate]) -> Table:
@@ -70,7 +72,7 @@ def streams_table(streams: tuple[StreamStatus, ...], rates: dict[str, Rate]) -> 
             (
                 stream.name,
                 stream.state if epoch is None or epoch.state != "sealed" else f"sealed ({epoch.end_reason})",
-                _who(producer.client_name, producer.pid, producer.process.state) if producer else "-",
+                _who(producer.client_name, producer.process) if producer else "-",
                 str(stream.epoch_count),
                 count_text(epoch.head) if epoch else "",
                 count_text(rate.messages) if rate else "",
@@ -133,7 +135,7 @@ def _lease_row(lease: LeaseStatus, gate: GateStatus | None) -> tuple[Cell, ...]:
         lease.stream,
         lease.role,
         lease.state,
-        _who(lease.client_name, lease.pid, lease.process.state),
+        _who(lease.client_name, lease.process),
         lease.delivery if lease.role == "consumer" else lease.slow_consumer,
         str(lease.epoch) if lease.role == "producer" else f"gate {lease.gate}",
         str(gate.cursor) if gate else "",

@@ -21,6 +21,7 @@ from shmdriver.cli.options import (
     JsonOption,
     StreamArgument,
     TimeoutOption,
+    client_name,
 )
 from shmdriver.cli.output import note
 from shmdriver.cli.pub import chosen_format
@@ -194,7 +195,7 @@ def register(app: typer.Typer) -> None:
         try:
             with (
                 stoppable(),
-                connect(instance, name=f"sub {stream}"[:63], timeout=connect_timeout) as client,
+                connect(instance, name=client_name("sub", stream), timeout=connect_timeout) as client,
                 client.consumer(
                     stream,
                     delivery=delivery.value,

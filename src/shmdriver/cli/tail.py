@@ -16,6 +16,7 @@ from shmdriver.cli.options import (
     JsonOption,
     StreamArgument,
     TimeoutOption,
+    client_name,
 )
 from shmdriver.cli.output import bytes_text, note
 from shmdriver.cli.signals import exit_code, pipe_closed, stoppable
@@ -33,9 +34,9 @@ _HELP = """Show a stream's messages as they pass: seq, time, type, size, and a p
     $ shmdriver tail quotes --count 20 --json
     $ shmdriver tail camera --start oldest         # what the ring still holds, then what comes
 
-tail is a lossy consumer: it can miss messages, and says how many, but it can never stall a producer. It goes
-on with the stream's next producer until Ctrl-C. Records show their fields, arrays their shape, text and
-bytes their first --width characters.
+tail attaches as a lossy consumer, for which a driver must answer. It can miss messages, and says how many,
+but it can never stall a producer. It goes on with the stream's next producer until Ctrl-C. Records show
+their fields, arrays their shape, text and bytes their first --width characters.
 """
 
 
@@ -147,7 +148,7 @@ def register(app: typer.Typer) -> None:
         try:
             with (
                 stoppable(),
-                connect(instance, name=f"tail {stream}"[:63], timeout=connect_timeout) as client,
+                connect(instance, name=client_name("tail", stream), timeout=connect_timeout) as client,
                 client.consumer(
                     stream, delivery="lossy", start=start.value, follow=True, attach_timeout=connect_timeout
                 ) as consumer,

@@ -13,6 +13,8 @@ aio.py               consumers in event loops: fileno, aread, abatches, async fo
 batches.py           record batches in place
 message.py           Message
 handle.py            what producers and consumers have in common: open until closed
+arguments.py         what callers pass, checked in one place
+log.py               what is told to logging
 hotpath.py           the C classes that producers, consumers, claims and messages derive from (csrc/python)
 views.py             which places in shared memory live Python objects still refer to
 queue.py             Queue: the face of multiprocessing.Queue
@@ -38,6 +40,7 @@ from shmdriver.client.message import LostRange, Message
 from shmdriver.client.producer import Producer
 from shmdriver.client.reattach import Reattachment
 from shmdriver.client.waiting import wait
+from shmdriver.stopping import stop_on_signals
 
 __all__ = [
     "ArrayClaim",
@@ -51,6 +54,7 @@ __all__ = [
     "aconnect",
     "connect",
     "embedded",
+    "stop_on_signals",
     "wait",
 ]
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client import exiting
-from shmdriver.errors import Reason
+from shmdriver.errors import Code, Reason
 
 __all__ = ["failure_of", "last_error", "raise_for"]
 
@@ -46,7 +46,7 @@ class _Failure:
 
     @property
     def why(self) -> str:
-        return Reason.describe(self.reason) if self.reason else "no reason is known"
+        return Reason(self.reason).words if self.reason else "no reason is known"
 
 
 def last_error() -> str:
@@ -69,10 +69,8 @@ def raise_for(code: int, **context: Any) -> NoReturn:
 
 
 def _rejected(failure: _Failure) -> Exception:
-    number = int(lib.shmd_last_reason())
-    code = int(lib.shmd_last_code())
-    reason = Reason(number) if number in Reason._value2member_map_ else number
-    told = failure.text or Reason.describe(number)
+    code, reason = Code(lib.shmd_last_code()), Reason(lib.shmd_last_reason())
+    told = failure.text or reason.words
     text = told if failure.where in told else f"{failure.where}: {told}"
     if reason == Reason.SCHEMA:
         return errors.SchemaMismatch(
@@ -188,9 +186,9 @@ def _no_memory(failure: _Failure) -> Exception:
 
 
 def _other(failure: _Failure) -> Exception:
-    text = failure.text or ffi.string(lib.shmd_strerror(failure.code)).decode("utf-8", "replace")
+    kind = ffi.string(lib.shmd_strerror(failure.code)).decode("utf-8", "replace")
     doing = f"{failure.doing}: " if failure.doing else ""
-    return errors.ShmDriverError(f"{failure.where}: {doing}{text} (code {failure.code})")
+    return errors.ShmDriverError(f"{failure.where}: {doing}{kind}{failure.detail}")
 
 
 _MAKERS: dict[int, Callable[[_Failure], Exception]] = {

@@ -10,15 +10,15 @@ so that whoever is cancelled has fetched nothing.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from shmdriver._native import ffi, lib
+from shmdriver.client.arguments import limit_of
 from shmdriver.client.boundary import clear_frames, public
 from shmdriver.client.hotpath import ConsumerCore
-from shmdriver.client.waiting import check_limit
+from shmdriver.client.link import Deadline
 from shmdriver.errors import ConcurrentUseError, EndOfStream
 from shmdriver.owners import descriptor
 
@@ -185,7 +185,7 @@ class AsyncBatches:
     __slots__ = ("_consumer", "_limit")
 
     def __init__(self, consumer: Consumer, limit: int | None) -> None:
-        check_limit(limit)
+        limit = limit_of(limit)
         self._consumer = consumer
         self._limit = limit
 
@@ -212,14 +212,14 @@ async def _read(consumer: Consumer, timeout: float | None) -> Message | None:
     message = _at_once(consumer, consumer._fetch)
     if message is not None:
         return message
-    end = None if timeout is None else time.monotonic() + timeout
-    while message is None and await _arrival(consumer, end):
+    until = Deadline(timeout)
+    while message is None and await _arrival(consumer, until):
         message = consumer._fetch(_AT_ONCE_NS)
     return message
 
 
 async def _read_batch(consumer: Consumer, limit: int | None, timeout: float | None) -> Batch | None:
-    check_limit(limit)
+    limit = limit_of(limit)
     reader = consumer._record_reader()
     if consumer.buffered:
         return reader.from_rows(consumer, limit)
@@ -228,8 +228,8 @@ async def _read_batch(consumer: Consumer, limit: int | None, timeout: float | No
     if consumer._comeback is not None:
         consumer.fileno()  # as there
     batch = _at_once(consumer, partial(reader.fetch, consumer, limit))
-    end = None if timeout is None else time.monotonic() + timeout
-    while batch is None and await _arrival(consumer, end):
+    until = Deadline(timeout)
+    while batch is None and await _arrival(consumer, until):
         consumer._check_open()
         batch = reader.fetch(consumer, limit, _AT_ONCE_NS)
     consumer._pending = 0
@@ -270,8 +270,8 @@ async def _be_fair(consumer: Consumer) -> None:
         await sleep(0)
 
 
-async def _arrival(consumer: Consumer, end: float | None) -> bool:
-    """Waits until there is something to read. False when that is not so at ``end`` (of time.monotonic)."""
+async def _arrival(consumer: Consumer, until: Deadline) -> bool:
+    """Waits until there is something to read. False when that is not so at the deadline."""
     import asyncio
 
     if consumer._is_awaited:
@@ -280,8 +280,7 @@ async def _arrival(consumer: Consumer, end: float | None) -> bool:
         )
     consumer._idle()
     left = _LOOK_AFTER_S if consumer._comeback is None else _ORPHAN_LOOK_AFTER_S
-    if end is not None:
-        left = min(left, end - time.monotonic())
+    left = min(left, until.rest_s())
     if left <= 0:
         return False
     loop = asyncio.get_running_loop()

@@ -12,6 +12,7 @@ Called by the client and by what attaches anew (reattach.py). Never takes a lock
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from shmdriver import errors, names
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from shmdriver.client.client import Client
     from shmdriver.client.link import Link
 
-__all__ = ["AttachSpec", "acquire", "choice", "shard_of", "size"]
+__all__ = ["AttachSpec", "acquire"]
 
 _REVOKED = int(lib.SHMD_E_REVOKED)
 _UNAVAILABLE = int(lib.SHMD_E_DRIVER_UNAVAILABLE)
@@ -75,14 +76,15 @@ class AttachSpec:
         return ffi.gc(ffi.new("shmd_consumer **"), lib.shmd_guarded_consumer_drop)
 
 
-def acquire(spec: AttachSpec, timeout: float, *, waits: bool) -> tuple[Any, Link]:
+def acquire(spec: AttachSpec, timeout: float | None, *, waits: bool) -> tuple[Any, Link]:
     """A native handle, which ends when nothing refers to it, and the connection that it belongs to.
 
-    Takes at most ``timeout`` seconds. With ``waits`` it also waits for a driver to come. Raises
-    AttachRejected, AttachTimeout, DriverUnavailable, HandleClosed.
+    Takes at most ``timeout`` seconds (None: as long as it takes). With ``waits`` it also waits for a
+    driver to come. Raises AttachRejected, AttachTimeout, DriverUnavailable, HandleClosed; TypeError and
+    ValueError (a ``timeout`` that is none).
     """
     client = spec.client
-    deadline = Deadline(timeout)
+    deadline = Deadline(timeout, "attach_timeout")
     slot = spec.new_slot()
     while True:
         link = client._connected(deadline.rest_s())
@@ -103,7 +105,7 @@ def acquire(spec: AttachSpec, timeout: float, *, waits: bool) -> tuple[Any, Link
             raise _failure(code, spec, link, timeout)
 
 
-def _failure(code: int, spec: AttachSpec, link: Link, timeout: float) -> Exception:
+def _failure(code: int, spec: AttachSpec, link: Link, timeout: float | None) -> Exception:
     stream, schema = spec.stream, spec.schema
     if code == lib.SHMD_E_INVALID:
         text = f"stream {stream!r}: {last_error()}"
@@ -113,42 +115,7 @@ def _failure(code: int, spec: AttachSpec, link: Link, timeout: float) -> Excepti
         stream=stream,
         instance=link.instance,
         doing="attaching",
-        timeout_s=timeout,
+        timeout_s=math.inf if timeout is None else timeout,
         schema=schema,
         stream_schema=directory.schema_by_name(link.authority, stream) if schema else None,
     )
-
-
-# ---- options, from what the user passes
-
-
-def size(argument: str, value: int | None, default: int, limit: int) -> int:
-    """A count or a number of bytes from 0 to ``limit``. Raises ValueError."""
-    if value is None:
-        return default
-    if not 0 <= value <= limit:
-        raise ValueError(f"{argument}={value}: expected 0 to {limit}")
-    return int(value)
-
-
-def shard_of(shard: tuple[int, int]) -> tuple[int, int]:
-    """``shard`` as (k, n). Raises TypeError, ValueError."""
-    try:
-        index, count = (int(number) for number in shard)
-    except (TypeError, ValueError):
-        raise TypeError(f"shard={shard!r}: expected (k, n), as (0, 4) for the first of four") from None
-    if not 0 <= index < count <= lib.SHMD_GATE_MAX:
-        raise ValueError(f"shard={shard!r}: expected (k, n) with 0 <= k < n <= {int(lib.SHMD_GATE_MAX)}")
-    return index, count
-
-
-def choice(argument: str, value: str | None, known: dict[Any, int]) -> int:
-    """The C constant for ``value``. Raises ValueError, which names the nearest that is known."""
-    try:
-        return known[value]
-    except (KeyError, TypeError):
-        near = names.nearest(str(value), [name for name in known if name])
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise ValueError(
-            f"{argument}={value!r}: expected one of {', '.join(repr(name) for name in known if name)}{hint}"
-        ) from None

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import weakref
@@ -15,15 +16,18 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from shmdriver import errors, names
 from shmdriver._native import lib
 from shmdriver.client import exiting
-from shmdriver.client.attach import AttachSpec, acquire, choice, shard_of, size
+from shmdriver.client.arguments import choice, shard_of, size
+from shmdriver.client.attach import AttachSpec, acquire
 from shmdriver.client.attempts import Attempts
 from shmdriver.client.boundary import boundary, public
 from shmdriver.client.consumer import Consumer
 from shmdriver.client.coroutines import AsyncClosing, coroutine_of
-from shmdriver.client.link import Link
+from shmdriver.client.link import Deadline, Link
+from shmdriver.client.log import tell, tell_apart, tell_of
 from shmdriver.client.producer import Producer
 from shmdriver.client.reattach import ConsumerComeback, ProducerComeback
 from shmdriver.late import LATE_IMPORT
+from shmdriver.stopping import ends_in_order
 
 if TYPE_CHECKING:
     from shmdriver.client.queue import Queue
@@ -40,7 +44,6 @@ _INSTANCE_VARIABLE = "SHMDRIVER_DRIVER_INSTANCE"
 _ARENA_DERIVED = 2**64 - 1
 _INLINE_MAX_DERIVED = 488  # up to here a max_message goes into the slots, with no arena
 _ARRAY_HEAD_BYTES = 512
-_U32_MAX = 2**32 - 1
 
 _DELIVERY = {
     "reliable": lib.SHMD_DELIVERY_RELIABLE,
@@ -68,7 +71,7 @@ class Client(AsyncClosing):
 
     Pass it to a child process in any way: there it connects afresh. Threads may share it; the
     producers and consumers that it makes belong to one thread and one process each. Leaving its
-    ``with`` block closes them (after an exception: aborts).
+    ``with`` block closes them (after an exception other than ``sys.exit(0)``: aborts).
     """
 
     __slots__ = (
@@ -88,7 +91,7 @@ class Client(AsyncClosing):
 
     instance: str
     name: str | None
-    timeout: float
+    timeout: float | None
     reconnect: bool
     heartbeat_cpus: tuple[int, ...] | None
 
@@ -97,7 +100,7 @@ class Client(AsyncClosing):
         instance: str,
         *,
         name: str | None = None,
-        timeout: float = 5.0,
+        timeout: float | None = 5.0,
         reconnect: bool = False,
         maker_pid: int = 0,
         heartbeat_cpus: tuple[int, ...] | None = None,
@@ -128,7 +131,7 @@ class Client(AsyncClosing):
         slow_consumer: Literal["block", "evict", "refuse"] | None = None,
         wakeups: bool = True,
         timestamps: bool = False,
-        attach_timeout: float = 5.0,
+        attach_timeout: float | None = 5.0,
     ) -> Producer:
         """Attaches as the one producer of a stream: bytes and arrays, or with ``dtype`` records.
 
@@ -136,16 +139,19 @@ class Client(AsyncClosing):
         (bytes) override what is derived. ``min_consumers``: no room before that many reliable consumers
         are attached. ``slow_consumer``: what becomes of one that holds the producer back.
         ``timestamps``: every message carries its publish time, and tools show latencies. Raises
-        AttachRejected (SchemaMismatch), AttachTimeout (after ``attach_timeout`` seconds), DriverUnavailable.
+        AttachRejected (SchemaMismatch), AttachTimeout (after ``attach_timeout`` seconds; None: never),
+        DriverUnavailable; TypeError, ValueError (an argument that is none).
         """
         spec = AttachSpec(self, stream, dtype, is_producer=True)
         kind, options = spec.dtype, spec.options
         if kind is not None and slot_bytes is None and max_message is None:
             slot_bytes = -(-(lib.SHMD_SLOT_HEADER_BYTES + kind.itemsize) // 64) * 64
             arena = 0 if arena is None else arena
-        if max_message is not None and max_message > _INLINE_MAX_DERIVED and arena is None:
-            max_message += _ARRAY_HEAD_BYTES  # an array of max_message bytes fits with its head
-        options.max_message = size("max_message", max_message, 0, _U32_MAX)
+        largest = size("max_message", max_message, 0, errors.MESSAGE_BYTES_MAX)
+        if largest > _INLINE_MAX_DERIVED and arena is None:
+            # An array of max_message bytes fits with its head.
+            largest = min(largest + _ARRAY_HEAD_BYTES, errors.MESSAGE_BYTES_MAX)
+        options.max_message = largest
         options.slots = size("slots", slots, 0, lib.SHMD_SLOTS_MAX)
         options.slot_bytes = size("slot_bytes", slot_bytes, 0, lib.SHMD_SLOT_BYTES_MAX)
         options.arena_bytes = size("arena", arena, _ARENA_DERIVED, 2**62)
@@ -166,6 +172,7 @@ class Client(AsyncClosing):
             made = RecordProducer(handle, link, stream, kind)
         if self.reconnect:
             made._comeback = ProducerComeback(spec)
+        tell_of(stream, "INFO", "attached as its producer, epoch %d", made.epoch)
         return self._keep(made)
 
     def consumer(
@@ -180,7 +187,7 @@ class Client(AsyncClosing):
         create: bool = True,
         wait: Literal["adaptive", "spin", "sleep"] = "adaptive",
         pace: Literal["auto", "eager"] = "auto",
-        attach_timeout: float = 5.0,
+        attach_timeout: float | None = 5.0,
     ) -> Consumer:
         """Attaches as a consumer of a stream, which need not have a producer yet.
 
@@ -211,6 +218,7 @@ class Client(AsyncClosing):
                 options.start = lib.SHMD_START_OLDEST  # from now on: as little as possible is missed
             made._comeback = comeback = ConsumerComeback(spec)
             comeback.note_base(made)
+        tell_of(stream, "INFO", "attached as a %s consumer", delivery)
         return self._keep(made)
 
     aproducer = coroutine_of(producer, _abandon)
@@ -287,7 +295,7 @@ class Client(AsyncClosing):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end(aborted=kind is not None)
+        self._end(aborted=not ends_in_order(kind, error))
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.instance, self.name, self.timeout, self.reconnect)
@@ -313,7 +321,8 @@ class Client(AsyncClosing):
         Threads that come at once get the same one: which object it is ``setdefault`` decides, and its
         C side connects once. Nothing here is locked, so a signal handler or finaliser may come at any time.
         """
-        timeout = self.timeout if timeout is None else min(timeout, self.timeout)
+        own = math.inf if self.timeout is None else self.timeout
+        timeout = own if timeout is None else min(timeout, own)
         link = self._link
         if link is None and not self._closed:
             made = self._new_link()
@@ -375,6 +384,9 @@ class Client(AsyncClosing):
             return old
         old.successor = made
         self._first[made.generation] = made  # the old one goes with its last handle
+        tell_apart(
+            "WARNING", "instance %r: connected anew, to a driver of boot %x", self.instance, made.boot_id
+        )
         if self._closed:
             made.close()
         return made
@@ -435,21 +447,22 @@ def connect(
     instance: str | None = None,
     *,
     name: str | None = None,
-    timeout: float = 5.0,
+    timeout: float | None = 5.0,
     reconnect: bool = False,
     heartbeat_cpus: Iterable[int] | None = None,
 ) -> Client:
     """Connects to the driver of ``instance`` (default: $SHMDRIVER_DRIVER_INSTANCE, else "default").
 
     ``name`` is what tools call this client (a child process that it is passed to adds its own name);
-    ``timeout`` (seconds) is how long to wait for a driver;
-    with ``reconnect`` it waits that long for one to start, too, and this client, its producers and its
-    consumers attach anew by themselves after a revocation and to the next incarnation of the driver;
-    ``reattachments`` of each says when, and what was lost. Each call of theirs may raise AttachRejected then:
-    the driver refuses to attach that handle anew. ``heartbeat_cpus``: the CPUs of the C threads that
-    beat for this client and make its ``fileno()`` readable; None: all that this process may use. They run
-    under SCHED_OTHER and need no GIL, whatever the calling thread runs under. Raises DriverUnavailable,
-    AttachTimeout, ConfigError (a bad name, a bad CPU), ShmDriverError (none of these CPUs may be used).
+    ``timeout`` (seconds; None: no end) is how long to wait for a driver's answer; with ``reconnect`` it waits
+    that long for one to start, too, and this client, its producers and its consumers attach anew by
+    themselves after a revocation and to the next incarnation of the driver; ``reattachments`` of each says
+    when, and what was lost. Each call of theirs may raise AttachRejected then: the driver refuses to attach
+    that handle anew. ``heartbeat_cpus``: the CPUs of the C threads that beat for this client and make its
+    ``fileno()`` readable; None: all that this process may use. They run under SCHED_OTHER and need no GIL,
+    whatever the calling thread runs under. Raises DriverUnavailable, AttachTimeout, ConfigError (a bad name,
+    a bad CPU), ShmDriverError (none of these CPUs may be used); TypeError, ValueError (a timeout that is no
+    number of seconds).
     """
     if instance is None:
         instance = os.environ.get(_INSTANCE_VARIABLE) or "default"
@@ -459,12 +472,10 @@ def connect(
     problem = names.instance_problem(instance)
     if problem:
         raise errors.ConfigError(problem, key="driver.instance", source=source)
-    if name is not None and not 0 < len(name.encode()) < lib.SHMD_NAME_BYTES:
-        raise errors.ConfigError(
-            f"client name {name!r}: expected 1 to {lib.SHMD_NAME_BYTES - 1} bytes",
-            key="name",
-            source="connect(name=...)",
-        )
+    problem = names.client_problem(name)
+    if problem:
+        raise errors.ConfigError(problem, key="name", source="connect(name=...)")
+    Deadline(timeout)  # refuses what is none
     client = Client(
         instance,
         name=name,
@@ -472,7 +483,8 @@ def connect(
         reconnect=reconnect,
         heartbeat_cpus=_cpus_of(heartbeat_cpus),
     )
-    client._connected()
+    link = client._connected()
+    tell("INFO", "instance %r: connected to its driver, boot %x", instance, link.boot_id)
     return client
 
 
@@ -525,7 +537,7 @@ class _Embedded(AbstractContextManager["Client"]):
             return
         try:
             if client is not None:
-                client._end(aborted=kind is not None)
+                client._end(aborted=not ends_in_order(kind, error))
         finally:
             driver.stop()
 
@@ -533,7 +545,7 @@ class _Embedded(AbstractContextManager["Client"]):
 def _at(
     instance: str,
     name: str | None,
-    timeout: float,
+    timeout: float | None,
     reconnect: bool,
     maker_pid: int,
     heartbeat_cpus: tuple[int, ...] | None,

@@ -15,14 +15,16 @@ from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client._raise import failure_of, raise_for
 from shmdriver.client.aio import EventLoopReading
+from shmdriver.client.arguments import limit_of
 from shmdriver.client.boundary import PACKAGES, public
 from shmdriver.client.claim import ArrayClaim, Claim
 from shmdriver.client.handle import StreamHandle
 from shmdriver.client.hotpath import ConsumerCore, setup
 from shmdriver.client.link import Deadline, Link, register
+from shmdriver.client.log import tell_of
 from shmdriver.client.message import LostRange, Message
 from shmdriver.client.views import Mapping
-from shmdriver.client.waiting import Patience, check_limit
+from shmdriver.client.waiting import Patience
 from shmdriver.late import LATE_IMPORT
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Consumer"]
 
 _ENDS = (int(lib.SHMD_E_END), int(lib.SHMD_E_PRODUCER_LOST))
+_UNKNOWN = 2**64 - 1
 
 
 def _address_of(handle: Any, kind: str) -> int:
@@ -113,7 +116,7 @@ class Consumer(EventLoopReading, StreamHandle):
 
     def _wait_for_records(self, limit: int | None, timeout: float | None) -> np.ndarray[Any, Any] | None:
         """As read_batch(). Whoever hands them on sets ``_pending`` to 0 just before, with no call between."""
-        check_limit(limit)
+        limit = limit_of(limit)
         reader = self._reader or self._record_reader()
         if self.buffered:
             return reader.from_rows(self, limit)
@@ -134,7 +137,7 @@ class Consumer(EventLoopReading, StreamHandle):
 
     def batches(self, limit: int | None = None) -> Iterator[np.ndarray[Any, Any]]:
         """Arrays of records as they come, up to the clean end. What :meth:`read_batch` says of them holds."""
-        check_limit(limit)
+        limit = limit_of(limit)
         with LATE_IMPORT:
             from shmdriver.client.batches import Batches
 
@@ -149,18 +152,20 @@ class Consumer(EventLoopReading, StreamHandle):
 
     @property
     def lost(self) -> int:
-        """How many messages this consumer never saw, in all epochs, from its own start on.
+        """How many messages before the last one that was handed out this consumer never saw, in all epochs.
 
-        What was gone when it attached is not counted, nor what a consumer before it had not read: the
-        first message's ``seq`` says how many messages of its epoch there were before.
+        A gap counts from the message on that follows it; once a read has found nothing more, or the end, all
+        that is known counts. What was gone when it attached does not, nor what a consumer before it had not
+        read: the first message's ``seq`` says how many messages of its epoch there were before.
         """
-        own = int(self._info().lost)
+        told = self._lost_before
+        own = int(self._info().lost) if told == _UNKNOWN else told
         comeback = self._comeback
         return own if comeback is None else comeback.lost + (own if comeback.left is None else 0)
 
     @property
     def lost_ranges(self) -> list[LostRange]:
-        """The last 64 gaps, oldest first."""
+        """The last 64 gaps of those that :attr:`lost` counts, oldest first."""
         comeback = self._comeback
         if comeback is None:
             return self._own_lost_ranges()
@@ -242,6 +247,10 @@ class Consumer(EventLoopReading, StreamHandle):
             self._comeback.give_up()
         self._drop_run()
         self._expose()
+        lost = self.lost
+        if lost:
+            level = "WARNING" if self.delivery == "reliable" else "INFO"
+            tell_of(self.stream, level, "closed, %d messages were lost to it", lost)
 
     def __enter__(self) -> Self:
         return self
@@ -307,6 +316,8 @@ class Consumer(EventLoopReading, StreamHandle):
         limit = int(lib.SHMD_LOST_RANGES)
         out = ffi.new("shmd_lost_range_t[]", limit)
         count = int(lib.shmd_consumer_lost_ranges(self._last_handle, out, limit))
+        if self._lost_before != _UNKNOWN:
+            count = max(0, count - (int(self._info().lost_range_count) - self._gaps_before))
         return [LostRange(int(gap.epoch), int(gap.first), int(gap.last)) for gap in out[0:count]]
 
     def _map(self, serial: int) -> None:

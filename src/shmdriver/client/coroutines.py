@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from shmdriver.client.boundary import clear_frames, outcome_of
+from shmdriver.stopping import ends_in_order
 
 if TYPE_CHECKING:
     import asyncio
@@ -135,6 +136,7 @@ class AsyncClosing:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        kind = None if ends_in_order(kind, error) else kind
         try:
             await _in_thread(partial(self.__exit__, kind, None, None))
         except BaseException as raised:

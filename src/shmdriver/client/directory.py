@@ -6,20 +6,23 @@ Reads the directory in place, as any tool may; no driver is needed. Every record
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from shmdriver import names
 from shmdriver._native import ffi, lib
+from shmdriver.liveness import pid_text
 
 __all__ = [
-    "Blocker",
     "EpochEnd",
+    "Holder",
     "StreamSlot",
-    "blocker_of",
     "end_of_epoch",
     "epoch_count",
     "epoch_hot",
     "first_wired_epoch",
+    "holder_of_gate",
+    "holder_of_stream",
     "nearest_stream",
     "producer_pid",
     "reliable_consumers",
@@ -35,11 +38,12 @@ _EPOCH_TRIES = 8
 _READABLE = (lib.SHMD_EPOCH_OPEN, lib.SHMD_EPOCH_SEALING, lib.SHMD_EPOCH_SEALED)
 
 
-class Blocker(NamedTuple):
-    """The client behind a gate."""
+class Holder(NamedTuple):
+    """The client of a lease. ``pid`` is 0 in another PID namespace; ``label`` has the number all the same."""
 
     name: str
     pid: int
+    label: str
 
 
 class EpochEnd(NamedTuple):
@@ -92,8 +96,21 @@ def nearest_stream(authority: Any, stream: str) -> str | None:
     return names.nearest(stream, (name for name in known if name and name != stream))
 
 
-def blocker_of(authority: Any, stream_index: int, gate: int) -> Blocker | None:
-    """Who holds the gate of a stream; None when that cannot be told any more."""
+def holder_of_gate(authority: Any, stream_index: int, gate: int) -> Holder | None:
+    """The client whose consumer has a gate of a stream, None when it has just left."""
+    consumer = lib.SHMD_ROLE_CONSUMER
+    return _holder(authority, stream_index, lambda lease: lease.gate == gate and lease.role == consumer)
+
+
+def holder_of_stream(authority: Any, stream: str) -> Holder | None:
+    """The client that produces a stream, None when there is none."""
+    role = lib.SHMD_ROLE_PRODUCER
+    index = next((i for i in _indexes(authority, stream) if _stream_name(authority, i) == stream), None)
+    return None if index is None else _holder(authority, index, lambda lease: lease.role == role)
+
+
+def _holder(authority: Any, stream_index: int, is_wanted: Callable[[Any], bool]) -> Holder | None:
+    """The client of the live lease of a stream that is wanted."""
     live = (lib.SHMD_LEASE_ATTACHED, lib.SHMD_LEASE_ACTIVE, lib.SHMD_LEASE_STALLED)
     states, index = sum(1 << state for state in live), -1
     while (index := lib.shmd_authority_next(authority, lib.SHMD_TABLE_LEASES, states, index + 1)) >= 0:
@@ -101,16 +118,13 @@ def blocker_of(authority: Any, stream_index: int, gate: int) -> Blocker | None:
         if record.stream_index != stream_index:
             continue  # not copied: there may be thousands
         lease = _copy("shmd_lease_record_t *", record)
-        if (
-            lease is not None
-            and lease.stream_index == stream_index
-            and lease.gate == gate
-            and lease.role == lib.SHMD_ROLE_CONSUMER
-            and lease.client_index < authority.client_max
-        ):
+        is_whole = lease is not None and lease.stream_index == stream_index
+        if is_whole and is_wanted(lease) and lease.client_index < authority.client_max:
             client = _copy("shmd_client_record_t *", lib.shmd_authority_client(authority, lease.client_index))
             if client is not None and client.client_id == lease.client_id:
-                return Blocker(_text(client.name), int(client.pid))
+                pid, namespace = int(client.pid), int(client.pid_namespace)
+                is_ours = namespace == lib.shmd_pid_namespace()
+                return Holder(_text(client.name), pid if is_ours else 0, pid_text(pid, namespace))
     return None
 
 

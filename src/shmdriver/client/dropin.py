@@ -14,6 +14,7 @@ import secrets
 import threading
 
 from shmdriver.client import exiting
+from shmdriver.client.arguments import whole
 from shmdriver.client.client import Client, connect
 from shmdriver.client.queue import MAX_BYTES, Queue
 from shmdriver.errors import DriverUnavailable
@@ -36,6 +37,7 @@ os.register_at_fork(after_in_child=_forked)
 
 def make_queue(maxsize: int = 0, *, max_bytes: int = MAX_BYTES) -> Queue:
     """A new queue, as multiprocessing.Queue(maxsize) makes one: pass it to the processes that use it."""
+    maxsize = whole("maxsize", maxsize)  # before a driver is started for it
     return _shared_client().queue(f"{os.getpid()}-{secrets.token_hex(4)}", maxsize, max_bytes=max_bytes)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from shmdriver._native import ffi, lib
 from shmdriver.client._raise import last_error
 from shmdriver.client.link import FOREVER_SLICE_NS, Link
+from shmdriver.errors import Code, Reason
 
 __all__ = ["DriverEvent", "listen"]
 
@@ -38,8 +39,8 @@ class DriverEvent:
     """
 
     kind: str
-    code: int
-    reason: int
+    code: Code
+    reason: Reason
     stream: str
     text: str
     client_id: int
@@ -60,6 +61,8 @@ def listen(
     (0: never, the thread ends).
     """
     stopping = threading.Event()
+    if not callable(callback):
+        raise TypeError(f"on_event({callback!r}): expected a function of one argument, the event")
     cursor = ffi.new("uint64_t *", link.event_head())
     hooks = [(callback, idle)]
     thread = threading.Thread(
@@ -127,15 +130,15 @@ def _run(
 
 def _lost(text: str) -> DriverEvent:
     """What a dead driver cannot tell, and nobody else will: there comes nothing more."""
-    return DriverEvent("driver_lost", 0, 0, "", text, 0, 0, 0, 0, 0, time.monotonic_ns(), 0)
+    return DriverEvent("driver_lost", Code.OK, Reason.NONE, "", text, 0, 0, 0, 0, 0, time.monotonic_ns(), 0)
 
 
 def _copy(event: object, missed: int) -> DriverEvent:
     e = ffi.cast("shmd_event_t *", event)
     return DriverEvent(
         kind=_KINDS.get(e.kind, f"event {e.kind}"),
-        code=int(e.code),
-        reason=int(e.reason),
+        code=Code(e.code),
+        reason=Reason(e.reason),
         stream=ffi.string(e.stream).decode("utf-8", "replace"),
         text=ffi.string(e.text).decode("utf-8", "replace"),
         client_id=int(e.client_id),

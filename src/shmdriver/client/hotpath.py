@@ -22,12 +22,13 @@ if TYPE_CHECKING:
         MessageCore,
         ProducerCore,
         clear_frames,
+        deadline,
         setup,
     )
 
 __all__ = [
     "Boundary", "ClaimCore", "ConsumerCore", "MappingCore", "MessageCore", "ProducerCore", "clear_frames",
-    "setup",
+    "deadline", "setup",
 ]  # fmt: skip
 
 _NAME = "shmdriver._hotpath"
@@ -53,4 +54,5 @@ if not TYPE_CHECKING:
     MessageCore = _module.MessageCore
     ProducerCore = _module.ProducerCore
     clear_frames = _module.clear_frames
+    deadline = _module.deadline
     setup = _module.setup

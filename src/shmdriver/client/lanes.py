@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from shmdriver import errors
+from shmdriver import errors, names
 from shmdriver._native import lib
 from shmdriver.client import directory, pickling
 from shmdriver.client._raise import raise_for
@@ -55,7 +55,7 @@ _REVOKED = int(lib.SHMD_E_REVOKED)
 
 def stream_name(queue: str, part: str) -> str:
     """Of a stream that belongs to a queue."""
-    return f"queue.{queue}.{part}"
+    return f"{names.QUEUE_PREFIX}{queue}.{part}"
 
 
 def lane_name(queue: str, number: int) -> str:

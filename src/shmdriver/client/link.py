@@ -10,6 +10,7 @@ that an interpreter that exits ends its streams as aborted: only close() is a cl
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sys
 import threading
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 from shmdriver._native import ffi, lib
 from shmdriver.client import exiting
 from shmdriver.client._raise import raise_for
+from shmdriver.client.hotpath import deadline
 from shmdriver.errors import DriverUnavailable, HandleClosed
 from shmdriver.owners import keeping
 from shmdriver.threads import check_threads
@@ -41,40 +43,42 @@ __all__ = [
 # A wait without end is made of slices this long, between which Python looks after the driver. A signal ends
 # a slice, and so do a message, room, a change that the driver tells of, and a close.
 FOREVER_SLICE_NS = 1_000_000_000
+NEVER = 2**64 - 1  # what a point in time is that does not come
 TRY_AGAIN_NS = 20_000_000  # while what is waited for has no word that one could sleep on
 
 
 class Deadline:
-    """A timeout in seconds (None: never) as a point in time, and the next slice to wait until then."""
+    """A timeout in seconds (None: never) as a point in time, and the next slice to wait until then.
+
+    What is no number of seconds is refused in the name of ``argument``: TypeError, ValueError.
+    """
 
     __slots__ = ("_end_ns",)
 
-    def __init__(self, timeout: float | None) -> None:
-        self._end_ns = None if timeout is None else time.monotonic_ns() + max(0, int(timeout * 1e9))
+    def __init__(self, timeout: float | None, argument: str = "timeout") -> None:
+        self._end_ns = deadline(timeout, argument)  # NEVER: it has no end
 
     def slice_ns(self) -> int:
         """How long to wait next, in ns, at most a slice; 0 when the time is over."""
-        if self._end_ns is None:
-            return FOREVER_SLICE_NS
         return max(0, min(FOREVER_SLICE_NS, self._end_ns - time.monotonic_ns()))
 
-    def rest_ns(self) -> int | None:
-        """What is left, in ns; None without an end."""
-        return None if self._end_ns is None else max(0, self._end_ns - time.monotonic_ns())
+    def rest_ns(self) -> int:
+        """What is left, in ns; NEVER without an end."""
+        return NEVER if self._end_ns == NEVER else max(0, self._end_ns - time.monotonic_ns())
 
     def rest_s(self) -> float:
-        """What is left, in seconds, of one that has an end."""
-        return (self.rest_ns() or 0) / 1e9
+        """What is left, in seconds; infinity without an end."""
+        return math.inf if self._end_ns == NEVER else self.rest_ns() / 1e9
 
 
 _nothing = ffi.new("uint32_t *")
 
 
-def wait_for_a_driver(deadline: Deadline) -> None:
+def wait_for_a_driver(until: Deadline) -> None:
     """A moment of the time that is left. Raises DriverUnavailable in a call that was given up."""
     if getattr(threading.current_thread(), "is_cancelled", False):  # coroutines.py
         raise DriverUnavailable("given up: the task that called was cancelled")
-    nap(min(deadline.slice_ns(), TRY_AGAIN_NS))
+    nap(min(until.slice_ns(), TRY_AGAIN_NS))
 
 
 def nap(slice_ns: int) -> None:
@@ -152,16 +156,16 @@ class Link:
         """
         check_threads()
         guard_truncation()
-        deadline = Deadline(timeout)
+        until = Deadline(timeout)
         instance = self.instance.encode()
         options = ffi.new("shmd_client_options *")
         options.name, options.flags, options.cpus = self._name, self._flags, self._cpus
         options.cpu_count = len(self._cpus) if self._cpus else 0
         while True:
-            options.timeout_ns = deadline.rest_ns() or 0
+            options.timeout_ns = until.rest_ns()
             code = lib.shmd_connection_open(self._owner, instance, options)
-            if code == lib.SHMD_E_DRIVER_UNAVAILABLE and waits and deadline.slice_ns() > 0:
-                wait_for_a_driver(deadline)
+            if code == lib.SHMD_E_DRIVER_UNAVAILABLE and waits and until.slice_ns() > 0:
+                wait_for_a_driver(until)
             elif code != lib.SHMD_E_INTERRUPTED:
                 break
         if code == lib.SHMD_E_CLOSED:

@@ -235,7 +235,7 @@ class _Lane:
         self.parts = None
         again = comeback.history[-1]
         if again.lost != 0:
-            self._tell(again.lost, errors.Reason.describe(again.reason))
+            self._tell(again.lost, again.reason.words)
 
     def tell_waiting_lost(self) -> None:
         """When nothing came: tells what had waited in the memory of a putter that is gone."""
@@ -262,7 +262,7 @@ class _Lane:
         self._ended = None
         self._base_epoch = _NO_LATER  # those are others' to read
         if self._spoilt:
-            self._tell(self._spoilt, errors.Reason.describe(errors.Reason.REVOKED))
+            self._tell(self._spoilt, errors.Reason.REVOKED.words)
             self._spoilt = 0
         return True
 
@@ -281,7 +281,7 @@ class _Lane:
         lost = None if lost is None else lost + self._spoilt
         if lost != 0:
             reason = getattr(error, "reason", 0)
-            self._tell(lost, errors.Reason.describe(reason) if reason else str(error))
+            self._tell(lost, errors.Reason(reason).words if reason else str(error))
 
     def _tell(self, lost: int | None, why: str) -> None:
         self._news.losses.append(loss(self._queue, lost, why))
@@ -558,9 +558,10 @@ class Outlet:
         if error.reason != errors.Reason.PRODUCER_EXISTS:
             return error
         stream = stream_name(self._queue, "get")
-        pid = directory.producer_pid(self._client._connected().authority, stream)
+        holder = directory.holder_of_stream(self._client._connected().authority, stream)
+        who = "another process" if holder is None else f"{holder.name!r} ({holder.label})"
         return errors.AttachRejected(
-            f"queue {self._queue!r}: process {pid} gets from it, and a queue has one getter; to share work "
+            f"queue {self._queue!r}: {who} gets from it, and a queue has one getter; to share work "
             "among processes make it a stream and give each its part: client.consumer(stream, shard=(k, n))",
             code=error.code,
             reason=error.reason,

@@ -16,12 +16,15 @@ from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
 from shmdriver.client._raise import failure_of, raise_for
+from shmdriver.client.arguments import choice, extents_of, meta_of, whole
 from shmdriver.client.boundary import public
 from shmdriver.client.claim import ArrayClaim
 from shmdriver.client.handle import StreamHandle
 from shmdriver.client.hotpath import ProducerCore
 from shmdriver.client.link import Deadline, Link, open_handles, register
 from shmdriver.client.message import tensor_module
+from shmdriver.hints import command
+from shmdriver.stopping import ends_in_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,8 +45,8 @@ _UNKNOWN = 2**64 - 1
 class Producer(ProducerCore, StreamHandle):
     """The producer of one stream, made by :meth:`Client.producer`. It belongs to one thread at a time.
 
-    Only :meth:`close`, or a ``with`` block left without an exception, ends the stream cleanly; an
-    exception, a dropped object and an exiting interpreter end it as aborted.
+    Only :meth:`close`, or a ``with`` block left without an exception or by ``sys.exit(0)``, ends the stream
+    cleanly; any other exception, a dropped object and an exiting interpreter end it as aborted.
     """
 
     __slots__ = (
@@ -71,7 +74,7 @@ class Producer(ProducerCore, StreamHandle):
         array: np.ndarray[Any, Any],
         *,
         type: int = 0,  # noqa: A002
-        meta: bytes = b"",
+        meta: bytes | bytearray | memoryview = b"",
         timeout: float | None = None,
     ) -> None:
         """Publishes an array; its shape and dtype travel with it, and up to 256 bytes of ``meta``.
@@ -89,7 +92,7 @@ class Producer(ProducerCore, StreamHandle):
             with self.claim_array(array.shape, array.dtype, type=type, meta=meta, timeout=timeout) as place:
                 place[...] = array
             return
-        head = tensor.head_of(array.shape, array.dtype, fortran, meta)
+        head = tensor.head_of(array.shape, array.dtype, fortran, meta_of(meta))
         self._publish_array(head, array, tensor.FLAG, type, timeout)
 
     def claim_array(
@@ -98,7 +101,7 @@ class Producer(ProducerCore, StreamHandle):
         dtype: Any = "u1",
         *,
         type: int = 0,  # noqa: A002
-        meta: bytes = b"",
+        meta: bytes | bytearray | memoryview = b"",
         order: str = "C",
         timeout: float | None = None,
     ) -> ArrayClaim:
@@ -107,17 +110,13 @@ class Producer(ProducerCore, StreamHandle):
         The array's elements are what the place last held; commits on exit, aborts on an exception.
         ``order``: "C" or "F". ValueError for any other, and for negative extents.
         """
-        if order not in ("C", "F"):
-            raise ValueError(f"order={order!r}: expected 'C' or 'F'")
         tensor = tensor_module()
         import numpy as np
 
-        kind = np.dtype(dtype)
-        extents = (shape,) if isinstance(shape, int) else tuple(map(int, shape))
-        if extents and min(extents) < 0:
-            raise ValueError(f"shape {extents}: extents are at least 0")
-        layout: Literal["C", "F"] = "F" if order == "F" else "C"
-        head = tensor.head_of(extents, kind, layout == "F", bytes(meta))
+        kind, extents = np.dtype(dtype), extents_of(shape)
+        is_fortran = bool(choice("order", order, {"C": 0, "F": 1}))
+        layout: Literal["C", "F"] = "F" if is_fortran else "C"
+        head = tensor.head_of(extents, kind, is_fortran, meta_of(meta))
         size = kind.itemsize * prod(extents)
         start = len(head)
 
@@ -129,6 +128,7 @@ class Producer(ProducerCore, StreamHandle):
 
     def wait_for_consumers(self, n: int = 1, timeout: float | None = None) -> int:
         """Waits until ``n`` consumers of any delivery are attached. How many are: fewer at the timeout."""
+        n = whole("n", n)
         deadline = Deadline(timeout)
         word = ffi.addressof(self._link.authority, "event_word")
         while True:
@@ -202,7 +202,7 @@ class Producer(ProducerCore, StreamHandle):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._link.usable:  # a forked child leaves its parent's blocks without an effect
-            self._end(aborted=kind is not None)
+            self._end(aborted=not ends_in_order(kind, error))
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -269,20 +269,19 @@ class Producer(ProducerCore, StreamHandle):
     def _back_pressured(self, published: int) -> errors.BackPressured:
         """Why there is no room: who holds this producer back, and whether a driver lives to help."""
         info = self._info()
-        blocker: directory.Blocker | None = None
+        blocker: directory.Holder | None = None
         lag = 0
         if info.blocked_gate == _NO_CONSUMER_YET:
             why = "no consumer yet (min_consumers): start one, or lower min_consumers"
         elif info.blocked_gate:
             gate = int(info.blocked_gate) - 1
-            blocker = directory.blocker_of(self._link.authority, info.stream_index, gate)
+            blocker = directory.holder_of_gate(self._link.authority, info.stream_index, gate)
             lag = max(0, int(info.seq - info.blocked_position))
             who = (
-                f"consumer {blocker.name!r} (pid {blocker.pid})"
-                if blocker
-                else f"the consumer at gate {gate}"
+                f"consumer {blocker.name!r} ({blocker.label})" if blocker else f"the consumer at gate {gate}"
             )
-            why = f"held back by {who}, {lag} messages behind; `shmdriver why {self.stream}` shows it"
+            look = command("why", self.stream, instance=self._link.instance)
+            why = f"held back by {who}, {lag} messages behind; {look} shows it"
             held = self._views_of_this_process(info, gate)
             if held:
                 why = (

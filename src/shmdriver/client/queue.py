@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmdriver import errors, names
 from shmdriver.client import directory, exiting, pickling
+from shmdriver.client.arguments import size, whole
 from shmdriver.client.boundary import clear_frames
 from shmdriver.client.holding import Holder
 from shmdriver.client.lanes import Inlet, lane_name, loss, stream_name
@@ -42,6 +43,7 @@ _now_s = time.monotonic
 _loads = pickling.decode
 MAX_BYTES = 8 << 20
 MAX_BYTES_LEAST = 1 << 16
+MAX_BYTES_MOST = 1 << 40
 SLICE_NS = 5_000_000  # of a wait inside a lock that another thread may want
 ALONE_SLICE_NS = 50_000_000  # while no other thread waits
 BREATH_NS = 50_000  # outside of it, between two slices
@@ -66,12 +68,10 @@ class Queue:
         problem = names.stream_problem(lane_name(name, 999))
         if problem:
             raise ValueError(f"queue {name!r}: {problem}")
-        if not MAX_BYTES_LEAST <= max_bytes <= 2**40:
-            raise ValueError(f"max_bytes={max_bytes}: expected {MAX_BYTES_LEAST} or more")
         self.name = name
         self._client = client
-        self._maxsize = max(0, int(maxsize))
-        self._max_bytes = max_bytes
+        self._maxsize = max(0, whole("maxsize", maxsize))
+        self._max_bytes = size("max_bytes", max_bytes, MAX_BYTES, MAX_BYTES_MOST, MAX_BYTES_LEAST)
         self._fresh()
         register(self)
         client._queues.add(self)

@@ -26,6 +26,7 @@ from shmdriver.client.aio import silence
 from shmdriver.client.attach import acquire
 from shmdriver.client.attempts import Attempt
 from shmdriver.client.link import TRY_AGAIN_NS, nap
+from shmdriver.client.log import tell_of
 from shmdriver.client.message import LostRange
 from shmdriver.errors import Code, Reason
 from shmdriver.late import LATE_IMPORT
@@ -62,14 +63,14 @@ NOT_YET = (Reason.NONE, Reason.DRAINING, Reason.MAINTENANCE, Reason.STOPPED, Rea
 class Reattachment(NamedTuple):
     """One time that a handle was attached anew.
 
-    ``reason`` is why its lease before had ended (:class:`~shmdriver.Reason`), ``boot_id`` the driver's
+    ``reason`` is why its lease before had ended, ``boot_id`` the driver's
     incarnation now. Before, it had come to ``old_seq`` of epoch ``old_epoch`` (a consumer: the next message
     that it would have read; a producer: how many it had published); now it goes on at ``seq`` of ``epoch``
     (epoch 0: with the next producer). ``lost`` messages in between are missing: a consumer never gets
     them; of a producer's own nobody gets them. None: it cannot be told.
     """
 
-    reason: int
+    reason: Reason
     boot_id: int
     old_epoch: int
     old_seq: int
@@ -156,7 +157,7 @@ def removed_error(link: Link, who: str) -> errors.DriverUnavailable:
 class _Left(NamedTuple):
     """Where a handle was when it left."""
 
-    reason: int
+    reason: Reason
     boot_id: int
     stream_id: int
     epoch: int
@@ -177,6 +178,17 @@ class _Comeback:
         self._attempt: Attempt | None = None  # to attach anew, after it has left
         self._look = OrphanLook(spec.client)
         self.prepare: Callable[[Any], object] | None = None  # what a new native handle is told first
+
+    def note(self, again: Reattachment) -> None:
+        """It is attached anew."""
+        self.history.append(again)
+        role = "its producer" if self.spec.is_producer else "a consumer"
+        lost = "an unknown number of" if again.lost is None else again.lost
+        text = (
+            "attached anew as %s, because its lease had ended (%s): at seq %d of epoch %d, %s messages lost"
+        )
+        why = again.reason.words
+        tell_of(self.spec.stream, "WARNING", text, role, why, again.seq, again.epoch, lost)
 
     def covers(self, error: Exception) -> bool:
         """Whether attaching anew is the answer to ``error``."""
@@ -270,9 +282,7 @@ class ConsumerComeback(_Comeback):
         self.note_base(consumer)
         boot_id = consumer._link.boot_id
         seq = int(info.position)
-        self.history.append(
-            Reattachment(left.reason, boot_id, left.epoch, left.seq, int(info.epoch), seq, lost)
-        )
+        self.note(Reattachment(left.reason, boot_id, left.epoch, left.seq, int(info.epoch), seq, lost))
 
     def _leave(self, consumer: Consumer, reason: int, spoilt: int) -> _Left:
         info = consumer._info()
@@ -280,7 +290,8 @@ class ConsumerComeback(_Comeback):
         end_seq = int(lib.shmd_consumer_end_seq(consumer._last_handle))
         unseen = _epochs_after(consumer, epoch)
         boot_id, stream_id = consumer._link.boot_id, int(info.stream_id)
-        left = _Left(reason, boot_id, stream_id, epoch, int(info.position) - spoilt, end_seq, unseen)
+        seq = int(info.position) - spoilt
+        left = _Left(Reason(reason), boot_id, stream_id, epoch, seq, end_seq, unseen)
         self.ranges.extend(consumer._own_lost_ranges())
         self.lost += int(info.lost)
         self.skipped += int(info.skipped)
@@ -366,9 +377,8 @@ class ProducerComeback(_Comeback):
                 return
             self._met_ns = 0
             boot_id = producer._link.boot_id
-            left = self.left = _Left(
-                reason, boot_id, int(info.stream_id), int(info.epoch), int(info.seq), int(info.sealed_seq), {}
-            )
+            epoch, seq, end_seq = int(info.epoch), int(info.seq), int(info.sealed_seq)
+            left = self.left = _Left(Reason(reason), boot_id, int(info.stream_id), epoch, seq, end_seq, {})
             producer._leave()
         found = self._attached(producer, wait_ns)
         if found is None:
@@ -380,9 +390,7 @@ class ProducerComeback(_Comeback):
         info = producer._info()
         lost = None if left.end_seq == UNKNOWN_SEQ else max(0, left.seq - left.end_seq)
         boot_id = producer._link.boot_id
-        self.history.append(
-            Reattachment(left.reason, boot_id, left.epoch, left.seq, int(info.epoch), 0, lost)
-        )
+        self.note(Reattachment(left.reason, boot_id, left.epoch, left.seq, int(info.epoch), 0, lost))
 
     def _is_being_sealed(self, producer: Producer) -> bool:
         """Whether the seal may still come: a driver lives, or the one that supersedes it is at work yet."""

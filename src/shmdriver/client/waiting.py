@@ -19,18 +19,12 @@ from shmdriver.client.link import TRY_AGAIN_NS, Deadline, nap
 if TYPE_CHECKING:
     from shmdriver.client.consumer import Consumer
 
-__all__ = ["Patience", "check_limit", "wait", "wait_for_any"]
+__all__ = ["Patience", "wait", "wait_for_any"]
 
 _WARN_AFTER_NS = 5_000_000_000
 _HELD_SLICE_NS = 50_000_000  # views may go meanwhile, in other threads; only a look moves their gate
 _PACKAGE = "shmdriver."
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
-
-
-def check_limit(limit: int | None) -> None:
-    """Of records in a batch. Raises ValueError."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit of {limit} records: expected 1 or more")
 
 
 class Patience:

@@ -16,6 +16,7 @@ from shmdriver.demo.screen import Screen
 from shmdriver.demo.shm_meter import LIMIT_BYTES, STREAM_BYTES, ShmMeter, free_bytes
 from shmdriver.demo.stage import DemoFailed, Stage
 from shmdriver.demo.survive import Survive
+from shmdriver.hints import command
 
 __all__ = ["run"]
 
@@ -28,7 +29,7 @@ def run(*, quote_files: Sequence[Path] = (), quick: bool = False, stay: bool = F
     if free < LIMIT_BYTES:
         screen.line(
             f"/dev/shm has {free >> 20} MiB left, the demo needs {LIMIT_BYTES >> 20} MiB: free some "
-            "(shmdriver gc), or give the container more (docker run --shm-size=128m)",
+            f"({command('gc', instance=None)}), or give the container more (docker run --shm-size=128m)",
             "✗",
         )
         return 1
@@ -57,12 +58,12 @@ def run(*, quote_files: Sequence[Path] = (), quick: bool = False, stay: bool = F
         "✓" if good else "✗",
     )
     screen.heading("Three commands to try")
-    for command in (
+    for line in (
         "shmdriver run                            # a driver; then, in other terminals:",
         "shmdriver sub words | tee copy           # a consumer",
         "shmdriver pub words < /etc/services      # a producer; and: shmdriver stat --watch",
     ):
-        screen.line(command, "$")
+        screen.line(line, "$")
     return 0 if good else 1
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shmdriver import Client
+from shmdriver import Client, hints
 from shmdriver._native import lib
 from shmdriver.demo.processes import DriverProcess, Worker
 from shmdriver.demo.rate_line import RateLine, consume, produce
@@ -143,8 +143,9 @@ class Survive:
 
                 self._until(blamed, 10, f"consumer {consumer.pid} is frozen")
             assert found.culprit is not None
+            look = hints.command("why", _STREAM, instance=self._driver.instance)
             self._say(
-                f"freeze consumer {consumer.pid} (SIGSTOP); shmdriver why {_STREAM}:",
+                f"freeze consumer {consumer.pid} (SIGSTOP); {look}:",
                 good=found.culprit.pid == consumer.pid,
             )
             command = f", {found.culprit.process.command}"  # our spawned processes' says nothing

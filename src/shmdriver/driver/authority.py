@@ -34,6 +34,7 @@ from shmdriver.driver.shm import (
     unlink_segment,
 )
 from shmdriver.errors import LayoutMismatch, ShmDriverError
+from shmdriver.hints import command
 
 __all__ = [
     "Authority",
@@ -116,13 +117,14 @@ class TableSizes:
     streams: int
 
 
-def room_advice(key: str, limit: int, room: int) -> str:
+def room_advice(key: str, limit: int, room: int, instance: str) -> str:
     """How to get more than ``limit`` records of a table that was made for ``room``: the end of a refusal."""
     if limit < room:
         return f"close some, or raise {key} (up to {room}) and restart the driver"
+    end, begin = command("shutdown", instance=instance), command("run", instance=instance)
     return (
         f"close some. More need a higher {key} and a new instance, because tables keep their size: "
-        "`shmdriver shutdown`, then `shmdriver run`"
+        f"{end}, then {begin}"
     )
 
 

@@ -30,6 +30,7 @@ from shmdriver.driver.segments import (
 from shmdriver.driver.shm import Modes, open_segment, set_modes, unlink_segment
 from shmdriver.driver.tables import Tables
 from shmdriver.errors import LayoutMismatch, Reason
+from shmdriver.hints import command
 
 __all__ = ["boot"]
 
@@ -152,15 +153,17 @@ def _apply_modes(lock: InstanceLock, tables: Tables, modes: Modes, log: Callable
 
 def _store_config(authority: Authority, config: Config, log: Callable[[str], None]) -> None:
     """Publishes the configuration that holds, and says what of it does not."""
-    room = asdict(authority.sizes)
+    room, instance = asdict(authority.sizes), authority.instance
+    end, begin = command("shutdown", instance=instance), command("run", instance=instance)
+    fresh, shown = command("run", "--fresh", instance=instance), command("config", instance=instance)
     for name, asked in config.limits_above(room).items():
         log(
             f"policies.limits.{name} is {asked}, but {room[name]} holds: the tables of this instance were "
-            "made with room for so many, and clients have them mapped. For more make it anew: `shmdriver "
-            f"shutdown -i {authority.instance}`, then `run`; or `run --fresh`, which ends its clients"
+            f"made with room for so many, and clients have them mapped. For more make it anew: {end}, then "
+            f"{begin}; or {fresh}, which ends its clients"
         )
     if cut := authority.store_config(config.with_limits(room).effective_text()):
-        log(f"{cut} lines of the configuration do not fit into the authority: `shmdriver config` lacks them")
+        log(f"{cut} lines of the configuration do not fit into the authority: {shown} lacks them")
 
 
 class _Former(Enum):

@@ -30,7 +30,7 @@ from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.undo import undone_on_error
 from shmdriver.errors import Code, Reason
-from shmdriver.liveness import Look, Verdict, look_at_process
+from shmdriver.liveness import Look, Verdict, look_at_process, pid_text
 
 __all__ = ["RESERVED_DESCRIPTORS", "Client", "ClientTable", "describe", "look_at_client"]
 
@@ -68,7 +68,8 @@ class Client:
     def label(self) -> str:
         """Name and pid, for texts."""
         name = text_of(self.record.name)
-        return f"{name!r} (pid {self.pid})" if name else f"pid {self.pid}"
+        pid = pid_text(self.pid, int(self.record.pid_namespace))
+        return f"{name!r} ({pid})" if name else pid
 
 
 class ClientTable:
@@ -143,7 +144,12 @@ class ClientTable:
             raise Rejection(
                 Reason.LIMIT,
                 f"{len(self._by_id)} of {self._limit} clients are connected: "
-                + room_advice("policies.limits.clients", self._limit, self._authority.sizes.clients),
+                + room_advice(
+                    "policies.limits.clients",
+                    self._limit,
+                    self._authority.sizes.clients,
+                    self._authority.instance,
+                ),
             )
         record = self._authority.client(self._free[-1])
         client = Client(record, self._free[-1])

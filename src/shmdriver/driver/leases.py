@@ -159,7 +159,12 @@ class LeaseTable:
                 Reason.LIMIT,
                 f"{len(self._live)} leases are live and {len(self._quarantined)} wait for proof that their "
                 f"owners are gone, of {self._limit}: "
-                + room_advice("policies.limits.leases", self._limit, self._authority.sizes.leases),
+                + room_advice(
+                    "policies.limits.leases",
+                    self._limit,
+                    self._authority.sizes.leases,
+                    self._authority.instance,
+                ),
             )
         record = self._authority.lease(self._free[0])
         clear_record(record)

@@ -26,7 +26,8 @@ from shmdriver.driver.shm import (
     unlink_segment,
 )
 from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, ShmDriverError
-from shmdriver.liveness import Verdict, look_at_driver
+from shmdriver.hints import command
+from shmdriver.liveness import Verdict, look_at_driver, pid_text
 from shmdriver.standard_descriptors import keep_standard_descriptors
 
 __all__ = [
@@ -154,7 +155,7 @@ def lock_authority(instance: str, modes: Modes, *, patience: int = LOCK_TURNS) -
                     set_modes(fd, modes, write_group=False)
                 return InstanceLock(instance, fd)
         except BlockingIOError:
-            (pid, look), is_passing = _holder(fd), not _names(name, os.fstat(fd))
+            (pid, told, look), is_passing = _holder(fd), not _names(name, os.fstat(fd))
             os.close(fd)
             if is_passing:  # of an object without a name: a client that makes sure that nobody drives it
                 continue
@@ -165,8 +166,8 @@ def lock_authority(instance: str, modes: Modes, *, patience: int = LOCK_TURNS) -
                 continue
             raise DriverAlreadyRunning(
                 f"a driver of instance {instance!r} runs already"
-                + (f" (pid {pid})" if pid else "")
-                + ": use it, stop it with `shmdriver shutdown`, or choose another instance name",
+                + (f" ({told})" if told else "")
+                + f": use it, stop it with {command('shutdown', instance=instance)}, or choose another name",
                 instance=instance,
                 pid=pid,
             ) from None
@@ -225,17 +226,18 @@ def _names(name: str, locked: os.stat_result) -> bool:
     return (found.st_ino, found.st_dev) == (locked.st_ino, locked.st_dev) and locked.st_nlink == 1
 
 
-def _holder(fd: int) -> tuple[int, Verdict]:
-    """The driver that a complete authority object names, and whether it lives; else 0."""
+def _holder(fd: int) -> tuple[int, str, Verdict]:
+    """Of the driver that a complete authority object names: pid (else 0), the same in words, and a look."""
     size = os.fstat(fd).st_size
     if size < ffi.sizeof("shmd_authority_t"):
-        return 0, Verdict.UNKNOWN
+        return 0, "", Verdict.UNKNOWN
     mapped = SegmentMap.of(fd, ffi.sizeof("shmd_authority_t"), writable=False)
     try:
         if lib.shmd_header_check(mapped.base, size, lib.SHMD_SEGMENT_AUTHORITY, 0, 0, 0) != 0:
-            return 0, Verdict.UNKNOWN
+            return 0, "", Verdict.UNKNOWN
         authority = mapped.view("shmd_authority_t *")
-        return int(authority.driver_pid), look_at_driver(authority).verdict
+        pid, namespace = int(authority.driver_pid), int(authority.driver_pid_namespace)
+        return pid, pid_text(pid, namespace), look_at_driver(authority).verdict
     finally:
         mapped.close()
 

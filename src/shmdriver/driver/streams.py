@@ -268,7 +268,12 @@ class StreamDirectory:
             raise Rejection(
                 Reason.LIMIT,
                 f"{len(self._by_index)} of {self._limit} streams are in use: "
-                + room_advice("policies.limits.streams", self._limit, self._authority.sizes.streams),
+                + room_advice(
+                    "policies.limits.streams",
+                    self._limit,
+                    self._authority.sizes.streams,
+                    self._authority.instance,
+                ),
             )
         index = self._free.pop()
         record = self._authority.stream(index)

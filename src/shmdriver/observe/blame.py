@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shmdriver.hints import command
 from shmdriver.observe.instance import Instance
 from shmdriver.observe.process import ProcessStatus
 from shmdriver.observe.records import DriverStatus, EpochStatus, GateStatus, StreamStatus
@@ -79,8 +80,8 @@ _Verdict = tuple[str, str, tuple[str, ...], tuple[str, ...], GateStatus | None]
 def _verdict(stream: StreamStatus, driver: DriverStatus, rate: float) -> _Verdict:
     epoch, producer = stream.current, stream.producer
     if epoch is None or producer is None or epoch.state != "open":
-        return _without_producer(stream)
-    who = f"{producer.client_name or 'producer'} (pid {producer.pid})"
+        return _without_producer(stream, driver.instance)
+    who = f"{producer.client_name or 'producer'} ({producer.process.label})"
     if epoch.problem:
         return "unreadable", f"the epoch's segments cannot be read: {epoch.problem}", (), (), None
     if producer.process.dead:
@@ -88,7 +89,7 @@ def _verdict(stream: StreamStatus, driver: DriverStatus, rate: float) -> _Verdic
         return "producer_gone", text, (), (), None
     if producer.process.frozen:
         text = f"the producer {who} is itself {producer.process.state}"
-        return "producer_stopped", text, (), (f"let it run again: kill -CONT {producer.pid}",), None
+        return "producer_stopped", text, (), (f"let it run again: `kill -CONT {producer.pid}`",), None
     if producer.process.unknown:
         who += f", which cannot be proved alive or dead: {producer.process.why}"
     if epoch.blocked is None:
@@ -98,23 +99,18 @@ def _verdict(stream: StreamStatus, driver: DriverStatus, rate: float) -> _Verdic
         have = sum(1 for gate in epoch.gates if gate.reliable)
         needs = f"{have} of {producer.min_consumers} reliable consumers are attached"
         text = f"the producer {who} has waited {since} for its consumers: {needs}"
-        return (
-            "no_consumer",
-            text,
-            (),
-            (f"attach one: shmdriver sub {stream.name} -i {driver.instance}",),
-            None,
-        )
+        advice = (f"attach one: {command('sub', stream.name, instance=driver.instance)}",)
+        return "no_consumer", text, (), advice, None
     culprit = next((gate for gate in epoch.gates if gate.gate == epoch.blocked.gate), None)
     if culprit is None:
         text = f"the producer {who} waits {since} for gate {epoch.blocked.gate}, whose consumer has just left"
         return "flowing", text, (), ("ask again",), None
-    return _blocked(stream, epoch, culprit, since)
+    return _blocked(stream, epoch, culprit, since, driver.instance)
 
 
-def _without_producer(stream: StreamStatus) -> _Verdict:
+def _without_producer(stream: StreamStatus, instance: str) -> _Verdict:
     epoch = stream.current
-    advice = (f"start its producer, for example: shmdriver pub {stream.name}",)
+    advice = (f"start its producer, for example: {command('pub', stream.name, instance=instance)}",)
     waiting = len(stream.consumers)
     waits = (f"{waiting} consumer{'s' if waiting != 1 else ''} attached",)
     if epoch is None and stream.epoch_count == 0:
@@ -148,7 +144,9 @@ def _unblocked(stream: StreamStatus, epoch: EpochStatus, who: str, rate: float) 
     return "idle", text, tuple(details), ("look at the producer: it is idle by its own choice",), None
 
 
-def _blocked(stream: StreamStatus, epoch: EpochStatus, culprit: GateStatus, since: str) -> _Verdict:
+def _blocked(
+    stream: StreamStatus, epoch: EpochStatus, culprit: GateStatus, since: str, instance: str
+) -> _Verdict:
     name = f"consumer {_describe(culprit)}"
     details = (
         f"{culprit.behind} messages behind (of {epoch.slots} slots), {culprit.held} of them read and held",
@@ -163,12 +161,13 @@ def _blocked(stream: StreamStatus, epoch: EpochStatus, culprit: GateStatus, sinc
     )
     advice: tuple[str, ...]
     if culprit.process.dead:
-        advice = ("the driver frees its gate as soon as it sees the death; is it running? shmdriver stat",)
+        look = command("stat", instance=instance)
+        advice = (f"the driver frees its gate as soon as it sees the death; is it running? {look}",)
         return "consumer_gone", f"{start}, which is {culprit.process.state}", details, advice, culprit
     if culprit.process.frozen:
         advice = (
-            f"let it run again: kill -CONT {pid}",
-            f"or end it: kill -9 {pid} (its gate is freed at once)",
+            f"let it run again: `kill -CONT {pid}`",
+            f"or end it: `kill -9 {pid}` (its gate is freed at once)",
         )
         return "consumer_stopped", f"{start}, which is {culprit.process.state}", details, advice, culprit
     if culprit.held and culprit.held >= culprit.lag:
@@ -183,7 +182,7 @@ def _blocked(stream: StreamStatus, epoch: EpochStatus, culprit: GateStatus, sinc
             advice,
             culprit,
         )
-    advice = (f"see what it is doing: py-spy dump --pid {pid}", *softer)
+    advice = (f"see what it is doing: `py-spy dump --pid {pid}`", *softer)
     if culprit.process.unknown:
         advice = ("look at it where its process can be seen: its own namespaces, its user or root", *softer)
     return (
@@ -202,8 +201,8 @@ def _lives(process: ProcessStatus) -> str:
 
 
 def _describe(gate: GateStatus) -> str:
-    command = f", {gate.process.command}" if gate.process.command else ""
-    return f"{gate.client_name or 'unnamed'} (pid {gate.pid}{command})"
+    shown = f", {gate.process.command}" if gate.process.command else ""
+    return f"{gate.client_name or 'unnamed'} ({gate.process.label}{shown})"
 
 
 def _last_read(age_ns: int) -> str:

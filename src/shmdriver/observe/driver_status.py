@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from shmdriver.hints import command
 from shmdriver.observe.process import ProcessStatus
 
 HUNG_AFTER_NS: Final = 3_000_000_000
@@ -15,13 +16,13 @@ HUNG_AFTER_NS: Final = 3_000_000_000
 _ADVICE: Final = {
     "running": "",
     "starting": "wait a moment; if it stays so, look at the driver's log",
-    "paused": "let it run again: kill -CONT {pid}",
-    "hung": "look at what the process does (py-spy dump --pid {pid}); if it is beyond help, kill -9 {pid} "
-    "and start it again: it adopts everything",
+    "paused": "let it run again: `kill -CONT {pid}`",
+    "hung": "look at what the process does (`py-spy dump --pid {pid}`); if it is beyond help, "
+    "`kill -9 {pid}` and start it again with {run}: it adopts everything",
     "silent": "look at it where its process can be seen: in its own namespaces, as its user or as root",
-    "dead": "start it again: shmdriver run -i {instance}   (it adopts all segments and leases)",
-    "stopped": "start it: shmdriver run -i {instance}",
-    "handover": "start its successor: shmdriver run -i {instance}",
+    "dead": "start it again: {run} (it adopts all segments and leases)",
+    "stopped": "start it: {run}",
+    "handover": "start its successor: {run}",
     "superseded": "open the instance again: a newer driver has replaced these segments",
 }
 
@@ -30,8 +31,7 @@ def judge(
     process: ProcessStatus, exit_kind: str, lifecycle: str, heartbeat_age_ns: int, hung_after_ns: int
 ) -> tuple[str, str]:
     """The driver's status and one sentence that explains it."""
-    seconds = heartbeat_age_ns / 1e9
-    pid = process.pid
+    seconds, pid = heartbeat_age_ns / 1e9, process.label
     if exit_kind == "clean":
         return "stopped", "the driver ended cleanly"
     if exit_kind == "handover":
@@ -41,23 +41,23 @@ def judge(
     if process.dead:
         return (
             "dead",
-            f"the driver (pid {pid}) is {process.state}, its last heartbeat was {seconds:.1f} s ago",
+            f"the driver ({pid}) is {process.state}, its last heartbeat was {seconds:.1f} s ago",
         )
     late = heartbeat_age_ns > hung_after_ns
     if process.unknown:
-        where = f"whether the driver (pid {pid}) lives cannot be proved: {process.why}"
+        where = f"whether the driver ({pid}) lives cannot be proved: {process.why}"
         if late:
             return "silent", f"{where}; its last heartbeat was {seconds:.1f} s ago"
         return "running", f"{where}; its last heartbeat was {seconds:.1f} s ago"
     if process.frozen:
-        return "paused", f"the driver (pid {pid}) is {process.state}: messages flow, nobody can attach"
+        return "paused", f"the driver ({pid}) is {process.state}: messages flow, nobody can attach"
     if late:
-        return "hung", f"the driver (pid {pid}) lives, but its last heartbeat was {seconds:.1f} s ago"
+        return "hung", f"the driver ({pid}) lives, but its last heartbeat was {seconds:.1f} s ago"
     if lifecycle == "init":
-        return "starting", f"the driver (pid {pid}) is starting"
-    return "running", f"the driver (pid {pid}) runs"
+        return "starting", f"the driver ({pid}) is starting"
+    return "running", f"the driver ({pid}) runs"
 
 
 def advice_for(status: str, instance: str, pid: int) -> str:
     """What to do about a driver in this status, "" when nothing."""
-    return _ADVICE.get(status, "").format(instance=instance, pid=pid)
+    return _ADVICE.get(status, "").format(run=command("run", instance=instance), pid=pid)

@@ -19,6 +19,7 @@ from typing import Final
 
 from shmdriver._native import ffi, lib
 from shmdriver.errors import ShmDriverError
+from shmdriver.hints import command
 from shmdriver.observe.instance import SHM_FOLDER, Instance
 from shmdriver.observe.process import own_namespace
 
@@ -72,7 +73,7 @@ def check_host() -> tuple[Check, ...]:
 def _guarded(check: Callable[[], Check]) -> Check:
     try:
         return check()
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, LookupError) as error:
         name = check.__name__.removeprefix("_").replace("_", " ")
         return Check(name, "warn", f"cannot be checked here: {error}")
 
@@ -88,23 +89,42 @@ def _bytes(number: float) -> str:
     return f"{number / _MIB:.0f} MiB" if number < 10240 * _MIB else f"{number / _MIB / 1024:.0f} GiB"
 
 
+def mount_at(path: str, device: int, mountinfo: str) -> tuple[str, str] | None:
+    """Kind and options of the mount that shows ``device`` at ``path``, by /proc/self/mountinfo; None: none.
+
+    Of several mounts on one place the last one is seen.
+    """
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in reversed(mountinfo.splitlines()):
+        head, _, tail = line.partition(" - ")
+        fields, (kind, _, options) = head.split(), tail.split(" ", 2)
+        place = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
+        if fields[2] == number and Path(path).is_relative_to(place):
+            return kind, ",".join(dict.fromkeys([*fields[5].split(","), *options.split(",")]))
+    return None
+
+
 def _shared_memory() -> Check:
     name, folder = "shared memory", str(SHM_FOLDER)
-    mounts = [line.split() for line in _text("/proc/mounts").splitlines()]
-    mount = next((fields for fields in mounts if fields[1] == folder), None)
-    if mount is None or mount[2] != "tmpfs":
-        kind = mount[2] if mount else "no mount of its own"
-        return Check(name, "fail", f"{folder} is {kind}, not a tmpfs", f"mount -t tmpfs tmpfs {folder}")
+    place = SHM_FOLDER.resolve()
+    mount = mount_at(str(place), place.stat().st_dev, _text("/proc/self/mountinfo"))
+    if mount is None or mount[0] != "tmpfs":
+        kind = mount[0] if mount else "on no mount that /proc shows"
+        return Check(name, "fail", f"{folder} is {kind}, not a tmpfs", f"`mount -t tmpfs tmpfs {folder}`")
     space = os.statvfs(folder)
     total, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
-    found = f"{folder}: {_bytes(total)}, {_bytes(free)} free, {mount[3]}"
-    if "ro" in mount[3].split(",") or not os.access(folder, os.W_OK):
-        return Check(
-            name, "fail", f"{found}: not writable", f"mount -o remount,rw {folder}, or run as another user"
-        )
-    bigger = f"mount -o remount,size=1G {folder}; in a container: --shm-size=1g"
+    found = f"{folder}: {_bytes(total)}, {_bytes(free)} free, {mount[1]}"
+    if "ro" in mount[1].split(",") or not os.access(folder, os.W_OK):
+        advice = f"`mount -o remount,rw {folder}`, or run as another user"
+        return Check(name, "fail", f"{found}: not writable", advice)
+    bigger = f"`mount -o remount,size=1G {folder}`; in a container: --shm-size=1g"
     if free < 16 * _MIB:
-        return Check(name, "fail", found, f"too little for a driver and a stream: gc, or {bigger}")
+        return Check(
+            name,
+            "fail",
+            found,
+            f"too little for a driver and a stream: {command('gc', instance=None)}, or {bigger}",
+        )
     if free < 256 * _MIB:
         return Check(name, "warn", found, f"enough for small streams (8 MiB each by default): {bigger}")
     return Check(name, "ok", found)
@@ -147,12 +167,15 @@ def _remove_ipc() -> Check:
             key, _, setting = line.partition("=")
             value = setting.strip() if key.strip() == "RemoveIPC" else value
     uid = os.getuid()
-    user = pwd.getpwuid(uid).pw_name
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:  # as in containers
+        return Check(name, "ok", f"RemoveIPC={value}, uid {uid} has no name here, and so no logins that end")
     lingers = Path(f"/var/lib/systemd/linger/{user}").exists()
     found = f"RemoveIPC={value}, user {user} (uid {uid}){', lingering' if lingers else ''}"
     if value.lower() in ("no", "false", "0", "off") or uid < 1000 or lingers:
         return Check(name, "ok", found)
-    advice = f"segments of this user go at its last logout: loginctl enable-linger {user}, or RemoveIPC=no"
+    advice = f"segments of this user go at its last logout: `loginctl enable-linger {user}`, or RemoveIPC=no"
     return Check(name, "warn", found, advice)
 
 
@@ -245,9 +268,9 @@ def _instances() -> Check:
         return Check("instances", "ok", f"{found}, none stale")
     size = sum(sum(segments_of(name).values()) for name in left)
     found += f"; without one: {', '.join(left)} ({_bytes(size)})"
-    return Check(
-        "instances", "warn", found, "start the driver again and it adopts them, or remove them: shmdriver gc"
-    )
+    again = ", ".join(command("run", instance=name) for name in left)
+    advice = f"start the driver again and it adopts them: {again}; or remove them: "
+    return Check("instances", "warn", found, advice + command("gc", instance=None))
 
 
 _CHECKS: Final = (

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from shmdriver._native import ffi, lib
 from shmdriver.errors import DriverUnavailable, LayoutMismatch, ShmDriverError
+from shmdriver.hints import command
 from shmdriver.liveness import driver_of, look_at_driver
 from shmdriver.names import instance_problem, nearest
 from shmdriver.observe import names
@@ -83,7 +84,8 @@ class Instance:
                 f"; did you mean {near!r}?" if near else f"; there are: {', '.join(others)}" if others else ""
             )
             raise DriverUnavailable(
-                f"no driver runs as instance {self.name!r}{hint}; start one: shmdriver run -i {self.name}",
+                f"no driver runs as instance {self.name!r}{hint}; start one: "
+                + command("run", instance=self.name),
                 instance=self.name,
             )
         segment = Segment(path, lib.SHMD_SEGMENT_AUTHORITY)

@@ -59,6 +59,13 @@ class ProcessStatus:
         """Whether the process lives but cannot run until somebody lets it."""
         return self.state in ("stopped", "traced")
 
+    @property
+    def label(self) -> str:
+        """Its pid, for texts: one of another PID namespace is said to be that."""
+        if self.pid == 0:
+            return "pid not known"
+        return f"pid {self.pid} in another PID namespace" if self.state == "elsewhere" else f"pid {self.pid}"
+
     def __str__(self) -> str:
         return f"{self.state} (cannot be proved: {self.why})" if self.unknown else self.state
 

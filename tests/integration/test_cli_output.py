@@ -1,0 +1,135 @@
+"""Tools in terminals and pipes of all kinds: what cannot be printed, or read, is no traceback."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmdriver
+from shmdriver.observe import host
+
+COMMANDS = {
+    "doctor": (),
+    "stat": ("-i",),
+    "why s": ("--sample", "0", "-i"),
+    "sub s --start oldest --count 1": ("-i",),
+    "tail s --start oldest --count 1": ("-i",),
+}
+
+
+@pytest.fixture
+def instance(instance_name: str) -> Iterator[str]:
+    with (
+        shmdriver.embedded(instance_name) as client,
+        shmdriver.connect(instance_name, name="märkte→") as other,
+        other.producer("s") as out,
+        client.consumer("s"),
+    ):
+        out.publish("größe →\n".encode())
+        yield instance_name
+
+
+def line(command: str, instance: str) -> list[str]:
+    options = COMMANDS.get(command, ("-i",))
+    named = [instance] if options else []
+    return [sys.executable, "-m", "shmdriver", *command.split(), *options, *named]
+
+
+def run(command: str, instance: str, **how: Any) -> subprocess.CompletedProcess[bytes]:
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.run(line(command, instance), timeout=110, check=False, **(streams | how))
+
+
+def test_a_terminal_of_another_encoding_gets_what_it_can_show(instance: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    said = {command: run(command, instance, env=environment) for command in COMMANDS}
+    for command, done in said.items():
+        assert b"Traceback" not in done.stderr, (command, done.stderr)
+        assert done.stdout, command
+        assert done.returncode in (0, 1), (command, done.stderr)
+    assert b"->" in said["why s"].stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_closed_standard_descriptors_are_no_traceback(instance: str, closed: str) -> None:
+    for command in COMMANDS:
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *line(command, instance)]
+        done = subprocess.run(shell, capture_output=True, timeout=110, check=False)
+        assert b"Traceback" not in done.stderr + done.stdout, (command, done.stderr)
+        assert b"Exception ignored" not in done.stderr, (command, done.stderr)
+        assert done.returncode in (0, 1), (command, done.stderr)
+
+
+def test_a_reader_that_has_gone_ends_a_tool_silently(instance: str) -> None:
+    for command in COMMANDS:
+        reading, writing = os.pipe()
+        os.close(reading)
+        try:
+            done = run(command, instance, stdout=writing)
+        finally:
+            os.close(writing)
+        assert done.stderr == b"", (command, done.stderr)
+        assert done.returncode in (1, 141), command
+
+
+def test_a_full_disk_is_said_once(instance: str) -> None:
+    for command in ("stat", "config"):
+        with Path("/dev/full").open("wb") as full:
+            done = run(command, instance, stdout=full)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == b"shmdriver: [Errno 28] No space left on device"
+        assert b"Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("pub s2 --slots 99999999999 --min-consumers 0", "slots=99999999999: expected 0 to"),
+        ("sub s --timeout nan", "timeout=nan: expected seconds"),
+        ("sub s --npy --start oldest", "carries bytes, no array"),
+        ("sub \N{LATIN SMALL LETTER A WITH DIAERESIS}" + "x" * 80, "stream name"),
+    ],
+)
+def test_an_argument_that_is_none_is_one_line(instance: str, command: str, words: str) -> None:
+    done = run(command, instance, stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    (said,) = done.stderr.decode().splitlines()
+    assert words in said
+
+
+def test_a_user_without_a_name_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless(uid: int) -> Any:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nameless)
+    monkeypatch.setattr(Path, "exists", lambda _path: True)
+    found = {check.name: check for check in host.check_host()}
+    assert found["RemoveIPC"].level == "ok"
+    assert f"uid {os.getuid()} has no name here" in found["RemoveIPC"].found
+
+
+MOUNTS = r"""
+24 27 0:6 / /dev rw,relatime - devtmpfs devtmpfs rw,size=12334432k
+25 24 0:23 / /dev/shm rw,relatime - tmpfs tmpfs rw,size=8192k
+30 25 0:27 / /dev/shm ro,relatime shared:3 - tmpfs tmpfs rw,size=65536k
+31 27 0:27 / /srv/with\040space rw - tmpfs tmpfs rw,size=65536k
+"""
+
+
+def test_the_mount_that_is_seen_is_the_last_one_on_its_place() -> None:
+    seen = host.mount_at("/dev/shm", os.makedev(0, 27), MOUNTS.strip())
+    assert seen == ("tmpfs", "ro,relatime,rw,size=65536k")
+    assert host.mount_at("/srv/with space", os.makedev(0, 27), MOUNTS.strip()) == ("tmpfs", "rw,size=65536k")
+    assert host.mount_at("/dev/shm", os.makedev(0, 99), MOUNTS.strip()) is None
+    space = os.statvfs("/dev/shm")
+    shown = next(check for check in host.check_host() if check.name == "shared memory")
+    assert (
+        f"{space.f_blocks * space.f_frsize >> 20}" in shown.found.replace(" MiB", "") or "GiB" in shown.found
+    )

@@ -1,0 +1,87 @@
+"""A pid of another PID namespace means nothing here: texts say so, and nobody is told to send it a signal."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shmdriver.cli.admin import _kill
+from shmdriver.cli.stat import health
+from shmdriver.client import directory
+from shmdriver.liveness import pid_text
+from shmdriver.observe import Instance, diagnose
+from shmdriver.observe.process import ProcessStatus, own_namespace
+from shmdriver.observe.records import BackPressure
+from tests.driver_rig import Rig
+
+FOREIGN = "pid 1 in another PID namespace"
+
+
+@pytest.fixture
+def rig(instance_name: str) -> Iterator[Rig]:
+    rig = Rig(instance_name)
+    yield rig
+    rig.close()
+
+
+def test_a_number_is_told_with_its_namespace() -> None:
+    assert pid_text(7, own_namespace()) == "pid 7"
+    assert pid_text(1, 1) == FOREIGN
+    assert pid_text(7, 0) == "pid 7 in a PID namespace that is not known"
+    assert ProcessStatus(1, "elsewhere").label == FOREIGN
+    assert ProcessStatus(7, "sleeping").label == "pid 7"
+
+
+def test_the_holder_of_a_gate_elsewhere_has_no_pid_to_signal(rig: Rig) -> None:
+    ours, theirs = rig.client(), rig.client(pid=1, namespace=1)
+    producer, near, far = ours.produce(), ours.consume(), theirs.consume()
+    authority, index = rig.view.authority, producer.stream_index
+    assert directory.holder_of_stream(authority, "s") == ("requester", os.getpid(), f"pid {os.getpid()}")
+    assert directory.holder_of_gate(authority, index, near.gate) == (
+        "requester",
+        os.getpid(),
+        f"pid {os.getpid()}",
+    )
+    assert directory.holder_of_gate(authority, index, far.gate) == ("requester", 0, FOREIGN)
+    assert directory.holder_of_stream(authority, "nobody") is None
+
+
+def test_no_advice_names_a_pid_of_elsewhere(rig: Rig) -> None:
+    rig.client().produce()
+    far = rig.client(pid=1, namespace=1).consume()
+    with Instance(rig.instance) as view:
+        stream, leases = view.stream("s"), view.leases()
+        driver = dataclasses.replace(view.driver(), status="running", advice="")  # its clock is the rig's
+    blocked = BackPressure(gate=far.gate, for_ns=2_000_000_000, position=0)
+    held = dataclasses.replace(stream, epochs=(dataclasses.replace(stream.epochs[0], blocked=blocked),))
+    found = diagnose(_seen(held, driver), "s")
+    assert FOREIGN in found.summary
+    told = " ".join((found.summary, *found.details, *found.advice))
+    assert not re.search(r"\bkill\b|--pid|\(pid 1[,)]", told)
+    nameless = tuple(dataclasses.replace(lease, client_name="", state="stalled") for lease in leases)
+    assert FOREIGN in health(driver, (), nameless)[1]
+
+
+def _seen(stream: Any, driver: Any) -> Any:
+    return SimpleNamespace(stream=lambda _name: stream, driver=lambda: driver)
+
+
+def test_the_driver_tells_clients_of_elsewhere_apart(rig: Rig) -> None:
+    rig.client(pid=1, namespace=1).produce()
+    refused = rig.client().produce()
+    labels = {client.label for client in rig.driver.tables.clients}
+    assert labels == {f"'requester' ({FOREIGN})", f"'requester' (pid {os.getpid()})"}
+    assert "(pid 1)" not in refused.text
+
+
+def test_a_driver_elsewhere_is_not_to_be_killed_by_a_number_of_here() -> None:
+    assert _kill(ProcessStatus(42, "sleeping")) == "`kill -TERM 42`"
+    text = _kill(ProcessStatus(1, "elsewhere", why="it is in another PID namespace"))
+    assert "kill" not in text
+    assert "another PID namespace" in text
