@@ -139,7 +139,7 @@ typedef struct shmd_threads {
 } shmd_threads_t;
 extern const char *shmd_isolated_path; /* a list of CPUs; a test may set it */
 int shmd_threads_ask(shmd_threads_t *threads, const shmd_client_options *options); /* 0, SHMD_E_INVALID */
-/* Of C, takes no signals, never waits for the thread. name: at most 15 characters, as `ps -L` shows it; `function` sets it first. */
+/* Of C, takes no signals. The caller does not wait until it runs. what: for the error's text; `function` names the thread. */
 int shmd_thread_start(const shmd_threads_t *threads, void *(*function)(void *), void *argument, const char *what, unsigned long *thread);
 
 /* A lease that was abandoned (core/shmd_abandon.c). */

@@ -6,6 +6,7 @@ import ctypes
 import os
 import pickle
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import shmdriver
 from shmdriver import ConfigError, ShmDriverError
 from shmdriver._native import ffi, lib
+from shmdriver.client.attempts import Attempt, Attempts
 from shmdriver.names import INSTANCE_CHARS_MAX, instance_problem
 from shmdriver.observe import Instance
 from tests.chaos.stage import wait_until
@@ -113,29 +115,45 @@ def test_heartbeat_and_notifier_run_on_the_cpus_that_were_asked_for(instance: st
             assert os.sched_getaffinity(made_since(before, name)) == {cpu}
 
 
-@pytest.mark.fault(64, how="a caller that is pinned to one CPU")
-def test_heartbeat_of_a_pinned_caller_is_not_pinned(instance: str) -> None:
+@contextmanager
+def pinned() -> Iterator[set[int]]:
+    """The calling thread is pinned to one CPU meanwhile; yields those that it might use."""
     may = os.sched_getaffinity(0)
-    before = threads()
     os.sched_setaffinity(0, {min(may)})
     try:
-        with shmdriver.connect(instance):
-            assert os.sched_getaffinity(made_since(before, "shmd-heartbeat")) >= may
+        yield may
     finally:
         os.sched_setaffinity(0, may)
+
+
+@pytest.mark.fault(64, how="a caller that is pinned to one CPU")
+def test_heartbeat_of_a_pinned_caller_is_not_pinned(instance: str) -> None:
+    before = threads()
+    with pinned() as may, shmdriver.connect(instance):
+        assert os.sched_getaffinity(made_since(before, "shmd-heartbeat")) >= may
 
 
 def test_embedded_driver_of_a_pinned_caller_is_not_pinned() -> None:
-    may = os.sched_getaffinity(0)
     before = threads()
-    os.sched_setaffinity(0, {min(may)})
-    try:
-        with shmdriver.embedded():
-            made = threads() - before
-            assert made
-            assert [thread for thread in made if not os.sched_getaffinity(thread) >= may] == []
-    finally:
-        os.sched_setaffinity(0, may)
+    with pinned() as may, shmdriver.embedded():
+        made = threads() - before
+        assert made
+        assert [thread for thread in made if not os.sched_getaffinity(thread) >= may] == []
+
+
+class Wants:
+    """A handle that is to be attached anew."""
+
+    closed = False
+
+
+def test_thread_that_attaches_anew_for_a_pinned_caller_is_not_pinned() -> None:
+    owner = Wants()
+    attempt = Attempt(owner, lambda: os.sched_getaffinity(0))
+    with pinned() as may:
+        Attempts().see_to(attempt)
+        wait_until(lambda: attempt.is_over, "the thread to have made its attempt")
+        assert attempt.take() >= may
 
 
 def test_a_client_takes_its_cpus_along(instance: str) -> None:

@@ -102,6 +102,7 @@ class Attempts:
 
     def _run(self) -> None:
         me = threading.current_thread()
+        lib.shmd_thread_settle()  # the thread that wants it may be pinned, and spin under SCHED_FIFO
         while self._thread is me:
             if self._go_round():
                 nap(TRY_AGAIN_NS)
