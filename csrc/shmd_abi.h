@@ -94,6 +94,7 @@ enum {
     SHMD_REASON_SCHEMA = 7, SHMD_REASON_LAYOUT = 8, SHMD_REASON_NO_MEMORY = 9, SHMD_REASON_BAD_NAME = 10,
     SHMD_REASON_UNDRAINED = 11, SHMD_REASON_NOT_OWNER = 12, SHMD_REASON_UNKNOWN_CLIENT = 13,
     SHMD_REASON_REFUSED_RELIABLE = 14, SHMD_REASON_TOKEN = 15, SHMD_REASON_RATE = 16, SHMD_REASON_SIZE = 17,
+    SHMD_REASON_DRIVER_DIED = 18,   /* a driver died while this request was in work: it is not served again */
     /* how a lease or an epoch ended */
     SHMD_REASON_CLOSED = 32, SHMD_REASON_ABORTED = 33, SHMD_REASON_DIED = 34, SHMD_REASON_EXPIRED = 35,
     SHMD_REASON_EVICTED = 36, SHMD_REASON_REVOKED = 37, SHMD_REASON_BAD_GATE = 38, SHMD_REASON_UNCONFIRMED = 39,
@@ -289,6 +290,22 @@ typedef struct shmd_error_record {  /* 256 bytes; distinct errors, counted */
     char text[232];                 /* @24 */
 } shmd_error_record_t;
 
+/* A request in work: noted before it is served, so that a successor knows what was in work when a driver died. Entry
+ * SHMD_WORK_LOOP is what the driver's loop serves, SHMD_WORK_MEMORY an attach whose memory the loop itself makes,
+ * SHMD_WORK_THREAD one whose memory the helper thread makes. Those from SHMD_WORK_REMEMBERED on are requests at which drivers
+ * have died. W:driver R:successor, once it holds the lock. Fields, then state. */
+enum { SHMD_WORK_LOOP = 0, SHMD_WORK_MEMORY = 1, SHMD_WORK_THREAD = 2, SHMD_WORK_REMEMBERED = 3, SHMD_WORK_ENTRIES = 8 };
+typedef struct shmd_work {          /* 64 bytes */
+    uint64_t state;                 /* @0   W:driver(release) R:successor; 0: free; 1: in work, or remembered; 2: remembered, and its client was told */
+    uint64_t client_id;             /* @8   0 for a Hello */
+    uint64_t correlation_id;        /* @16  the request's */
+    uint64_t bytes;                 /* @24  of memory that is made for it; 0: none */
+    uint64_t deaths;                /* @32  how many drivers had died at it before */
+    uint64_t died_ns;               /* @40  remembered: when a successor found it */
+    int64_t driver_pid;             /* @48  remembered: the last driver that died at it */
+    uint64_t stream_hash;           /* @56  of the stream's name */
+} shmd_work_t;
+
 typedef struct shmd_authority {     /* 2048 bytes, then the tables at their offsets */
     shmd_header_t header;           /* @0 */
     uint32_t client_max;            /* @128 const */
@@ -335,7 +352,9 @@ typedef struct shmd_authority {     /* 2048 bytes, then the tables at their offs
     uint8_t pad3[120];              /* @776 */
     uint32_t event_word;            /* @896 W:driver; futex: bumped at every event */
     uint32_t change_word;           /* @900 W:driver; futex: bumped when a lease or an epoch has changed */
-    uint8_t pad4[1144];             /* @904 */
+    uint8_t pad4[120];              /* @904 */
+    shmd_work_t work[8];            /* @1024 */
+    uint8_t pad5[512];              /* @1536 */
 } shmd_authority_t;
 
 typedef struct shmd_event {         /* 1184 bytes, the payload of an event-ring slot */

@@ -119,6 +119,16 @@ AT(shmd_error_record_t, first_ns, 8);
 AT(shmd_error_record_t, last_ns, 16);
 AT(shmd_error_record_t, text, 24);
 
+SIZE(shmd_work_t, 64);
+AT(shmd_work_t, state, 0);
+AT(shmd_work_t, client_id, 8);
+AT(shmd_work_t, correlation_id, 16);
+AT(shmd_work_t, bytes, 24);
+AT(shmd_work_t, deaths, 32);
+AT(shmd_work_t, died_ns, 40);
+AT(shmd_work_t, driver_pid, 48);
+AT(shmd_work_t, stream_hash, 56);
+
 SIZE(shmd_authority_t, 2048);
 AT(shmd_authority_t, header, 0);
 AT(shmd_authority_t, client_max, 128);
@@ -166,6 +176,8 @@ AT(shmd_authority_t, pad3, 776);
 AT(shmd_authority_t, event_word, 896);
 AT(shmd_authority_t, change_word, 900);
 AT(shmd_authority_t, pad4, 904);
+AT(shmd_authority_t, work, 1024);
+AT(shmd_authority_t, pad5, 1536);
 
 SIZE(shmd_event_t, 1184);
 AT(shmd_event_t, kind, 0);

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -31,25 +32,33 @@ static int refused(const char *name, int writable)
     return shmd_fail_errno("cannot open segment %s %s", name, how);
 }
 
+/* However many groups this process is in. A list that cannot be read is SHMD_E_SYSTEM: neither yes nor no. */
 static int is_member(gid_t gid)
 {
-    enum { GROUPS = 256 };
-    gid_t groups[GROUPS];
-    int n = getgroups(GROUPS, groups);
-    for (int i = 0; i < n; i++) {
-        if (groups[i] == gid)
-            return 1;
-    }
-    return gid == getegid();
+    if (gid == getegid())
+        return 1;
+    int room = getgroups(0, NULL);
+    gid_t *groups = room > 0 ? malloc((size_t)room * sizeof *groups) : NULL;
+    if (room > 0 && groups == NULL)
+        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for the %d groups of this process", room);
+    int n = room > 0 ? getgroups(room, groups) : room;
+    int found = n < 0 ? shmd_fail_errno("getgroups") : 0;
+    for (int i = 0; i < n && !found; i++)
+        found = groups[i] == gid;
+    free(groups);
+    return found;
 }
 
-/* /dev/shm is a public folder: an object that a stranger made there under a driver's name is no driver's. Ours, root's, or
+/* 1 or 0; negative when that cannot be told.
+ * /dev/shm is a public folder: an object that a stranger made there under a driver's name is no driver's. Ours, root's, or
  * shared with a group of ours and with nobody else; root's own tools look at everybody's. */
 static int is_from_friends(const struct stat *status)
 {
     if (status->st_uid == geteuid() || status->st_uid == 0)
         return 1;
-    return (status->st_mode & 07) == 0 && (geteuid() == 0 || is_member(status->st_gid));
+    if ((status->st_mode & 07) != 0)
+        return 0;
+    return geteuid() == 0 ? 1 : is_member(status->st_gid);
 }
 
 int shmd_segment_open(const char *name, int writable, uint64_t *bytes)
@@ -66,8 +75,11 @@ int shmd_segment_open(const char *name, int writable, uint64_t *bytes)
         return shmd_fail(SHMD_E_LAYOUT, "segment %s is not a regular shared-memory object (mode %o); somebody planted it: remove it", name,
                          (unsigned)status.st_mode);
     }
-    if (!is_from_friends(&status)) {
+    int is_friendly = is_from_friends(&status);
+    if (is_friendly != 1) {
         (void)close(fd);
+        if (is_friendly < 0)
+            return is_friendly;
         return shmd_fail(SHMD_E_LAYOUT, "segment %s belongs to uid %u, gid %u (mode %04o), who share no group with this process (uid %u): "
                          "somebody planted it, or shm.group of that driver is not one of yours", name, (unsigned)status.st_uid,
                          (unsigned)status.st_gid, (unsigned)status.st_mode & 07777u, (unsigned)geteuid());

@@ -98,6 +98,7 @@ const char *shmd_reason_text(uint32_t reason)
         [SHMD_REASON_TOKEN] = "the shutdown token is missing or wrong",
         [SHMD_REASON_RATE] = "too many requests",
         [SHMD_REASON_SIZE] = "a size is out of its range",
+        [SHMD_REASON_DRIVER_DIED] = "a driver died while this request was in work",
         [SHMD_REASON_CLOSED] = "closed",
         [SHMD_REASON_ABORTED] = "left without a clean close",
         [SHMD_REASON_DIED] = "its process died",

@@ -15,7 +15,7 @@ DRIVER = Path(__file__).resolve().parent.parent / "src" / "shmdriver" / "driver"
 NOT_SEARCHED = {"lifecycle", "config", "shm"}  # the machine itself; settings, which never change
 PUBLISHED = {"lifecycle", "exit_kind", "shutdown_mode", "shutdown_deadline_ns", "degraded"}
 ASKED = {
-    "may_serve", "accepts_attach", "lifecycle_code", "shutdown_reason", "shutdown_mode", "reasons",
+    "may_serve", "attach_refusal", "lifecycle_code", "shutdown_reason", "shutdown_mode", "reasons",
     "exit_kind",
 }  # fmt: skip
 

@@ -76,7 +76,7 @@ def ours() -> None:
     attach = microseconds(lambda: lifecycle.dispatch(Event.ATTACH_REQUESTED, 0, subject=None), 5000)
     show("lifecycle: attach_requested", attach)
     show("lifecycle: suspend and resume, two changes of state", microseconds(suspend_and_resume, 500))
-    show("lifecycle: reading accepts_attach", microseconds(lambda: lifecycle.accepts_attach, 50_000))
+    show("lifecycle: reading attach_refusal", microseconds(lambda: lifecycle.attach_refusal, 50_000))
 
 
 def stock() -> None:

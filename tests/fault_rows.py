@@ -160,6 +160,9 @@ _TRIED = (
      "the library's threads are their own; what moves is alive without a beat", "taskset, chrt, TLS"),
     (65, "a client without a heartbeat thread waits for longer than its lease's timeout, or is expelled",
      "calls that wait beat; `shmd_keepalive` says so", "threads that wait, in steps"),
+    (66, "an attach that has its driver killed (out of memory, a crash)",
+     "kills one driver at most: refused by the next with the reason, all others are served",
+     "a memory cgroup, failpoint kill"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

@@ -116,6 +116,7 @@ class Reason(IntEnum):
     TOKEN = 15
     RATE = 16
     SIZE = 17
+    DRIVER_DIED = 18
     # Ends.
     CLOSED = 32
     ABORTED = 33

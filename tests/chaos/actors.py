@@ -26,10 +26,18 @@ def preload() -> None:
 
 
 def drive(line: Line, arguments: Arguments) -> int:
-    """A driver, until it is shut down. ``hold``: it starts when it is told to."""
+    """A driver, until it is shut down. ``hold``: it starts when it is told to.
+
+    ``cgroup``: a folder of the memory controller, which it joins first. ``blind``: it sees no memory limit.
+    """
+    from shmdriver.driver import admission
     from shmdriver.driver.config import Config
     from shmdriver.driver.process import run_driver
 
+    if arguments.get("cgroup"):
+        Path(arguments["cgroup"], "cgroup.procs").write_text("0")
+    if arguments.get("blind"):
+        vars(admission)["shortage"] = lambda *_, **__: ""
     if arguments.get("hold"):
         line.heard(60)
     return run_driver(Config.load(overrides=arguments["settings"], env={}))
@@ -146,7 +154,7 @@ def come_and_go(line: Line, arguments: Arguments) -> int:
         while line.heard() != "stop":
             rounds += 1
             with client.consumer(stream, attach_timeout=60) as reader:
-                with client.producer(stream, slots=64, max_message=4096, attach_timeout=60) as out:
+                with crowd.producer(client, stream, slots=64, max_message=4096) as out:
                     for number in range(count):
                         out.publish(payload(rounds, number), timeout=60)
                 for consumer in (reader, follower):

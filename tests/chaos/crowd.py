@@ -44,6 +44,18 @@ def arrive(line: Line, arguments: Arguments, name: str, attach: Callable[[Any], 
     return insist(attempt, line) if arguments.get("patient") else attempt()
 
 
+def producer(client: Any, stream: str, **options: Any) -> Any:
+    """A producer, asked for anew when a driver has died while it made the stream's memory."""
+    import shmdriver
+
+    while True:
+        try:
+            return client.producer(stream, **options, attach_timeout=PATIENCE_S)
+        except shmdriver.AttachRejected as error:
+            if error.reason != shmdriver.Reason.DRIVER_DIED:
+                raise
+
+
 def cycle(line: Line, arguments: Arguments) -> int:
     """One epoch after the other of ``count`` numbered messages each, a new writer each, until told to."""
     import shmdriver

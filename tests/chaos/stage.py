@@ -194,6 +194,7 @@ class Stage:
         self.actors: list[Actor] = []
         self._count = 0
         self.driver: Actor | None = None
+        self.driver_arguments: dict[str, Any] = {}  # of the next drivers, as actors.drive has them
 
     def __enter__(self) -> Self:
         return self
@@ -231,7 +232,7 @@ class Stage:
     def start_driver(self, *, failpoint: str = "", **settings: Any) -> Actor:
         """A driver that serves, unless a failpoint gets it first."""
         self.driver = driver = self.actor(
-            "driver", failpoint=failpoint, settings={**self.settings, **settings}
+            "driver", failpoint=failpoint, settings={**self.settings, **settings}, **self.driver_arguments
         )
         wait_until(lambda: " serves: " in driver.log_text() or not driver.alive, f"{driver} to serve")
         if not failpoint:

@@ -20,6 +20,7 @@ import pytest
 import shmdriver
 from shmdriver.driver.config import Config
 from shmdriver.driver.embedded import EmbeddedDriver
+from shmdriver.driver.shm import open_segment
 from shmdriver.observe import Instance
 
 SHM = Path("/dev/shm")
@@ -100,6 +101,27 @@ def test_members_of_the_group_share_and_others_do_not(driver) -> None:
     instance = driver(**{"shm.mode": "0660", "shm.group": group.gr_name})
     assert as_user(MEMBER, [group.gr_gid], work_with(instance)) == "hello"
     assert "Permission denied" in as_user(STRANGER, [], work_with(instance))[1]
+
+
+@needs_root
+def test_member_of_hundreds_of_groups_is_known_as_one(instance_name: str) -> None:
+    path = SHM / f"shmd.{instance_name}.control"
+    groups = list(range(5000, 5300))
+    path.write_bytes(bytes(4096))
+    os.chown(path, STRANGER, groups[-1])
+    path.chmod(0o660)
+
+    def look() -> int:
+        fd, size = open_segment(f"/{path.name}", writable=True)
+        os.close(fd)
+        return size
+
+    try:
+        assert as_user(MEMBER, groups, look) == 4096
+        path.chmod(0o666)
+        assert "planted" in as_user(MEMBER, groups, look)[1]
+    finally:
+        path.unlink()
 
 
 @needs_root

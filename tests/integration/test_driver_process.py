@@ -313,7 +313,7 @@ def test_small_mount_refuses_an_attach_with_numbers_and_the_driver_lives(tmp_pat
     lines = done.stdout.splitlines()
     assert lines[0] == lines[2] == "attached", done.stderr
     assert lines[1].startswith(f"{int(Reason.NO_MEMORY)} ")
-    assert "/dev/shm has" in lines[1]
+    assert "/dev/shm leaves" in lines[1]
 
 
 def test_attach_of_an_unknown_stream_names_the_nearest(driver: Process) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import posix_ipc
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver import authority, clients, control, failpoints, oversight, segments, shm
+from shmdriver.driver import admission, authority, clients, control, failpoints, oversight, segments, shm
 from shmdriver.driver.authority import Authority
 from shmdriver.driver.memory import Completion, InlineMemory, Job
 from shmdriver.driver.shm import SegmentMap
@@ -302,6 +302,7 @@ class Kernel:
             (failpoints, "_hit", self._failpoint),
             (authority, "EVENT_SLOTS", 256),
             (oversight, "LOW_MEMORY_SHARE", 0.0),  # the machine's own memory is none of the simulation's
+            (admission, "shortage", lambda *_, **__: ""),  # nor are its limits
             (SegmentMap, "of", staticmethod(tracked)),
             (Authority, "__init__", met),
         ]

@@ -5,10 +5,12 @@ A violation names the rule; world.py adds the seed and the way there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from shmdriver._native import ffi, lib
+from shmdriver.driver.work import DEATHS_MAX
 from shmdriver.errors import Code, Reason
 from tests.simulation.tables import Snapshot, View, is_live, is_producer, phase, text_in
 
@@ -29,7 +31,7 @@ class Violation(AssertionError):
     """A rule is broken."""
 
 
-def demand(holds: bool, rule: str, *found: object) -> None:
+def demand(holds: object, rule: str, *found: object) -> None:
     if not holds:
         raise Violation(f"{rule}: {' '.join(map(str, found))}")
 
@@ -82,6 +84,9 @@ class Boot:
         self.epochs: dict[tuple[int, int], EpochModel] = {}  # (stream id, number)
         self.stream_names: dict[int, bytes] = {}
         self.given_up: set[int] = set()  # correlation ids
+        self.deaths: Counter[int] = Counter()  # of drivers, by what was in work, or just before
+        self.poisons: set[int] = set()  # attaches over whose memory a driver died
+        self.suspects: set[object] = set()  # the same, or just before or after; also by client and stream
         self.now = view.snapshot()
         self.settled = False  # the driver is between two ticks, or was when it was killed
         self.end_asked = self.fresh_asked = False
@@ -121,6 +126,12 @@ class Boot:
             self._untold |= set(range(int(self.view.authority.next_lease_id))) - live
         for event in events:
             demand(event.code != Code.INTERNAL_ERROR, "no request makes the driver fail", text_of(event))
+            if event.reason == Reason.DRIVER_DIED:
+                died = self.deaths[int(event.correlation_id)] >= DEATHS_MAX
+                rule = "a request is refused for a driver's death only when it was in work then"
+                stream = ffi.string(event.stream).decode()
+                like = {int(event.correlation_id), (int(event.client_id), stream)}
+                demand(died or like & self.suspects, rule, text_of(event))
             if event.kind in (lib.SHMD_EVENT_LEASE_REVOKED, lib.SHMD_EVENT_DETACH_RESPONSE):
                 self._told.add(int(event.lease_id))
             elif event.kind == lib.SHMD_EVENT_STREAM_ANNOUNCE and event.state in (SEALING, SEALED):

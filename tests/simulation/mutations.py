@@ -22,6 +22,7 @@ from shmdriver.driver.leases import LeaseTable
 from shmdriver.driver.lifecycle import Lifecycle
 from shmdriver.driver.rest import Rest
 from shmdriver.driver.tenure import Tenure
+from shmdriver.driver.work import Work
 
 
 class Mutation(NamedTuple):
@@ -73,6 +74,13 @@ MUTATIONS = {
     "a client that is dead is admitted": Mutation(
         Admission, "attach", "self._clients.sender(request.client_id), now_ns)  # was",
         "client, now_ns)  # was"),
+    "a driver does not remember what killed its predecessor": Mutation(
+        Work, "inherit", "self._remember(entry, now_ns)", "pass"),
+    "what kills a driver is forgotten with its successor": Mutation(
+        Work, "__init__", "if entry.state:", "if False:"),
+    "what waits for its memory counts as in work": Mutation(
+        Admission, "_provision", "self._memory.submit(job)",
+        "self._memory.submit(job)\n        if self._memory.pending: job.noted.__enter__()"),
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from shmdriver.driver.authentication import sign_request
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.lifecycle import CODES, ShutdownMode, State
-from shmdriver.driver.memory import InlineMemory
+from shmdriver.driver.memory import InlineMemory, Provision
 from tests.driver_rig import rests
 from tests.simulation.actors import Consumer, Process, Producer
 from tests.simulation.kernel import MS, Crash, Kernel, SlowMemory
@@ -74,6 +74,7 @@ class World:
         self.boot: Boot
         names = ("crashes", "adoptions", "boots", "messages", "leases", "unread", "rests")
         self.counts = dict.fromkeys(names, 0)
+        self.in_work = 0  # correlation id of what the driver has served last in this tick
         self.tick_ns = 0  # when the last tick began: a slow one ends later
         self._nonce = 1
 
@@ -156,6 +157,7 @@ class World:
             process.beat(self.clock.now_ns)
         if self.driver is None:
             return
+        self.in_work = 0
         try:
             gates_ns = int(self.driver._rest.native.gates_ns)
             if self._rests():
@@ -204,6 +206,7 @@ class World:
         self.driver = None
         self.kernel.bury()
         if hasattr(self, "boot"):
+            self.boot.deaths[self.in_work] += 1
             self.boot.observe()
             self.boot.scan(self.clock.now_ns, settled=False)
             self.boot.driver_killed()
@@ -284,7 +287,30 @@ class World:
     def run(self) -> None:
         from tests.simulation.acts import Acts, epilogue
 
-        publish = leases_module.LeaseTable.publish
+        publish, serve = leases_module.LeaseTable.publish, Driver._serve
+        run, make = Provision.run, Provision._make
+
+        def served(driver: Driver, request: Any, now_ns: int) -> None:
+            self.in_work = request.correlation_id
+            serve(driver, request, now_ns)
+
+        def ran(job: Any) -> Any:
+            try:
+                return run(job)
+            except Crash:
+                request = job.subject.request
+                self.boot.suspects |= {request.correlation_id, (request.client_id, request.stream)}
+                raise
+
+        def made(job: Any) -> Any:
+            correlation = job.subject.request.correlation_id
+            rule = "an attach over whose memory a driver died is not served again"
+            demand(correlation not in self.boot.poisons, rule, hex(correlation))
+            try:
+                return make(job)
+            except Crash:
+                self.boot.poisons.add(correlation)
+                raise
 
         def admitted(table: Any, lease: Any) -> None:
             state = self.driver.state if self.driver else State.INIT
@@ -292,6 +318,11 @@ class World:
             publish(table, lease)
 
         leases_module.LeaseTable.publish = admitted  # type: ignore[assignment, method-assign]
+        patched: list[tuple[Any, str, Any]] = [
+            (Driver, "_serve", served), (Provision, "run", ran), (Provision, "_make", made),
+        ]  # fmt: skip
+        for owner, name, function in patched:
+            setattr(owner, name, function)
         try:
             with self.kernel.installed():
                 try:
@@ -303,6 +334,12 @@ class World:
                     self._clean()
         finally:
             leases_module.LeaseTable.publish = publish  # type: ignore[method-assign]
+            for owner, name, function in (
+                (Driver, "_serve", serve),
+                (Provision, "run", run),
+                (Provision, "_make", make),
+            ):
+                setattr(owner, name, function)
 
     def _clean(self) -> None:
         if hasattr(self, "boot"):

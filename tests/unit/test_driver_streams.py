@@ -9,7 +9,7 @@ import pytest
 
 from shmdriver._native import lib
 from shmdriver.errors import Reason
-from tests.driver_rig import Rig
+from tests.driver_rig import Rig, rests
 
 OLDEST: dict[str, Any] = {"start": lib.SHMD_START_OLDEST}
 FOLLOW: dict[str, Any] = {"flags": lib.SHMD_ATTACH_CREATE | lib.SHMD_ATTACH_FOLLOW}
@@ -407,5 +407,76 @@ def test_idle_stream_records_are_used_again(instance_name: str) -> None:
             answer = client.consume(f"s{number}")
             assert answer.code == lib.SHMD_CODE_OK, answer.text
             client.detach(answer)
+    finally:
+        rig.close()
+
+
+# ---- many streams
+
+
+def test_streams_that_ended_are_given_up_before_a_new_one_is_refused(instance_name: str) -> None:
+    rig = Rig(instance_name, policies__limits__streams=3)
+    try:
+        client = rig.client()
+        for name in ("first", "second"):
+            client.detach(client.produce(name))
+            rig.tick(100)
+        held = client.produce("held")
+        assert client.consume("third").code == lib.SHMD_CODE_OK, "ended, and in its grace"
+        client.detach(client.produce("second"))  # what ended later is there yet, and may have a successor
+        assert client.consume("fourth").code == lib.SHMD_CODE_OK
+        assert rig.epoch_state(held) == lib.SHMD_EPOCH_OPEN
+        refused = client.consume("fifth")
+        assert (refused.reason, "3 of 3 streams are in use" in refused.text) == (Reason.LIMIT, True)
+    finally:
+        rig.close()
+
+
+def test_stream_that_ended_undrained_is_not_given_up(instance_name: str) -> None:
+    rig = Rig(instance_name, policies__limits__streams=1)
+    try:
+        client = rig.client()
+        producer, _ = client.produce("kept"), client.consume("kept")
+        rig.publish(producer, 3)
+        client.detach(producer)
+        assert client.consume("another").reason == Reason.LIMIT
+    finally:
+        rig.close()
+
+
+def test_more_streams_than_one_announce_tells_degrade_nothing_and_let_the_driver_rest(
+    instance_name: str,
+) -> None:
+    count = 1200
+    rig = Rig(
+        instance_name,
+        policies__limits__streams=count,
+        policies__limits__leases=count,
+        policies__limits__attaches_per_tick=512,
+    )
+    try:
+        client = rig.client()
+        for number in range(count):
+            client.send(client.attach_request(f"s{number}", lib.SHMD_ROLE_CONSUMER))
+            if number % 32 == 31:
+                rig.tick()
+        rig.tick()
+        assert rig.counter("ATTACHES") == count
+        for answer in rig.events_of(lib.SHMD_EVENT_ATTACH_RESPONSE):
+            client.confirm(answer)
+        for _ in range(12):  # longer than a reason to be degraded is held
+            client.beat()
+            rig.tick(1000, step_ms=100)
+        assert str(rig.driver.state) == "running.healthy"
+        assert rig.driver._lifecycle.reasons == set()
+        told = {event.stream for event in rig.events_of(lib.SHMD_EVENT_STREAM_ANNOUNCE)}
+        assert len(told) == count, "each of them had its turn"
+        rig.restart()
+        client.beat()
+        rig.tick(100)
+        assert str(rig.driver.state) == "running.healthy", "also when all are announced at a start"
+        client.beat()
+        rig.tick(100)
+        assert rests(rig.driver, rig.clock.now_ns)
     finally:
         rig.close()

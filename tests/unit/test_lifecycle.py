@@ -204,7 +204,7 @@ def test_lifecycle_exposes_no_triggers() -> None:
     life, _ = make()
     public = {name for name in dir(life) if not name.startswith("_")}
     assert public == {
-        "accepts_attach", "dispatch", "lifecycle_code", "may_serve", "reasons", "shutdown_mode",
+        "attach_refusal", "dispatch", "lifecycle_code", "may_serve", "reasons", "shutdown_mode",
         "shutdown_reason", "state",
     }  # fmt: skip
 
@@ -241,10 +241,9 @@ def test_a_whole_life() -> None:
 @pytest.mark.parametrize("state", LEAVES)
 def test_what_clients_and_tools_see(state: State) -> None:
     life, _ = make(state)
-    accepts, text = life.accepts_attach
     assert life.lifecycle_code == LEAVES.index(state)
-    assert accepts is (state in (State.HEALTHY, State.DEGRADED))
-    assert bool(text) is not accepts
+    assert (life.attach_refusal is None) is (state in (State.HEALTHY, State.DEGRADED))
+    assert life.attach_refusal == lifecycle.REFUSALS.get(state)
     assert life.may_serve is (state not in (State.INIT, State.STOPPED))
 
 

@@ -224,7 +224,7 @@ class Client(AsyncClosing):
     aproducer = coroutine_of(producer, _abandon)
     aconsumer = coroutine_of(consumer, _abandon)
 
-    def queue(self, name: str, maxsize: int = 0, *, max_bytes: int = 8 << 20) -> Queue:
+    def queue(self, name: str, maxsize: int = 0, *, max_bytes: int = 2 << 20) -> Queue:
         """A queue of Python objects with the face of ``multiprocessing.Queue``: many processes put, one gets.
 
         ``maxsize`` (objects; 0: no limit) and ``max_bytes`` (of shared memory) bound what each putting

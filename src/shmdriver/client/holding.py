@@ -39,7 +39,7 @@ class Holder:
         self._told = ""
         self._prefix = stream_name(queue.name, "")
         self._look = OrphanLook(client)
-        self.lease: Producer = client.producer(stream_name(queue.name, "keep"), slots=2)
+        self.lease: Producer = client.producer(stream_name(queue.name, "keep"), slots=2, arena=0)
         self._link: Link = self.lease._link
         self._stop = listen(self._link, self._heard, self._idle)
 

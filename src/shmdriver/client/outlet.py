@@ -327,7 +327,7 @@ class Outlet:
     def begin_getting(self) -> None:
         """Becomes the one getter. Attached to the lanes before: whoever sees the getter knows that it is."""
         try:
-            self.getter = self._client.producer(stream_name(self._queue, "get"), slots=2)
+            self.getter = self._client.producer(stream_name(self._queue, "get"), slots=2, arena=0)
         except errors.AttachRejected as error:
             raise self._refused(error) from None
         self._await_what_is_handed_over()

@@ -41,7 +41,7 @@ __all__ = ["Queue"]
 
 _now_s = time.monotonic
 _loads = pickling.decode
-MAX_BYTES = 8 << 20
+MAX_BYTES = 2 << 20
 MAX_BYTES_LEAST = 1 << 16
 MAX_BYTES_MOST = 1 << 40
 SLICE_NS = 5_000_000  # of a wait inside a lock that another thread may want

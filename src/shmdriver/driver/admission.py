@@ -18,14 +18,16 @@ from shmdriver.driver.control import Request
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry, derive_geometry
 from shmdriver.driver.leases import Lease
+from shmdriver.driver.limits import MOUNT, SMALLER, shortage
 from shmdriver.driver.memory import Completion, EpochMemory, MemoryWorker, Provision, Unmap
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.schema import check_consumer_schema, check_producer_schema
 from shmdriver.driver.segments import epoch_names
-from shmdriver.driver.shm import MOUNT, Modes, ShmSpace, ShmSpaceError, unlink_segment
+from shmdriver.driver.shm import Modes, ShmSpaceError, unlink_segment
 from shmdriver.driver.streams import Stream
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.undo import undone_on_error
+from shmdriver.driver.work import Work
 from shmdriver.errors import Code, Reason
 from shmdriver.names import nearest
 
@@ -56,6 +58,7 @@ class Admission:
         config: Config,
         tables: Tables,
         memory: MemoryWorker,
+        work: Work,
         *,
         modes: Modes,
         segment_bytes_max: int,
@@ -68,6 +71,7 @@ class Admission:
         self._tenure = tables.tenure
         self._events = tables.events
         self._memory = memory
+        self._work = work
         self._modes = modes
         self._segment_bytes_max = segment_bytes_max
         self._waiting: dict[int, _Waiting] = {}  # by correlation id
@@ -81,6 +85,8 @@ class Admission:
         """Grants a lease and answers, or raises Rejection. The dead are reaped before anybody is refused."""
         if self._replay(request):
             return
+        if refusal := self._work.refusal(request):
+            raise Rejection(Reason.DRIVER_DIED, refusal)
         client = self._clients.sender(request.client_id)
         try:
             self._decide(request, client, now_ns)
@@ -185,6 +191,8 @@ class Admission:
                 f"stream {name!r} is not configured, and policies.allow_dynamic_streams is off: add "
                 f"streams.{name}",
             )
+        if not self._streams.has_room:
+            self._tenure.give_up_ended(now_ns)
         return self._streams.create(
             name,
             max_consumers=self._config.profile_of(name).max_consumers,
@@ -240,6 +248,7 @@ class Admission:
             schema=_schema_of(request),
             modes=self._modes,
             subject=waiting,
+            noted=self._work.making(request, waiting.size),
         )
         with undone_on_error() as undo:
             undo.callback(self._give_up, waiting)
@@ -341,28 +350,21 @@ class Admission:
     def _check_memory(self, stream: Stream, geometry: Geometry, now_ns: int) -> None:
         need = geometry.data_bytes + geometry.gates_bytes
 
-        def shortage() -> str:
-            used = self._streams.segment_bytes + self._provisioning_bytes
-            free = ShmSpace.now().free - self._provisioning_bytes
-            if used + need > self._segment_bytes_max:
+        def found() -> str:
+            used, most = self._streams.segment_bytes + self._provisioning_bytes, self._segment_bytes_max
+            if used + need > most:
                 what = "shm.max_bytes"
                 if not self._config.shm.max_bytes:
                     what = f"half of what {MOUNT} had free when the driver started: shm.max_bytes is not set"
                 return (
-                    f"{used} of {self._segment_bytes_max} bytes are in use ({what}): set shm.max_bytes "
-                    "higher, or ask for less"
+                    f"{used} of {most} bytes are in use ({what}): set shm.max_bytes higher, make {MOUNT} "
+                    f"larger (containers: --shm-size), or {SMALLER}"
                 )
-            if need > free:
-                return (
-                    f"{MOUNT} has {max(free, 0)} bytes free: make the stream smaller (slots, slot_bytes, "
-                    f"max_message) or the mount larger (mount -o remount,size=... {MOUNT}; containers: "
-                    "--shm-size)"
-                )
-            return ""
+            return shortage(need, largest=geometry.data_bytes, pending=self._provisioning_bytes)
 
-        text = shortage()
+        text = found()
         if text and self._tenure.retire_needed(now_ns):
-            text = shortage()
+            text = found()
         if text:
             raise Rejection(Reason.NO_MEMORY, f"stream {stream.name!r} needs {need} bytes, and {text}")
 

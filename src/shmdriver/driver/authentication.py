@@ -120,8 +120,11 @@ def runtime_directory() -> Path:
     path = (
         Path(base) / "shmdriver" if base and Path(base).is_dir() else Path(FALLBACK.format(uid=os.geteuid()))
     )
-    path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise ShmDriverError(_not_writable(f"runtime directory {path}", error)) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise ShmDriverError(
             f"runtime directory {path} has mode {stat.S_IMODE(found.st_mode):04o} and belongs to uid "
@@ -137,15 +140,26 @@ def default_token_path(instance: str) -> Path:
 
 
 def create_token(path: Path) -> bytes:
-    """Writes a new random token, readable by this user alone, and returns it."""
+    """Writes a new random token, readable by this user alone, and returns it. Raises ShmDriverError."""
     token = os.urandom(32).hex().encode()
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, 0o600)
-        file.write(token + b"\n")
-    temporary.replace(path)  # whoever reads sees the old token or the new one, whole
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, 0o600)
+            file.write(token + b"\n")
+        temporary.replace(path)  # whoever reads sees the old token or the new one, whole
+    except OSError as error:
+        raise ShmDriverError(_not_writable(f"shutdown token {path}", error)) from error
     return token
+
+
+def _not_writable(what: str, error: OSError) -> str:
+    return (
+        f"{what} cannot be written: {error.strerror}. Set XDG_RUNTIME_DIR to a folder of uid {os.geteuid()} "
+        "that can (a container with a read-only root: --tmpfs), or name a token file that exists in "
+        "policies.shutdown_token_file"
+    )
 
 
 def read_token(path: Path) -> bytes:

@@ -47,7 +47,7 @@ __all__ = [
     "text_of",
 ]
 
-EVENT_SLOTS = 1024
+EVENT_SLOTS = 1024  # at least; twice as many as streams, so that all of them can be announced at once
 CONFIG_BYTES = 64 << 10  # at least so much room for the configuration's text, so that a later one fits, too
 CONFIG_BYTES_MAX = 1 << 20
 CUT = "# cut"  # a configuration's last line that begins so says that there is more
@@ -187,7 +187,7 @@ class Authority:
         params.heartbeat_interval_ns = heartbeat_interval_ns
         params.lease_timeout_ns = lease_timeout_ns
         params.client_max, params.lease_max, params.stream_max = sizes.clients, sizes.leases, sizes.streams
-        params.event_slots = EVENT_SLOTS
+        params.event_slots = max(EVENT_SLOTS, 1 << (2 * sizes.streams - 1).bit_length())
         params.error_max = ERROR_RECORDS
         params.config_bytes = min(max(CONFIG_BYTES, 2 * config_bytes // 4096 * 4096), CONFIG_BYTES_MAX)
         size = int(lib.shmd_authority_footprint(params))
@@ -196,7 +196,7 @@ class Authority:
         os.ftruncate(lock.fd, 0)  # what a killed driver left half made has no magic and no readers
         check_space(lock.name, size)
         allocate(lock.fd, lock.name, size)
-        set_modes(lock.fd, modes, write_group=False)
+        set_modes(lock.fd, lock.name, modes, write_group=False)
         failpoint("create.allocated")
         with ExitStack() as undo:
             control_map = cls._create_control(control, sizes, modes, int(params.boot_id), now_ns)

@@ -143,11 +143,11 @@ def _apply_modes(lock: InstanceLock, tables: Tables, modes: Modes, log: Callable
         except FileNotFoundError:
             continue  # without its name nobody can open it; the watch of segments says so
         try:
-            set_modes(fd, wanted, write_group=True)
+            set_modes(fd, name, wanted, write_group=True)
         finally:
             os.close(fd)
     failpoint("adopt.modes")
-    set_modes(lock.fd, wanted, write_group=False)  # last: a successor repeats what a killed driver began
+    set_modes(lock.fd, lock.name, wanted, write_group=False)  # last: a successor repeats what was begun
     log(f"adopt: segments have mode {wanted.bits:04o} and gid {wanted.gid} now; who has them open keeps them")
 
 

@@ -41,6 +41,7 @@ from shmdriver.driver.rest import Rest
 from shmdriver.driver.shm import Modes, ShmSpace, lock_memory
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.timers import Timers
+from shmdriver.driver.work import Work
 from shmdriver.errors import Code, Reason
 from shmdriver.truncation import guard_truncation
 
@@ -51,6 +52,7 @@ TICK_ALLOWED_NS = 50 * MILLISECOND_NS  # a longer one delays heartbeats and expi
 GAP_NS = 1000 * MILLISECOND_NS  # no tick for so long, or two lease checks: the silence is its own
 POLL_NS = 1 * MILLISECOND_NS  # while memory is being made
 HELD_UP_NS = 10 * MILLISECOND_NS  # while a claimed control slot holds others up
+ANNOUNCED_MAX = 256  # streams an interval: more of them are announced in turn
 ASLEEP_MAX_NS = 1000 * MILLISECOND_NS
 
 
@@ -92,11 +94,13 @@ class Driver:
         self._gap_ns = max(GAP_NS, 2 * config.policies.lease_check_interval_ms * MILLISECOND_NS)
         self._inheritance: Inheritance | None = None  # what is to be repeated after an adoption
         self._work = 0
+        self._announce_from = 0  # which stream's turn it is
         self._tables: Tables | None = None
         self._ring_bell: Callable[[], None] = lambda: None  # while there is a ring: wakes who sleeps on it
         self._bell = threading.RLock()  # reentrant: a signal handler may interrupt its own thread inside
         self._is_assembled = False
         self.is_lost = False  # somebody truncated the authority: the driver cannot go on
+        self._notes: Work
         self._ring: ControlRing
         self._rest: Rest
         self._desk: RequestDesk
@@ -152,6 +156,9 @@ class Driver:
             modes,
             (shm.max_bytes or free // 2) + (0 if shm.max_bytes else tables.streams.segment_bytes),
         )
+        for text in self._notes.inherit(now_ns):
+            tables.authority.log_error(text, now_ns)
+            self._log(text)
         self._inheritance = Inheritance.of(tables.authority) if adopted else None
         draining = self._inheritance is not None and self._inheritance.state is State.DRAINING
         tables.authority.introduce(now_ns, keep_shutdown=draining)
@@ -314,8 +321,8 @@ class Driver:
         self._lease_watch.expire(lease, now_ns)
 
     def on_announce(self, now_ns: int) -> None:
-        """All streams, for whoever missed something; and what should not change under a driver."""
-        self.tables.announce_all()
+        """Streams in turn, for whoever missed something; and what should not change under a driver."""
+        self._announce_from = self.tables.announce(self._announce_from, ANNOUNCED_MAX)
         self._lease_watch.look_for_deaths(now_ns)
         self._health.check_memory()
         self._health.check_events(now_ns)
@@ -439,8 +446,9 @@ class Driver:
 
     def _assemble(self, tables: Tables, modes: Modes, segment_bytes_max: int) -> None:
         limits = self._config.policies.limits
+        self._notes = Work(tables.authority)
         self._admission = Admission(
-            self._config, tables, self._memory, modes=modes, segment_bytes_max=segment_bytes_max
+            self._config, tables, self._memory, self._notes, modes=modes, segment_bytes_max=segment_bytes_max
         )
         authentication = Authentication(
             tables.authority, self._token, lambda text: tables.authority.log_error(text, self._last_tick_ns)
@@ -465,7 +473,8 @@ class Driver:
         """
         for request in self._ring.take(now_ns):
             self._work += 1
-            self._serve(request, now_ns)
+            with self._notes.serving(request):
+                self._serve(request, now_ns)
         self._finish_memory(now_ns)
         for timer in self._timers.due(now_ns):
             self._work += 1
@@ -482,6 +491,8 @@ class Driver:
     def _serve(self, request: Request, now_ns: int) -> None:
         if request.kind == lib.SHMD_REQUEST_ATTACH:
             self._lifecycle.dispatch(Event.ATTACH_REQUESTED, now_ns, subject=request)
+        elif refusal := self._notes.refusal(request):
+            self._desk.refuse(request, Code.REJECTED, Reason.DRIVER_DIED, refusal)
         elif request.kind in (lib.SHMD_REQUEST_DETACH, lib.SHMD_REQUEST_GOODBYE):
             self._lifecycle.dispatch(Event.DETACH, now_ns, subject=request)
         elif request.kind == lib.SHMD_REQUEST_HELLO:
@@ -501,8 +512,7 @@ class Driver:
                 self._admission.abandon_waiting(completion)
 
     def _finish_attach(self, completion: Completion, request: Request, now_ns: int) -> None:
-        admits, text = self._lifecycle.accepts_attach
-        self._admission.finish(completion, now_ns, None if admits else (Reason.DRAINING, text))
+        self._admission.finish(completion, now_ns, self._lifecycle.attach_refusal)
         if completion.result is not None and completion.result.unlocked:
             self._report_unlocked(f"stream {request.stream!r}: {completion.result.unlocked}", now_ns)
 

@@ -300,10 +300,9 @@ class Lifecycle:
         return self.state not in (State.INIT, State.STOPPED)
 
     @property
-    def accepts_attach(self) -> tuple[bool, str]:
-        """Whether an attach request would reach policy now, and the text of the refusal if not."""
-        refusal = REFUSALS.get(self.state)
-        return (True, "") if refusal is None else (False, refusal[1])
+    def attach_refusal(self) -> tuple[Reason, str] | None:
+        """Why an attach request would be refused now; None: it would reach policy."""
+        return REFUSALS.get(self.state)
 
     @property
     def reasons(self) -> frozenset[str]:

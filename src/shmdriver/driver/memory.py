@@ -13,8 +13,8 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from shmdriver._native import ffi, lib
@@ -31,6 +31,7 @@ from shmdriver.driver.shm import (
     remove_orphan,
     unlink_segment,
 )
+from shmdriver.driver.undo import undone_on_error
 from shmdriver.errors import LayoutMismatch, ShmDriverError
 
 __all__ = ["Completion", "EpochMemory", "InlineMemory", "MemoryThread", "MemoryWorker", "Provision", "Unmap"]
@@ -108,6 +109,7 @@ class Provision:
     schema: str
     modes: Modes
     subject: Any = None  # the driver's own: what waits for the memory
+    noted: AbstractContextManager[None] = field(default_factory=nullcontext)  # around the work (work.py)
 
     @property
     def size(self) -> int:
@@ -116,6 +118,13 @@ class Provision:
 
     def run(self) -> EpochMemory:
         """Raises ShmSpaceError, ShmDriverError, OSError."""
+        with undone_on_error() as undo, self.noted:
+            memory = self._make()
+            undo.callback(self._remove)
+            undo.callback(memory.close)
+        return memory
+
+    def _make(self) -> EpochMemory:
         native = self.geometry.native(
             boot_id=self.boot_id, stream_id=self.stream_id, epoch=self.epoch, now_ns=self.now_ns
         )

@@ -152,7 +152,7 @@ def lock_authority(instance: str, modes: Modes, *, patience: int = LOCK_TURNS) -
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _names(name, os.fstat(fd)):
                 if os.fstat(fd).st_size == 0:
-                    set_modes(fd, modes, write_group=False)
+                    _set_modes_or_remove(fd, name, modes)
                 return InstanceLock(instance, fd)
         except BlockingIOError:
             (pid, told, look), is_passing = _holder(fd), not _names(name, os.fstat(fd))
@@ -197,6 +197,15 @@ def _open_or_create(name: str) -> int | None:
         return make_object(name)
     except FileExistsError:
         return None
+
+
+def _set_modes_or_remove(fd: int, name: str, modes: Modes) -> None:
+    """Of a locked object without bytes: no driver that cannot start leaves one behind."""
+    try:
+        set_modes(fd, name, modes, write_group=False)
+    except BaseException:
+        unlink_segment(name)
+        raise
 
 
 def _check_ours(name: str, found: os.stat_result) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import posix_ipc
 
 from shmdriver._native import ffi, lib
+from shmdriver.driver.limits import MOUNT, SMALLER, ShmSpace
 from shmdriver.errors import LayoutMismatch, ShmDriverError
 from shmdriver.standard_descriptors import keep_standard_descriptors
 
@@ -44,33 +45,17 @@ __all__ = [
     "unlink_segment",
 ]
 
-MOUNT = "/dev/shm"  # noqa: S108 -- POSIX shared memory lives here on Linux
-
 BLOCK_BYTES = 512  # of st_blocks
 
 
 class ShmSpaceError(ShmDriverError):
-    """The mount cannot hold a segment: ``need`` and ``free`` in bytes, ``mount`` its path."""
+    """There is no memory for a segment: ``need`` and the mount's ``free`` in bytes, ``mount`` its path."""
 
     def __init__(self, text: str, *, need: int, free: int, mount: str = MOUNT) -> None:
         super().__init__(text)
         self.need = need
         self.free = free
         self.mount = mount
-
-
-@dataclass(frozen=True, slots=True)
-class ShmSpace:
-    """What the shared-memory mount holds, in bytes."""
-
-    total: int
-    free: int
-    mount: str = MOUNT
-
-    @classmethod
-    def now(cls) -> ShmSpace:
-        found = os.statvfs(MOUNT)
-        return cls(total=found.f_blocks * found.f_frsize, free=found.f_bavail * found.f_frsize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +92,38 @@ def object_path(name: str) -> str:
 
 
 def make_object(name: str) -> int:
-    """A new object without bytes, for this user alone; its descriptor. Raises FileExistsError."""
+    """A new object without bytes; its descriptor. Raises FileExistsError, ShmSpaceError, ShmDriverError."""
     keep_standard_descriptors()
     try:
-        shared = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0)
+        fd: int = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0).fd
     except posix_ipc.ExistentialError:
         raise FileExistsError(errno.EEXIST, "shared-memory object exists", name) from None
-    fd: int = shared.fd
+    except posix_ipc.PermissionsError as error:
+        raise ShmDriverError(
+            f"{MOUNT} does not let uid {os.geteuid()} make {name}: {error}. As a rule it has mode 1777: "
+            "chmod 1777, or run as a user that may write there"
+        ) from error
+    except OSError as error:
+        raise _not_made(name, error) from error
     return fd
+
+
+def _not_made(name: str, error: OSError) -> ShmDriverError:
+    space = ShmSpace.now()
+    if error.errno == errno.ENOSPC:  # an empty object takes no bytes
+        return ShmSpaceError(
+            f"{MOUNT} has {space.inodes or 0} inodes left, so {name} cannot be made: remove files there, or "
+            f"mount -o remount,nr_inodes=... {MOUNT}",
+            need=0,
+            free=space.free,
+        )
+    if error.errno == errno.EROFS:
+        text = f"{MOUNT} is mounted read-only: mount -o remount,rw {MOUNT}; containers: --tmpfs {MOUNT}"
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        text = "no descriptor is left: raise RLIMIT_NOFILE (LimitNOFILE= in the unit, ulimit -n)"
+    else:
+        text = f"{error.strerror or error}: see `shmdriver doctor`"
+    return ShmDriverError(f"cannot make {object_path(name)}: {text}")
 
 
 def create_segment(name: str, size: int, modes: Modes, *, write_group: bool = True) -> int:
@@ -127,7 +136,7 @@ def create_segment(name: str, size: int, modes: Modes, *, write_group: bool = Tr
     fd = make_object(name)
     try:
         allocate(fd, name, size)
-        set_modes(fd, modes, write_group=write_group)
+        set_modes(fd, name, modes, write_group=write_group)
     except BaseException:
         os.close(fd)
         unlink_segment(name)
@@ -143,21 +152,42 @@ def check_space(name: str, size: int) -> None:
 
 
 def allocate(fd: int, name: str, size: int) -> None:
-    """Gives an empty object its size and its memory. Raises ShmSpaceError."""
+    """Gives an empty object its size and its memory. Raises ShmSpaceError, ShmDriverError."""
     try:
         os.posix_fallocate(fd, 0, size)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
-            raise
         os.ftruncate(fd, 0)
-        raise _no_space(name, size, ShmSpace.now().free) from error
+        raise _not_allocated(name, size, error) from error
 
 
-def set_modes(fd: int, modes: Modes, *, write_group: bool) -> None:
-    """Applies permissions and group, whatever the umask was."""
-    if modes.gid is not None:
-        os.fchown(fd, -1, modes.gid)
-    os.fchmod(fd, modes.bits if write_group else modes.bits & ~0o020)
+def _not_allocated(name: str, size: int, error: OSError) -> ShmDriverError:
+    free = ShmSpace.now().free
+    if error.errno == errno.ENOSPC:
+        return _no_space(name, size, free)
+    if error.errno == errno.EFBIG:
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        text = f"RLIMIT_FSIZE allows {most} bytes a file: raise it (ulimit -f, LimitFSIZE= in the unit)"
+    elif error.errno == errno.ENOMEM:
+        text = "the kernel has no memory for it (the machine's, or a cgroup's memory.max)"
+    else:
+        hint = ": a seccomp filter or a security module forbids it" if error.errno == errno.EPERM else ""
+        return ShmDriverError(f"posix_fallocate of {size} bytes for {name}: {error.strerror}{hint}")
+    return ShmSpaceError(f"{name} needs {size} bytes, and {text}", need=size, free=free)
+
+
+def set_modes(fd: int, name: str, modes: Modes, *, write_group: bool) -> None:
+    """Applies permissions and group, whatever the umask was. Raises ShmDriverError."""
+    try:
+        if modes.gid is not None:
+            os.fchown(fd, -1, modes.gid)
+        os.fchmod(fd, modes.bits if write_group else modes.bits & ~0o020)
+    except OSError as error:
+        raise ShmDriverError(
+            f"{name} cannot be given to group {modes.gid} with mode {modes.bits:04o} (shm.group, shm.mode): "
+            f"{error.strerror}. A process may give files to groups that it is in: it runs as uid "
+            f"{os.geteuid()} with groups {sorted({os.getegid(), *os.getgroups()})}. Add that user to the "
+            "group, or run as root"
+        ) from error
 
 
 def unlink_segment(name: str) -> bool:
@@ -190,9 +220,8 @@ def remove_orphan(name: str) -> None:
 
 def _no_space(name: str, need: int, free: int) -> ShmSpaceError:
     return ShmSpaceError(
-        f"{MOUNT} is too small for {name}: it needs {need} bytes and {free} are free; make the stream "
-        f"smaller (slots, slot_bytes, max_message) or the mount larger (mount -o remount,size=... {MOUNT}; "
-        "containers: --shm-size)",
+        f"{MOUNT} is too small for {name}: it needs {need} bytes and {free} are free; {SMALLER}, or make the "
+        f"mount larger (mount -o remount,size=... {MOUNT}; containers: --shm-size)",
         need=need,
         free=free,
     )

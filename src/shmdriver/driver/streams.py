@@ -93,9 +93,14 @@ class Stream:
         return int(self.record.epoch_count) + 1
 
     @property
+    def is_left(self) -> bool:
+        """Nobody is attached or may still write to its lines."""
+        return not (self.leases or self.provisioning or int(self.record.gates_used))
+
+    @property
     def is_idle(self) -> bool:
         """Nobody is attached, nothing is kept: its record may be used for another stream."""
-        return not (self.leases or self.epochs or self.provisioning or int(self.record.gates_used))
+        return self.is_left and not self.epochs
 
     # -- gates
 
@@ -117,8 +122,9 @@ class Stream:
                 return gate
         raise Rejection(
             Reason.LIMIT,
-            f"stream {self.name!r} has {limit} consumers, live or not proved gone (profile's "
-            "max_consumers): close some, or raise it, which holds from the stream's next producer on",
+            f"stream {self.name!r} has {limit} consumers, live or not proved gone: close some, or set "
+            f"profiles.<name>.max_consumers higher (at most {int(lib.SHMD_GATE_MAX)}), which holds from the "
+            "stream's next producer on",
         )
 
     def free_gate(self, gate: int) -> None:
@@ -260,11 +266,16 @@ class StreamDirectory:
         """Of all streams, for suggestions."""
         return list(self._by_name)
 
-    def create(self, name: str, *, max_consumers: int, schema: str, now_ns: int) -> Stream:
-        """A new stream without an epoch. Raises Rejection when there are too many."""
+    @property
+    def has_room(self) -> bool:
+        """Whether one more fits; records of streams that keep nothing are freed at need."""
         if len(self._by_index) >= self._limit or not self._free:
             self._forget_idle()
-        if len(self._by_index) >= self._limit or not self._free:
+        return len(self._by_index) < self._limit and bool(self._free)
+
+    def create(self, name: str, *, max_consumers: int, schema: str, now_ns: int) -> Stream:
+        """A new stream without an epoch. Raises Rejection when there are too many."""
+        if not self.has_room:
             raise Rejection(
                 Reason.LIMIT,
                 f"{len(self._by_index)} of {self._limit} streams are in use: "

@@ -47,9 +47,16 @@ class Tables:
 
     def announce_all(self) -> None:
         """Says how every stream stands."""
-        for stream in self.streams:
+        self.announce(0, self.authority.sizes.streams)
+
+    def announce(self, first: int, count: int) -> int:
+        """Says how ``count`` streams stand, from number ``first`` on (past all: from 0); where to go on."""
+        streams = list(self.streams)
+        first = first if first < len(streams) else 0
+        for stream in streams[first : first + count]:
             newest = stream.newest
             self.events.stream_announce(stream.record, newest.record if newest else None)
+        return first + count
 
     def summary(self) -> str:
         """How much there is of everything, in a line."""

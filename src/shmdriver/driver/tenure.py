@@ -214,6 +214,23 @@ class Tenure:
                     retired += 1
         return retired
 
+    def give_up_ended(self, now_ns: int) -> None:
+        """Retires what one stream keeps of its past, so that its record can be another stream's.
+
+        The one that ended first, of those that nobody is attached to and that are drained: only the grace
+        time of late joiners keeps them.
+        """
+        ended = [
+            stream
+            for stream in self._streams
+            if stream.is_left
+            and all(self.may_retire(stream, epoch, now_ns, needed=True) for epoch in stream.in_order)
+        ]
+        if ended:
+            oldest = min(ended, key=lambda stream: max((e.sealed_ns for e in stream.in_order), default=0))
+            for epoch in oldest.in_order:
+                self._streams.retire(oldest, epoch)
+
     def seal_all(self, reason: Reason, text: str, now_ns: int) -> None:
         """Seals every epoch and ends every lease, because the driver goes for good.
 

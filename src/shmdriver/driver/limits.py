@@ -1,0 +1,201 @@
+"""How much memory this process may still take, by every limit that would refuse it or kill it.
+
+Read before memory is touched: the mount (bytes and inodes), the machine, the memory cgroups from the own one
+up to the root (v1 and v2), RLIMIT_AS, RLIMIT_FSIZE. RLIMIT_MEMLOCK refuses nothing: memory that cannot be
+locked is used unlocked, and that is told elsewhere. A limit that cannot be read restricts nothing. Nothing is
+changed. Called by admission.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+__all__ = ["MOUNT", "SMALLER", "Limit", "ShmSpace", "cgroup_limits", "shortage"]
+
+MOUNT = "/dev/shm"  # noqa: S108 -- POSIX shared memory lives here on Linux
+UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63
+SMALLER = (
+    "ask for less (slots, slot_bytes, arena, max_message; a queue: max_bytes=; all streams: "
+    "profiles.<name>.slots and .arena)"
+)
+THREAD_BYTES = 16 << 20  # address space of the thread that makes large segments
+
+
+@dataclass(frozen=True, slots=True)
+class ShmSpace:
+    """What the shared-memory mount holds: bytes, and inodes that are left (None: it does not count them)."""
+
+    total: int
+    free: int
+    mount: str = MOUNT
+    inodes: int | None = None
+
+    @classmethod
+    def now(cls) -> ShmSpace:
+        """Raises OSError."""
+        found = os.statvfs(MOUNT)
+        return cls(
+            total=found.f_blocks * found.f_frsize,
+            free=found.f_bavail * found.f_frsize,
+            inodes=found.f_favail if found.f_files else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One limit: what may still be taken under it, of how many bytes, and how it is raised."""
+
+    name: str
+    free: int
+    most: int
+    remedy: str
+
+
+def shortage(need: int, *, largest: int, pending: int = 0) -> str:
+    """Which limit ``need`` more bytes would break, with its numbers and what to do; "" when none.
+
+    ``largest``: bytes of the largest single file among them. ``pending``: bytes that are being taken already.
+    """
+    for limit in _limits(need + pending):
+        if need + pending > limit.free:
+            left = max(limit.free - pending, 0)
+            return f"{limit.name} leaves {left} bytes (of {limit.most}): {limit.remedy}"
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if resource.RLIM_INFINITY != most < largest:
+        return (
+            f"RLIMIT_FSIZE allows {most} bytes a file: raise it (ulimit -f, LimitFSIZE= in the unit), or "
+            f"{SMALLER}"
+        )
+    inodes = ShmSpace.now().inodes
+    if inodes is not None and inodes < 2:
+        return (
+            f"{MOUNT} has {inodes} inodes left, and a stream takes 2: remove files there, or mount -o "
+            f"remount,nr_inodes=... {MOUNT}"
+        )
+    return ""
+
+
+def _limits(need: int) -> Iterator[Limit]:
+    space = ShmSpace.now()
+    yield Limit(
+        MOUNT,
+        space.free,
+        space.total,
+        f"{SMALLER}, or make the mount larger (mount -o remount,size=... {MOUNT}; containers: --shm-size)",
+    )
+    margin = need // 64 + (1 << 20)  # the kernel's own tables for it count, too
+    machine = _machine()
+    if machine is not None:
+        yield Limit("this machine's memory", machine[0] - margin, machine[1], f"{SMALLER}, or free some")
+    for limit in cgroup_limits(need + margin):
+        yield Limit(limit.name, limit.free - margin, limit.most, f"{SMALLER}, or {limit.remedy}")
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    pages = _text("/proc/self/statm").split()
+    if most != resource.RLIM_INFINITY and pages:
+        used = int(pages[0]) * resource.getpagesize()
+        yield Limit("RLIMIT_AS", most - used - THREAD_BYTES, most, f"{SMALLER}, or raise it (ulimit -v)")
+
+
+def _text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _fields(text: str) -> dict[str, int]:
+    """Lines of a word and a number, as memory.stat and /proc/meminfo have them (there in KiB)."""
+    found = {}
+    for line in text.splitlines():
+        word, _, rest = line.partition(" ")
+        number = rest.split()[0] if rest.split() else ""
+        if number.isdecimal():
+            found[word.rstrip(":")] = int(number)
+    return found
+
+
+def _machine() -> tuple[int, int] | None:
+    """Bytes that can be had, swap included, and all that there are; None: not known."""
+    found = _fields(_text("/proc/meminfo"))
+    if "MemAvailable" not in found or "MemTotal" not in found:
+        return None
+    swap = found.get("SwapFree", 0), found.get("SwapTotal", 0)
+    return (found["MemAvailable"] + swap[0]) << 10, (found["MemTotal"] + swap[1]) << 10
+
+
+# ---- memory cgroups ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A memory cgroup as its mount shows it."""
+
+    path: Path
+    is_v1: bool
+
+
+def cgroup_limits(need: int = UNLIMITED) -> Iterator[Limit]:
+    """Of the memory cgroups that this process is in, its own first; those without a limit are left out.
+
+    ``need``: what can be reclaimed is only read where so many bytes do not fit at once.
+    """
+    for folder in _folders(_text("/proc/self/cgroup")):
+        names = ("memory.limit_in_bytes",) if folder.is_v1 else ("memory.max", "memory.high")
+        limits = {name: text for name in names if (text := _text(folder.path / name).strip()).isdecimal()}
+        limits = {name: text for name, text in limits.items() if int(text) < UNLIMITED}
+        usage = _text(folder.path / ("memory.usage_in_bytes" if folder.is_v1 else "memory.current")).strip()
+        if not limits or not usage.isdecimal():
+            continue
+        for name, text in limits.items():
+            most, free = int(text), int(text) - int(usage)
+            if free < need:
+                free += _reclaimable(folder, free)
+            yield Limit(f"{folder.path / name}", free, most, f"raise {name} of that cgroup")
+
+
+def _reclaimable(folder: _Folder, free: int) -> int:
+    """Bytes of file pages and of swap that the kernel uses before it kills, beside what is ``free``."""
+    stat = _fields(_text(folder.path / "memory.stat"))
+    prefix = "total_" if folder.is_v1 and "total_active_file" in stat else ""
+    files = stat.get(f"{prefix}active_file", 0) + stat.get(f"{prefix}inactive_file", 0)
+    swap = _fields(_text("/proc/meminfo")).get("SwapFree", 0) << 10
+    names = ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes")
+    names = names if folder.is_v1 else ("memory.swap.max", "memory.swap.current")
+    most, used = (_text(folder.path / name).strip() for name in names)
+    if most.isdecimal() and used.isdecimal():
+        own = int(most) - int(used) - (free if folder.is_v1 else 0)  # v1 counts memory and swap together
+        swap = min(swap, max(own, 0))
+    return files + swap
+
+
+@lru_cache(maxsize=4)
+def _folders(membership: str) -> tuple[_Folder, ...]:
+    """The memory cgroups of a process with this /proc/PID/cgroup, its own first, up to the mounted one."""
+    found: list[_Folder] = []
+    mounts = [line.split() for line in _text("/proc/self/mountinfo").splitlines()]
+    for line in membership.splitlines():
+        number, controllers, path = line.split(":", 2)
+        is_v1 = "memory" in controllers.split(",")
+        if not is_v1 and number != "0":
+            continue
+        for fields in mounts:
+            kind = fields[fields.index("-") + 1]
+            options = fields[-1].split(",")
+            if (kind == "cgroup" and "memory" in options) if is_v1 else kind == "cgroup2":
+                top = Path(fields[4])
+                own = top / _below(path, fields[3]).lstrip("/")
+                found += [_Folder(each, is_v1) for each in (own, *own.parents) if each.is_relative_to(top)]
+                break
+    return tuple(found)
+
+
+def _below(path: str, root: str) -> str:
+    """A cgroup's path below what is mounted; that itself where another namespace's path is shown."""
+    if root == "/":
+        return "/" if ".." in path.split("/") else path
+    return path[len(root) :] if path == root or path.startswith(f"{root}/") else "/"

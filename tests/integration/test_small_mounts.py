@@ -1,0 +1,92 @@
+"""/dev/shm as containers have it: 64 MB, few inodes, read-only. Programs run where that is mounted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PATIENCE_S = 120
+
+
+def run_with(options: str, program: str) -> list[str]:
+    """The lines that a program writes which has this /dev/shm. Skips where none can be mounted."""
+    shell = f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "{sys.executable}" -c "$0"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", shell, program],
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("no permission to make a mount namespace")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_twelve_workers_put_into_a_queue_in_64_megabytes() -> None:
+    lines = run_with(
+        "size=64m",
+        "import multiprocessing, shmdriver\n"
+        "def work(queue, number):\n"
+        "    queue.put(number)\n"
+        "with shmdriver.embedded() as client:\n"
+        "    queue = client.queue('q')\n"
+        "    start = multiprocessing.get_context('fork').Process\n"
+        "    workers = [start(target=work, args=(queue, n)) for n in range(12)]\n"
+        "    [worker.start() for worker in workers]\n"
+        "    [worker.join() for worker in workers]\n"
+        "    print(sorted(queue.get(timeout=20) for _ in workers))\n",
+    )
+    assert lines == [str(list(range(12)))]
+
+
+def test_stream_that_does_not_fit_64_megabytes_is_refused_with_what_can_be_done() -> None:
+    (text,) = run_with(
+        "size=64m",
+        "import shmdriver\n"
+        "with shmdriver.embedded() as client:\n"
+        "    try:\n"
+        "        client.producer('s', arena=40 << 20)\n"
+        "    except shmdriver.AttachRejected as error:\n"
+        "        print(error)\n",
+    )
+    for remedy in ("half of what /dev/shm had free", "max_bytes=", "--shm-size",
+                   "profiles.<name>", "arena"):  # fmt: skip
+        assert remedy in text
+
+
+def test_mount_without_inodes_refuses_and_serves_again_when_there_are_some() -> None:
+    lines = run_with(
+        "size=64m,nr_inodes=6",  # the folder's own, authority, control: room for one stream
+        "import shmdriver\n"
+        "with shmdriver.embedded() as client:\n"
+        "    first = client.producer('first', slots=16, arena=0)\n"
+        "    try:\n"
+        "        client.producer('second', slots=16, arena=0)\n"
+        "    except shmdriver.AttachRejected as error:\n"
+        "        print(error)\n"
+        "    first.close()\n"
+        "    client.producer('second', slots=16, arena=0).close()\n"
+        "    print('attached')\n",
+    )
+    assert "/dev/shm has 1 inodes left" in lines[0]
+    assert "nr_inodes" in lines[0]
+    assert lines[1] == "attached"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [("ro", "is mounted read-only"), ("size=64m,nr_inodes=1", "has 0 inodes left")]
+)
+def test_driver_that_cannot_make_its_segments_says_why_and_leaves_none(options: str, words: str) -> None:
+    lines = run_with(
+        options,
+        "import os, shmdriver\n"
+        "try:\n"
+        "    shmdriver.embedded().__enter__()\n"
+        "except shmdriver.ShmDriverError as error:\n"
+        "    print(error)\n"
+        "print(os.listdir('/dev/shm'))\n",
+    )
+    assert words in lines[0]
+    assert "remount" in lines[0]
+    assert lines[1] == "[]"

@@ -1,0 +1,237 @@
+"""Limits of memory: each is read before memory is touched, and is named when it refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shmdriver._native import lib
+from shmdriver.driver import admission, limits, memory
+from shmdriver.driver.limits import ShmSpace, cgroup_limits, shortage
+from shmdriver.driver.segments import lock_authority
+from shmdriver.driver.shm import Modes, ShmSpaceError, create_segment
+from shmdriver.errors import Reason, ShmDriverError
+from tests.driver_rig import Rig
+
+MIB = 1 << 20
+V2 = "31 24 0:27 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n"
+V1 = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n" + V2
+INSIDE = "35 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"  # a container, v1
+MEMINFO = "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\nSwapTotal: 0 kB\nSwapFree: 0 kB\n"
+Machine = Callable[..., None]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """Puts files in place of those of this machine, and a mount that is large enough."""
+
+    def put(cgroup: str = "0::/\n", mountinfo: str = V2, meminfo: str = MEMINFO, **files: object) -> None:
+        texts = {
+            "/proc/self/cgroup": cgroup, "/proc/self/mountinfo": mountinfo, "/proc/meminfo": meminfo,
+            "/proc/self/statm": f"{64 * MIB // resource.getpagesize()} 1 1 1 0 1 0\n",
+        }  # fmt: skip
+        texts |= {f"/sys/fs/cgroup/{name}": f"{text}\n" for name, text in files.items()}
+        monkeypatch.setattr(limits, "_text", lambda path: texts.get(str(path), ""))
+        limits._folders.cache_clear()
+
+    monkeypatch.setattr(ShmSpace, "now", classmethod(lambda cls: ShmSpace(total=1 << 40, free=1 << 39)))
+    put()
+    yield put
+    limits._folders.cache_clear()
+
+
+def limited(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
+    """Soft limits of resources, by name."""
+    real = resource.getrlimit
+    numbers = {getattr(resource, f"RLIMIT_{name}"): value for name, value in values.items()}
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda which: (numbers[which], -1) if which in numbers else real(which)
+    )
+
+
+def test_nothing_is_short_on_a_machine_without_limits(machine: Machine) -> None:
+    assert shortage(MIB, largest=MIB) == ""
+    assert list(cgroup_limits()) == []
+
+
+def test_machine_whose_memory_is_used_up_is_said_so(machine: Machine) -> None:
+    machine(meminfo="MemTotal: 16777216 kB\nMemAvailable: 102400 kB\nSwapFree: 0 kB\n")
+    assert shortage(64 * MIB, largest=1) == ""
+    text = shortage(100 * MIB, largest=1)
+    assert text.startswith("this machine's memory leaves ")
+    assert "max_bytes=" in text
+    assert "profiles.<name>" in text
+    machine(meminfo="MemTotal: 16777216 kB\nMemAvailable: 102400 kB\nSwapFree: 102400 kB\n")
+    assert shortage(100 * MIB, largest=1) == "", "it can be swapped"
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory.high"])
+def test_cgroup_v2_counts_at_every_level(machine: Machine, name: str) -> None:
+    def hierarchy(**more: object) -> None:
+        level = {"a/memory.current": 60 * MIB, "a/memory.max": "max", "a/memory.high": "max",
+                 "a/b/memory.current": 10 * MIB, "a/b/memory.max": 500 * MIB}  # fmt: skip
+        machine("0::/a/b\n", **{**level, f"a/{name}": 100 * MIB, **more})
+
+    hierarchy()
+    assert shortage(32 * MIB, largest=1) == ""
+    text = shortage(64 * MIB, largest=1)
+    assert text.startswith(f"/sys/fs/cgroup/a/{name} leaves ")
+    assert str(100 * MIB) in text
+    assert f"raise {name} of that cgroup" in text
+    files = f"anon 1\ninactive_file {30 * MIB}\nactive_file {10 * MIB}"
+    hierarchy(**{"a/memory.stat": files})
+    assert shortage(64 * MIB, largest=1) == "", "the kernel drops file pages first"
+    assert "leaves" in shortage(90 * MIB, largest=1)
+
+
+def test_cgroup_v2_may_swap_what_its_swap_limit_lets_it(machine: Machine) -> None:
+    level = {"a/memory.current": 90 * MIB, "a/memory.max": 100 * MIB, "a/memory.swap.current": 0}
+    swap = MEMINFO.replace("SwapFree: 0 kB", "SwapFree: 1048576 kB")
+    machine("0::/a\n", meminfo=swap, **level, **{"a/memory.swap.max": "max"})
+    assert shortage(64 * MIB, largest=1) == ""
+    machine("0::/a\n", meminfo=swap, **level, **{"a/memory.swap.max": 0})
+    assert "memory.max leaves" in shortage(64 * MIB, largest=1)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "mountinfo"),
+    [("4:memory:/a\n0::/\n", V1), ("9:cpu,memory:/docker/abc/a\n", INSIDE), ("9:memory:/../x/a\n", V1)],
+)
+def test_cgroup_v1_is_found_where_it_is_mounted(machine: Machine, cgroup: str, mountinfo: str) -> None:
+    where = "memory" if ".." in cgroup else "memory/a"  # of another namespace: the mount is all
+    files = {f"{where}/memory.usage_in_bytes": 90 * MIB, f"{where}/memory.limit_in_bytes": 100 * MIB}
+    machine(cgroup, mountinfo, **files)
+    assert shortage(MIB, largest=1) == ""
+    assert shortage(64 * MIB, largest=1).startswith(f"/sys/fs/cgroup/{where}/memory.limit_in_bytes leaves ")
+    machine(cgroup, mountinfo, **files, **{f"{where}/memory.stat": f"total_inactive_file {80 * MIB}"
+                                                                    f"\ntotal_active_file 0"})  # fmt: skip
+    assert shortage(64 * MIB, largest=1) == ""
+
+
+def test_cgroup_v1_counts_memory_and_swap_together(machine: Machine) -> None:
+    files = {"memory/a/memory.usage_in_bytes": 90 * MIB, "memory/a/memory.limit_in_bytes": 100 * MIB,
+             "memory/a/memory.memsw.usage_in_bytes": 90 * MIB,
+             "memory/a/memory.memsw.limit_in_bytes": 100 * MIB}  # fmt: skip
+    swap = MEMINFO.replace("SwapFree: 0 kB", "SwapFree: 1048576 kB")
+    machine("4:memory:/a\n", V1, swap, **files)
+    assert "memory.limit_in_bytes leaves" in shortage(64 * MIB, largest=1)
+    machine("4:memory:/a\n", V1, swap, **{**files, "memory/a/memory.memsw.limit_in_bytes": 500 * MIB})
+    assert shortage(64 * MIB, largest=1) == ""
+
+
+def test_unlimited_and_unreadable_limits_restrict_nothing(machine: Machine) -> None:
+    machine("4:memory:/a\n", V1, **{"memory/a/memory.limit_in_bytes": 9223372036854771712,
+                                    "memory/a/memory.usage_in_bytes": MIB})  # fmt: skip
+    assert shortage(1 << 34, largest=1, pending=0).startswith("this machine's memory")
+    machine("", "", "")
+    assert shortage(1 << 34, largest=1) == ""
+
+
+def test_pending_bytes_count(machine: Machine) -> None:
+    machine("0::/a\n", **{"a/memory.current": 0, "a/memory.max": 100 * MIB})
+    assert shortage(64 * MIB, largest=1) == ""
+    assert "memory.max leaves" in shortage(64 * MIB, largest=1, pending=64 * MIB)
+
+
+def test_limits_of_the_process_are_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited(monkeypatch, AS=200 * MIB)
+    assert shortage(64 * MIB, largest=1) == ""
+    assert shortage(150 * MIB, largest=1).startswith("RLIMIT_AS leaves ")
+    limited(monkeypatch, FSIZE=10 * MIB)
+    assert shortage(64 * MIB, largest=10 * MIB) == ""
+    text = shortage(64 * MIB, largest=11 * MIB)
+    assert text.startswith(f"RLIMIT_FSIZE allows {10 * MIB} bytes a file")
+
+
+def test_mount_without_inodes_is_said_so(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ShmSpace(total=1 << 40, free=1 << 39, inodes=1)
+    monkeypatch.setattr(ShmSpace, "now", classmethod(lambda cls: few))
+    assert "/dev/shm has 1 inodes left, and a stream takes 2" in shortage(1, largest=1)
+
+
+# ---- what the driver does with it
+
+
+@pytest.fixture
+def rig(instance_name: str) -> Iterator[Rig]:
+    rig = Rig(instance_name)
+    yield rig
+    rig.close()
+
+
+def test_attach_past_a_limit_is_refused_before_memory_is_touched(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = rig.client()
+
+    def touched(*_: object) -> None:
+        raise AssertionError("memory was touched")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(admission, "shortage", lambda need, **_: f"memory.max leaves {need - 1} bytes")
+        patch.setattr(memory, "create_segment", touched)
+        refused = client.produce()
+    assert refused.reason == Reason.NO_MEMORY
+    assert "needs 114688 bytes, and memory.max leaves 114687 bytes" in refused.text
+    assert client.produce().code == lib.SHMD_CODE_OK
+
+
+def test_bytes_past_max_bytes_are_refused_with_what_can_be_done(instance_name: str) -> None:
+    rig = Rig(instance_name, shm__max_bytes=50_000)
+    try:
+        text = rig.client().produce().text
+        for remedy in ("max_bytes=", "profiles.<name>", "shm.max_bytes", "--shm-size", "slots"):
+            assert remedy in text
+    finally:
+        rig.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (errno.EFBIG, ShmSpaceError, "RLIMIT_FSIZE allows"),
+        (errno.ENOMEM, ShmSpaceError, "the kernel has no memory for it"),
+        (errno.EPERM, ShmDriverError, "seccomp"),
+        (errno.EIO, ShmDriverError, "posix_fallocate of 4096 bytes"),
+    ],
+)
+def test_failed_allocation_says_what_failed(
+    instance_name: str, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], words: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", fails)
+    with pytest.raises(kind, match=words) as refused:
+        create_segment(f"/shmd.{instance_name}.x", 4096, Modes())
+    assert "is too small" not in str(refused.value)
+
+
+def test_full_table_of_inodes_and_read_only_mounts_are_said_so(
+    instance_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, words in ((errno.ENOSPC, "inodes"), (errno.EROFS, "read-only"), (errno.EMFILE, "descriptor")):
+
+        def fails(*_: object, code: int = number, **__: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr("posix_ipc.SharedMemory", fails)
+        with pytest.raises(ShmDriverError, match=words):
+            lock_authority(instance_name, Modes())
+
+
+def test_group_that_cannot_be_given_leaves_no_authority_behind(
+    instance_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuses)
+    with pytest.raises(ShmDriverError, match=r"shm\.group, shm\.mode.*groups that it is in"):
+        lock_authority(instance_name, Modes(0o660, 4242))
+    assert not list(Path("/dev/shm").glob(f"shmd.{instance_name}.*"))
