@@ -175,10 +175,17 @@ def adopting(instance: str) -> None:
     with driver_process(instance, LIMITS) as process, holders(instance):
         process.send_signal(signal.SIGUSR1)
         process.wait()
-        driver = Driver(Config.load(env={}, overrides={"driver.instance": instance, **LIMITS}))
+        ahead = [0]
+        driver = Driver(
+            Config.load(env={}, overrides={"driver.instance": instance, **LIMITS}),
+            clock=lambda: int(lib.shmd_now_ns()) + ahead[0],
+        )
         text = f"adopting {STREAMS} streams, {LEASES} leases"
         show(f"{text}: until it serves", f"{timed(driver.start) / 1e6:.0f} ms")
-        show(f"{text}: the first tick", f"{timed(driver.tick) / 1e6:.0f} ms")
+        for what in ("the first lease check", "a lease check"):
+            ahead[0] += 200_000_000
+            show(f"{text}: {what}", f"{timed(driver.tick) / 1e6:.0f} ms")
+    ahead[0] += 200_000_000
     show(f"{text}: the tick in which all die", f"{timed(driver.tick) / 1e6:.0f} ms")
     for _ in range(2):
         driver.request_shutdown()

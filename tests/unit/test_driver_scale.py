@@ -20,6 +20,7 @@ from shmdriver.cli.stat_tables import clients_table
 from shmdriver.client import directory
 from shmdriver.driver.authority import Authority, publish_word
 from shmdriver.driver.leases import Lease
+from shmdriver.driver.shm import is_whole
 from shmdriver.errors import Reason
 from shmdriver.observe import Instance
 from tests.driver_rig import Rig
@@ -84,6 +85,22 @@ def test_adoption_reads_each_row_a_few_times_however_many_streams_there_are(
     assert used == [
         1 << answer.gate for answer in consumers
     ]  # also those of revoked ones: they are not free yet
+
+
+def test_an_announce_looks_once_at_each_file(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = rig.client()
+    for number in range(STREAMS):
+        client.produce(f"s{number}")
+    looks: Counter[str] = Counter()
+
+    def counted(name: str, mapped: Any) -> bool | None:
+        looks[name] += 1
+        return is_whole(name, mapped)
+
+    monkeypatch.setattr("shmdriver.driver.memory.is_whole", counted)
+    rig.driver.on_announce(rig.clock.now_ns)
+    assert len(looks) == 2 * STREAMS
+    assert set(looks.values()) == {1}
 
 
 def many_clients(rig: Rig, pid: int) -> None:

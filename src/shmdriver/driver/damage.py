@@ -80,9 +80,10 @@ class DamageWatch:
     def check_files(self, now_ns: int) -> None:
         """Complains of files that were truncated, removed or replaced; ends truncated epochs."""
         self._check_lock(now_ns)
-        for text in self._streams.end_truncated(now_ns):
+        ended, missing = self._streams.check_segments(now_ns)
+        for text in ended:
             self._complain(text, now_ns)
-        for name in self._streams.missing_names():
+        for name in missing:
             self._complain(
                 f"{name} was removed while it is in use: whoever has it mapped goes on, nobody else can "
                 "attach to it. Find who cleans /dev/shm (RemoveIPC?)",

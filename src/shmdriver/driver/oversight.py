@@ -52,21 +52,24 @@ class StreamWatch:
         self._gates_ns = 0
         self._missing: set[str] = set()
 
-    def missing_names(self) -> list[str]:
-        """Segments in use (open epochs, control) whose names somebody removed; each is told once."""
-        missing = {name for _, _, name, is_gone in self._look_at_segments() if is_gone}
+    def check_segments(self, now_ns: int) -> tuple[list[str], list[str]]:
+        """Looks once at the file of each segment in use.
+
+        Returns what to say of open epochs of which somebody took pages away (touched or not), which
+        are ended; and the names (of open epochs, of control) that somebody removed, each told once.
+        """
+        found = list(self._look_at_segments())
+        missing = {name for _, _, name, is_gone in found if is_gone}
         control = text_of(self._authority.base.control_name)
         if not os.path.lexists(object_path(control)):
             missing.add(control)
         told, self._missing = self._missing, missing
-        return sorted(missing - told)
-
-    def end_truncated(self, now_ns: int) -> list[str]:
-        """Ends open epochs of which somebody took pages away, touched or not; what to say of each."""
-        found = [entry[:3] for entry in self._look_at_segments() if not entry[3]]
-        return [
-            self._end_damaged(stream, epoch, name, now_ns) for stream, epoch, name in found if epoch.is_open
+        ended = [
+            self._end_damaged(stream, epoch, name, now_ns)
+            for stream, epoch, name, is_gone in found
+            if not is_gone and epoch.is_open
         ]
+        return ended, sorted(missing - told)
 
     def end_damaged(self, addresses: Collection[int], now_ns: int) -> list[str]:
         """Ends epochs whose mappings begin at these addresses, because pages of theirs are missing."""

@@ -291,7 +291,7 @@ def open_segment(name: str, *, writable: bool) -> tuple[int, int]:
 def is_whole(name: str, mapped: SegmentMap) -> bool | None:
     """Whether a mapped object has all its bytes, allocated; None: its name is gone, or another object's."""
     try:
-        found = Path(object_path(name)).lstat()
+        found = os.lstat(object_path(name))
     except FileNotFoundError:
         return None
     if found.st_ino != mapped.inode:
