@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { RESEND_NS = 250000000, LOOK_NS = 20000000, FULL_NS = 1000000, ANSWER_SPINS = 200 };
+enum { RESEND_NS = 250000000, LOOK_NS = 20000000, FULL_NS = 1000000 };
 
 /* ---- the driver, seen from outside ----------------------------------------------------- */
 
@@ -232,13 +232,13 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
     uint64_t cursor = shmd_load_acquire(&client->authority->event_head);
     uint64_t sent_ns = 0;
     uint64_t sent_to = 0; /* which driver of this boot: one that was killed took what it had read with it */
-    uint32_t spins = 0;
+    uint32_t sleeps = 0;
     int is_full = 0;
     uint64_t began_ns = shmd_now_ns();
     for (;;) {
         uint32_t seen = shmd_load32_acquire(&client->authority->event_word);
         int resend = 0;
-        int in_vain = spins >= ANSWER_SPINS && is_in_vain(client, request);
+        int in_vain = sleeps != 0 && is_in_vain(client, request);
         if (look_for_answer(client, &cursor, request->correlation_id, answer, &resend))
             return SHMD_OK;
         if (in_vain)
@@ -259,14 +259,11 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
             is_full = rc == SHMD_E_TIMEOUT;
             sent_ns = is_full ? sent_ns : now;
             sent_to = is_full ? sent_to : adoptions;
-        } else if (is_due && spins < ANSWER_SPINS) {
-            spins = ANSWER_SPINS; /* nobody is there: whether anybody may come is looked at now */
+        } else if (is_due && sleeps == 0) {
+            sleeps = 1; /* nobody is there: whether anybody may come is looked at now */
             continue;
         }
-        if (spins++ < ANSWER_SPINS) {
-            shmd_pause(); /* an awake driver answers within microseconds */
-            continue;
-        }
+        sleeps++; /* at once: the driver may need this very core to answer */
         /* Whoever is interrupted asks anew, and what the driver was making for it is given up: with signals more often than
          * the driver answers that would never end, so it gets a while first. */
         uint64_t slice_ns = shmd_client_waits(client, now, shmd_min(deadline_ns - now, is_full ? FULL_NS : LOOK_NS));

@@ -2,6 +2,8 @@
 
     python scripts/measure_waiting.py                        this installation
     python scripts/measure_waiting.py --before PYTHON -n 5   and another one's, in turns: a table
+    --only idle                                              what has this word in its name
+    --nice -20                                               where others compute, too: they give way
 
 A reader (a producer that waits for room) shares its core with a process that computes all the time. The other
 side has a core of its own, and publishes (makes room) at a fixed rate. Latency is from when a message was due
@@ -25,13 +27,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import shmdriver
 
 SCRIPT = Path(__file__).resolve()
-RATES = {100: 300, 1000: 2000, 20_000: 20_000}  # and how many messages
+RATES = {100: 200, 1000: 1000, 20_000: 20_000}  # and how many messages
 WARM_PART = 10  # one message in so many, of the first ones, is not counted
 NODES, READERS = 30, 6
 IDLE_S = 5.0
@@ -164,11 +167,12 @@ def report_when_asked() -> None:
 class Crew:
     """Processes of one measurement, each of this interpreter."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, nice: int) -> None:
         self._stack = stack
+        self._nice = str(nice)
 
     def start(self, *command: object, core: int | None = None) -> subprocess.Popen[str]:
-        pin = () if core is None else ("taskset", "-c", str(core))
+        pin = () if core is None else ("nice", "-n", self._nice, "taskset", "-c", str(core))
         process = subprocess.Popen(
             [*pin, sys.executable, *map(str, command)],
             stdin=subprocess.PIPE,
@@ -248,13 +252,41 @@ def measure_idle(processes: list[subprocess.Popen[str]]) -> dict[str, float]:
     return {"% of a core": 100 * spent_s / seconds, "wake-ups/s": woken / seconds}
 
 
-def measure_all() -> dict[str, float]:
+def measurements() -> dict[str, Callable[[Crew, str], dict[str, float]]]:
+    """By name."""
+    beside = "beside a busy neighbour"
+    found: dict[str, Callable[[Crew, str], dict[str, float]]] = {
+        "reader at 1,000/s alone": lambda crew, i: measure_reader(crew, i, 1000, RATES[1000], beside=False)
+    }
+    for rate, count in RATES.items():
+        found[f"reader at {rate:,}/s {beside}"] = partial(_reader, rate, count)
+    for rate, count in RATES.items():
+        found[f"producer that waits for room, {rate:,}/s, {beside}"] = partial(_producer, rate, count)
+    for how in ("threads", "asyncio"):
+        found[f"{NODES} idle nodes of {READERS} readers, {how}"] = partial(_idle_nodes, how)
+    found[f"{READERS} blocked producers, idle, one process"] = lambda crew, i: measure_idle(
+        [crew.role("blocked_producers", i)]
+    )
+    return found
+
+
+def _reader(rate: int, count: int, crew: Crew, instance: str) -> dict[str, float]:
+    return measure_reader(crew, instance, rate, count, beside=True)
+
+
+def _producer(rate: int, count: int, crew: Crew, instance: str) -> dict[str, float]:
+    return measure_producer(crew, instance, rate, count)
+
+
+def _idle_nodes(how: str, crew: Crew, instance: str) -> dict[str, float]:
+    return measure_idle([crew.role("idle_node", instance, number, how) for number in range(NODES)])
+
+
+def measure_all(only: str, nice: int) -> dict[str, float]:
     found: dict[str, float] = {}
-
-    def note(what: str, values: dict[str, float]) -> None:
-        found.update({f"{what}, {name}": value for name, value in values.items()})
-
-    def alone(act: Callable[[Crew, str], dict[str, float]]) -> dict[str, float]:
+    for what, measure in measurements().items():
+        if only not in what:
+            continue
         instance = f"measure-{secrets.token_hex(4)}"
         with ExitStack() as stack:
             command = [sys.executable, "-m", "shmdriver", "run", "-i", instance]
@@ -264,37 +296,22 @@ def measure_all() -> dict[str, float]:
             assert driver.stderr is not None
             if not any(" serves: " in line for line in driver.stderr):
                 raise SystemExit("the driver did not start")
-            return act(Crew(stack), instance)
-
-    note("reader at 1,000/s alone", alone(lambda c, i: measure_reader(c, i, 1000, 2000, beside=False)))
-    for rate, count in RATES.items():
-        values = alone(lambda c, i, r=rate, n=count: measure_reader(c, i, r, n, beside=True))  # type: ignore[misc]
-        note(f"reader at {rate:,}/s beside a busy neighbour", values)
-    for rate, count in RATES.items():
-        values = alone(lambda c, i, r=rate, n=count: measure_producer(c, i, r, n))  # type: ignore[misc]
-        note(f"producer that waits for room, {rate:,}/s, beside a busy neighbour", values)
-    for how in ("threads", "asyncio"):
-        values = alone(
-            lambda c, i, h=how: measure_idle([c.role("idle_node", i, n, h) for n in range(NODES)])  # type: ignore[misc]
-        )
-        note(f"{NODES} idle nodes of {READERS} readers, {how}", values)
-    note(
-        f"{READERS} blocked producers, one process",
-        alone(lambda c, i: measure_idle([c.role("blocked_producers", i)])),
-    )
+            values = measure(Crew(stack, nice), instance)
+        found |= {f"{what}, {name}": value for name, value in values.items()}
     return found
 
 
 # ---- this version and another one, in turns
 
 
-def table(before: str, rounds: int) -> None:
+def table(before: str, rounds: int, options: list[str]) -> None:
     names = {"before": before, "after": sys.executable}
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in names}
     for number in range(rounds):
         for side, python in names.items():
             print(f"round {number + 1}/{rounds}: {side}", file=sys.stderr, flush=True)
-            output = subprocess.run([python, str(SCRIPT), "--json"], stdout=subprocess.PIPE, check=True)
+            command = [python, str(SCRIPT), "--json", *options]
+            output = subprocess.run(command, stdout=subprocess.PIPE, check=True)
             runs[side].append(json.loads(output.stdout))
     print("| | before | after |\n|---|---|---|")
     for what in runs["after"][0]:
@@ -319,6 +336,8 @@ def main() -> None:
     )
     parser.add_argument("--before", help="the interpreter of another installation")
     parser.add_argument("-n", type=int, default=5, help="rounds")
+    parser.add_argument("--only", default="", help="measure only what has this in its name")
+    parser.add_argument("--nice", type=int, default=0, help="of the processes whose latency is measured")
     parser.add_argument("--json", action="store_true", help="the figures of this installation as JSON")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -326,11 +345,11 @@ def main() -> None:
         name, instance, *rest = arguments.role
         ROLES[name](instance, *(int(word) if word.isdecimal() else word for word in rest))
     elif arguments.before:
-        table(arguments.before, arguments.n)
+        table(arguments.before, arguments.n, [f"--only={arguments.only}", f"--nice={arguments.nice}"])
     elif arguments.json:
-        tell(measure_all())
+        tell(measure_all(arguments.only, arguments.nice))
     else:
-        for what, value in measure_all().items():
+        for what, value in measure_all(arguments.only, arguments.nice).items():
             print(f"{what:<90} {value:10.3g}", flush=True)
 
 
