@@ -978,9 +978,9 @@ int shmd_consumer_valid(const shmd_consumer *consumer);
 int shmd_consumer_prepare(shmd_consumer *consumer);
     /* Maps the next epoch that this consumer is to read, as soon as there is one, and unmaps earlier ones. The poll that enters
        the epoch then makes no system call and meets no page fault. 1: it is mapped; 0: there is none yet; negative: it could not
-       be mapped, and the poll will try again. Call it from time to time: beside a call that has nothing to do it costs about
-       as much as a poll that finds nothing. From any thread, also while other threads are inside this consumer's calls; each
-       call has to return before the consumer is closed */
+       be mapped, and the poll will try again. Call it from time to time; a call that finds nothing to do makes no system call.
+       From any thread, also while other threads are inside this consumer's calls. Each call has to return before the consumer
+       is closed */
 int shmd_wait(shmd_consumer *consumer, uint64_t timeout_ns);      /* 1 something to see, 0 timeout, SHMD_E_INTERRUPTED */
 int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns); /* how many have something to see */
 int shmd_consumer_watch(shmd_consumer *consumer, int fd);
