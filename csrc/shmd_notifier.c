@@ -297,7 +297,7 @@ int shmd_consumer_settle(shmd_consumer *c)
         signal_fd(w);
     } else {
         clear_fd(w);
-        if (!w->slept_on)
+        if (!w->slept_on || is_held_back(w)) /* held: nobody tells when no more, and it may sleep for long */
             kick(n);
     }
     (void)pthread_mutex_unlock(&n->mutex);

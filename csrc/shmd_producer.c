@@ -193,6 +193,16 @@ static void announce_wait(shmd_producer *p, uint32_t gate, uint32_t seen)
     shmd_store32_seq_cst(&p->data->room_waiting, ++p->room_ticket << 8 | who);
 }
 
+/* Whether the consumer that holds this producer back reads what was there before it came: that moves
+ * its cursor, which a producer that keeps what is unread waits for, and looks for no sleeper. */
+static int is_catching_up(const shmd_producer *p, uint32_t gate)
+{
+    if (!p->keeps || gate == 0 || gate > p->gate_count)
+        return 0;
+    const shmd_gate_t *of = shmd_gates_gate(p->gates, gate - 1);
+    return shmd_load_relaxed(&of->cursor) < shmd_load_relaxed(&of->position);
+}
+
 /* One sleep until there may be room: on the word of the gate that holds this producer back; without
  * a consumer on the word of the driver, which admits one. Evictions, seals (E2) and a close (H2) end
  * it, too. */
@@ -216,7 +226,7 @@ static int sleep_for_room(shmd_producer *p, uint64_t need, uint64_t left_ns)
         return rc;
     uint64_t slice_ns = p->room_slice_ns;
     rc = shmd_futex_wait_any(words, count, shmd_min(left_ns, slice_ns), FIRST_SLICE_NS);
-    if (rc == SHMD_E_TIMEOUT && slice_ns <= left_ns)
+    if (rc == SHMD_E_TIMEOUT && slice_ns <= left_ns && !is_catching_up(p, gate))
         p->room_slice_ns = shmd_longer(slice_ns);
     return rc == SHMD_E_INTERRUPTED ? rc : shmd_producer_room(p, need);
 }

@@ -165,6 +165,28 @@ static void test_a_producer_held_back_by_views_that_are_gone_makes_the_fd_readab
     stop(&rig);
 }
 
+/* The producer comes to wait while nobody sleeps for the fd, and the thread sleeps for minutes. */
+static void test_a_producer_held_back_before_the_fd_is_armed_makes_it_readable(void)
+{
+    rig_t rig;
+    rig_start(&rig, 64, 64, 0, 0);
+    shmd_producer *p = rig_producer(&rig);
+    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SLEEP, 0, 0);
+    unsigned char out[8192];
+    shmd_batch_t batch;
+    int fd = watched(c);
+    for (uint64_t i = 0; i < 64; i++)
+        CHECK_EQ(shmd_publish(p, &i, sizeof i, 0), SHMD_OK);
+    CHECK(is_readable(fd, 10000));
+    CHECK_EQ(shmd_guarded_fetch(c, 0, 64, 0, out, sizeof out, &batch), 64); /* all are held */
+    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED);
+    CHECK_EQ(shmd_guarded_settle(c), 0);
+    CHECK(is_readable(fd, 10000));
+    end(c, fd);
+    rig_producer_free(p);
+    stop(&rig);
+}
+
 /* ---- between threads ----------------------------------------------------------------------- */
 
 typedef struct feed {
@@ -414,6 +436,7 @@ int main(void)
     RUN(test_ends_revocations_and_new_epochs_make_an_fd_readable);
     RUN(test_a_producer_held_back_by_views_that_are_gone_makes_the_fd_readable);
     shmd_store_relaxed(&shmd_notifier_slice_ns, 600000000000u);
+    RUN(test_a_producer_held_back_before_the_fd_is_armed_makes_it_readable);
     RUN(test_no_wake_up_is_lost_when_every_message_is_waited_for);
     RUN(test_one_stream);
     RUN(test_a_hundred_streams_share_one_thread);

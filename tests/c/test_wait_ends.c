@@ -161,6 +161,25 @@ static void test_a_producers_sleeps_grow_while_there_is_no_room(void)
     stop();
 }
 
+/* Its reader's gate is at the head, and only its cursor moves: nobody looks for a sleeper. */
+static void test_sleeps_are_short_while_a_reader_of_kept_messages_catches_up(void)
+{
+    start(SHMD_WAIT_SPIN);
+    shmd_epoch_leave(rig.hot, 0);
+    CHECK_EQ(shmd_producer_keep(producer, 8), SHMD_OK);
+    fill();
+    shmd_consumer *first = consumer;
+    consumer = rig_consumer(&rig, 1, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 1, 0);
+    CHECK_EQ(consumer->gated_from, 8);
+    is_noting = 1;
+    at_last = take_one;
+    CHECK_EQ(shmd_publish_wait(producer, "x", 1, 0, UINT64_MAX), SHMD_OK);
+    for (uint32_t i = 0; i < SLEEPS_NOTED; i++)
+        CHECK_EQ(slices[i], 2 * MS);
+    rig_consumer_free(first);
+    stop();
+}
+
 static uint32_t is_over;
 
 static void note_no_more(void)
@@ -394,6 +413,7 @@ int main(void)
     RUN(test_a_wait_that_is_called_again_sleeps_on);
     RUN(test_sleeps_of_a_wait_for_several_grow_while_nothing_comes);
     RUN(test_a_producers_sleeps_grow_while_there_is_no_room);
+    RUN(test_sleeps_are_short_while_a_reader_of_kept_messages_catches_up);
     RUN(test_a_notifiers_sleeps_grow_while_nothing_comes);
     RUN(test_an_eviction_ends_its_readers_sleep);
     RUN(test_a_seal_ends_its_readers_sleep);
