@@ -21,7 +21,7 @@ import shmdriver
 
 package = Path(shmdriver.__file__).parent
 assert str(package).startswith(sys.argv[1]), package
-with shmdriver.embedded() as client:
+with shmdriver.connect(sys.argv[3]) as client:
     reader, out = client.consumer("s"), client.producer("s", max_message=10_000)
     if sys.argv[2] == "removed":
         shutil.rmtree(package)
@@ -29,8 +29,8 @@ with shmdriver.embedded() as client:
         for path in package.rglob("*.py"):
             path.write_text("raise ImportError('of another version')")
             shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
-    for name in ("batches", "records", "tensor", "queue", "events"):
-        assert f"shmdriver.client.{name}" not in sys.modules
+    for name in ("client.batches", "client.records", "client.tensor", "client.queue", "observe", "liveness"):
+        assert f"shmdriver.{name}" not in sys.modules
     out.publish_array(np.arange(3))
     assert reader.read().array.tolist() == [0, 1, 2]
     kind = np.dtype([("n", "<i8")])
@@ -49,12 +49,13 @@ print("fine")
 
 @pytest.mark.parametrize("how", ["replaced", "removed"])
 @pytest.mark.fault(58, how="all files of the package are replaced, or removed, under a client")
-def test_client_whose_package_was_replaced_goes_on(tmp_path: Path, how: str) -> None:
+def test_client_whose_package_was_replaced_goes_on(instance_name: str, tmp_path: Path, how: str) -> None:
     shutil.copytree(PACKAGE, tmp_path / "shmdriver", ignore=shutil.ignore_patterns("__pycache__"))
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path), how],
-        capture_output=True, text=True, timeout=110, check=False, env={"PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+    with shmdriver.embedded(instance_name):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(tmp_path), how, instance_name],
+            capture_output=True, text=True, timeout=110, check=False, env={"PYTHONPATH": str(tmp_path)},
+        )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
 
 

@@ -2,7 +2,7 @@
 
 What is imported then must be of the version that runs. Importing all of it at once would cost a program that
 uses little of it a tenth of a second. Reading the sources takes a fraction of a millisecond, and they are
-used only when the files have changed.
+used only when the files have changed. The driver's modules are not kept: no handle needs them.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def keep_sources() -> None:
     if not os.path.isdir(root):  # noqa: PTH112 -- in an archive
         return
     kept = _KeptSources()
+    kept.keep("shmdriver", root)
     for package in ("client", "observe"):
         kept.keep(f"shmdriver.{package}", f"{root}/{package}")
     sys.meta_path.insert(0, kept)
