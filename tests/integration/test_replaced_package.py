@@ -29,7 +29,7 @@ with shmdriver.connect(sys.argv[3]) as client:
         for path in package.rglob("*.py"):
             path.write_text("raise ImportError('of another version')")
             shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
-    for name in ("client.batches", "client.records", "client.tensor", "client.queue", "observe", "liveness"):
+    for name in ("client.batches", "client.records", "client.tensor", "client.queue", "observe"):
         assert f"shmdriver.{name}" not in sys.modules
     out.publish_array(np.arange(3))
     assert reader.read().array.tolist() == [0, 1, 2]
