@@ -163,6 +163,12 @@ _TRIED = (
     (66, "an attach that has its driver killed (out of memory, a crash)",
      "kills one driver at most: refused by the next with the reason, all others are served",
      "a memory cgroup, failpoint kill"),
+    (67, "a program that is told to stop: sys.exit(0), a signal, a task that is cancelled",
+     "clean where the program says so, aborted elsewhere", "SIGTERM, SIGINT, exits"),
+    (68, "texts in another terminal, encoding or PID namespace, or with nobody to read them",
+     "commands parse and name their instance; no pid of elsewhere; no traceback", "its own parser"),
+    (69, "arguments of another kind or size", "refused, saying which and what it takes; never cut",
+     "2.7, '5', nan, 2**64"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

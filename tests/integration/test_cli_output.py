@@ -47,6 +47,7 @@ def run(command: str, instance: str, **how: Any) -> subprocess.CompletedProcess[
     return subprocess.run(line(command, instance), timeout=110, check=False, **(streams | how))
 
 
+@pytest.mark.fault(68, how="latin-1")
 def test_a_terminal_of_another_encoding_gets_what_it_can_show(instance: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
     said = {command: run(command, instance, env=environment) for command in COMMANDS}
@@ -57,6 +58,7 @@ def test_a_terminal_of_another_encoding_gets_what_it_can_show(instance: str) -> 
     assert b"->" in said["why s"].stdout
 
 
+@pytest.mark.fault(68, how="closed stdin, stdout, stderr")
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_closed_standard_descriptors_are_no_traceback(instance: str, closed: str) -> None:
     for command in COMMANDS:
@@ -67,6 +69,7 @@ def test_closed_standard_descriptors_are_no_traceback(instance: str, closed: str
         assert done.returncode in (0, 1), (command, done.stderr)
 
 
+@pytest.mark.fault(68, how="a closed pipe")
 def test_a_reader_that_has_gone_ends_a_tool_silently(instance: str) -> None:
     for command in COMMANDS:
         reading, writing = os.pipe()

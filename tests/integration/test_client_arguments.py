@@ -65,6 +65,7 @@ WAITING_CALLS: dict[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.fault(69, how="'5' and nan for each timeout")
 @pytest.mark.parametrize(
     ("timeout", "error", "text"),
     [
@@ -153,6 +154,7 @@ BAD_CALLS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.fault(69, how="odd values for each argument")
 def test_a_refusal_names_the_argument_and_what_it_takes(held: Any) -> None:
     for what, (call, error, text) in BAD_CALLS.items():
         with pytest.raises(error, match=text):

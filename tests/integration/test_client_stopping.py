@@ -96,6 +96,7 @@ def end_of(client: Any, program: str, number: int | None) -> tuple[int | None, i
         process.wait()
 
 
+@pytest.mark.fault(67, how="exits, SIGTERM and SIGINT in programs with and without stop_on_signals")
 @pytest.mark.parametrize(
     ("what", "number", "reason", "code"),
     [

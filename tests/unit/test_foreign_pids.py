@@ -52,6 +52,7 @@ def test_the_holder_of_a_gate_elsewhere_has_no_pid_to_signal(rig: Rig) -> None:
     assert directory.holder_of_stream(authority, "nobody") is None
 
 
+@pytest.mark.fault(68, how="a consumer of another PID namespace")
 def test_no_advice_names_a_pid_of_elsewhere(rig: Rig) -> None:
     rig.client().produce()
     far = rig.client(pid=1, namespace=1).consume()

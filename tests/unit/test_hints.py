@@ -70,6 +70,7 @@ def c_texts(source: str) -> Iterator[str]:
         yield re.sub(r"%[.\d]*(?:ll|z)?[a-z]", "x", joined)
 
 
+@pytest.mark.fault(68, how="every hint of the package, parsed")
 def test_hints_of_the_package_are_made_by_one_function_and_parse() -> None:
     seen = 0
     for path, tree in python_sources():
@@ -107,6 +108,7 @@ def test_no_hint_of_the_package_is_written_by_hand() -> None:
     assert found == [], "use shmdriver.hints.command"
 
 
+@pytest.mark.fault(68, how="every hint of the C core, parsed")
 def test_hints_of_the_core_parse_and_name_their_instance() -> None:
     seen = 0
     for path in sorted((ROOT / "csrc").rglob("*.[ch]")):
