@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import shmdriver
+from shmdriver.driver.limits import Limit
 from shmdriver.observe import host
 
 COMMANDS = {
@@ -136,3 +137,13 @@ def test_the_mount_that_is_seen_is_the_last_one_on_its_place() -> None:
     assert (
         f"{space.f_blocks * space.f_frsize >> 20}" in shown.found.replace(" MiB", "") or "GiB" in shown.found
     )
+
+
+def test_the_memory_limit_is_the_least_of_this_process_own_cgroups(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Limit("/sys/fs/cgroup/a/b/memory.max", 1 << 20, 64 << 20, "raise memory.max of that cgroup")
+    above = Limit("/sys/fs/cgroup/a/memory.max", 1 << 30, 1 << 30, "raise memory.max of that cgroup")
+    monkeypatch.setattr(host, "cgroup_limits", lambda: iter((own, above)))
+    found = {check.name: check for check in host.check_host()}["memory limit"]
+    assert found.level == "warn"
+    assert found.found.startswith(f"{own.name} allows 64 MiB")
+    assert "raise memory.max of that cgroup" in found.advice

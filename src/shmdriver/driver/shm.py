@@ -22,6 +22,7 @@ import posix_ipc
 from shmdriver._native import ffi, lib
 from shmdriver.driver.limits import MOUNT, SMALLER, ShmSpace
 from shmdriver.errors import LayoutMismatch, ShmDriverError
+from shmdriver.hints import command
 from shmdriver.standard_descriptors import keep_standard_descriptors
 
 __all__ = [
@@ -122,7 +123,7 @@ def _not_made(name: str, error: OSError) -> ShmDriverError:
     elif error.errno in (errno.EMFILE, errno.ENFILE):
         text = "no descriptor is left: raise RLIMIT_NOFILE (LimitNOFILE= in the unit, ulimit -n)"
     else:
-        text = f"{error.strerror or error}: see `shmdriver doctor`"
+        text = f"{error.strerror or error}: see {command('doctor', instance=None)}"
     return ShmDriverError(f"cannot make {object_path(name)}: {text}")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from shmdriver._native import ffi, lib
+from shmdriver.driver.limits import cgroup_limits
 from shmdriver.errors import ShmDriverError
 from shmdriver.hints import command
 from shmdriver.observe.instance import SHM_FOLDER, Instance
@@ -131,14 +132,13 @@ def _shared_memory() -> Check:
 
 
 def _memory_limit() -> Check:
-    limit = _text("/sys/fs/cgroup/memory.max") or _text("/sys/fs/cgroup/memory/memory.limit_in_bytes")
-    if not limit.isdigit() or int(limit) > 1 << 50:
+    limit = min(cgroup_limits(), key=lambda each: each.most, default=None)
+    if limit is None:
         return Check("memory limit", "ok", "no cgroup limit here")
-    found = f"cgroup allows {_bytes(int(limit))}, shared memory included"
-    if int(limit) < 512 * _MIB:
-        return Check(
-            "memory limit", "warn", found, "raise it, or keep streams small: an overrun kills processes"
-        )
+    found = f"{limit.name} allows {_bytes(limit.most)}, shared memory included"
+    if limit.most < 512 * _MIB:
+        advice = f"{limit.remedy}, or keep streams small: an overrun kills processes"
+        return Check("memory limit", "warn", found, advice)
     return Check("memory limit", "ok", found)
 
 
