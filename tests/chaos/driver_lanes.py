@@ -79,7 +79,7 @@ class DriverLane(Lane):
         assert self.stage.driver is not None
         self.stage.driver.kill()  # the first one; the others are dead
         self.stage.dismiss(self.stage.driver)
-        driver = self.stage.start_driver(failpoint=place.spec(self.rng))
+        driver = self.stage.start_driver(failpoint=place.spec(self.rng), **place.options)
         if place.scene is Scene.HANDOVER and driver.alive:
             driver.send_signal(signal.SIGUSR1)
         if place.name == "control.skipped":  # a client that is killed between claim and commit

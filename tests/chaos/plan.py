@@ -5,9 +5,11 @@ The names are read from the sources, so that one that stands there and not here 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from grp import getgrgid
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -81,6 +83,8 @@ _CLOSES = {"count": 20, **_SMALL}
 _IDLES = {"rest_s": 0.002, "listen_every": 4, **_SMALL}
 _CONTROL = "control.turn control.claimed control.written control.committed"
 
+_SHARED = {"shm.mode": "0640", "shm.group": getgrgid(os.getegid()).gr_name}
+
 PRODUCER = (
     *_many(Scene.PRODUCER, 300, "slot.claimed slot.open slot.written", _MIXED),
     *_many(Scene.PRODUCER, 300, "slot.committed head.stored", _MIXED, Fate.SEEN),
@@ -110,6 +114,8 @@ DRIVER = (
     *_many(Scene.DRIVER, 1, "boot.locked adopt.mapped adopt.loaded adopt.wired adopt.settled adopt.done"),
     *_many(Scene.DRIVER, 1, "adopt.counted introduce.began introduce.exit start.filled start.complete"),
     *_many(Scene.DRIVER, 1, "adopt.undone adopt.epochs"),
+    *_many(Scene.DRIVER, 1, "adopt.modes", _SHARED),  # the one before it had others
+    *_many(Scene.DRIVER, 10, "change.word"),
     *_many(Scene.DRIVER, 30, "slot.claimed slot.open slot.written slot.committed event.head event.word"),
     *_many(Scene.DRIVER, 20, "request.accepted control.freed control.cursor"),
     *_many(Scene.DRIVER, 1, "control.skipped stream.forgotten schema.began schema.blank nonce.stored"),

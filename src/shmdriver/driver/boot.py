@@ -131,12 +131,29 @@ def _adopt(
     return tables
 
 
+def _has_modes(lock: InstanceLock, wanted: Modes) -> bool:
+    """Whether the control segment and the authority have these modes and this group already."""
+    authority = os.fstat(lock.fd)
+    try:
+        fd, _ = open_segment(control_name(lock.instance), writable=False)
+    except FileNotFoundError:
+        return False  # the watch of segments says so; whatever else is there is given its modes
+    try:
+        control = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return (stat.S_IMODE(control.st_mode), control.st_gid) == (wanted.bits, wanted.gid) and (
+        stat.S_IMODE(authority.st_mode), authority.st_gid,
+    ) == (wanted.bits & ~stat.S_IWGRP, wanted.gid)  # fmt: skip
+
+
 def _apply_modes(lock: InstanceLock, tables: Tables, modes: Modes, log: Callable[[str], None]) -> None:
     """Gives adopted segments the modes and the group that are configured now, where they differ."""
     wanted = replace(modes, gid=os.getegid() if modes.gid is None else modes.gid)
-    found = os.fstat(lock.fd)
-    if (stat.S_IMODE(found.st_mode), found.st_gid) == (wanted.bits & ~stat.S_IWGRP, wanted.gid):
+    if _has_modes(lock, wanted):
         return
+    # The control segment is the first, the authority the last: a successor of a driver that was killed in
+    # between finds that the two differ from what either of them was told, and does all of it again.
     for name in (control_name(lock.instance), *sorted(tables.streams.segment_names())):
         try:
             fd, _ = open_segment(name, writable=False)
@@ -147,7 +164,7 @@ def _apply_modes(lock: InstanceLock, tables: Tables, modes: Modes, log: Callable
         finally:
             os.close(fd)
     failpoint("adopt.modes")
-    set_modes(lock.fd, lock.name, wanted, write_group=False)  # last: a successor repeats what was begun
+    set_modes(lock.fd, lock.name, wanted, write_group=False)
     log(f"adopt: segments have mode {wanted.bits:04o} and gid {wanted.gid} now; who has them open keeps them")
 
 
