@@ -72,7 +72,7 @@ enum {
     SHMD_E_FORKED = -12,            /* a handle used in a child of the process that made it */
     SHMD_E_SYSTEM = -13,            /* a system call failed: the text names it and errno */
     SHMD_E_CLOSED = -14,            /* the handle was closed */
-    SHMD_E_INTERRUPTED = -15,       /* a signal arrived while waiting */
+    SHMD_E_INTERRUPTED = -15,       /* a signal arrived while waiting; not told of one whose handler has SA_RESTART: the kernel goes on waiting */
     SHMD_E_CORRUPT = -16,           /* a checksum, length, enum or index failed its check */
     SHMD_E_NO_MEMORY = -17,
     SHMD_E_VIEWS_HELD = -18,        /* the consumer's own views fill the ring */
@@ -1017,6 +1017,8 @@ int64_t shmd_guarded_claim(shmd_producer *producer, uint32_t length);
 int shmd_guarded_commit(shmd_producer *producer, uint32_t length, uint16_t type, uint16_t flags);
 int shmd_guarded_abort(shmd_producer *producer);
 int shmd_guarded_wait_room(shmd_producer *producer, uint32_t length, uint64_t timeout_ns);
+int shmd_producer_sleep(const shmd_producer *producer, const uint32_t *word, uint32_t seen, uint64_t timeout_ns);
+    /* from any thread: as shmd_futex_wait, and a close of the producer ends it: SHMD_E_CLOSED then, or from the next call on */
 int64_t shmd_guarded_unread(shmd_producer *producer, uint64_t bound);
     /* for one that keeps: how many messages nobody has read; from now on at most bound may wait to be read (at most the ring's slots) */
 int shmd_guarded_producer_close(shmd_producer *producer, int aborted);   /* leaves a tombstone; SHMD_E_CONCURRENT when a thread stays inside */

@@ -31,7 +31,7 @@ static int take_from_others(const shmd_guard_t *guard, uint64_t deadline_ns)
             return 0;
         if (shmd_now_ns() > deadline_ns)
             return shmd_fail(SHMD_E_CONCURRENT, "stream %s: another thread stays inside this %s; it was not closed", guard->stream, guard->what);
-        shmd_futex_wake(guard->closing); /* H2: `closing` was marked before */
+        shmd_futex_wake(guard->closing); /* H2 */
         (void)shmd_futex_wait(guard->busy, 1, LOOK_NS); /* who leaves it wakes nobody */
     }
     if (!shmd_is_closed(guard->closing))
@@ -48,6 +48,7 @@ int shmd_guard_take_over(const shmd_guard_t *guard)
     if (shmd_is_forked(guard->fork_generation))
         return shmd_guard_refuse(guard, SHMD_E_FORKED);
     (void)shmd_add32(guard->closing, SHMD_HANDLE_CLOSING);
+    shmd_futex_wake(guard->closing); /* H2: also for who sleeps beside the handle, and not inside */
     int rc = take_from_others(guard, deadline_ns);
     if (rc == 1)
         shmd_await_lookers(guard->lookers);
@@ -63,10 +64,10 @@ int shmd_guard_try_over(const shmd_guard_t *guard)
     if (shmd_is_forked(guard->fork_generation))
         return SHMD_E_FORKED;
     (void)shmd_add32(guard->closing, SHMD_HANDLE_CLOSING); /* this mark stays: nobody opens an abandoned handle again, and a thread that waits inside leaves */
-    if (shmd_exchange32(guard->busy, 1) != 0) {
-        shmd_futex_wake(guard->closing); /* H2 */
+    int is_inside = shmd_exchange32(guard->busy, 1) != 0;
+    shmd_futex_wake(guard->closing); /* H2 */
+    if (is_inside)
         return SHMD_E_CONCURRENT;
-    }
     int is_closed = shmd_is_closed(guard->closing);
     shmd_fence_seq_cst(); /* H1: as shmd_await_lookers */
     if (!is_closed && shmd_load32_acquire(guard->lookers) == 0)
@@ -88,6 +89,15 @@ static int enter_producer(shmd_producer *p)
         return shmd_guard_none("producer");
     shmd_guard_t guard = guard_of(p);
     return shmd_guard_enter(&guard);
+}
+
+int shmd_producer_sleep(const shmd_producer *p, const uint32_t *word, uint32_t seen, uint64_t timeout_ns)
+{
+    enum { LOOK_NS = 20000000 }; /* where the kernel sleeps on one word only */
+    const shmd_word_t words[] = {{.word = word, .seen = seen}, {.word = &p->closing, .seen = SHMD_HANDLE_OPEN}}; /* H2 */
+    if (shmd_load32_acquire(&p->closing) != SHMD_HANDLE_OPEN)
+        return shmd_fail(SHMD_E_CLOSED, "stream %s: producer was closed by another thread", p->stream);
+    return shmd_futex_wait_any(words, 2, timeout_ns, LOOK_NS);
 }
 
 int shmd_guarded_publish(shmd_producer *p, const uint8_t *data, uint32_t length, uint16_t type)

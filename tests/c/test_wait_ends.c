@@ -342,6 +342,29 @@ static void test_a_producers_sleep_ends_with_its_lease_and_with_a_close(void)
     }
 }
 
+static void *sleep_beside(void *argument)
+{
+    static const uint32_t never_changes;
+    int rc = SHMD_OK;
+    while (rc == SHMD_OK)
+        rc = shmd_producer_sleep(producer, &never_changes, 0, UINT64_MAX);
+    *(int *)argument = rc;
+    return NULL;
+}
+
+static void test_a_close_ends_the_sleep_of_who_waits_beside_a_producer(void)
+{
+    start(SHMD_WAIT_SLEEP);
+    int result = 1;
+    pthread_t thread = test_thread(sleep_beside, &result);
+    wait_for_sleep(0);
+    CHECK_EQ(shmd_guarded_producer_abandon(producer), SHMD_OK);
+    test_join(thread);
+    CHECK_EQ(result, SHMD_E_CLOSED);
+    shmd_client_forget_noted(&rig.client);
+    stop();
+}
+
 static void test_a_consumers_admission_ends_the_sleep_of_a_producer_without_one(void)
 {
     start(SHMD_WAIT_SLEEP);
@@ -421,6 +444,7 @@ int main(void)
     RUN(test_a_close_and_a_change_at_any_driver_end_a_wait_for_several);
     RUN(test_a_producers_sleep_ends_when_the_reader_that_holds_it_back_is_evicted);
     RUN(test_a_producers_sleep_ends_with_its_lease_and_with_a_close);
+    RUN(test_a_close_ends_the_sleep_of_who_waits_beside_a_producer);
     RUN(test_a_consumers_admission_ends_the_sleep_of_a_producer_without_one);
     RUN(test_a_gate_that_moves_without_its_reader_wakes_a_producer_at_the_next_idle_turn);
     RUN(test_a_producer_that_gets_no_room_wakes_the_reader_whose_views_hold_it_back);

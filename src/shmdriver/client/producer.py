@@ -133,7 +133,7 @@ class Producer(ProducerCore, StreamHandle):
         word = ffi.addressof(self._link.authority, "event_word")
         while True:
             seen = lib.shmd_futex_load(word)
-            self._check_open()
+            handle = self._open_handle
             info = self._info()
             if info.end_reason:
                 raise self._failure(lib.SHMD_E_REVOKED, 0)
@@ -141,7 +141,8 @@ class Producer(ProducerCore, StreamHandle):
             slice_ns = deadline.slice_ns()
             if count >= n or slice_ns == 0:
                 return count
-            lib.shmd_futex_wait(word, seen, slice_ns)
+            if lib.shmd_producer_sleep(handle, word, seen, slice_ns) == lib.SHMD_E_CLOSED:
+                raise_for(lib.SHMD_E_CLOSED, stream=self.stream)
 
     @property
     def seq(self) -> int:
