@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import shmdriver
@@ -167,6 +168,14 @@ def test_a_client_takes_its_cpus_along(instance: str) -> None:
 def test_cpus_that_are_none_are_refused(cpus: list[Any]) -> None:
     with pytest.raises(ConfigError, match="heartbeat_cpus"):
         shmdriver.connect(NOBODY, heartbeat_cpus=cpus)
+
+
+def test_cpus_are_whole_numbers_of_any_kind(instance: str) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    with shmdriver.connect(instance, heartbeat_cpus=[np.int64(cpu)]) as client:
+        assert client.heartbeat_cpus == (cpu,)
+    with pytest.raises(TypeError, match=r"heartbeat_cpus=5: expected CPU numbers"):
+        shmdriver.connect(instance, heartbeat_cpus=5)  # type: ignore[arg-type]
 
 
 def test_cpus_that_nobody_has_are_refused(instance: str) -> None:

@@ -10,8 +10,9 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from operator import index
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeVar
 
 from shmdriver import errors, names
 from shmdriver._native import lib
@@ -425,12 +426,15 @@ class Client(AsyncClosing):
                 opened.close()
 
 
-def _cpus_of(heartbeat_cpus: Iterable[int] | None) -> tuple[int, ...] | None:
-    """In order, each once. Raises ConfigError."""
+def _cpus_of(heartbeat_cpus: Iterable[SupportsIndex] | None) -> tuple[int, ...] | None:
+    """In order, each once. Raises ConfigError, TypeError."""
     if heartbeat_cpus is None:
         return None
-    cpus = list(heartbeat_cpus)
-    bad = [cpu for cpu in cpus if type(cpu) is not int or not 0 <= cpu < lib.SHMD_CPUS_MAX]
+    if not isinstance(heartbeat_cpus, Iterable):
+        raise TypeError(f"heartbeat_cpus={heartbeat_cpus!r}: expected CPU numbers, as [0, 1], or None")
+    asked = list(heartbeat_cpus)
+    cpus = [-1 if isinstance(cpu, bool) or not hasattr(cpu, "__index__") else index(cpu) for cpu in asked]
+    bad = [cpu for cpu, number in zip(asked, cpus, strict=True) if not 0 <= number < lib.SHMD_CPUS_MAX]
     if bad or not cpus:
         found = f"{bad[0]!r} among the CPUs" if bad else "no CPU at all"
         raise errors.ConfigError(
@@ -449,7 +453,7 @@ def connect(
     name: str | None = None,
     timeout: float | None = 5.0,
     reconnect: bool = False,
-    heartbeat_cpus: Iterable[int] | None = None,
+    heartbeat_cpus: Iterable[SupportsIndex] | None = None,
 ) -> Client:
     """Connects to the driver of ``instance`` (default: $SHMDRIVER_DRIVER_INSTANCE, else "default").
 
