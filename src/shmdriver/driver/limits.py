@@ -95,17 +95,27 @@ def _limits(need: int) -> Iterator[Limit]:
     for limit in cgroup_limits(need + margin):
         yield Limit(limit.name, limit.free - margin, limit.most, f"{SMALLER}, or {limit.remedy}")
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
-    pages = _text("/proc/self/statm").split()
-    if most != resource.RLIM_INFINITY and pages:
+    pages = _text("/proc/self/statm").split() if most != resource.RLIM_INFINITY else []
+    if pages:
         used = int(pages[0]) * resource.getpagesize()
         yield Limit("RLIMIT_AS", most - used - THREAD_BYTES, most, f"{SMALLER}, or raise it (ulimit -v)")
 
 
-def _text(path: str | Path) -> str:
+def _text(path: str) -> str:
+    """Of a small file; "" when it cannot be read. By ``os``: each attach that takes memory reads some."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    parts = []
+    try:
+        while part := os.read(fd, 1 << 16):
+            parts.append(part)
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+    return b"".join(parts).decode("utf-8", "replace")
 
 
 def _fields(text: str) -> dict[str, int]:
@@ -146,27 +156,30 @@ def cgroup_limits(need: int = UNLIMITED) -> Iterator[Limit]:
     """
     for folder in _folders(_text("/proc/self/cgroup")):
         names = ("memory.limit_in_bytes",) if folder.is_v1 else ("memory.max", "memory.high")
-        limits = {name: text for name in names if (text := _text(folder.path / name).strip()).isdecimal()}
-        limits = {name: text for name, text in limits.items() if int(text) < UNLIMITED}
-        usage = _text(folder.path / ("memory.usage_in_bytes" if folder.is_v1 else "memory.current")).strip()
-        if not limits or not usage.isdecimal():
+        texts = {name: _text(f"{folder.path}/{name}").strip() for name in names}
+        limits = {name: text for name, text in texts.items() if text.isdecimal() and int(text) < UNLIMITED}
+        if not limits:
+            continue
+        current = "memory.usage_in_bytes" if folder.is_v1 else "memory.current"
+        usage = _text(f"{folder.path}/{current}").strip()
+        if not usage.isdecimal():
             continue
         for name, text in limits.items():
             most, free = int(text), int(text) - int(usage)
             if free < need:
                 free += _reclaimable(folder, free)
-            yield Limit(f"{folder.path / name}", free, most, f"raise {name} of that cgroup")
+            yield Limit(f"{folder.path}/{name}", free, most, f"raise {name} of that cgroup")
 
 
 def _reclaimable(folder: _Folder, free: int) -> int:
     """Bytes of file pages and of swap that the kernel uses before it kills, beside what is ``free``."""
-    stat = _fields(_text(folder.path / "memory.stat"))
+    stat = _fields(_text(f"{folder.path}/memory.stat"))
     prefix = "total_" if folder.is_v1 and "total_active_file" in stat else ""
     files = stat.get(f"{prefix}active_file", 0) + stat.get(f"{prefix}inactive_file", 0)
     swap = _fields(_text("/proc/meminfo")).get("SwapFree", 0) << 10
     names = ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes")
     names = names if folder.is_v1 else ("memory.swap.max", "memory.swap.current")
-    most, used = (_text(folder.path / name).strip() for name in names)
+    most, used = (_text(f"{folder.path}/{name}").strip() for name in names)
     if most.isdecimal() and used.isdecimal():
         own = int(most) - int(used) - (free if folder.is_v1 else 0)  # v1 counts memory and swap together
         swap = min(swap, max(own, 0))
