@@ -31,6 +31,11 @@ def client():
 
 def exchange(client, way, count=5):
     """``count`` arrays that travelled that way (of a latest reader one), and how they were published."""
+    return exchange_with_reader(client, way, count)[1:]
+
+
+def exchange_with_reader(client, way, count=5):
+    """As exchange(), and before them the reader, which is still attached."""
     consumer, producer, shape = WAYS[way]
     reader = client.consumer("a", **consumer)
     sent = [np.arange(np.prod(shape), dtype="<f8").reshape(shape) + n for n in range(count)]
@@ -40,7 +45,7 @@ def exchange(client, way, count=5):
         messages = []
         while (message := reader.read(timeout=0)) is not None:
             messages.append(message)
-    return messages, sent[-len(messages) :]
+    return reader, messages, sent[-len(messages) :]
 
 
 def address_of(buffer):
@@ -108,7 +113,7 @@ def test_fortran_order_and_no_elements_at_all(client):
 
 @pytest.mark.parametrize("way", ["in place", "latest"])
 def test_an_array_message_that_is_copied_or_pickled_is_the_same(client, way):
-    (message, *_), _ = exchange(client, way)
+    _reader, (message, *_), _ = exchange_with_reader(client, way)
     for twin in (pickle.loads(pickle.dumps(message)), copy.copy(message)):
         assert twin == message
         assert twin.meta == META

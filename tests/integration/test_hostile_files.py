@@ -233,5 +233,5 @@ with shmdriver.embedded(config=config) as client:
     lines = in_small_mount("8m", script)
     assert lines[:2] == ["28", "flowed"]
     assert lines[2].startswith(f"{int(Reason.NO_MEMORY)} ")
-    assert "free" in lines[2]
+    assert "/dev/shm leaves 0 bytes" in lines[2]
     assert lines[3] == "attached"

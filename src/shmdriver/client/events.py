@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -69,13 +70,16 @@ def listen(
         target=_run, args=(link, hooks, cursor, stopping), name="shmdriver-events", daemon=True
     )
 
+    known = weakref.ref(link)  # the link has `stop`: no cycle. The thread has the link as long as it runs
+
     def stop() -> None:
         stopping.set()
         if thread.ident is None or thread is threading.current_thread():
             return
         pause_s = _STOP_LOOK_S
         while thread.is_alive():  # again: the thread may have looked, and not have fallen asleep yet
-            lib.shmd_futex_wake(ffi.addressof(link.authority, "event_word"))
+            if (running := known()) is not None:
+                lib.shmd_futex_wake(ffi.addressof(running.authority, "event_word"))
             thread.join(pause_s)
             pause_s *= 2
 
