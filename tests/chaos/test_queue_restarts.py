@@ -315,7 +315,7 @@ def test_what_came_by_a_lane_that_was_never_looked_at_is_told(
     while isinstance(told, int):
         got.append(told)
         told = getter.get()
-    assert len(got) + told["lost"] == 3
+    assert len(got) + told["lost"] == 3, told
 
 
 PROGRAM = """
