@@ -52,13 +52,18 @@ int shmd_consumer_over(shmd_consumer *c, uint64_t now_ns)
     return (int)c->is_over;
 }
 
+int shmd_consumer_is_waited_for(const shmd_consumer *c)
+{
+    return shmd_load32_acquire(&c->data->blocked_gate) == c->gate_index + 1 && /* B1 */
+           shmd_load_relaxed(&c->data->blocked_position) == c->gate_published;
+}
+
 /* The caller's views hold the gate at the very place where the producer waits: only the caller
  * moves it. */
 int shmd_consumer_blocks_itself(const shmd_consumer *c)
 {
     return c->hold_seq != UINT64_MAX && c->gate != NULL && c->hold_seq <= c->gate_published &&
-           shmd_load32_acquire(&c->data->blocked_gate) == c->gate_index + 1 && /* B1 */
-           shmd_load_relaxed(&c->data->blocked_position) == c->gate_published;
+           shmd_consumer_is_waited_for(c);
 }
 
 /* How long the next sleep is: grown, if it has slept since the last message. */

@@ -392,6 +392,7 @@ int shmd_consumer_resolve(const shmd_consumer *consumer, shmd_message *message);
 int shmd_consumer_look(shmd_consumer *consumer);    /* state and bit have changed? 0 no or wait, 1 drained, negative over */
 void shmd_consumer_before_idle(shmd_consumer *consumer);
 int shmd_consumer_ready(const shmd_consumer *consumer); /* 1: a poll would not return 0 */
+int shmd_consumer_is_waited_for(const shmd_consumer *consumer); /* 1: its producer waits at the place where this gate is. It is mapped, and has a gate */
 /* 1: its producer waits where the caller's hold (hold_seq) keeps the gate. */
 int shmd_consumer_blocks_itself(const shmd_consumer *consumer);
 int shmd_consumer_over(shmd_consumer *c, uint64_t now_ns); /* in the slow turns of its waits: 1, it is in vain, and so it is ready */

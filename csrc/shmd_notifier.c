@@ -112,10 +112,7 @@ static int may_hold(const shmd_watch *w)
 /* Its producer waits at a place that this reader's views may have held and hold no more: only a call of the owner moves the gate. */
 static int is_held_back(const shmd_watch *w)
 {
-    const shmd_consumer *s = &w->seen;
-    return may_hold(w) &&
-           shmd_load32_acquire(&s->data->blocked_gate) == s->gate_index + 1 && /* B1 */
-           shmd_load_relaxed(&s->data->blocked_position) == s->gate_published;
+    return may_hold(w) && shmd_consumer_is_waited_for(&w->seen);
 }
 
 /* ---- the thread -------------------------------------------------------------------------- */

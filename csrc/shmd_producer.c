@@ -21,7 +21,7 @@ static void blocked_begin(shmd_producer *p, uint32_t gate_plus_1, uint64_t posit
     }
     p->blocked_gate = gate_plus_1;
     shmd_store_relaxed(&p->data->blocked_position, position);
-    /* B1: after all that was committed; pairs with shmd_consumer_blocks_itself */
+    /* B1: after all that was committed; pairs with shmd_consumer_is_waited_for */
     shmd_store32_release(&p->data->blocked_gate, gate_plus_1);
     SHMD_FAILPOINT("room.blocked");
     if (is_news && gate_plus_1 <= p->gate_count && shmd_load_relaxed(&p->hot->sleep_mask) != 0)

@@ -42,5 +42,5 @@ TimeoutOption = Annotated[
 
 
 def client_name(tool: str, stream: str) -> str:
-    """What other tools call the client of one that reads or writes ``stream``."""
+    """The client name of a tool that reads or writes ``stream``; other tools show it."""
     return f"{tool} {stream}".encode(errors="replace")[:CLIENT_BYTES_MAX].decode(errors="ignore")

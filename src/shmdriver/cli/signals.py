@@ -32,7 +32,7 @@ def pipe_closed() -> int:
 
 
 def drop_stdout() -> None:
-    """What stdout still holds is given up where it cannot be written: Python tries again at its exit."""
+    """Flushes stdout. If that fails, stdout becomes /dev/null, because Python flushes again at its exit."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""What callers pass, checked in one place: counts, sizes, shapes, choices. A text names the argument.
+"""Checks the arguments of public calls: counts, sizes, shapes, choices. Each error names its argument.
 
 Whole numbers are what ``operator.index`` takes (an int, numpy's integers), so that nothing is cut. Timeouts
 are read by :class:`~shmdriver.client.link.Deadline`; the type of a message and the length of a claim in C,

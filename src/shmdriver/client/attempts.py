@@ -22,7 +22,7 @@ __all__ = ["Attempt", "Attempts"]
 
 
 class Attempt:
-    """What is tried for ``owner``, until it has a result or an error; no longer than ``owner`` lives, open.
+    """Something that is tried for ``owner`` until it has a result or an error, or until ``owner`` ends.
 
     ``act`` makes one try: a result, or None for "not yet". It must not refer to ``owner``. ``ring`` owns an
     eventfd that is told when it is over, or is None.
