@@ -1,4 +1,4 @@
-"""Measures the CPU that a waiting process takes and how soon its wait ends: beside a busy neighbour, and idle.
+"""Measures what CPU a waiting process takes and how soon its wait ends, beside a busy neighbour, and idle.
 
     python scripts/measure_waiting.py                        this installation
     python scripts/measure_waiting.py --before PYTHON -n 5   and another one's, in turns: a table

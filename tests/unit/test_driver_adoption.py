@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +21,6 @@ from tests.driver_rig import Requester, Rig, View
 FOLLOW: dict[str, Any] = {"flags": lib.SHMD_ATTACH_CREATE | lib.SHMD_ATTACH_FOLLOW}
 STORES = ("shmd_word_store", "shmd_word_store_seq_cst", "shmd_record_rewrite", "shmd_event_publish",
           "shmd_authority_changed", "shmd_epoch_join", "shmd_epoch_leave", "shmd_epoch_seal")  # fmt: skip
-
-
-@pytest.fixture
-def rig(instance_name: str) -> Iterator[Rig]:
-    rig = Rig(instance_name)
-    yield rig
-    rig.close()
 
 
 def segments(rig: Rig) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,13 +10,6 @@ from shmdriver._native import ffi, lib
 from shmdriver.driver.authentication import create_token, read_token, sign_request
 from shmdriver.errors import Code, Reason, ShmDriverError
 from tests.driver_rig import Requester, Rig, turn
-
-
-@pytest.fixture
-def rig(instance_name: str) -> Iterator[Rig]:
-    rig = Rig(instance_name)
-    yield rig
-    rig.close()
 
 
 def test_wrong_checksum_is_counted_and_harms_nobody(rig: Rig) -> None:

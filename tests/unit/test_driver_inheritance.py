@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,6 @@ from tests.driver_rig import MS, SECOND, Requester, Rig, View
 from tests.unit.test_driver_adoption import Killed, StoreCounter
 
 TIMEOUT_NS = 5 * SECOND
-
-
-@pytest.fixture
-def rig(instance_name: str) -> Iterator[Rig]:
-    rig = Rig(instance_name)
-    yield rig
-    rig.close()
 
 
 def segments(rig: Rig) -> list[str]:

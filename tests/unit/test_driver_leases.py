@@ -15,13 +15,6 @@ from tests.driver_rig import MS, Requester, Rig
 
 
 @pytest.fixture
-def rig(instance_name: str) -> Iterator[Rig]:
-    rig = Rig(instance_name)
-    yield rig
-    rig.close()
-
-
-@pytest.fixture
 def sleeper() -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     """Processes that do nothing until they are killed."""
     started: list[subprocess.Popen[bytes]] = []

@@ -157,13 +157,6 @@ def test_mount_without_inodes_is_said_so(machine: Machine, monkeypatch: pytest.M
 # ---- what the driver does with it
 
 
-@pytest.fixture
-def rig(instance_name: str) -> Iterator[Rig]:
-    rig = Rig(instance_name)
-    yield rig
-    rig.close()
-
-
 def test_attach_past_a_limit_is_refused_before_memory_is_touched(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,13 +31,6 @@ FEW = 4  # so often may a row be read, whatever else there is
 
 
 @pytest.fixture
-def rig(instance_name: str) -> Iterator[Rig]:
-    rig = Rig(instance_name)
-    yield rig
-    rig.close()
-
-
-@pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
     """A process whose clients are played here."""
     process = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)

@@ -27,13 +27,6 @@ SHM = Path("/dev/shm")
 
 
 @pytest.fixture
-def rig(instance_name: str) -> Iterator[Rig]:
-    rig = Rig(instance_name)
-    yield rig
-    rig.close()
-
-
-@pytest.fixture
 def authority(instance_name: str) -> Iterator[Path]:
     """Where the authority object of the instance is, removed afterwards."""
     path = SHM / authority_name(instance_name)[1:]

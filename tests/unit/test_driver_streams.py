@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,13 +14,6 @@ OLDEST: dict[str, Any] = {"start": lib.SHMD_START_OLDEST}
 FOLLOW: dict[str, Any] = {"flags": lib.SHMD_ATTACH_CREATE | lib.SHMD_ATTACH_FOLLOW}
 TICK = b"[('ts', '<i8'), ('px', '<f8')]"
 TICK4 = b"[('ts', '<i8'), ('px', '<f4')]"
-
-
-@pytest.fixture
-def rig(instance_name: str) -> Iterator[Rig]:
-    rig = Rig(instance_name)
-    yield rig
-    rig.close()
 
 
 def test_consumer_before_any_producer_gets_its_first_message(rig: Rig) -> None:

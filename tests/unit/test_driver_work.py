@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,13 +43,6 @@ class Later(InlineMemory):
 
     def close(self) -> None:
         self.jobs.clear()  # with the process
-
-
-@pytest.fixture
-def rig(instance_name: str) -> Iterator[Rig]:
-    rig = Rig(instance_name)
-    yield rig
-    rig.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,13 +20,6 @@ from shmdriver.observe.records import BackPressure
 from tests.driver_rig import Rig
 
 FOREIGN = "pid 1 in another PID namespace"
-
-
-@pytest.fixture
-def rig(instance_name: str) -> Iterator[Rig]:
-    rig = Rig(instance_name)
-    yield rig
-    rig.close()
 
 
 def test_a_number_is_told_with_its_namespace() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -42,13 +41,6 @@ class Recorder:
 
     def forget(self) -> None:
         self.events.clear()
-
-
-@pytest.fixture
-def rig(instance_name: str) -> Iterator[Rig]:
-    rig = Rig(instance_name)
-    yield rig
-    rig.close()
 
 
 def test_exact_sequence_of_the_first_second(rig: Rig) -> None:
