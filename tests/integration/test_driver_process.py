@@ -19,6 +19,7 @@ from shmdriver._native import lib
 from shmdriver.driver.segments import collect
 from shmdriver.errors import AttachRejected, DriverUnavailable, LeaseRevoked, ProducerLost, Reason
 from shmdriver.observe import Instance
+from tests.small_mount import in_small_mount
 
 PATIENCE_S = 60
 RUN = """
@@ -303,15 +304,8 @@ def test_small_mount_refuses_an_attach_with_numbers_and_the_driver_lives(tmp_pat
         "        except shmdriver.AttachRejected as error:\n"
         "            print(int(error.reason), error)\n"
     )
-    shell = f'mount -t tmpfs -o size=4m tmpfs /dev/shm && exec "{sys.executable}" -c "$0"'
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", shell, script],
-        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
-    if "unshare" in done.stderr or "mount:" in done.stderr:
-        pytest.skip("no permission to make a mount namespace")
-    lines = done.stdout.splitlines()
-    assert lines[0] == lines[2] == "attached", done.stderr
+    lines = in_small_mount("size=4m", script)
+    assert lines[0] == lines[2] == "attached"
     assert lines[1].startswith(f"{int(Reason.NO_MEMORY)} ")
     assert "/dev/shm leaves" in lines[1]
 

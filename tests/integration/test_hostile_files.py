@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from shmdriver.driver.config import Config
 from shmdriver.errors import AttachRejected, Reason, ShmDriverError
 from shmdriver.observe import Instance
 from tests.chaos.stage import wait_until
+from tests.small_mount import in_small_mount
 
 SHM = Path("/dev/shm")
 PATIENCE_S = 60
@@ -169,26 +168,10 @@ def test_changed_segment_is_refused_by_newcomers(client: shmdriver.Client, chang
 # ---- a mount of its own, small
 
 
-def in_small_mount(size: str, script: str) -> list[str]:
-    """Lines that ``script`` prints with a /dev/shm of ``size`` of its own."""
-    shell = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "{sys.executable}" -c "$0"'
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", shell, script],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    if "unshare" in done.stderr or "mount:" in done.stderr:
-        pytest.skip("no permission to make a mount namespace")
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
 @pytest.mark.fault(18, how="a driver's start with 64 KiB")
 def test_driver_does_not_start_in_a_mount_that_is_too_small_and_says_the_numbers() -> None:
     lines = in_small_mount(
-        "64k",
+        "size=64k",
         "import os, shmdriver\n"
         "try:\n"
         "    with shmdriver.embedded():\n"
@@ -230,7 +213,7 @@ with shmdriver.embedded(config=config) as client:
     client.producer("late", slots=64, max_message=100).close()
     print("attached")
 """
-    lines = in_small_mount("8m", script)
+    lines = in_small_mount("size=8m", script)
     assert lines[:2] == ["28", "flowed"]
     assert lines[2].startswith(f"{int(Reason.NO_MEMORY)} ")
     assert "/dev/shm leaves 0 bytes" in lines[2]

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-PATIENCE_S = 120
-
-
-def run_with(options: str, program: str) -> list[str]:
-    """The lines that a program writes which has this /dev/shm. Skips where none can be mounted."""
-    shell = f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "{sys.executable}" -c "$0"'
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", shell, program],
-        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
-    if "unshare" in done.stderr or "mount:" in done.stderr:
-        pytest.skip("no permission to make a mount namespace")
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+from tests.small_mount import in_small_mount
 
 
 def test_twelve_workers_put_into_a_queue_in_64_megabytes() -> None:
-    lines = run_with(
+    lines = in_small_mount(
         "size=64m",
         "import multiprocessing, shmdriver\n"
         "def work(queue, number):\n"
@@ -41,7 +25,7 @@ def test_twelve_workers_put_into_a_queue_in_64_megabytes() -> None:
 
 
 def test_stream_that_does_not_fit_64_megabytes_is_refused_with_what_can_be_done() -> None:
-    (text,) = run_with(
+    (text,) = in_small_mount(
         "size=64m",
         "import shmdriver\n"
         "with shmdriver.embedded() as client:\n"
@@ -56,7 +40,7 @@ def test_stream_that_does_not_fit_64_megabytes_is_refused_with_what_can_be_done(
 
 
 def test_mount_without_inodes_refuses_and_serves_again_when_there_are_some() -> None:
-    lines = run_with(
+    lines = in_small_mount(
         "size=64m,nr_inodes=6",  # the folder's own, authority, control: room for one stream
         "import shmdriver\n"
         "with shmdriver.embedded() as client:\n"
@@ -78,7 +62,7 @@ def test_mount_without_inodes_refuses_and_serves_again_when_there_are_some() -> 
     ("options", "words"), [("ro", "is mounted read-only"), ("size=64m,nr_inodes=1", "has 0 inodes left")]
 )
 def test_driver_that_cannot_make_its_segments_says_why_and_leaves_none(options: str, words: str) -> None:
-    lines = run_with(
+    lines = in_small_mount(
         options,
         "import os, shmdriver\n"
         "try:\n"
