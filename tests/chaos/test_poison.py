@@ -7,7 +7,6 @@ the same is shown with a failpoint in any case.
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +16,9 @@ import pytest
 
 import build_ffi
 import shmdriver
-from shmdriver.driver import limits
 from shmdriver.errors import AttachRejected, Reason
 from tests.chaos.stage import PATIENCE_S, Actor, Stage, Zygote, moves_on, wait_until
+from tests.real_cgroups import new_cgroup
 
 MIB = 1 << 20
 ALLOWED = 128 * MIB  # of the cgroup: a driver has 30 MiB of its own
@@ -103,27 +102,8 @@ def striking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """A memory cgroup below this process's own, of ALLOWED bytes; skips where none can be made."""
-    folders = limits._folders(Path("/proc/self/cgroup").read_text())
-    made = None
-    for folder in folders:
-        path = folder.path / f"shmdriver-test-{secrets.token_hex(4)}"
-        limit = path / ("memory.limit_in_bytes" if folder.is_v1 else "memory.max")
-        try:
-            path.mkdir()
-        except OSError:
-            continue
-        try:
-            limit.write_text(str(ALLOWED))
-        except OSError:
-            path.rmdir()
-            continue
-        made = path
-        break
-    if made is None:
-        pytest.skip("no memory cgroup can be made here")
-    yield made
-    wait_until(lambda: not (made / "cgroup.procs").read_text(), "the cgroup to be empty")
-    made.rmdir()
+    with new_cgroup("memory", {True: "memory.limit_in_bytes", False: "memory.max"}, str(ALLOWED)) as made:
+        yield made
 
 
 def oom_kills(cgroup: Path) -> int:

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 import shmdriver
+from shmdriver import procfs
+from shmdriver.cli import signals
 from shmdriver.driver.limits import Limit
 from shmdriver.observe import host
+from tests.small_mount import in_small_mount
 
 COMMANDS = {
     "doctor": (),
@@ -129,8 +132,11 @@ MOUNTS = r"""
 
 def test_the_mount_that_is_seen_is_the_last_one_on_its_place() -> None:
     seen = host.mount_at("/dev/shm", os.makedev(0, 27), MOUNTS.strip())
-    assert seen == ("tmpfs", "ro,relatime,rw,size=65536k")
-    assert host.mount_at("/srv/with space", os.makedev(0, 27), MOUNTS.strip()) == ("tmpfs", "rw,size=65536k")
+    assert seen is not None
+    assert (seen.kind, seen.options) == ("tmpfs", ("ro", "relatime", "rw", "size=65536k"))
+    other = host.mount_at("/srv/with space", os.makedev(0, 27), MOUNTS.strip())
+    assert other is not None
+    assert (other.kind, other.options) == ("tmpfs", ("rw", "size=65536k"))
     assert host.mount_at("/dev/shm", os.makedev(0, 99), MOUNTS.strip()) is None
     space = os.statvfs("/dev/shm")
     shown = next(check for check in host.check_host() if check.name == "shared memory")
@@ -147,3 +153,85 @@ def test_the_memory_limit_is_the_least_of_this_process_own_cgroups(monkeypatch: 
     assert found.level == "warn"
     assert found.found.startswith(f"{own.name} allows 64 MiB")
     assert "raise memory.max of that cgroup" in found.advice
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Texts of files that stand in place of this machine's."""
+    texts: dict[str, str] = {}
+    real = procfs.small_text
+    for module in (procfs, host):
+        monkeypatch.setattr(module, "small_text", lambda path: texts.get(str(path)) or real(path))
+    procfs.hierarchies.cache_clear()
+    yield texts
+    procfs.hierarchies.cache_clear()
+
+
+def level_and_text(name: str) -> tuple[str, str]:
+    found = {check.name: check for check in host.check_host()}[name]
+    return found.level, f"{found.found} {found.advice}"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "kind", "quota"),
+    [
+        ("0::/a/b\n", "cgroup2 cgroup2 rw", {"cpu.max": "150000 100000"}),
+        ("3:cpu,cpuacct:/a/b\n", "cgroup cgroup rw,cpu,cpuacct",
+         {"cpu.cfs_quota_us": "150000", "cpu.cfs_period_us": "100000"}),
+    ],
+    ids=["v2", "v1"],
+)  # fmt: skip
+def test_the_quota_of_cores_is_that_of_this_process_own_cgroup_or_of_a_parent(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch, cgroup: str, kind: str, quota: dict[str, str]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    files |= {procfs.OWN_CGROUPS: cgroup, procfs.MOUNTINFO: f"31 24 0:27 / /none/cg rw - {kind}\n"}
+    assert level_and_text("cores")[0] == "ok"
+    files |= {f"/none/cg/a/{name}": text for name, text in quota.items()}
+    files |= {f"/none/cg/a/b/{name}": "max 100000" if name == "cpu.max" else "-1" for name in quota}
+    files |= {f"/none/cg/x/{name}": "1 100000" if name == "cpu.max" else "1" for name in quota}
+    level, text = level_and_text("cores")
+    assert level == "warn"
+    assert f"quota 1.5 (/none/cg/a/{next(iter(quota))})" in text
+
+
+@pytest.mark.parametrize("value", ["2", "invisible"])
+def test_only_the_mount_of_proc_itself_can_hide_processes(files: dict[str, str], value: str) -> None:
+    device = Path("/proc").stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    own = f"25 24 {number} / /proc rw - proc proc rw"
+    other = f"26 24 0:9999 / /srv/jail/proc rw - proc proc rw,hidepid={value}"
+    files[procfs.MOUNTINFO] = f"{other}\n{own}\n"
+    assert level_and_text("PID namespace")[0] == "ok"
+    files[procfs.MOUNTINFO] = f"{other}\n{own},hidepid=0\n"
+    assert level_and_text("PID namespace")[0] == "ok"
+    files[procfs.MOUNTINFO] = f"{own},hidepid={value}\n"
+    level, text = level_and_text("PID namespace")
+    assert level == "warn"
+    assert f"(hidepid={value})" in text
+
+
+@pytest.mark.parametrize(("inodes", "level"), [("0", "ok"), ("50000", "ok"), ("60", "warn"), ("3", "fail")])
+def test_inodes_are_shown_and_told_when_nearly_used_up(inodes: str, level: str) -> None:
+    (said,) = in_small_mount(
+        f"size=1g,nr_inodes={inodes}",
+        "from shmdriver.observe import host\n"
+        "check = next(each for each in host.check_host() if each.name == 'shared memory')\n"
+        "print(check.level, check.found, '|', check.advice)\n",
+    )
+    assert said.startswith(f"{level} ")
+    shown = f"{int(inodes) - 1} of {inodes} inodes free"
+    assert (shown in said) == (inodes != "0")
+    assert ("nr_inodes=" in said.partition("|")[2]) == (level != "ok")
+
+
+def test_a_stdout_that_is_dropped_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writing, "w"))
+    print("nobody reads this")
+    before = sorted(Path("/proc/self/fd").iterdir())
+    signals.drop_stdout()
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    assert str(Path(f"/proc/self/fd/{writing}").readlink()) == os.devnull
+    sys.stdout.close()

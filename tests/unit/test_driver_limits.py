@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shmdriver import procfs
 from shmdriver._native import lib
 from shmdriver.driver import admission, limits, memory
 from shmdriver.driver.limits import ShmSpace, cgroup_limits, shortage
@@ -36,13 +37,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
             "/proc/self/statm": f"{64 * MIB // resource.getpagesize()} 1 1 1 0 1 0\n",
         }  # fmt: skip
         texts |= {f"/sys/fs/cgroup/{name}": f"{text}\n" for name, text in files.items()}
-        monkeypatch.setattr(limits, "_text", lambda path: texts.get(str(path), ""))
-        limits._folders.cache_clear()
+        for module, name in ((limits, "_text"), (procfs, "small_text")):
+            monkeypatch.setattr(module, name, lambda path: texts.get(str(path), ""))
+        procfs.hierarchies.cache_clear()
 
     monkeypatch.setattr(ShmSpace, "now", classmethod(lambda cls: ShmSpace(total=1 << 40, free=1 << 39)))
     put()
     yield put
-    limits._folders.cache_clear()
+    procfs.hierarchies.cache_clear()
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:

@@ -94,6 +94,7 @@ def test_process_states_come_from_proc() -> None:
         (RUNNING, "none", 10 * SECOND, "hung"),
         (ProcessStatus(42, "stopped"), "none", 0, "paused"),
         (ProcessStatus(42, "stopped"), "none", 10 * SECOND, "paused"),
+        (ProcessStatus(42, "frozen", cgroup="/c"), "none", 10 * SECOND, "paused"),
         (ProcessStatus(42, "gone"), "none", 0, "dead"),
         (ProcessStatus(42, "zombie"), "none", 0, "dead"),
         (ProcessStatus(42, "reused"), "none", 0, "dead"),
@@ -112,8 +113,9 @@ def test_a_driver_is_judged_by_its_process_first(
 
 @pytest.mark.parametrize("status", ["paused", "hung", "silent", "dead", "stopped", "handover", "superseded"])
 def test_every_bad_status_says_what_to_do(status: str) -> None:
-    assert advice_for(status, "md", 42)
-    assert not re.search("[{}]", advice_for(status, "md", 42))
+    process = ProcessStatus(42, "stopped" if status == "paused" else "sleeping")
+    assert advice_for(status, "md", process)
+    assert not re.search("[{}]", advice_for(status, "md", process))
 
 
 def test_missing_instance_is_unavailable(instance_name: str) -> None:

@@ -97,7 +97,8 @@ def _kill(process: ProcessStatus) -> str:
     """The command that ends a driver, or where its number is known."""
     if process.unknown:
         return f"SIGTERM, sent where its process can be seen ({process.why})"
-    return f"`kill -TERM {process.pid}`"
+    resume = f"{process.resume}; then " if process.resume else ""
+    return f"{resume}`kill -TERM {process.pid}`"
 
 
 def signed_request(view: Instance, token: bytes, kind: int, what: int, reason: str, client_id: int) -> Any:
@@ -236,14 +237,14 @@ def _shut_down(
         kind = lib.SHMD_REQUEST_SHUTDOWN
         text = send(view, kind, mode, reason=reason, token_file=token_file, timeout_s=timeout_s)
         ended = wait_for_end(view, wait_s) if wait_s else False
-        status, leases = view.driver().status, len(view.leases())
+        now, leases = view.driver(), len(view.leases())
     if json:
-        print_json({"pid": process.pid, "ended": ended, "status": status, "leases": leases, "text": text})
+        print_json({"pid": process.pid, "ended": ended, "status": now.status, "leases": leases, "text": text})
     elif ended:
-        print(f"the driver ({process.label}) has ended: {status}")
+        print(f"the driver ({process.label}) has ended: {now.status}")
     elif not wait_s:
         print(text or f"the driver ({process.label}) drains: {leases} leases left")
     if wait_s and not ended:
         what = f"the driver ({process.label}) lives after {wait_s:g} s: {leases} leases left"
-        note(f"{what}; {_kill(process)} ends it")
+        note(f"{what}; to end it: {_kill(now.process)}")
     raise typer.Exit(OK if ended or not wait_s else ERROR)

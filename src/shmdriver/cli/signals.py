@@ -36,4 +36,7 @@ def drop_stdout() -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        null, stdout = os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        if null != stdout:
+            os.dup2(null, stdout)
+            os.close(null)

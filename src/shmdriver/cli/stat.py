@@ -50,10 +50,10 @@ def health(
 ) -> tuple[int, str]:
     """Exit code and line of ``stat --check``."""
     if driver.status not in ("running", "starting") or driver.lifecycle == "stopped":
-        return 2, driver.explanation
+        return 2, "; ".join(filter(None, (driver.explanation, driver.advice)))
     reasons = f" by {', '.join(driver.degraded)}" if driver.degraded else ""
     findings = [] if driver.lifecycle == "healthy" else [f"driver {driver.lifecycle}{reasons}"]
-    stalled = {lease.client_name or lease.process.label for lease in leases if lease.state == "stalled"}
+    stalled = {_stalled(lease) for lease in leases if lease.state == "stalled"}
     findings += [f"stalled: {name}" for name in sorted(stalled)]
     for stream in streams:
         blocked = stream.current.blocked if stream.current else None
@@ -64,6 +64,13 @@ def health(
     if findings:
         return 1, "; ".join(findings + unproved)
     return 0, "; ".join([f"healthy, {len(streams)} streams, {len(leases)} leases", *unproved])
+
+
+def _stalled(lease: LeaseStatus) -> str:
+    name, process = lease.client_name or lease.process.label, lease.process
+    if process.frozen:
+        return f"{name}, which is {process} ({process.resume})"
+    return f"{name} ({process.doubt})" if process.doubt and not process.unknown else name
 
 
 def _unproved(driver: DriverStatus, leases: tuple[LeaseStatus, ...]) -> list[str]:

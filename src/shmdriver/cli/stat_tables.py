@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shmdriver.observe.rates import Rate
 
 _COLOURS = {"running": "green", "starting": "yellow", "stopped": "yellow", "handover": "yellow"}
-_ODD = ("stopped", "zombie", "gone", "traced", "reused")
+_ODD = ("stopped", "zombie", "gone", "traced", "frozen", "reused")
 EVENTS_SHOWN = 30
 
 
@@ -95,6 +95,15 @@ def streams_table(streams: tuple[StreamStatus, ...], rates: dict[str, Rate]) -> 
         ">worst lag",
     )
     return Table("streams", (*columns, "held back", ">shm"), rows)
+
+
+def _frozen_clients(instance: Instance) -> list[Line]:
+    """A line about each client that cannot run."""
+    return [
+        (f"{client.name} ({client.process.label}) is {client.process} → {client.process.resume}",)
+        for client in instance.clients()
+        if client.process.frozen
+    ]
 
 
 def clients_table(instance: Instance) -> Table:
@@ -242,4 +251,4 @@ def build(what: str, instance: Instance, rates: dict[str, Rate], streams: tuple[
         "errors": lambda: errors_table(instance),
         "counters": lambda: counters_table(instance),
     }
-    return (tables[what](),)
+    return (tables[what](), *(_frozen_clients(instance) if what == "clients" else ()))

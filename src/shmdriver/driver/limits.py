@@ -12,10 +12,12 @@ import os
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["MOUNT", "SMALLER", "Limit", "ShmSpace", "cgroup_limits", "shortage"]
+from shmdriver.procfs import OWN_CGROUPS, hierarchies
+from shmdriver.procfs import small_text as _text
+
+__all__ = ["MORE_INODES", "MOUNT", "SMALLER", "Limit", "ShmSpace", "cgroup_limits", "shortage"]
 
 MOUNT = "/dev/shm"  # noqa: S108 -- POSIX shared memory lives here on Linux
 UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63
@@ -23,6 +25,7 @@ SMALLER = (
     "ask for less (slots, slot_bytes, arena, max_message; a queue: max_bytes=; all streams: "
     "profiles.<name>.slots and .arena)"
 )
+MORE_INODES = f"remove files there, or mount -o remount,nr_inodes=... {MOUNT}"
 THREAD_BYTES = 16 << 20  # address space of the thread that makes large segments
 
 
@@ -73,10 +76,7 @@ def shortage(need: int, *, largest: int, pending: int = 0) -> str:
         )
     inodes = ShmSpace.now().inodes
     if inodes is not None and inodes < 2:
-        return (
-            f"{MOUNT} has {inodes} inodes left, and a stream takes 2: remove files there, or mount -o "
-            f"remount,nr_inodes=... {MOUNT}"
-        )
+        return f"{MOUNT} has {inodes} inodes left, and a stream takes 2: {MORE_INODES}"
     return ""
 
 
@@ -99,23 +99,6 @@ def _limits(need: int) -> Iterator[Limit]:
     if pages:
         used = int(pages[0]) * resource.getpagesize()
         yield Limit("RLIMIT_AS", most - used - THREAD_BYTES, most, f"{SMALLER}, or raise it (ulimit -v)")
-
-
-def _text(path: str) -> str:
-    """Of a small file; "" when it cannot be read. By ``os``: each attach that takes memory reads some."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    parts = []
-    try:
-        while part := os.read(fd, 1 << 16):
-            parts.append(part)
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)
-    return b"".join(parts).decode("utf-8", "replace")
 
 
 def _fields(text: str) -> dict[str, int]:
@@ -141,74 +124,42 @@ def _machine() -> tuple[int, int] | None:
 # ---- memory cgroups ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """A memory cgroup as its mount shows it."""
-
-    path: Path
-    is_v1: bool
-
-
 def cgroup_limits(need: int = UNLIMITED) -> Iterator[Limit]:
     """Of the memory cgroups that this process is in, its own first; those without a limit are left out.
 
     ``need``: what can be reclaimed is only read where so many bytes do not fit at once.
     """
-    for folder in _folders(_text("/proc/self/cgroup")):
-        names = ("memory.limit_in_bytes",) if folder.is_v1 else ("memory.max", "memory.high")
-        texts = {name: _text(f"{folder.path}/{name}").strip() for name in names}
-        limits = {name: text for name, text in texts.items() if text.isdecimal() and int(text) < UNLIMITED}
-        if not limits:
-            continue
-        current = "memory.usage_in_bytes" if folder.is_v1 else "memory.current"
-        usage = _text(f"{folder.path}/{current}").strip()
-        if not usage.isdecimal():
-            continue
-        for name, text in limits.items():
-            most, free = int(text), int(text) - int(usage)
-            if free < need:
-                free += _reclaimable(folder, free)
-            yield Limit(f"{folder.path}/{name}", free, most, f"raise {name} of that cgroup")
+    for hierarchy in hierarchies(_text(OWN_CGROUPS), "memory"):
+        for folder in hierarchy.folders:
+            yield from _limits_of(folder, need, is_v1=hierarchy.is_v1)
 
 
-def _reclaimable(folder: _Folder, free: int) -> int:
+def _limits_of(folder: Path, need: int, *, is_v1: bool) -> Iterator[Limit]:
+    names = ("memory.limit_in_bytes",) if is_v1 else ("memory.max", "memory.high")
+    texts = {name: _text(f"{folder}/{name}").strip() for name in names}
+    limits = {name: text for name, text in texts.items() if text.isdecimal() and int(text) < UNLIMITED}
+    if not limits:
+        return
+    usage = _text(f"{folder}/memory.{'usage_in_bytes' if is_v1 else 'current'}").strip()
+    if not usage.isdecimal():
+        return
+    for name, text in limits.items():
+        most, free = int(text), int(text) - int(usage)
+        if free < need:
+            free += _reclaimable(folder, free, is_v1=is_v1)
+        yield Limit(f"{folder}/{name}", free, most, f"raise {name} of that cgroup")
+
+
+def _reclaimable(folder: Path, free: int, *, is_v1: bool) -> int:
     """Bytes of file pages and of swap that the kernel uses before it kills, beside what is ``free``."""
-    stat = _fields(_text(f"{folder.path}/memory.stat"))
-    prefix = "total_" if folder.is_v1 and "total_active_file" in stat else ""
+    stat = _fields(_text(f"{folder}/memory.stat"))
+    prefix = "total_" if is_v1 and "total_active_file" in stat else ""
     files = stat.get(f"{prefix}active_file", 0) + stat.get(f"{prefix}inactive_file", 0)
     swap = _fields(_text("/proc/meminfo")).get("SwapFree", 0) << 10
     names = ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes")
-    names = names if folder.is_v1 else ("memory.swap.max", "memory.swap.current")
-    most, used = (_text(f"{folder.path}/{name}").strip() for name in names)
+    names = names if is_v1 else ("memory.swap.max", "memory.swap.current")
+    most, used = (_text(f"{folder}/{name}").strip() for name in names)
     if most.isdecimal() and used.isdecimal():
-        own = int(most) - int(used) - (free if folder.is_v1 else 0)  # v1 counts memory and swap together
+        own = int(most) - int(used) - (free if is_v1 else 0)  # v1 counts memory and swap together
         swap = min(swap, max(own, 0))
     return files + swap
-
-
-@lru_cache(maxsize=4)
-def _folders(membership: str) -> tuple[_Folder, ...]:
-    """The memory cgroups of a process with this /proc/PID/cgroup, its own first, up to the mounted one."""
-    found: list[_Folder] = []
-    mounts = [line.split() for line in _text("/proc/self/mountinfo").splitlines()]
-    for line in membership.splitlines():
-        number, controllers, path = line.split(":", 2)
-        is_v1 = "memory" in controllers.split(",")
-        if not is_v1 and number != "0":
-            continue
-        for fields in mounts:
-            kind = fields[fields.index("-") + 1]
-            options = fields[-1].split(",")
-            if (kind == "cgroup" and "memory" in options) if is_v1 else kind == "cgroup2":
-                top = Path(fields[4])
-                own = top / _below(path, fields[3]).lstrip("/")
-                found += [_Folder(each, is_v1) for each in (own, *own.parents) if each.is_relative_to(top)]
-                break
-    return tuple(found)
-
-
-def _below(path: str, root: str) -> str:
-    """A cgroup's path below what is mounted; that itself where another namespace's path is shown."""
-    if root == "/":
-        return "/" if ".." in path.split("/") else path
-    return path[len(root) :] if path == root or path.startswith(f"{root}/") else "/"

@@ -20,7 +20,7 @@ from typing import Any
 import posix_ipc
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.limits import MOUNT, SMALLER, ShmSpace
+from shmdriver.driver.limits import MORE_INODES, MOUNT, SMALLER, ShmSpace
 from shmdriver.errors import LayoutMismatch, ShmDriverError
 from shmdriver.hints import command
 from shmdriver.standard_descriptors import keep_standard_descriptors
@@ -113,8 +113,7 @@ def _not_made(name: str, error: OSError) -> ShmDriverError:
     space = ShmSpace.now()
     if error.errno == errno.ENOSPC:  # an empty object takes no bytes
         return ShmSpaceError(
-            f"{MOUNT} has {space.inodes or 0} inodes left, so {name} cannot be made: remove files there, or "
-            f"mount -o remount,nr_inodes=... {MOUNT}",
+            f"{MOUNT} has {space.inodes or 0} inodes left, so {name} cannot be made: {MORE_INODES}",
             need=0,
             free=space.free,
         )

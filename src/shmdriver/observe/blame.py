@@ -88,10 +88,10 @@ def _verdict(stream: StreamStatus, driver: DriverStatus, rate: float) -> _Verdic
         text = f"the producer {who} is {producer.process.state}; its lease ends as soon as the driver notices"
         return "producer_gone", text, (), (), None
     if producer.process.frozen:
-        text = f"the producer {who} is itself {producer.process.state}"
-        return "producer_stopped", text, (), (f"let it run again: `kill -CONT {producer.pid}`",), None
-    if producer.process.unknown:
-        who += f", which cannot be proved alive or dead: {producer.process.why}"
+        text = f"the producer {who} is itself {producer.process}"
+        return "producer_stopped", text, (), (producer.process.resume,), None
+    if producer.process.doubt:
+        who += f" ({producer.process.doubt})"
     if epoch.blocked is None:
         return _unblocked(stream, epoch, who, rate)
     since = f"{epoch.blocked.for_ns / 1e9:.1f} s"
@@ -141,7 +141,9 @@ def _unblocked(stream: StreamStatus, epoch: EpochStatus, who: str, rate: float) 
         text = f"nothing holds {stream.name!r} back: {who} publishes {rate:,.0f} messages/s"
         return "flowing", text, tuple(details), (), None
     text = f"nothing holds {stream.name!r} back: {who} ({epoch.head} messages so far) publishes nothing now"
-    return "idle", text, tuple(details), ("look at the producer: it is idle by its own choice",), None
+    doubtful = stream.producer is not None and stream.producer.process.doubt
+    why = "where its process can be seen" if doubtful else "it is idle by its own choice"
+    return "idle", text, tuple(details), (f"look at the producer: {why}",), None
 
 
 def _blocked(
@@ -165,11 +167,9 @@ def _blocked(
         advice = (f"the driver frees its gate as soon as it sees the death; is it running? {look}",)
         return "consumer_gone", f"{start}, which is {culprit.process.state}", details, advice, culprit
     if culprit.process.frozen:
-        advice = (
-            f"let it run again: `kill -CONT {pid}`",
-            f"or end it: `kill -9 {pid}` (its gate is freed at once)",
-        )
-        return "consumer_stopped", f"{start}, which is {culprit.process.state}", details, advice, culprit
+        end = f"or end it: `kill -9 {pid}` (its gate is freed at once)"
+        advice = (culprit.process.resume, *(() if culprit.process.state == "frozen" else (end,)))
+        return "consumer_stopped", f"{start}, which is {culprit.process}", details, advice, culprit
     if culprit.held and culprit.held >= culprit.lag:
         advice = (
             "it keeps views of messages that it has read: drop them, or copy what is to be kept",
@@ -183,7 +183,7 @@ def _blocked(
             culprit,
         )
     advice = (f"see what it is doing: `py-spy dump --pid {pid}`", *softer)
-    if culprit.process.unknown:
+    if culprit.process.doubt:
         advice = ("look at it where its process can be seen: its own namespaces, its user or root", *softer)
     return (
         "consumer_slow",
@@ -197,7 +197,7 @@ def _blocked(
 def _lives(process: ProcessStatus) -> str:
     if process.unknown:
         return f"cannot be proved alive or dead ({process.why}), so its place is not freed,"
-    return f"is {process.state}"
+    return f"is {process}"
 
 
 def _describe(gate: GateStatus) -> str:

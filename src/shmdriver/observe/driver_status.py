@@ -16,7 +16,7 @@ HUNG_AFTER_NS: Final = 3_000_000_000
 _ADVICE: Final = {
     "running": "",
     "starting": "wait a moment; if it stays so, look at the driver's log",
-    "paused": "let it run again: `kill -CONT {pid}`",
+    "paused": "{resume}",
     "hung": "look at what the process does (`py-spy dump --pid {pid}`); if it is beyond help, "
     "`kill -9 {pid}` and start it again with {run}: it adopts everything",
     "silent": "look at it where its process can be seen: in its own namespaces, as its user or as root",
@@ -50,14 +50,21 @@ def judge(
             return "silent", f"{where}; its last heartbeat was {seconds:.1f} s ago"
         return "running", f"{where}; its last heartbeat was {seconds:.1f} s ago"
     if process.frozen:
-        return "paused", f"the driver ({pid}) is {process.state}: messages flow, nobody can attach"
+        return "paused", f"the driver ({pid}) is {process}: messages flow, nobody can attach"
     if late:
-        return "hung", f"the driver ({pid}) lives, but its last heartbeat was {seconds:.1f} s ago"
+        doubt = f"; {process.doubt}" if process.doubt else ""
+        return "hung", f"the driver ({pid}) lives, but its last heartbeat was {seconds:.1f} s ago{doubt}"
     if lifecycle == "init":
         return "starting", f"the driver ({pid}) is starting"
     return "running", f"the driver ({pid}) runs"
 
 
-def advice_for(status: str, instance: str, pid: int) -> str:
+def advice_for(status: str, instance: str, process: ProcessStatus) -> str:
     """What to do about a driver in this status, "" when nothing."""
-    return _ADVICE.get(status, "").format(run=command("run", instance=instance), pid=pid)
+    text = _ADVICE.get(status, "").format(
+        run=command("run", instance=instance), pid=process.pid, resume=process.resume
+    )
+    if status == "hung" and process.frozen is None:
+        first = "look first whether its cgroup is frozen, where that can be read (as root, on the host)"
+        return f"{first}; then {text}"
+    return text

@@ -12,23 +12,27 @@ import pwd
 import re
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.limits import cgroup_limits
+from shmdriver.driver.limits import MORE_INODES, cgroup_limits
 from shmdriver.errors import ShmDriverError
 from shmdriver.hints import command
 from shmdriver.observe.instance import SHM_FOLDER, Instance
 from shmdriver.observe.process import own_namespace
+from shmdriver.observe.records import DriverStatus
+from shmdriver.procfs import MOUNTINFO, OWN_CGROUPS, Mount, hierarchies, mounts, small_text
 
 _OBJECT: Final = re.compile(
     r"shmd\.(?P<instance>[A-Za-z0-9][A-Za-z0-9_-]{0,40})\.(?:[0-9a-f]{16}\.\d+\.\d+\.)?[a-z]+"
 )
 _INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
 _MIB: Final = 1 << 20
+_INODES: Final = 4  # of a driver and a stream
+_FEW_INODES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,43 +83,31 @@ def _guarded(check: Callable[[], Check]) -> Check:
         return Check(name, "warn", f"cannot be checked here: {error}")
 
 
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
 def _bytes(number: float) -> str:
     return f"{number / _MIB:.0f} MiB" if number < 10240 * _MIB else f"{number / _MIB / 1024:.0f} GiB"
 
 
-def mount_at(path: str, device: int, mountinfo: str) -> tuple[str, str] | None:
-    """Kind and options of the mount that shows ``device`` at ``path``, by /proc/self/mountinfo; None: none.
-
-    Of several mounts on one place the last one is seen.
-    """
+def mount_at(path: str, device: int, mountinfo: str) -> Mount | None:
+    """The mount that shows ``device`` at ``path``, by /proc/self/mountinfo; None: none."""
     number = f"{os.major(device)}:{os.minor(device)}"
-    for line in reversed(mountinfo.splitlines()):
-        head, _, tail = line.partition(" - ")
-        fields, (kind, _, options) = head.split(), tail.split(" ", 2)
-        place = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
-        if fields[2] == number and Path(path).is_relative_to(place):
-            return kind, ",".join(dict.fromkeys([*fields[5].split(","), *options.split(",")]))
+    for mount in reversed(list(mounts(mountinfo))):
+        if mount.device == number and Path(path).is_relative_to(mount.place):
+            return mount
     return None
 
 
 def _shared_memory() -> Check:
     name, folder = "shared memory", str(SHM_FOLDER)
     place = SHM_FOLDER.resolve()
-    mount = mount_at(str(place), place.stat().st_dev, _text("/proc/self/mountinfo"))
-    if mount is None or mount[0] != "tmpfs":
-        kind = mount[0] if mount else "on no mount that /proc shows"
+    mount = mount_at(str(place), place.stat().st_dev, small_text(MOUNTINFO))
+    if mount is None or mount.kind != "tmpfs":
+        kind = mount.kind if mount else "on no mount that /proc shows"
         return Check(name, "fail", f"{folder} is {kind}, not a tmpfs", f"`mount -t tmpfs tmpfs {folder}`")
     space = os.statvfs(folder)
     total, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
-    found = f"{folder}: {_bytes(total)}, {_bytes(free)} free, {mount[1]}"
-    if "ro" in mount[1].split(",") or not os.access(folder, os.W_OK):
+    inodes = f", {space.f_favail} of {space.f_files} inodes free" if space.f_files else ""
+    found = f"{folder}: {_bytes(total)}, {_bytes(free)} free{inodes}, {','.join(mount.options)}"
+    if "ro" in mount.options or not os.access(folder, os.W_OK):
         advice = f"`mount -o remount,rw {folder}`, or run as another user"
         return Check(name, "fail", f"{found}: not writable", advice)
     bigger = f"`mount -o remount,size=1G {folder}`; in a container: --shm-size=1g"
@@ -126,6 +118,9 @@ def _shared_memory() -> Check:
             found,
             f"too little for a driver and a stream: {command('gc', instance=None)}, or {bigger}",
         )
+    if space.f_files and space.f_favail < max(_FEW_INODES, space.f_files // 20):
+        level = "warn" if space.f_favail >= _INODES else "fail"
+        return Check(name, level, found, f"a driver takes 2 inodes, each stream 2 more: {MORE_INODES}")
     if free < 256 * _MIB:
         return Check(name, "warn", found, f"enough for small streams (8 MiB each by default): {bigger}")
     return Check(name, "ok", found)
@@ -163,7 +158,7 @@ def _remove_ipc() -> Check:
         for path in sorted(Path(f"{root}/systemd/logind.conf.d").glob("*.conf"))
     ]
     for path in [Path("/etc/systemd/logind.conf"), *drop_ins]:
-        for line in _text(str(path)).splitlines():
+        for line in small_text(str(path)).splitlines():
             key, _, setting = line.partition("=")
             value = setting.strip() if key.strip() == "RemoveIPC" else value
     uid = os.getuid()
@@ -181,14 +176,14 @@ def _remove_ipc() -> Check:
 
 def _pid_namespace() -> Check:
     inode = own_namespace()
-    hidden = any(
-        "hidepid=" in line and "hidepid=0" not in line for line in _text("/proc/mounts").splitlines()
-    )
-    if hidden:
+    mount = mount_at("/proc", Path("/proc").stat().st_dev, small_text(MOUNTINFO))
+    hidden = [option for option in (mount.options if mount else ()) if option.startswith("hidepid=")]
+    if hidden and hidden[0] not in ("hidepid=0", "hidepid=off"):
         advice = (
             "tools cannot see other users' processes: remount /proc with hidepid=0 or gid=, or run as root"
         )
-        return Check("PID namespace", "warn", f"inode {inode}, /proc hides other users' processes", advice)
+        found = f"inode {inode}, /proc hides other users' processes ({hidden[0]})"
+        return Check("PID namespace", "warn", found, advice)
     if inode == _INITIAL_PID_NAMESPACE:
         return Check("PID namespace", "ok", "the machine's own")
     advice = (
@@ -218,7 +213,8 @@ def _kernel() -> Check:
 
 
 def _clock() -> Check:
-    source = _text("/sys/devices/system/clocksource/clocksource0/current_clocksource") or "unknown"
+    found = small_text("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+    source = found.strip() or "unknown"
     if source in ("hpet", "acpi_pm", "jiffies"):
         return Check(
             "clock",
@@ -229,11 +225,20 @@ def _clock() -> Check:
     return Check("clock", "ok", f"clock source {source}")
 
 
+def _cpu_quotas() -> Iterator[tuple[float, str]]:
+    """Cores that the cgroups of this process allow, and the file that says so; its own first."""
+    for hierarchy in hierarchies(small_text(OWN_CGROUPS), "cpu"):
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if hierarchy.is_v1 else ("cpu.max",)
+        for folder in hierarchy.folders:
+            words = " ".join(small_text(f"{folder}/{name}") for name in names).split()
+            if len(words) == 2 and all(word.isdecimal() and int(word) for word in words):
+                yield int(words[0]) / int(words[1]), f"{folder}/{names[0]}"
+
+
 def _cores() -> Check:
     usable, total = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    quota, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
-    limit = int(quota) / int(period) if quota.isdigit() and period.isdigit() else float(usable)
-    found = f"{usable} of {total} usable" + (f", quota {limit:.1f}" if limit < usable else "")
+    limit, file = min(_cpu_quotas(), default=(float(usable), ""))
+    found = f"{usable} of {total} usable" + (f", quota {limit:.1f} ({file})" if limit < usable else "")
     if min(usable, limit) < 2:
         return Check(
             "cores",
@@ -256,21 +261,30 @@ def _instances() -> Check:
     stale: list[str] = []
     living: list[str] = []
     odd: list[str] = []
+    not_serving: dict[str, DriverStatus] = {}
     for name in instances_with_segments():
         try:
             with Instance(name) as view:
-                (living if view.driver().alive else stale).append(name)
+                driver = view.driver()
         except ShmDriverError:
             odd.append(name)
+            continue
+        (living if driver.alive else stale).append(name)
+        if driver.alive and driver.status not in ("running", "starting"):
+            not_serving[name] = driver
     found = f"{len(living)} with a driver" + (f" ({', '.join(living)})" if living else "")
+    found += "".join(f"; {name}: {driver.explanation}" for name, driver in not_serving.items())
+    advice = [f"{name}: {driver.advice}" for name, driver in not_serving.items()]
     left = stale + odd
-    if not left:
-        return Check("instances", "ok", f"{found}, none stale")
-    size = sum(sum(segments_of(name).values()) for name in left)
-    found += f"; without one: {', '.join(left)} ({_bytes(size)})"
-    again = ", ".join(command("run", instance=name) for name in left)
-    advice = f"start the driver again and it adopts them: {again}; or remove them: "
-    return Check("instances", "warn", found, advice + command("gc", instance=None))
+    if left:
+        size = sum(sum(segments_of(name).values()) for name in left)
+        found += f"; without one: {', '.join(left)} ({_bytes(size)})"
+        again = ", ".join(command("run", instance=name) for name in left)
+        gone = command("gc", instance=None)
+        advice.append(f"start the driver again and it adopts them: {again}; or remove them: {gone}")
+    else:
+        found += ", none stale"
+    return Check("instances", "warn" if advice else "ok", found, "; ".join(advice))
 
 
 _CHECKS: Final = (

@@ -151,7 +151,7 @@ class Instance:
             instance=self.name,
             status=status,
             explanation=explanation,
-            advice=advice_for(status, self.name, process.pid),
+            advice=advice_for(status, self.name, process),
             boot_id=self.boot_id,
             lifecycle=lifecycle,
             degraded=names.words_of_bits(names.DEGRADED_BY, int(authority.degraded)),

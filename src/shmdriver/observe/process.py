@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from io import FileIO
 from typing import Final
 
 from shmdriver._native import ffi, lib
 from shmdriver.liveness import Look, Verdict, look_at_process
+from shmdriver.observe.freezer import Freezer, freezer_of
+from shmdriver.procfs import read_small
 
 _STATES: Final = {
     "R": "running",
@@ -34,15 +35,19 @@ class ProcessStatus:
     """One process, as far as it can be looked at.
 
     ``state`` is one of running, sleeping, stopped (by SIGSTOP or ^Z), traced (a debugger holds it),
-    zombie (dead, not yet waited for), gone, reused (the pid belongs to a younger process), blocked
-    in the kernel, idle, elsewhere (another PID namespace), unknown (it cannot be proved alive or dead).
-    ``why`` says what hinders the proof when state is elsewhere or unknown, "" otherwise.
+    frozen (its cgroup is), zombie (dead, not yet waited for), gone, reused (the pid belongs to a younger
+    process), blocked in the kernel, idle, elsewhere (another PID namespace), unknown (it cannot be proved
+    alive or dead). ``why`` says what hinders the proof when state is elsewhere or unknown, and what hinders
+    the look at its cgroup otherwise; "" when nothing does. ``cgroup``: the folder of the cgroup that is
+    frozen. ``thaw``: the shell command that thaws it, "" when what froze it cannot be seen here.
     """
 
     pid: int
     state: str
     command: str = ""
     why: str = ""
+    cgroup: str = ""
+    thaw: str = ""
 
     @property
     def dead(self) -> bool:
@@ -55,9 +60,27 @@ class ProcessStatus:
         return self.state in ("elsewhere", "unknown")
 
     @property
-    def frozen(self) -> bool:
-        """Whether the process lives but cannot run until somebody lets it."""
-        return self.state in ("stopped", "traced")
+    def frozen(self) -> bool | None:
+        """Whether the process lives but cannot run until somebody lets it; None: it cannot be told."""
+        return self.state in ("stopped", "traced", "frozen") or (None if self.why else False)
+
+    @property
+    def resume(self) -> str:
+        """What lets it run again, "" when nothing is known to hold it."""
+        if self.state == "frozen":
+            above = f"the cgroup above {self.cgroup}, where that can be seen (docker unpause, systemctl thaw)"
+            return f"thaw its cgroup: `{self.thaw}`" if self.thaw else f"thaw {above}"
+        if self.state == "traced":
+            return "let its debugger continue it, or detach it"
+        return f"let it run again: `kill -CONT {self.pid}`" if self.state == "stopped" else ""
+
+    @property
+    def doubt(self) -> str:
+        """What cannot be told of it, and why; "" when nothing."""
+        if not self.why:
+            return ""
+        unsure = "it cannot be proved alive or dead" if self.unknown else "its cgroup may be frozen"
+        return f"{unsure}: {self.why}"
 
     @property
     def label(self) -> str:
@@ -67,7 +90,11 @@ class ProcessStatus:
         return f"pid {self.pid} in another PID namespace" if self.state == "elsewhere" else f"pid {self.pid}"
 
     def __str__(self) -> str:
-        return f"{self.state} (cannot be proved: {self.why})" if self.unknown else self.state
+        if self.unknown:
+            return f"{self.state} (cannot be proved: {self.why})"
+        if self.state == "frozen":
+            return f"frozen by cgroup {self.cgroup}"
+        return f"{self.state} ({self.doubt})" if self.why else self.state
 
 
 @cache
@@ -104,8 +131,12 @@ def process_status(
     letter, command = _shown(pid) if look.evidence in _SHOWN else ("", "")
     if look.verdict is Verdict.UNKNOWN and not (start_time == 0 and letter):
         return ProcessStatus(pid, "unknown", command, look.text)
+    freezer = freezer_of(pid) if letter else Freezer()
+    if freezer.cgroup:
+        return ProcessStatus(pid, "frozen", command, cgroup=freezer.cgroup, thaw=freezer.thaw)
     # A zombie whose pidfd has not fired has threads that run: only its main thread has ended.
-    return ProcessStatus(pid, _STATES.get(letter, "running") if letter != "Z" else "running", command)
+    state = _STATES.get(letter, "running") if letter != "Z" else "running"
+    return ProcessStatus(pid, state, command, freezer.why)
 
 
 def _dead(pid: int, look: Look) -> ProcessStatus:
@@ -117,22 +148,16 @@ def _dead(pid: int, look: Look) -> ProcessStatus:
 def _shown(pid: int) -> tuple[str, str]:
     """State's letter and command as /proc shows them, "" when it does not."""
     try:
-        text = _read(f"/proc/{pid}/stat").decode("utf-8", "replace")
+        text = read_small(f"/proc/{pid}/stat").decode("utf-8", "replace")
     except OSError:
         return "", ""
     name, _, rest = text.partition("(")[2].rpartition(")")
     return rest.split()[0], _command(pid) or name
 
 
-def _read(path: str) -> bytes:
-    """A small file of /proc, without the buffers that ``open`` makes."""
-    with FileIO(path) as file:
-        return file.read(1 << 16) or b""
-
-
 def _command(pid: int) -> str:
     try:
-        raw = _read(f"/proc/{pid}/cmdline")
+        raw = read_small(f"/proc/{pid}/cmdline")
     except OSError:
         return ""
     return raw.rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")

@@ -18,9 +18,9 @@ from shmdriver.observe.process import ProcessStatus
 class DriverStatus:
     """The driver of an instance, alive or not.
 
-    ``status`` is one of running, starting, paused (SIGSTOP), hung (alive, ticks no more), silent
-    (cannot be proved alive or dead, ticks no more), dead (killed or crashed; a new one adopts), stopped
-    (clean end), handover (clean end that left everything to its successor), superseded.
+    ``status`` is one of running, starting, paused (SIGSTOP, a debugger, a frozen cgroup), hung (alive, ticks
+    no more), silent (cannot be proved alive or dead, ticks no more), dead (killed or crashed; a new one
+    adopts), stopped (clean end), handover (clean end that left everything to its successor), superseded.
     """
 
     instance: str

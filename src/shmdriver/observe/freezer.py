@@ -1,0 +1,82 @@
+"""Whether a process's cgroup is frozen, and which files thaw it: cgroup v2, and the freezer of v1.
+
+A process in a frozen cgroup lives and runs nothing; /proc/PID/stat shows it as sleeping (v2) or blocked (v1).
+Called by ``process_status``. What cannot be read is told, and is never taken for "not frozen".
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Final, NamedTuple
+
+from shmdriver.procfs import Hierarchy, hierarchies, read_small, small_text
+
+__all__ = ["Freezer", "freezer_in", "freezer_of"]
+
+_FROZEN: Final = {"frozen 1", "FROZEN", "FREEZING"}
+
+
+class Freezer(NamedTuple):
+    """``cgroup``: the folder of the frozen cgroup, "" when none is known.
+
+    ``thaw``: the shell command that thaws it, "" when what froze it cannot be seen here. ``why``: what
+    hinders the answer, "" when nothing does.
+    """
+
+    cgroup: str = ""
+    thaw: str = ""
+    why: str = ""
+
+
+def freezer_of(pid: int) -> Freezer:
+    """What freezes the process ``pid``, which this /proc shows."""
+    try:
+        membership = read_small(f"/proc/{pid}/cgroup").decode("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return Freezer()  # a kernel without cgroups, or the process has gone
+    except OSError as error:
+        return Freezer(why=f"/proc/{pid}/cgroup cannot be read ({error.strerror})")
+    return freezer_in(membership)
+
+
+def freezer_in(membership: str) -> Freezer:
+    """What freezes a process with this /proc/PID/cgroup. It may be frozen in two hierarchies at once."""
+    frozen: list[str] = []
+    thaws: list[str] = []
+    whys: list[str] = []
+    for hierarchy in hierarchies(membership, "freezer"):
+        version = "v1 freezer" if hierarchy.is_v1 else "v2"
+        if not hierarchy.is_seen:
+            whys.append(f"its cgroup {hierarchy.path} ({version}) is not mounted here")
+            continue
+        try:
+            found, thaw = _frozen(hierarchy)
+        except OSError as error:
+            whys.append(f"its cgroup {hierarchy.path} ({version}) cannot be read ({error.strerror})")
+            continue
+        frozen += found
+        thaws += thaw
+    if frozen:
+        return Freezer(frozen[0], " && ".join(thaws))
+    return Freezer(why="; ".join(whys))
+
+
+def _frozen(hierarchy: Hierarchy) -> tuple[list[str], list[str]]:
+    """The folder of the cgroup that is frozen, when one is, and the commands that thaw it. Raises OSError."""
+    if hierarchy.is_v1:
+        state, switch, thaw, word = "freezer.state", "freezer.self_freezing", "freezer.state", "THAWED"
+    else:
+        state, switch, thaw, word = "cgroup.events", "cgroup.freeze", "cgroup.freeze", "0"
+    own = hierarchy.folders[0]
+    try:
+        text = read_small(f"{own}/{state}").decode()
+    except FileNotFoundError:
+        own.stat()  # that there is such a cgroup
+        text = ""  # the root of all has no such file: it cannot be frozen
+    switched = [folder for folder in hierarchy.folders if small_text(f"{folder}/{switch}").strip() == "1"]
+    if switched:
+        commands = [f"echo {word} > {shlex.quote(f'{folder}/{thaw}')}" for folder in switched]
+        return [str(switched[0])], commands
+    if _FROZEN.isdisjoint(text.splitlines()):
+        return [], []
+    return [str(own)], []  # a cgroup above the mounted one was frozen
