@@ -201,7 +201,7 @@ static int look_for_answer(const shmd_client *client, uint64_t *cursor, uint64_t
     return 0;
 }
 
-/* 1: nobody will answer, the text says why. Asked before the last look for an answer: whoever ends has answered before (A1). The same
+/* 1: nobody will answer, the text says why. The last look for an answer comes after it: whoever ends has answered before (A1). The same
  * request, under the same correlation id, is otherwise answered by the driver that adopts, as it was meant. */
 static int is_in_vain(const shmd_client *client, const shmd_request_t *request)
 {
@@ -238,11 +238,10 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
     for (;;) {
         uint32_t seen = shmd_load32_acquire(&client->authority->event_word);
         int resend = 0;
-        int in_vain = sleeps != 0 && is_in_vain(client, request);
         if (look_for_answer(client, &cursor, request->correlation_id, answer, &resend))
             return SHMD_OK;
-        if (in_vain)
-            return SHMD_E_DRIVER_UNAVAILABLE;
+        if (sleeps != 0 && is_in_vain(client, request)) /* costs more than an answer that is there */
+            return look_for_answer(client, &cursor, request->correlation_id, answer, &resend) ? SHMD_OK : SHMD_E_DRIVER_UNAVAILABLE;
         uint64_t now = shmd_now_ns();
         if (now >= deadline_ns)
             return give_up_asking(client, is_full);

@@ -327,6 +327,45 @@ def test_foreign_proc_proves_nothing(instance_name: str, tmp_path: Path) -> None
         collect(instance_name)
 
 
+GETS = """
+import sys
+import shmdriver
+
+client = shmdriver.connect(sys.argv[1])
+queue = client.queue("q")
+print("attached", flush=True)
+sys.stdin.readline()
+for expected in range(int(sys.argv[2])):
+    assert queue.get(timeout=60) == expected
+print("all", flush=True)
+"""
+PUTS = """
+import sys
+import shmdriver
+
+with shmdriver.connect(sys.argv[1]) as client:
+    queue = client.queue("q")
+    for number in range(int(sys.argv[2])):
+        queue.put(number)
+    print("attached", flush=True)
+"""
+
+
+@pytest.mark.fault(44, how="a queue's ends in two PID namespaces, each process 1 of its own")
+def test_a_putter_waits_for_a_reader_that_has_its_own_pid_in_another_namespace(drivers: Drivers) -> None:
+    prefix = ("unshare", "--pid", "--fork", "--kill-child")
+    needs(*prefix, "true")
+    count = "20000"  # more than the lane has room for
+    with running(GETS, drivers.instance, count, prefix=prefix) as getter:
+        attached(getter)
+        with running(PUTS, drivers.instance, count, prefix=prefix, stderr=subprocess.PIPE) as putter:
+            attached(putter)
+            getter.stdin.write("\n")
+            getter.stdin.flush()
+            assert putter.communicate(timeout=PATIENCE_S) == ("", "")
+        assert getter.stdout.readline() == "all\n"
+
+
 @pytest.mark.fault(44, how="unshare --time: start times differ between time namespaces")
 def test_client_of_another_time_namespace_is_admitted_and_outlives_a_driver(drivers: Drivers) -> None:
     prefix = ("unshare", "--time", "--boottime", "100000", "--fork", "--kill-child")

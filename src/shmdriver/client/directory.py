@@ -21,10 +21,10 @@ __all__ = [
     "epoch_count",
     "epoch_hot",
     "first_wired_epoch",
+    "has_producer",
     "holder_of_gate",
     "holder_of_stream",
     "nearest_stream",
-    "producer_pid",
     "reliable_consumers",
     "schema_by_name",
     "schema_of_stream",
@@ -138,14 +138,9 @@ def reliable_consumers(authority: Any, stream_index: int, epoch: int) -> int:
     return sum(int(record.hot.gate_mask).bit_count() for record in _epochs(authority, stream_index, epoch))
 
 
-def producer_pid(authority: Any, stream: str) -> int:
-    """Of the process that produces a stream, as it said; 0 when there is none."""
-    for index in _indexes(authority, stream):
-        found = _stream(authority, index)
-        if found is not None and _text(found.name) == stream:
-            newest = _epochs(authority, index, epoch_count(authority, index))
-            return sum(int(record.producer_pid) for record in newest if found.producer_lease_id != 0)
-    return 0
+def has_producer(authority: Any, stream: str) -> bool:
+    """Whether a stream has one now."""
+    return any(slot.name == stream and slot.producer for slot in streams_with_prefix(authority, stream))
 
 
 def epoch_count(authority: Any, stream_index: int) -> int:

@@ -14,7 +14,6 @@ on beside those of the next one, because their putters may not have noticed yet.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -324,22 +323,26 @@ class Outlet:
         self.getter: Producer | None = None  # its lease makes this process the only one that gets
         self.discover()
 
-    def begin_getting(self) -> None:
-        """Becomes the one getter. Attached to the lanes before: whoever sees the getter knows that it is."""
+    def begin_getting(self, *, holds: bool) -> None:
+        """Becomes the one getter. Attached to the lanes before: whoever sees the getter knows that it is.
+
+        ``holds``: these lanes are held by nobody else, so that nothing is handed over.
+        """
         try:
             self.getter = self._client.producer(stream_name(self._queue, "get"), slots=2, arena=0)
         except errors.AttachRejected as error:
             raise self._refused(error) from None
-        self._await_what_is_handed_over()
+        if not holds:
+            self._await_what_is_handed_over()
 
     def _await_what_is_handed_over(self) -> None:
-        """The holder, in another process, leaves the lanes when it has put on what nobody else could read."""
+        """The holder leaves the lanes when it has put on what nobody else could read."""
         authority = self._client._connected().authority
         deadline = Deadline(HANDED_OVER_S)
         while (slice_ns := deadline.slice_ns()) > 0:
-            holder = directory.producer_pid(authority, stream_name(self._queue, "keep"))
+            is_held = directory.has_producer(authority, stream_name(self._queue, "keep"))
             lanes = lanes_of(self._client, self._queue).values()
-            if holder in (0, os.getpid()) or all(lane.consumers < 2 for lane in lanes):
+            if not is_held or all(lane.consumers < 2 for lane in lanes):
                 break
             nap(min(slice_ns, 1_000_000))
 

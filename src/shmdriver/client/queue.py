@@ -377,7 +377,7 @@ class Queue:
     def _look_for_readers(self) -> None:
         """Whoever made the queue has dropped it, and nobody gets yet: holds what it puts itself."""
         now_s = _now_s()
-        if self._holder is None and now_s >= self._keeper_look_at and not self._readers():
+        if self._holder is None and now_s >= self._keeper_look_at and not self._is_read():
             self._hold()
         self._keeper_look_at = max(self._keeper_look_at, now_s + KEEPER_LOOK_S)
 
@@ -404,7 +404,7 @@ class Queue:
             return outlet
         outlet = outlet or Outlet(self._client, self.name)
         try:
-            outlet.begin_getting()
+            outlet.begin_getting(holds=self._holder is not None and not self._holder.is_over)
         except BaseException:
             if outlet is not self._outlet:
                 outlet.close()
@@ -460,12 +460,12 @@ class Queue:
                 outlet.discover()
                 return False
             authority = self._client._connected().authority
-            getter = directory.producer_pid(authority, stream_name(self.name, "get"))
+            is_got_from = directory.has_producer(authority, stream_name(self.name, "get"))
             if outlet is None:
-                self._outlet = None if getter else Outlet(self._client, self.name)
+                self._outlet = None if is_got_from else Outlet(self._client, self.name)
                 return False
             outlet.look()
-            if not getter:
+            if not is_got_from:
                 outlet.discover()
                 return False
             if not outlet.hand_over(self._inlet_to_forward):
@@ -535,7 +535,7 @@ class Queue:
     def _flush(self) -> None:
         """Moves the overflow into the lane while anybody may read it, and says what is lost then."""
         try:
-            while self._overflow and self._joins_feeder and self._failure is None and self._readers():
+            while self._overflow and self._joins_feeder and self._failure is None and self._is_read():
                 self._move()
         except errors.ShmDriverError as error:
             self._failure = error
@@ -548,11 +548,12 @@ class Queue:
                 stacklevel=2,
             )
 
-    def _readers(self) -> list[int]:
-        """The other processes that get from it or hold it."""
+    def _is_read(self) -> bool:
+        """Whether another process gets from it or holds it."""
         authority = self._client._connected().authority
-        ends = [directory.producer_pid(authority, stream_name(self.name, part)) for part in ("get", "keep")]
-        return [pid for pid in ends if pid not in (0, os.getpid())]
+        streams = (stream_name(self.name, part) for part in ("get", "keep"))
+        ends = (directory.holder_of_stream(authority, stream) for stream in streams)
+        return any(end is not None and end.pid != os.getpid() for end in ends)
 
     def _abandon(self) -> None:
         """The process goes: what it has put stays for the getter."""
