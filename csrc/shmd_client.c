@@ -221,7 +221,7 @@ static int give_up_asking(const shmd_client *client, int is_full)
     if (evidence != SHMD_EVIDENCE_START_TIME)
         return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (%s) did not answer in time, and whether it lives cannot be proved: %s", client->instance,
                          pid_of_driver(client->authority), shmd_evidence_text(evidence));
-    return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (%s) did not answer in time; it is alive but hung, or overloaded: `shmdriver stat -i %s` shows it",
+    return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (%s) did not answer in time; it lives, but is stopped, frozen, hung or overloaded: `shmdriver stat -i %s` shows it",
                      client->instance, pid_of_driver(client->authority), client->instance);
 }
 
