@@ -13,10 +13,12 @@ import os
 import secrets
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+import build_ffi
 from tests.chaos.zygote import NATIVE_VARIABLE, use_native
 
 if NATIVE_VARIABLE in os.environ:  # another build of the core, for all tests of this run
@@ -40,6 +42,33 @@ def pytest_configure() -> None:
     """In a job that a script put into the background SIGINT is ignored, and tests of Ctrl-C would hang."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds the native modules that fixtures need, before the first test.
+
+    On a busy machine a compiler takes longer than a test may, and a test that takes too long ends the run.
+    """
+    used = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if session.config.getoption("collectonly"):
+        return
+    with suppress(Exception):  # the fixture meets that again, and its test fails with it
+        if used & {"failpoints", "striking", "matrix"}:
+            build_ffi.build_failpoints()
+        if "sanitized" in used:
+            build_ffi.build_sanitized()
+
+
+@pytest.fixture
+def failpoints() -> Path:
+    """The native module with failpoints."""
+    return build_ffi.build_failpoints()
+
+
+@pytest.fixture(scope="session")
+def sanitized() -> Path:
+    """The native module under ASAN and UBSAN."""
+    return build_ffi.build_sanitized()
 
 
 @pytest.fixture(autouse=True)

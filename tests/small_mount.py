@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-PATIENCE_S = 120
+PATIENCE_S = 400
 
 
 def in_small_mount(options: str, program: str) -> list[str]:

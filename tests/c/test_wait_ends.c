@@ -30,8 +30,9 @@ int __wrap_sched_yield(void)
 int __wrap_shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_ns,
                                uint64_t look_ns)
 {
+    uint32_t is_noted = shmd_load32_acquire(&is_noting); /* before others hear of this sleep */
     (void)shmd_add32(&sleeps, 1);
-    if (!shmd_load32_acquire(&is_noting))
+    if (!is_noted)
         return __real_shmd_futex_wait_any(words, n, UINT64_MAX, look_ns);
     CHECK(noted < NOTED_MAX);
     slices[noted++] = timeout_ns;

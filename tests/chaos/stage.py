@@ -24,6 +24,9 @@ from tests.chaos.zygote import NATIVE_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
+HEALTHY_S = (
+    300.0  # a tick that a busy machine holds up degrades the driver for 10 s, and there may be several
+)
 LOOK_S = 0.002
 LOG_SHOWN = 4000  # characters of an actor's log in a failure's text
 FAILPOINT_VARIABLE = "SHMDRIVER_FAILPOINT"

@@ -94,8 +94,7 @@ def test_stalled_driver_delays_no_message_and_says_that_it_was_late(
     striking: Zygote, tmp_path: Path, instance_name: str
 ) -> None:
     with Stage(instance_name, tmp_path, striking) as stage:
-        sixth = 6  # request, of three clients that say hello and attach
-        driver = stage.start_driver(failpoint=f"request.accepted:{sixth}:stop")
+        driver = stage.start_driver(failpoint="gate.taken:2:stop")  # in the second consumer's attach
         consumer = stage.consumer("s")
         producer = stage.producer("s", 1, options=SMALL)
         moves_on(consumer)
@@ -224,11 +223,12 @@ def nothing_grows(stage: Stage, rounds: int, kills: int) -> None:
     wait_until(
         lambda: len(stage.segments()) <= segments, f"segments as before ({segments}): {stage.segments()}"
     )
-    wait_until(lambda: now()["files"] == before["files"], f"files as before {before}: {now()}")
+    # Less than before is right, too: what the visitor's last round left may have gone since.
+    kinds = [name for name in before if name != "resident_kib"]
+    wait_until(lambda: all(now()[name] <= before[name] for name in kinds), f"as before {before}: {now()}")
     grown = {name: now()[name] - before[name] for name in before}
     print(f"{rounds * 2} attaches, {kills * 2} kills: the driver grew by {grown}")
-    assert grown.pop("resident_kib") <= RESIDENT_GROWTH_KIB
-    assert grown == dict.fromkeys(grown, 0)
+    assert grown["resident_kib"] <= RESIDENT_GROWTH_KIB
 
 
 @pytest.mark.fault(20, how="attach, detach, kill -9; resources counted")

@@ -249,7 +249,10 @@ def test_killed_processes_leave_no_growth_in_the_driver(stage: Stage) -> None:
         wait_until(lambda: not stage.leases(), "the dead to be reaped")
 
     round_of_kills(1)
-    before = used()
+    before = used()  # what the first round leaves may still go
     for writer in range(2, 12):
         round_of_kills(writer)
-    wait_until(lambda: used() == before, f"resources as before ({before}, now {used()})")
+    wait_until(
+        lambda: all(now <= before[kind] for kind, now in used().items()),
+        f"resources as before ({before}, now {used()})",
+    )

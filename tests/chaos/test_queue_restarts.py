@@ -72,6 +72,7 @@ class Member:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
     def go_on(self) -> None:
         self.process.send_signal(signal.SIGCONT)
@@ -301,21 +302,43 @@ def test_every_lane_is_drained_when_the_driver_is_stopped(
     assert getter.ask("get_nowait")["error"] in ("LeaseRevoked", "ProducerLost")
 
 
+@pytest.mark.parametrize("has_heard", [True, False])
 def test_what_came_by_a_lane_that_was_never_looked_at_is_told(
-    stage: Stage, member: Callable[..., Member]
+    stage: Stage, member: Callable[..., Member], *, has_heard: bool
 ) -> None:
     getter = member(reconnects=False)
     first, second = member(reconnects=False), member(reconnects=False)
     first.put(0)
     assert getter.get() == 0  # it has lanes ready, and looks at none of them now
+    if not has_heard:
+        getter.stop()  # so its driver is gone before it wants another spare lane
     second.put(1, 2, 3)
     replace_driver(stage, "fresh")
+    getter.go_on()
     told = getter.get()
     got = []
     while isinstance(told, int):
         got.append(told)
         told = getter.get()
     assert len(got) + told["lost"] == 3, told
+
+
+@pytest.mark.parametrize("reconnects", [True, False])
+def test_getter_reads_what_its_lanes_have_while_no_driver_attaches_it_to_another(
+    stage: Stage, member: Callable[..., Member], *, reconnects: bool
+) -> None:
+    getter, first, second = (member(reconnects=reconnects) for _ in range(3))
+    first.put(0)
+    assert getter.get() == 0
+    getter.stop()
+    second.put(1, 2, 3)  # by the spare lane: another one is wanted in its place
+    assert stage.driver is not None
+    stage.driver.kill()
+    getter.go_on()
+    assert [getter.ask("get_nowait") for _ in range(3)] == [1, 2, 3]
+    stage.start_driver()
+    member().put("of a new putter")
+    assert getter.get() == "of a new putter"
 
 
 PROGRAM = """

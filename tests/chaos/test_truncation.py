@@ -181,7 +181,7 @@ def tools_say(stage: Stage) -> str:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=400,
         )
         assert "Traceback" not in result.stderr, result.stderr
         assert result.returncode >= 0, (command, result.returncode)
@@ -340,7 +340,7 @@ def test_with_the_guard_switched_off_a_truncation_kills(
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         assert truncate(segment(stage, "data"), 0)
-        _, errors = process.communicate("go\n", timeout=120)
+        _, errors = process.communicate("go\n", timeout=400)
         assert process.returncode == code, errors
         assert ("truncated" in errors) is (guard == "on")
 
@@ -560,7 +560,7 @@ foreign[0]
 )
 def test_fault_handler_that_was_enabled_before_hears_of_foreign_bus_errors_only() -> None:
     result = subprocess.run(
-        [sys.executable, "-c", FAULT_HANDLER], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", FAULT_HANDLER], capture_output=True, text=True, check=False, timeout=400
     )
     assert result.stdout == "told\n", result.stderr
     assert result.returncode == -7

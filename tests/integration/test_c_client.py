@@ -12,7 +12,7 @@ import pytest
 import shmdriver
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 110
+PATIENCE_S = 400
 
 
 @pytest.fixture(scope="module")

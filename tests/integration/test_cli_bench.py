@@ -28,7 +28,7 @@ RATE = Metric("messages_s", "", "M/s")
 
 def shmdriver(*arguments):
     command = [sys.executable, "-m", "shmdriver", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
 
 
 TOO_SHORT = "give it more seconds"  # on a machine that has other things to do, too

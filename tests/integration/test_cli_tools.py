@@ -16,7 +16,7 @@ import pytest
 from shmdriver.client import Client, connect
 from shmdriver.observe import Instance, diagnose
 from shmdriver.observe.host import segments_of
-from tests.chaos.stage import wait_until
+from tests.chaos.stage import HEALTHY_S, wait_until
 
 SHMDRIVER = [sys.executable, "-m", "shmdriver"]
 PATIENCE_S = 60
@@ -106,13 +106,16 @@ def test_stat_shows_streams_clients_and_leases(driver: DriverProcess, client: Cl
 
 
 def test_check_follows_the_drivers_health(driver: DriverProcess) -> None:
-    assert shm("stat", "--check", "-i", driver.instance).returncode == 0
+    def check() -> int:
+        return shm("stat", "--check", "-i", driver.instance).returncode
+
+    wait_until(lambda: check() == 0, "the driver to be healthy", HEALTHY_S)
     assert shm("maintenance", "on", "-i", driver.instance).returncode == 0
-    assert shm("stat", "--check", "-i", driver.instance).returncode == 1
+    assert check() == 1
     assert shm("maintenance", "off", "-i", driver.instance).returncode == 0
-    assert shm("stat", "--check", "-i", driver.instance).returncode == 0
+    wait_until(lambda: check() == 0, "the driver to be healthy again", HEALTHY_S)
     driver.end(signal.SIGKILL)
-    assert shm("stat", "--check", "-i", driver.instance).returncode == 2
+    assert check() == 2
 
 
 def test_stat_works_after_kill_9_of_the_driver(driver: DriverProcess, client: Client) -> None:

@@ -10,6 +10,7 @@ import selectors
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 import shmdriver
 from shmdriver.driver.config import Config
+from tests.chaos.stage import wait_until
 
 TICK = np.dtype([("n", "<i8")])
 BIG = 100_000
@@ -39,8 +41,13 @@ def arrives(consumer):
     return is_readable(consumer, PATIENCE_S)
 
 
-def threads_of_this_process():
-    return sum(1 for _ in Path("/proc/self/task").iterdir())
+def notifiers():
+    """How many threads of this process feed fds."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has ended meanwhile
+            names.append((task / "comm").read_text())
+    return names.count("shmd-notifier\n")
 
 
 @pytest.mark.parametrize("delivery", ["reliable", "lossy", "latest"])
@@ -129,12 +136,11 @@ def test_selectors_find_who_has_something(client):
 def test_one_thread_feeds_all_fds_of_a_client(client, streams):
     readers = [client.consumer(f"s{n}") for n in range(streams)]
     outs = [client.producer(f"s{n}", slots=64, slot_bytes=64, arena=0) for n in range(streams)]
-    before = threads_of_this_process()
     waiting = select.poll()
     for reader in readers:
         assert reader.read(timeout=0) is None
         waiting.register(reader, select.POLLIN)
-    assert threads_of_this_process() == before + 1
+    wait_until(lambda: notifiers() == 1, "one thread, which says its name when it first runs")
     assert waiting.poll(0) == []
     by_fd = {reader.fileno(): (n, reader) for n, reader in enumerate(readers)}
     rounds = 2000 // streams

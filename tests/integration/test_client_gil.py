@@ -138,7 +138,7 @@ def test_other_threads_run_while_an_epoch_is_mapped_or_unmapped(watch: Path, ins
         env={**os.environ, "LD_PRELOAD": str(watch)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=400,
         check=True,
     )
     counts = json.loads(done.stdout)

@@ -132,7 +132,6 @@ WAYS = [
 ]
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("reconnect", [False, True])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.fault(51, how="kill -9 of the program that has the embedded driver and the producer")
@@ -149,7 +148,6 @@ def test_reader_gets_what_was_committed_and_then_an_error(
             consumer.read()
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.fault(51, how="kill -9 of the program that has the embedded driver and the producer")
 def test_reader_of_batches_gets_what_was_committed_and_then_an_error() -> None:
     with running("records") as program, shmdriver.connect(program.instance) as client:
@@ -160,7 +158,6 @@ def test_reader_of_batches_gets_what_was_committed_and_then_an_error() -> None:
             consumer.read_batch()
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.fault(51, how="kill -9 of the program that has the embedded driver, no producer yet")
 def test_reader_of_a_stream_without_a_producer_gets_an_error() -> None:
     with running() as program, shmdriver.connect(program.instance) as client:
@@ -199,7 +196,6 @@ def publish_in_c(producer: shmdriver.Producer) -> None:
     producer.publish(b"x")
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "way", [publish, publish_until_a_timeout, claim, try_again_and_again, publish_in_c],
     ids=lambda way: way.__name__,
@@ -213,7 +209,6 @@ def test_writer_that_waits_for_room_gets_an_error(way: Callable[[shmdriver.Produ
             way(producer)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.fault(51, how="kill -9 of a driver, its segments removed")
 def test_handles_notice_that_their_driver_was_killed_and_its_segments_removed(
     instance_name: str, tmp_path: Path

@@ -19,7 +19,7 @@ def left_in_shm(pid: int) -> list[str]:
 @pytest.mark.slow
 def test_quick_demo_shows_every_part_and_loses_nothing():
     process = subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    out, errors = process.communicate(timeout=100)
+    out, errors = process.communicate(timeout=400)
     assert process.returncode == 0, out + errors
     assert errors == ""
     assert "✗" not in out

@@ -31,7 +31,6 @@ driver.stop()
 """
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.fault(51, how="ctypes.PyDLL: sleeps that keep the GIL of the embedded driver's program")
 def test_attaches_that_returned_hold_while_the_driver_cannot_run() -> None:
     program = subprocess.Popen(

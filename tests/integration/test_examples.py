@@ -32,7 +32,7 @@ def test_there_are_examples() -> None:
 def test_an_example_prints_what_its_page_says(path: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", str(path)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False, env=told_of_forks(tmp_path),
+        cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False, env=told_of_forks(tmp_path),
     )  # fmt: skip
     if done.returncode == 1 and done.stderr.startswith("this example needs "):
         pytest.skip(done.stderr.strip())

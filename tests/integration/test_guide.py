@@ -50,7 +50,7 @@ def test_a_block_prints_what_it_says(name: str, text: str, tmp_path: Path) -> No
     script.write_text(text)
     done = subprocess.run(
         [sys.executable, str(script)],
-        capture_output=True, text=True, timeout=110, check=False, cwd=tmp_path, env=told_of_forks(tmp_path),
+        capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path, env=told_of_forks(tmp_path),
     )  # fmt: skip
     assert FORK_OF_THREADS not in done.stderr
     if done.returncode == 1 and done.stderr.startswith("this example needs "):
@@ -74,7 +74,7 @@ def test_a_block_of_tests_passes(name: str, text: str, tmp_path: Path) -> None:
         "no:benchmark",
         str(tmp_path),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert f"{text.count('def test_')} passed" in done.stdout
 

@@ -16,7 +16,7 @@ from shmdriver.driver.config import Config
 from shmdriver.driver.shm import ShmSpace
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 110
+PATIENCE_S = 400
 NEED_BYTES = 256 << 20
 FEW = 16  # page faults: the kernel may move pages at any time
 

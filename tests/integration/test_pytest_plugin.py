@@ -81,7 +81,7 @@ def test_fixtures_and_faults_work_in_a_users_tests(tmp_path: Path):
     (tmp_path / "test_user.py").write_text(textwrap.dedent(TESTS))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", str(tmp_path)],
-        capture_output=True, text=True, timeout=110, check=False, cwd=tmp_path,
+        capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 passed" in done.stdout

@@ -54,7 +54,7 @@ def test_client_whose_package_was_replaced_goes_on(instance_name: str, tmp_path:
     with shmdriver.embedded(instance_name):
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, str(tmp_path), how, instance_name],
-            capture_output=True, text=True, timeout=110, check=False, env={"PYTHONPATH": str(tmp_path)},
+            capture_output=True, text=True, timeout=400, check=False, env={"PYTHONPATH": str(tmp_path)},
         )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import build_ffi
 from tests.chaos.zygote import NATIVE_VARIABLE
 
 TESTS = Path(__file__).parent
@@ -22,7 +21,7 @@ LEFT_OUT = "not nothing_stays_allocated and not import"
 
 
 @pytest.fixture(scope="module")
-def environment():
+def environment(sanitized):
     asan = subprocess.run(
         ["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -33,12 +32,12 @@ def environment():
         "LD_PRELOAD": str(Path(asan).resolve()),
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # the interpreter itself keeps much to its end
         "PYTHONMALLOC": "malloc",
-        NATIVE_VARIABLE: str(build_ffi.build_sanitized()),
+        NATIVE_VARIABLE: str(sanitized),
     }
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1500)
 def test_the_client_under_asan(environment):
     files = [str(TESTS / f"test_client_{suite}.py") for suite in SUITES]
     done = subprocess.run(
@@ -47,7 +46,7 @@ def test_the_client_under_asan(environment):
         cwd=TESTS.parent.parent,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1400,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +21,10 @@ from shmdriver.driver.authentication import read_token
 from shmdriver.driver.segments import collect
 from shmdriver.errors import AttachRejected, DriverUnavailable, LeaseRevoked, ProducerLost, Reason
 from shmdriver.observe import Instance
+from tests.chaos.stage import HEALTHY_S, wait_until
 
 PATIENCE_S = 60
+RUNNING = ("healthy", "degraded")  # the latter for some seconds after a tick that a busy machine held up
 SHMDRIVER = [sys.executable, "-m", "shmdriver"]
 
 
@@ -175,9 +178,11 @@ def test_notice_tells_reason_and_mode(driver: DriverProcess) -> None:
         assert driver.ask("shutdown", "--reason", "moving house")[0] == 0
         assert over.wait(PATIENCE_S)
         kinds = [event.kind for event in events]
-        lifecycle = [event.text for event in events if event.kind == "lifecycle_changed"]
-        assert lifecycle[0].startswith("running.healthy -> draining; requests ")
-        assert lifecycle[1] == "draining -> stopped"
+        changes = [event.text for event in events if event.kind == "lifecycle_changed"]
+        # On a busy machine a late tick may degrade the driver before: then it drains from there.
+        drains, stops = [text for text in changes if "draining" in text]
+        assert re.match(r"running\.(healthy|degraded) -> draining; requests ", drains)
+        assert stops == "draining -> stopped"
         assert "stream_announce" in kinds[kinds.index("lifecycle_changed") :]
         notice = next(event for event in events if event.kind == "driver_shutdown")
         assert (notice.reason, notice.value) == (Reason.SHUTDOWN, lib.SHMD_SHUTDOWN_END)
@@ -257,7 +262,7 @@ def test_commands_without_the_right_token_change_nothing_and_are_counted(
         assert len(err.splitlines()) == 1
     with Instance(driver.instance) as view:
         assert view.counters()["auth_refused"] == len(COMMANDS)
-        assert view.driver().lifecycle == "healthy"
+        assert view.driver().lifecycle in RUNNING
         (error,) = view.errors()
         assert (error.count, error.text) == (
             4,
@@ -265,9 +270,10 @@ def test_commands_without_the_right_token_change_nothing_and_are_counted(
         )
         refusals = [event for event in view.events() if event.kind == "admin_response"]
         assert [event.reason for event in refusals] == ["token"] * 4
-    assert driver.ask("stat", "--check")[0] == 0
+    wait_until(lambda: driver.ask("stat", "--check")[0] == 0, "the driver to be healthy", HEALTHY_S)
 
 
+@pytest.mark.parametrize("driver", [DRAINED_BEFORE], indirect=True)
 def test_replayed_request_of_every_kind_is_refused(driver: DriverProcess) -> None:
     out = ffi.new("shmd_client **")
     assert lib.shmd_connect(driver.instance.encode(), 5_000_000_000, out) == 0
@@ -290,7 +296,7 @@ def test_replayed_request_of_every_kind_is_refused(driver: DriverProcess) -> Non
                 code = lib.shmd_client_request(out[0], request, answer, 5_000_000_000)
                 assert (code, int(answer.reason)) == (lib.SHMD_E_REJECTED, Reason.TOKEN)
                 assert b"was used already" in ffi.string(answer.text)
-            while view.driver().lifecycle == "healthy":
+            while view.driver().lifecycle in RUNNING:
                 assert driver.process.poll() is None, "it drains, for its consumer's sake"
                 os.sched_yield()  # the answer comes before the state that it announces
             assert view.driver().lifecycle == "draining", "the replay did not stop it at once"

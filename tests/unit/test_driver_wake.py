@@ -17,7 +17,7 @@ from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.embedded import EmbeddedDriver
 
-HANG_S = 120
+HANG_S = 400
 HOUR_MS = 3_600_000
 LONG = {
     "policies.announce_interval_ms": HOUR_MS,

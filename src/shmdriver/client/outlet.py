@@ -362,6 +362,17 @@ class Outlet:
         events = self._link.event_head()
         if events == self._events_seen or not self._is_the_getter():
             return
+        try:
+            if not self._lanes or self._link.driver_alive():
+                self._attach_new_lanes()
+        except (errors.DriverUnavailable, errors.AttachTimeout, errors.LeaseRevoked):
+            if not self._lanes:
+                raise
+            # The lanes that are attached are read first. A driver that serves again publishes events, which
+            # brings the next try; idle() raises what has ended for good.
+        self._events_seen = events
+
+    def _attach_new_lanes(self) -> None:
         known = lanes_of(self._client, self._queue)
         lanes = self._lanes
         for number in sorted(known.keys() - lanes.keys()):
@@ -378,7 +389,6 @@ class Outlet:
                 # No more streams: a putter that needs one is told why.
                 self._spares_from_ns = time.monotonic_ns() + SPARES_AGAIN_NS
                 break
-        self._events_seen = events
 
     # ---- reading
 

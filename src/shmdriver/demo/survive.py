@@ -17,6 +17,7 @@ from shmdriver.observe import Instance, diagnose
 __all__ = ["Survive"]
 
 _STREAM = "live"
+_PATIENCE_S = 10.0
 
 
 class Survive:
@@ -82,7 +83,7 @@ class Survive:
     def _kill_driver(self) -> None:
         pid = self._driver.pid
         self._driver.kill()
-        rate = self._watch(2.0, f"driver {pid} was killed with -9")
+        rate = self._watch_flow(2.0, f"driver {pid} was killed with -9")
         change = 100 * (rate / self._baseline - 1) if self._baseline else 0.0
         self._say(
             f"kill -9 driver {pid}: {rate:,.0f} records/s while there is no driver ({change:+.1f} %)",
@@ -96,7 +97,7 @@ class Survive:
         with Instance(self._driver.instance) as instance:
             status = instance.driver()
             leases = sum(lease.live for lease in instance.leases())
-        rate = self._watch(1.0, f"driver {self._driver.pid} has adopted")
+        rate = self._watch_flow(1.0, f"driver {self._driver.pid} has adopted")
         self._say(
             f"driver started again: pid {self._driver.pid} adopted {leases} leases in {seconds:.2f} s, "
             f"{rate:,.0f} records/s",
@@ -156,7 +157,7 @@ class Survive:
         before = self._line.total
         self._until(lambda: self._line.total > before, 10, "thawed")
         self._watch(0.3, "thawed")
-        rate = self._watch(1.0, "thawed")
+        rate = self._watch_flow(1.0, "thawed")
         self._say(f"thaw it (SIGCONT): {rate:,.0f} records/s again", good=rate > self._baseline / 2)
 
     def _account(self) -> None:
@@ -190,6 +191,13 @@ class Survive:
 
     def _watch(self, seconds: float, text: str) -> float:
         return self._line.watch(max(0.4, self._stage.seconds(2 * seconds) / 2), self._status, text)
+
+    def _watch_flow(self, seconds: float, text: str) -> float:
+        """Watches again while the rate is less than half of the first one: others may use the cores."""
+        until_s = time.monotonic() + _PATIENCE_S
+        while (rate := self._watch(seconds, text)) <= self._baseline / 2 and time.monotonic() < until_s:
+            pass
+        return rate
 
     def _until(self, done: Callable[[], bool], seconds: float, text: str) -> None:
         if self._producers:
