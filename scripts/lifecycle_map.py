@@ -87,6 +87,7 @@ MEANING = {
     "leasewatch.LeaseWatch.look_for_deaths": ("`running`, `draining`", "a proved death becomes an event"),
     "leasewatch.LeaseWatch._note_lease": ("`running`, `draining`", "an unconfirmed lease becomes an event"),
     "leasewatch.LeaseWatch._note_client": ("`running`, `draining`", "silence or recovery becomes an event"),
+    "memory.Provision": ("any", "this attach was short of memory before an unmapping; gone with it"),
     "oversight.HealthWatch.__init__": (
         "`running`",
         "hysteresis of `low_memory`: which threshold counts next",

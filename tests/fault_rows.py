@@ -169,6 +169,15 @@ _TRIED = (
      "commands parse and name their instance; no pid of elsewhere; no traceback", "its own parser"),
     (69, "arguments of another kind or size", "refused, saying which and what it takes; never cut",
      "2.7, '5', nan, 2**64"),
+    (70, "a limit leaves less memory than an attach asks for: cgroup v1 and v2, RLIMIT_*, the machine",
+     "refused before memory is touched, with the limit's name and number; what cannot be locked is told",
+     "files of other machines, setrlimit"),
+    (71, "more than a fixed buffer would hold: over 1,024 streams, over 256 groups",
+     "none decides: no event is overrun, the driver goes idle, members are known",
+     "many streams, many groups"),
+    (72, "closed and ended things fill the tables or the memory",
+     "given up before anything is refused; memory that is just being unmapped counts",
+     "small limits, a held-up unmapping"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

@@ -139,7 +139,7 @@ def test_attach_that_has_a_driver_killed_for_its_memory_kills_no_second_one(
         crowd.end()
 
 
-@pytest.mark.fault(66, how="a real memory cgroup, seen before memory is touched")
+@pytest.mark.fault(66, 70, how="a real memory cgroup, seen before memory is touched")
 def test_attach_past_a_cgroups_limit_is_refused_by_its_name_and_kills_nobody(
     zygote: Zygote, tmp_path: Path, instance_name: str, cgroup: Path
 ) -> None:

@@ -28,6 +28,28 @@ def start(target, *args, method="fork"):
     return process
 
 
+def test_a_queue_takes_the_streams_and_the_memory_that_the_guide_names(client):
+    queue = client.queue("q")
+    queue.put(1)
+    assert queue.get(timeout=60) == 1
+    taken = {stream.name.removeprefix("queue.q."): stream.shm_bytes for stream in client.streams()}
+    assert sorted(taken) == ["0", "1", "2", "get", "keep"]
+    putter = taken.pop("0")
+    assert 2.2 * 2**20 < putter < 2.3 * 2**20
+    assert taken == {"1": 0, "2": 0, "get": 44 << 10, "keep": 44 << 10}
+
+
+@pytest.mark.fault(72, how="thirty queues, room for the streams of two")
+def test_queues_that_were_dropped_leave_room_for_others():
+    limits = {"policies": {"limits": {"streams": 10}}}
+    with shmdriver.embedded(config=limits) as client:
+        for number in range(30):
+            queue = client.queue(f"q{number}")
+            queue.put(number)
+            assert queue.get(timeout=60) == number
+            queue.close()
+
+
 def put_and_die(queue, count):
     for number in range(count):
         queue.put(number)

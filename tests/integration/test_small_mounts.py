@@ -7,6 +7,7 @@ import pytest
 from tests.small_mount import in_small_mount
 
 
+@pytest.mark.fault(18, how="64 MB, a queue of twelve workers")
 def test_twelve_workers_put_into_a_queue_in_64_megabytes() -> None:
     lines = in_small_mount(
         "size=64m",
@@ -24,6 +25,7 @@ def test_twelve_workers_put_into_a_queue_in_64_megabytes() -> None:
     assert lines == [str(list(range(12)))]
 
 
+@pytest.mark.fault(18, how="64 MB, a stream of 40 MiB")
 def test_stream_that_does_not_fit_64_megabytes_is_refused_with_what_can_be_done() -> None:
     (text,) = in_small_mount(
         "size=64m",
@@ -39,6 +41,20 @@ def test_stream_that_does_not_fit_64_megabytes_is_refused_with_what_can_be_done(
         assert remedy in text
 
 
+@pytest.mark.fault(18, 72, how="64 MB, streams of 40 MiB one after another")
+def test_large_streams_get_the_memory_of_those_that_ended() -> None:
+    lines = in_small_mount(
+        "size=64m",
+        "import shmdriver\n"
+        "with shmdriver.embedded(config={'shm': {'max_bytes': '60 MiB'}}) as client:\n"
+        "    for number in range(20):\n"
+        "        client.producer(f's{number}', slots=64, arena=40 << 20).close()\n"
+        "    print('served')\n",
+    )
+    assert lines == ["served"]
+
+
+@pytest.mark.fault(18, how="a mount of six inodes")
 def test_mount_without_inodes_refuses_and_serves_again_when_there_are_some() -> None:
     lines = in_small_mount(
         "size=64m,nr_inodes=6",  # the folder's own, authority, control: room for one stream
@@ -58,6 +74,7 @@ def test_mount_without_inodes_refuses_and_serves_again_when_there_are_some() -> 
     assert lines[1] == "attached"
 
 
+@pytest.mark.fault(18, how="a driver's start on a mount that is read-only or has no inode")
 @pytest.mark.parametrize(
     ("options", "words"), [("ro", "is mounted read-only"), ("size=64m,nr_inodes=1", "has 0 inodes left")]
 )

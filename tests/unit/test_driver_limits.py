@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shmdriver import procfs
 from shmdriver._native import lib
 from shmdriver.driver import admission, limits, memory
-from shmdriver.driver.limits import ShmSpace, cgroup_limits, shortage
+from shmdriver.driver.config import Config
+from shmdriver.driver.driver import Driver
+from shmdriver.driver.limits import ShmSpace, cgroup_limits, lock_shortage, shortage
+from shmdriver.driver.memory import MemoryThread, Unmap
 from shmdriver.driver.segments import lock_authority
 from shmdriver.driver.shm import Modes, ShmSpaceError, create_segment
 from shmdriver.errors import Reason, ShmDriverError
@@ -31,10 +36,13 @@ Machine = Callable[..., None]
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """Puts files in place of those of this machine, and a mount that is large enough."""
 
-    def put(cgroup: str = "0::/\n", mountinfo: str = V2, meminfo: str = MEMINFO, **files: object) -> None:
+    def put(
+        cgroup: str = "0::/\n", mountinfo: str = V2, meminfo: str = MEMINFO, status: str = "", **files: object
+    ) -> None:
         texts = {
             "/proc/self/cgroup": cgroup, "/proc/self/mountinfo": mountinfo, "/proc/meminfo": meminfo,
             "/proc/self/statm": f"{64 * MIB // resource.getpagesize()} 1 1 1 0 1 0\n",
+            "/proc/thread-self/status": status,
         }  # fmt: skip
         texts |= {f"/sys/fs/cgroup/{name}": f"{text}\n" for name, text in files.items()}
         for module, name in ((limits, "_text"), (procfs, "small_text")):
@@ -61,6 +69,7 @@ def test_nothing_is_short_on_a_machine_without_limits(machine: Machine) -> None:
     assert list(cgroup_limits()) == []
 
 
+@pytest.mark.fault(70, how="/proc/meminfo of another machine")
 def test_machine_whose_memory_is_used_up_is_said_so(machine: Machine) -> None:
     machine(meminfo="MemTotal: 16777216 kB\nMemAvailable: 102400 kB\nSwapFree: 0 kB\n")
     assert shortage(64 * MIB, largest=1) == ""
@@ -72,6 +81,7 @@ def test_machine_whose_memory_is_used_up_is_said_so(machine: Machine) -> None:
     assert shortage(100 * MIB, largest=1) == "", "it can be swapped"
 
 
+@pytest.mark.fault(70, how="files of a cgroup v2, limits at each level")
 @pytest.mark.parametrize("name", ["memory.max", "memory.high"])
 def test_cgroup_v2_counts_at_every_level(machine: Machine, name: str) -> None:
     def hierarchy(**more: object) -> None:
@@ -100,6 +110,7 @@ def test_cgroup_v2_may_swap_what_its_swap_limit_lets_it(machine: Machine) -> Non
     assert "memory.max leaves" in shortage(64 * MIB, largest=1)
 
 
+@pytest.mark.fault(70, how="files of a cgroup v1, in and out of a container")
 @pytest.mark.parametrize(
     ("cgroup", "mountinfo"),
     [("4:memory:/a\n0::/\n", V1), ("9:cpu,memory:/docker/abc/a\n", INSIDE), ("9:memory:/../x/a\n", V1)],
@@ -140,6 +151,7 @@ def test_pending_bytes_count(machine: Machine) -> None:
     assert "memory.max leaves" in shortage(64 * MIB, largest=1, pending=64 * MIB)
 
 
+@pytest.mark.fault(70, how="RLIMIT_AS, RLIMIT_FSIZE")
 def test_limits_of_the_process_are_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     limited(monkeypatch, AS=200 * MIB)
     assert shortage(64 * MIB, largest=1) == ""
@@ -150,6 +162,21 @@ def test_limits_of_the_process_are_named(machine: Machine, monkeypatch: pytest.M
     assert text.startswith(f"RLIMIT_FSIZE allows {10 * MIB} bytes a file")
 
 
+@pytest.mark.fault(70, how="RLIMIT_MEMLOCK with and without CAP_IPC_LOCK")
+def test_memory_that_cannot_be_locked_is_told_with_numbers_unless_the_limit_may_be_passed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(monkeypatch, MEMLOCK=8 * MIB)
+    machine(status="CapEff:\t0000000000000000\nVmLck:\t    1024 kB\n")
+    assert lock_shortage(7 * MIB) == ""
+    text = lock_shortage(8 * MIB)
+    assert text.startswith(f"shm.mlock: RLIMIT_MEMLOCK leaves {7 * MIB} bytes (of {8 * MIB}), ")
+    assert f"streams may take {8 * MIB} (shm.max_bytes" in text
+    machine(status="CapEff:\t0000000000004000\nVmLck:\t    1024 kB\n")
+    assert lock_shortage(8 * MIB) == ""
+
+
+@pytest.mark.fault(18, how="a mount of one inode left")
 def test_mount_without_inodes_is_said_so(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     few = ShmSpace(total=1 << 40, free=1 << 39, inodes=1)
     monkeypatch.setattr(ShmSpace, "now", classmethod(lambda cls: few))
@@ -159,6 +186,7 @@ def test_mount_without_inodes_is_said_so(machine: Machine, monkeypatch: pytest.M
 # ---- what the driver does with it
 
 
+@pytest.mark.fault(70, how="any limit that is too small")
 def test_attach_past_a_limit_is_refused_before_memory_is_touched(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +204,7 @@ def test_attach_past_a_limit_is_refused_before_memory_is_touched(
     assert client.produce().code == lib.SHMD_CODE_OK
 
 
+@pytest.mark.fault(18, how="shm.max_bytes")
 def test_bytes_past_max_bytes_are_refused_with_what_can_be_done(instance_name: str) -> None:
     rig = Rig(instance_name, shm__max_bytes=50_000)
     try:
@@ -186,6 +215,66 @@ def test_bytes_past_max_bytes_are_refused_with_what_can_be_done(instance_name: s
         rig.close()
 
 
+@pytest.fixture
+def may_unmap(rig: Rig) -> Iterator[threading.Event]:
+    """Until it is set, the helper thread's next unmapping is held up."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.mark.fault(72, how="a full mount while the helper thread unmaps an ended epoch")
+@pytest.mark.parametrize("is_enough", [True, False])
+def test_attach_waits_for_memory_that_is_being_unmapped(
+    rig: Rig,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    may_unmap: threading.Event,
+    *,
+    is_enough: bool,
+) -> None:
+    rig.driver.close()
+    config = Config.load(env={}, overrides={**rig.overrides, "driver.instance": rig.instance})
+    rig.driver = Driver(config, clock=rig.clock, memory=MemoryThread(), token=rig.token)
+    rig.driver.start()
+    client = rig.client()
+
+    def attach(stream: str, **sizes: int) -> Callable[[], list[Any]]:
+        correlation = client.send(client.attach_request(stream, lib.SHMD_ROLE_PRODUCER, **sizes))
+        rig.tick()
+        return lambda: [event for event in rig.events if event.correlation_id == correlation]
+
+    def answered(answers: Callable[[], list[Any]]) -> Any:
+        while not answers():
+            rig.tick()
+        return answers()[0]
+
+    ended = answered(attach("ended", slots=16, max_message=MIB))
+    client.confirm(ended)
+    client.detach(ended)
+    space = ShmSpace(total=1 << 40, free=4096)
+
+    def unmap(job: Unmap) -> None:
+        nonlocal space
+        may_unmap.wait()
+        job.memory.close()
+        space = ShmSpace(total=1 << 40, free=1 << 39 if is_enough else 8192)
+
+    monkeypatch.setattr(ShmSpace, "now", classmethod(lambda cls: space))
+    monkeypatch.setattr(Unmap, "run", unmap)
+    waiting = attach("waiting")
+    assert waiting() == []
+    assert client.consume("other").code == lib.SHMD_CODE_OK, "the driver goes on meanwhile"
+    may_unmap.set()
+    answer = answered(waiting)
+    if is_enough:
+        assert answer.code == lib.SHMD_CODE_OK
+    else:
+        assert answer.reason == Reason.NO_MEMORY
+        assert "needs 114688 bytes, and /dev/shm leaves 8192 bytes" in answer.text
+
+
+@pytest.mark.fault(18, 70, how="fallocate fails with each errno")
 @pytest.mark.parametrize(
     ("number", "kind", "words"),
     [
@@ -207,6 +296,7 @@ def test_failed_allocation_says_what_failed(
     assert "is too small" not in str(refused.value)
 
 
+@pytest.mark.fault(18, how="shm_open fails with each errno")
 def test_full_table_of_inodes_and_read_only_mounts_are_said_so(
     instance_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,18 @@ def test_a_control_segment_that_was_truncated_is_locked_again(rig: Rig) -> None:
     assert any("shm.mlock: 1 of 1 segments" in line for line in rig.logged)
 
 
+@pytest.mark.fault(61, 70, how="RLIMIT_MEMLOCK below shm.max_bytes, and no CAP_IPC_LOCK")
+def test_a_limit_too_small_for_all_streams_is_told_with_numbers_at_the_start(rig: Rig) -> None:
+    rig.crash()
+    before = len(rig.logged)
+    limit = locked() + 8 * PAGE
+    with lock_limit(limit):
+        rig.start(shm__max_bytes=1 << 20)
+    text = f"shm.mlock: RLIMIT_MEMLOCK leaves {8 * PAGE} bytes (of {limit}), and streams may take {1 << 20} "
+    assert rig.logged[before].startswith(text), "before memory is touched"
+    assert rig.client().produce().code == lib.SHMD_CODE_OK, "it refuses nothing"
+
+
 @pytest.mark.fault(61, how="RLIMIT_MEMLOCK and no CAP_IPC_LOCK")
 def test_adopted_segments_that_cannot_be_locked_are_told(rig: Rig) -> None:
     rig.client().produce()

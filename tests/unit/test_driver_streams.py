@@ -406,6 +406,7 @@ def test_idle_stream_records_are_used_again(instance_name: str) -> None:
 # ---- many streams
 
 
+@pytest.mark.fault(72, how="room for three streams")
 def test_streams_that_ended_are_given_up_before_a_new_one_is_refused(instance_name: str) -> None:
     rig = Rig(instance_name, policies__limits__streams=3)
     try:
@@ -424,6 +425,7 @@ def test_streams_that_ended_are_given_up_before_a_new_one_is_refused(instance_na
         rig.close()
 
 
+@pytest.mark.fault(72, how="room for one stream, which is not drained")
 def test_stream_that_ended_undrained_is_not_given_up(instance_name: str) -> None:
     rig = Rig(instance_name, policies__limits__streams=1)
     try:
@@ -436,6 +438,7 @@ def test_stream_that_ended_undrained_is_not_given_up(instance_name: str) -> None
         rig.close()
 
 
+@pytest.mark.fault(71, how="1,200 streams, announced in turn, and all at a start")
 def test_more_streams_than_one_announce_tells_degrade_nothing_and_let_the_driver_rest(
     instance_name: str,
 ) -> None:

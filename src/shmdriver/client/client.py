@@ -139,9 +139,10 @@ class Client(AsyncClosing):
         ``max_message`` (bytes) and ``slots`` (messages) suffice to size it, ``slot_bytes`` and ``arena``
         (bytes) override what is derived. ``min_consumers``: no room before that many reliable consumers
         are attached. ``slow_consumer``: what becomes of one that holds the producer back.
-        ``timestamps``: every message carries its publish time, and tools show latencies. Raises
-        AttachRejected (SchemaMismatch), AttachTimeout (after ``attach_timeout`` seconds; None: never),
-        DriverUnavailable; TypeError, ValueError (an argument that is none).
+        ``timestamps``: every message carries its publish time, and tools show latencies. How many consumers
+        the stream admits is no argument: its profile's ``max_consumers`` in the driver's configuration (16 by
+        default, at most 64). Raises AttachRejected (SchemaMismatch), AttachTimeout (after ``attach_timeout``
+        seconds; None: never), DriverUnavailable; TypeError, ValueError (an argument that is none).
         """
         spec = AttachSpec(self, stream, dtype, is_producer=True)
         kind, options = spec.dtype, spec.options
@@ -200,8 +201,8 @@ class Client(AsyncClosing):
         consumer that has read all of a fast flow holds still for up to 2 microseconds, so that its producer
         gets ahead (auto), or never does (eager).
         ``start="oldest"``: begins with what the ring still has, also within ``grace_ms`` of a clean end; an
-        aborted end is not joined. Once this has returned, a reliable consumer misses nothing. Raises as
-        :meth:`producer`.
+        aborted end is not joined. Once this has returned, a reliable consumer misses nothing. A stream admits
+        16 consumers, or as many as its profile's ``max_consumers`` says. Raises as :meth:`producer`.
         """
         spec = AttachSpec(self, stream, dtype, is_producer=False)
         options = spec.options

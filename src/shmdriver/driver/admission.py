@@ -234,7 +234,7 @@ class Admission:
             stream_bytes_max=self._config.policies.limits.stream_bytes,
         )
         slot = self._free_slot(stream, now_ns)
-        self._check_memory(stream, geometry, now_ns)
+        has_room = self._make_room(stream, geometry, now_ns)
         number = stream.next_epoch
         names = epoch_names(self._authority.instance, self._authority.boot_id, stream.stream_id, number)
         waiting = _Waiting(request, client, stream, slot, geometry.data_bytes + geometry.gates_bytes)
@@ -249,6 +249,7 @@ class Admission:
             modes=self._modes,
             subject=waiting,
             noted=self._work.making(request, waiting.size),
+            follows_unmaps=not has_room,
         )
         with undone_on_error() as undo:
             undo.callback(self._give_up, waiting)
@@ -347,26 +348,38 @@ class Admission:
             f"waiting for {', '.join(sorted(holders)) or 'nobody'}: let them read on, or close them",
         )
 
-    def _check_memory(self, stream: Stream, geometry: Geometry, now_ns: int) -> None:
+    def _make_room(self, stream: Stream, geometry: Geometry, now_ns: int) -> bool:
+        """Gives up ended epochs at need. False: memory that is being unmapped may be enough, or not.
+
+        Raises Rejection.
+        """
         need = geometry.data_bytes + geometry.gates_bytes
 
         def found() -> str:
-            used, most = self._streams.segment_bytes + self._provisioning_bytes, self._segment_bytes_max
-            if used + need > most:
-                what = "shm.max_bytes"
-                if not self._config.shm.max_bytes:
-                    what = f"half of what {MOUNT} had free when the driver started: shm.max_bytes is not set"
-                return (
-                    f"{used} of {most} bytes are in use ({what}): set shm.max_bytes higher, make {MOUNT} "
-                    f"larger (containers: --shm-size), or {SMALLER}"
-                )
-            return shortage(need, largest=geometry.data_bytes, pending=self._provisioning_bytes)
+            return self._past_budget(need) or shortage(
+                need, largest=geometry.data_bytes, pending=self._provisioning_bytes
+            )
 
         text = found()
         if text and self._tenure.retire_needed(now_ns):
             text = found()
-        if text:
-            raise Rejection(Reason.NO_MEMORY, f"stream {stream.name!r} needs {need} bytes, and {text}")
+        if not text:
+            return True
+        if self._memory.is_unmapping and not (self._past_budget(need) or self._clients.deaths()):
+            return False
+        raise Rejection(Reason.NO_MEMORY, f"stream {stream.name!r} needs {need} bytes, and {text}")
+
+    def _past_budget(self, need: int) -> str:
+        used, most = self._streams.segment_bytes + self._provisioning_bytes, self._segment_bytes_max
+        if used + need <= most:
+            return ""
+        what = "shm.max_bytes"
+        if not self._config.shm.max_bytes:
+            what = f"half of what {MOUNT} had free when the driver started: shm.max_bytes is not set"
+        return (
+            f"{used} of {most} bytes are in use ({what}): set shm.max_bytes higher, make {MOUNT} larger "
+            f"(containers: --shm-size), or {SMALLER}"
+        )
 
     # -- consumers
 

@@ -34,6 +34,7 @@ from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.inheritance import Inheritance
 from shmdriver.driver.leasewatch import LeaseWatch
 from shmdriver.driver.lifecycle import DegradedBy, Event, Lifecycle, ShutdownMode, State
+from shmdriver.driver.limits import lock_shortage
 from shmdriver.driver.memory import Completion, MemoryThread, MemoryWorker
 from shmdriver.driver.notify import Notifier
 from shmdriver.driver.oversight import HealthWatch, StreamWatch
@@ -139,6 +140,8 @@ class Driver:
         shm = self._config.shm
         modes = Modes.of_group(shm.mode_bits, shm.group, mlock=shm.mlock, prefault=shm.prefault)
         free = ShmSpace.now().free
+        if shm.mlock and (text := lock_shortage(shm.max_bytes or free // 2)):
+            self._log(text)
         tables, adopted = boot(self._config, modes, self._memory, self._clock, self._log)
         self._tables = tables
         try:

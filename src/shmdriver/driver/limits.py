@@ -1,9 +1,11 @@
 """How much memory this process may still take, by every limit that would refuse it or kill it.
 
 Read before memory is touched: the mount (bytes and inodes), the machine, the memory cgroups from the own one
-up to the root (v1 and v2), RLIMIT_AS, RLIMIT_FSIZE. RLIMIT_MEMLOCK refuses nothing: memory that cannot be
-locked is used unlocked, and that is told elsewhere. A limit that cannot be read restricts nothing. Nothing is
-changed. Called by admission.
+up to the root (v1 and v2), RLIMIT_AS, RLIMIT_FSIZE. A limit that cannot be read restricts nothing. Nothing is
+changed. Called by admission, and by the helper thread for an attach that waits for memory to come back.
+
+RLIMIT_MEMLOCK refuses nothing: memory that cannot be locked serves as well, unlocked. A driver with shm.mlock
+warns at its start, with the numbers, when the limit is too small for all that streams may take.
 """
 
 from __future__ import annotations
@@ -17,7 +19,16 @@ from pathlib import Path
 from shmdriver.procfs import OWN_CGROUPS, hierarchies
 from shmdriver.procfs import small_text as _text
 
-__all__ = ["MORE_INODES", "MOUNT", "SMALLER", "Limit", "ShmSpace", "cgroup_limits", "shortage"]
+__all__ = [
+    "MORE_INODES",
+    "MOUNT",
+    "SMALLER",
+    "Limit",
+    "ShmSpace",
+    "cgroup_limits",
+    "lock_shortage",
+    "shortage",
+]
 
 MOUNT = "/dev/shm"  # noqa: S108 -- POSIX shared memory lives here on Linux
 UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63
@@ -26,6 +37,7 @@ SMALLER = (
     "profiles.<name>.slots and .arena)"
 )
 MORE_INODES = f"remove files there, or mount -o remount,nr_inodes=... {MOUNT}"
+CAP_IPC_LOCK = 14
 THREAD_BYTES = 16 << 20  # address space of the thread that makes large segments
 
 
@@ -78,6 +90,21 @@ def shortage(need: int, *, largest: int, pending: int = 0) -> str:
     if inodes is not None and inodes < 2:
         return f"{MOUNT} has {inodes} inodes left, and a stream takes 2: {MORE_INODES}"
     return ""
+
+
+def lock_shortage(need: int) -> str:
+    """Why RLIMIT_MEMLOCK would not let ``need`` more bytes be locked, with its numbers; "" when it does."""
+    most = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    status = dict(line.partition(":")[::2] for line in _text("/proc/thread-self/status").splitlines())
+    may_pass = int(status.get("CapEff", "0"), 16) >> CAP_IPC_LOCK & 1
+    left = most - (int(status.get("VmLck", "0 kB").split()[0]) << 10)
+    if most == resource.RLIM_INFINITY or may_pass or left >= need:
+        return ""
+    return (
+        f"shm.mlock: RLIMIT_MEMLOCK leaves {max(left, 0)} bytes (of {most}), and streams may take {need} "
+        f"(shm.max_bytes, by default half of {MOUNT}). Memory beyond it is used unlocked: raise it "
+        "(LimitMEMLOCK= of the unit, ulimit -l), set shm.max_bytes lower, or set shm.mlock = false"
+    )
 
 
 def _limits(need: int) -> Iterator[Limit]:

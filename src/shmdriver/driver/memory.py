@@ -2,7 +2,8 @@
 
 A job only touches memory: it reads and writes no table. Its result comes back as a completion, which
 the driver handles in its own thread. Small jobs (up to 8 MiB) run at once; with :class:`InlineMemory`
-all do, which makes tests and simulations deterministic.
+all do, which makes tests and simulations deterministic. The helper thread runs its jobs in order, so a
+job that follows an unmap finds its memory free.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from typing import Any, Protocol
 from shmdriver._native import ffi, lib
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry
+from shmdriver.driver.limits import ShmSpace, shortage
 from shmdriver.driver.shm import (
     Modes,
     SegmentMap,
+    ShmSpaceError,
     create_segment,
     is_whole,
     last_error,
@@ -110,19 +113,33 @@ class Provision:
     modes: Modes
     subject: Any = None  # the driver's own: what waits for the memory
     noted: AbstractContextManager[None] = field(default_factory=nullcontext)  # around the work (work.py)
+    follows_unmaps: bool = False  # there was no room before them: the limits are read when they are done
 
     @property
     def size(self) -> int:
         """Bytes that it allocates."""
         return self.geometry.data_bytes + self.geometry.gates_bytes
 
+    @property
+    def is_long(self) -> bool:
+        """Whether no tick should wait for it."""
+        return self.follows_unmaps or self.size > INLINE_BYTES_MAX
+
     def run(self) -> EpochMemory:
         """Raises ShmSpaceError, ShmDriverError, OSError."""
         with undone_on_error() as undo, self.noted:
+            if self.follows_unmaps:
+                self._check_limits()
             memory = self._make()
             undo.callback(self._remove)
             undo.callback(memory.close)
         return memory
+
+    def _check_limits(self) -> None:
+        text = shortage(self.size, largest=self.geometry.data_bytes)  # those after it have counted it
+        if text:
+            text = f"{self.data_name} needs {self.size} bytes, and {text}"
+            raise ShmSpaceError(text, need=self.size, free=ShmSpace.now().free)
 
     def _make(self) -> EpochMemory:
         native = self.geometry.native(
@@ -191,6 +208,11 @@ class Unmap:
         """Bytes that it frees, if nobody else has them mapped."""
         return self.memory.size
 
+    @property
+    def is_long(self) -> bool:
+        """Whether no tick should wait for it."""
+        return self.size > INLINE_BYTES_MAX
+
     def run(self) -> None:
         """Unmaps."""
         self.memory.close()
@@ -222,6 +244,8 @@ class MemoryWorker(Protocol):
     def completions(self) -> Iterator[Completion]: ...
     @property
     def pending(self) -> int: ...
+    @property
+    def is_unmapping(self) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -250,6 +274,11 @@ class InlineMemory:
         """Jobs not handed back yet."""
         return len(self._done)
 
+    @property
+    def is_unmapping(self) -> bool:
+        """Whether memory is still to come back: a job with ``follows_unmaps`` runs after that."""
+        return False
+
     def close(self) -> None:
         """Nothing to stop."""
 
@@ -265,29 +294,38 @@ class MemoryThread(InlineMemory):
         self._wake = wake
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._running = 0
+        self._unmaps = 0  # of them
         self._thread: threading.Thread | None = None
 
     def submit(self, job: Job) -> None:
         """Runs the job, or queues it for the helper thread."""
-        if job.size <= INLINE_BYTES_MAX:
+        if not job.is_long:
             super().submit(job)
             return
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="shmdriver-memory", daemon=True)
             self._thread.start()
         self._running += 1
+        self._unmaps += isinstance(job, Unmap)
         self._jobs.put(job)
 
     def completions(self) -> Iterator[Completion]:
         """What is done, as above."""
         for completion in super().completions():
-            self._running -= completion.job.size > INLINE_BYTES_MAX
+            if completion.job.is_long:
+                self._running -= 1
+                self._unmaps -= isinstance(completion.job, Unmap)
             yield completion
 
     @property
     def pending(self) -> int:
         """Jobs not handed back yet."""
         return self._running + super().pending
+
+    @property
+    def is_unmapping(self) -> bool:
+        """As above."""
+        return self._unmaps > 0
 
     def close(self) -> None:
         """Ends the thread after what is queued."""

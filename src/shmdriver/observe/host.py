@@ -122,7 +122,7 @@ def _shared_memory() -> Check:
         level = "warn" if space.f_favail >= _INODES else "fail"
         return Check(name, level, found, f"a driver takes 2 inodes, each stream 2 more: {MORE_INODES}")
     if free < 256 * _MIB:
-        return Check(name, "warn", found, f"enough for small streams (8 MiB each by default): {bigger}")
+        return Check(name, "warn", found, f"enough for small streams (5 MiB each by default): {bigger}")
     return Check(name, "ok", found)
 
 
