@@ -291,7 +291,7 @@ typedef struct shmd_error_record {  /* 256 bytes; distinct errors, counted */
 } shmd_error_record_t;
 
 /* A request in work: noted before it is served, so that a successor knows what was in work when a driver died. Entry
- * SHMD_WORK_LOOP is what the driver's loop serves, SHMD_WORK_MEMORY an attach whose memory the loop itself makes,
+ * SHMD_WORK_LOOP is what the driver's loop serves or grants, SHMD_WORK_MEMORY an attach whose memory the loop itself makes,
  * SHMD_WORK_THREAD one whose memory the helper thread makes. Those from SHMD_WORK_REMEMBERED on are requests at which drivers
  * have died. W:driver R:successor, once it holds the lock. Fields, then state. */
 enum { SHMD_WORK_LOOP = 0, SHMD_WORK_MEMORY = 1, SHMD_WORK_THREAD = 2, SHMD_WORK_REMEMBERED = 3, SHMD_WORK_ENTRIES = 8 };
@@ -303,7 +303,7 @@ typedef struct shmd_work {          /* 64 bytes */
     uint64_t deaths;                /* @32  how many drivers had died at it before */
     uint64_t died_ns;               /* @40  remembered: when a successor found it */
     int64_t driver_pid;             /* @48  remembered: the last driver that died at it */
-    uint64_t stream_hash;           /* @56  of the stream's name */
+    uint64_t stream_hash;           /* @56  of an attach's stream and role; 0: no attach */
 } shmd_work_t;
 
 typedef struct shmd_authority {     /* 2048 bytes, then the tables at their offsets */

@@ -167,8 +167,8 @@ class Requester:
         self.rig.tick()
         return self.rig.answer(correlation)
 
-    def hello(self, **fields: Any) -> SimpleNamespace:
-        raw = self.request(
+    def hello_request(self, **fields: Any) -> Any:
+        return self.request(
             lib.SHMD_REQUEST_HELLO,
             **{
                 "pid": self.pid,
@@ -180,7 +180,9 @@ class Requester:
                 **fields,
             },
         )
-        answer = self.ask(raw)
+
+    def hello(self, **fields: Any) -> SimpleNamespace:
+        answer = self.ask(self.hello_request(**fields))
         if answer.code == lib.SHMD_CODE_OK:
             self.client_id, self.index = answer.client_id, answer.client_index
         return answer

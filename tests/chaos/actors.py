@@ -148,13 +148,13 @@ def come_and_go(line: Line, arguments: Arguments) -> int:
     board = Board(Path(arguments["board"]))
     stream, count = arguments["stream"], arguments.get("count", 20)
     with shmdriver.connect(arguments["instance"], name="churn", timeout=60, reconnect=True) as client:
-        follower = client.consumer(stream, follow=True, attach_timeout=60)
+        follower = crowd.attached(client.consumer, stream, follow=True)
         line.say(attached=True)
         rounds = 0
         while line.heard() != "stop":
             rounds += 1
-            with client.consumer(stream, attach_timeout=60) as reader:
-                with crowd.producer(client, stream, slots=64, max_message=4096) as out:
+            with crowd.attached(client.consumer, stream) as reader:
+                with crowd.attached(client.producer, stream, slots=64, max_message=4096) as out:
                     for number in range(count):
                         out.publish(payload(rounds, number), timeout=60)
                 for consumer in (reader, follower):

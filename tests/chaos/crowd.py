@@ -44,13 +44,13 @@ def arrive(line: Line, arguments: Arguments, name: str, attach: Callable[[Any], 
     return insist(attempt, line) if arguments.get("patient") else attempt()
 
 
-def producer(client: Any, stream: str, **options: Any) -> Any:
-    """A producer, asked for anew when a driver has died while it made the stream's memory."""
+def attached(attach: Callable[..., T], stream: str, **options: Any) -> T:
+    """A producer or consumer, asked for anew when a driver has died while it served the attach."""
     import shmdriver
 
     while True:
         try:
-            return client.producer(stream, **options, attach_timeout=PATIENCE_S)
+            return attach(stream, **options, attach_timeout=PATIENCE_S)
         except shmdriver.AttachRejected as error:
             if error.reason != shmdriver.Reason.DRIVER_DIED:
                 raise

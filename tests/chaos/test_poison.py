@@ -26,10 +26,13 @@ POISON = 512 * MIB
 SMALL = {"slots": 256}
 
 
+AttachCall = Callable[[shmdriver.Client], Any]
+
+
 class Attach:
     """An attach in a thread of its own, by a client that waits for the next driver."""
 
-    def __init__(self, instance: str, name: str, attach: Callable[[shmdriver.Client], Any]) -> None:
+    def __init__(self, instance: str, name: str, attach: AttachCall) -> None:
         self._instance, self._name, self._attach = instance, name, attach
         self._made: Any = None
         self._error: Exception | None = None
@@ -53,11 +56,20 @@ class Attach:
         return int(self._made)
 
 
+def producing(stream: str, arena: int) -> AttachCall:
+    return lambda client: client.producer(stream, slots=16, arena=arena, attach_timeout=PATIENCE_S)
+
+
 def attach(instance: str, stream: str, arena: int) -> Attach:
     """A producer's."""
-    return Attach(
-        instance, stream, lambda c: c.producer(stream, slots=16, arena=arena, attach_timeout=PATIENCE_S)
-    )
+    return Attach(instance, stream, producing(stream, arena))
+
+
+large, small = producing("large", 16 * MIB), producing("small", 0)  # made by the helper thread, and at once
+
+
+def reader(client: shmdriver.Client) -> Any:
+    return client.consumer("s", delivery="lossy", attach_timeout=PATIENCE_S)
 
 
 class Bystanders:
@@ -157,26 +169,38 @@ def test_attach_past_a_cgroups_limit_is_refused_by_its_name_and_kills_nobody(
         assert oom_kills(cgroup) == 0
 
 
-@pytest.mark.fault(66, how="failpoint kill while memory is made, in each driver that would make it again")
+@pytest.mark.parametrize(
+    ("where", "poisoned"),
+    [
+        pytest.param("provision.gates", large, id="memory"),
+        pytest.param("epoch.filled", large, id="grant"),
+        pytest.param("epoch.filled", small, id="grant, memory made at once"),
+        pytest.param("gate.taken", reader, id="consumer"),
+        pytest.param("attach.joined", reader, id="wired consumer"),
+        pytest.param("client.filled", reader, id="hello"),
+    ],
+)
+@pytest.mark.fault(66, how="failpoint kill in the middle of an attach, in each driver that would serve it")
 def test_attach_that_kills_each_driver_that_serves_it_kills_one(
-    striking: Zygote, tmp_path: Path, instance_name: str
+    striking: Zygote, tmp_path: Path, instance_name: str, where: str, poisoned: AttachCall
 ) -> None:
-    strikes = "provision.gates:1:kill"
+    strikes = f"{where}:1:kill"
+    innocent: AttachCall = small if poisoned is reader else reader
     with Stage(instance_name, tmp_path, striking) as stage:
         stage.start_driver()
         crowd = Bystanders(stage)
         assert stage.driver is not None
-        stage.driver.kill()
-        first = stage.start_driver(failpoint=strikes)
-        poison = attach(instance_name, "poison", 16 * MIB)
-        killed(first)
-        crowd.check()
-        second = stage.start_driver(failpoint=strikes)
-        with pytest.raises(AttachRejected) as refused:
-            poison.result()
-        assert refused.value.reason == Reason.DRIVER_DIED
-        late = Attach(instance_name, "late", lambda client: client.consumer("s", delivery="lossy"))
-        assert late.result(), "no memory is made for it"
+        with shmdriver.connect(instance_name, timeout=PATIENCE_S, reconnect=True) as other:
+            stage.driver.kill()
+            first = stage.start_driver(failpoint=strikes)
+            poison = Attach(instance_name, "poison", poisoned)
+            killed(first)
+            crowd.check()
+            second = stage.start_driver(failpoint=strikes)
+            with pytest.raises(AttachRejected, match=rf"a driver \(pid {first.pid}\) died") as refused:
+                poison.result()
+            assert refused.value.reason == Reason.DRIVER_DIED
+            innocent(other).close()
         crowd.check()
         assert second.alive
         crowd.end()
@@ -199,15 +223,17 @@ def test_attaches_that_wait_behind_the_one_that_kills_are_served_by_the_next_dri
         assert all(innocent.result() for innocent in innocents)
 
 
-@pytest.mark.parametrize("where", ["attach.joined", "gate.taken", "lease.filled", "client.filled"])
-@pytest.mark.fault(66, how="failpoint kill in the middle of an attach for which no memory is made")
-def test_attach_without_memory_outlives_drivers_that_die_in_it(
-    striking: Zygote, tmp_path: Path, instance_name: str, where: str
+@pytest.mark.parametrize(
+    ("where", "call"),
+    [("lease.published", reader), ("attach.granted", small), ("client.published", reader)],
+)
+@pytest.mark.fault(66, how="failpoint kill when an attach is granted and not answered")
+def test_attach_that_was_granted_when_its_driver_died_is_answered(
+    striking: Zygote, tmp_path: Path, instance_name: str, where: str, call: AttachCall
 ) -> None:
     with Stage(instance_name, tmp_path, striking) as stage:
         first = stage.start_driver(failpoint=f"{where}:1:kill")
-        reader = Attach(instance_name, "reader", lambda client: client.consumer("s"))
+        innocent = Attach(instance_name, "innocent", call)
         killed(first)
-        killed(stage.start_driver(failpoint=f"{where}:1:kill"))
         stage.start_driver()
-        assert reader.result()
+        assert innocent.result()

@@ -85,8 +85,8 @@ class Boot:
         self.stream_names: dict[int, bytes] = {}
         self.given_up: set[int] = set()  # correlation ids
         self.deaths: Counter[int] = Counter()  # of drivers, by what was in work, or just before
-        self.poisons: set[int] = set()  # attaches over whose memory a driver died
-        self.suspects: set[object] = set()  # the same, or just before or after; also by client and stream
+        self.poisons: set[int] = set()  # attaches that a driver that died was deciding, making or granting
+        self.suspects: set[object] = set()  # attaches in work, or just before or after; by client and stream
         self.now = view.snapshot()
         self.settled = False  # the driver is between two ticks, or was when it was killed
         self.end_asked = self.fresh_asked = False
@@ -127,11 +127,11 @@ class Boot:
         for event in events:
             demand(event.code != Code.INTERNAL_ERROR, "no request makes the driver fail", text_of(event))
             if event.reason == Reason.DRIVER_DIED:
-                died = self.deaths[int(event.correlation_id)] >= DEATHS_MAX
                 rule = "a request is refused for a driver's death only when it was in work then"
-                stream = ffi.string(event.stream).decode()
-                like = {int(event.correlation_id), (int(event.client_id), stream)}
-                demand(died or like & self.suspects, rule, text_of(event))
+                is_sent_once = event.kind in (lib.SHMD_EVENT_DETACH_RESPONSE, lib.SHMD_EVENT_ERROR)
+                died = self.deaths[int(event.correlation_id)] >= (DEATHS_MAX if is_sent_once else 1)
+                like = (int(event.client_id), ffi.string(event.stream).decode())
+                demand(died or (like in self.suspects and not is_sent_once), rule, text_of(event))
             if event.kind in (lib.SHMD_EVENT_LEASE_REVOKED, lib.SHMD_EVENT_DETACH_RESPONSE):
                 self._told.add(int(event.lease_id))
             elif event.kind == lib.SHMD_EVENT_STREAM_ANNOUNCE and event.state in (SEALING, SEALED):
@@ -149,7 +149,12 @@ class Boot:
 
     def note_answers(self, events: Iterable[Any]) -> None:
         """After :meth:`scan`: answers tell of leases that the tables show."""
+        live = {int(record.correlation_id) for record in self.now.leases if is_live(record)}
         for event in events:
+            if event.reason == Reason.DRIVER_DIED and event.kind == lib.SHMD_EVENT_ATTACH_RESPONSE:
+                correlation = int(event.correlation_id)
+                over = self.deaths[correlation] >= DEATHS_MAX or correlation not in live
+                demand(over, "an attach that was granted is answered", text_of(event))
             if event.kind == lib.SHMD_EVENT_ATTACH_RESPONSE and event.code == Code.OK:
                 model = self.leases.get(int(event.lease_id))
                 if model is not None:
@@ -157,6 +162,12 @@ class Boot:
                 else:  # begun and ended within one tick
                     known = any(record.lease_id == event.lease_id for record in self.now.leases)
                     demand(known, "an answered attach stands in the tables", f"lease {event.lease_id}")
+
+    def died_at(self, request: Any) -> None:
+        """A driver was killed while this request was in work, or just before or after."""
+        self.deaths[request.correlation_id] += 1
+        if request.kind == lib.SHMD_REQUEST_ATTACH:
+            self.suspects.add((request.client_id, request.stream))
 
     def driver_killed(self) -> None:
         """After :meth:`observe` and :meth:`scan`: ends that stand in the tables may have lost their event.

@@ -17,6 +17,7 @@ from shmdriver.driver import adoption, boot
 from shmdriver.driver.admission import Admission
 from shmdriver.driver.authority import Authority
 from shmdriver.driver.clients import ClientTable
+from shmdriver.driver.driver import Driver
 from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.leases import LeaseTable
 from shmdriver.driver.lifecycle import Lifecycle
@@ -75,9 +76,15 @@ MUTATIONS = {
         Admission, "attach", "self._clients.sender(request.client_id), now_ns)  # was",
         "client, now_ns)  # was"),
     "a driver does not remember what killed its predecessor": Mutation(
-        Work, "inherit", "self._remember(entry, now_ns)", "pass"),
+        Work, "inherit", "self._remember(_key(entry), entry, int(entry.deaths) + 1, state)", "pass"),
     "what kills a driver is forgotten with its successor": Mutation(
         Work, "__init__", "if entry.state:", "if False:"),
+    "what kills a driver in its grant is served again": Mutation(
+        Driver, "_finish_memory", "with self._notes.serving(request):", "if True:"),
+    "a request at which a driver died is served again": Mutation(
+        Work, "refusal", "request.kind in SENT_ONCE or", "True or"),
+    "an attach that was granted is refused for a driver's death": Mutation(
+        Work, "refusal", " or self._is_granted(entry)", ""),
     "what waits for its memory counts as in work": Mutation(
         Admission, "_provision", "self._memory.submit(job)",
         "self._memory.submit(job)\n        if self._memory.pending: job.noted.__enter__()"),

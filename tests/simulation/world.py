@@ -8,10 +8,11 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from shmdriver.driver import leases as leases_module
+from shmdriver.driver.admission import Admission
 from shmdriver.driver.authentication import sign_request
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
+from shmdriver.driver.leases import LeaseTable
 from shmdriver.driver.lifecycle import CODES, ShutdownMode, State
 from shmdriver.driver.memory import InlineMemory, Provision
 from tests.driver_rig import rests
@@ -74,7 +75,7 @@ class World:
         self.boot: Boot
         names = ("crashes", "adoptions", "boots", "messages", "leases", "unread", "rests")
         self.counts = dict.fromkeys(names, 0)
-        self.in_work = 0  # correlation id of what the driver has served last in this tick
+        self.in_work: Any = None  # the request that the driver has served or granted last in this tick
         self.tick_ns = 0  # when the last tick began: a slow one ends later
         self._nonce = 1
 
@@ -157,7 +158,7 @@ class World:
             process.beat(self.clock.now_ns)
         if self.driver is None:
             return
-        self.in_work = 0
+        self.in_work = None
         try:
             gates_ns = int(self.driver._rest.native.gates_ns)
             if self._rests():
@@ -206,7 +207,9 @@ class World:
         self.driver = None
         self.kernel.bury()
         if hasattr(self, "boot"):
-            self.boot.deaths[self.in_work] += 1
+            if self.in_work is not None:
+                self.boot.died_at(self.in_work)
+                self.in_work = None
             self.boot.observe()
             self.boot.scan(self.clock.now_ns, settled=False)
             self.boot.driver_killed()
@@ -287,40 +290,51 @@ class World:
     def run(self) -> None:
         from tests.simulation.acts import Acts, epilogue
 
-        publish, serve = leases_module.LeaseTable.publish, Driver._serve
-        run, make = Provision.run, Provision._make
+        publish, run, make = LeaseTable.publish, Provision.run, Provision._make
+        serve, finish = Driver._serve, Driver._finish_attach
+        decide, grant = Admission._decide, Admission._grant_producer
 
         def served(driver: Driver, request: Any, now_ns: int) -> None:
-            self.in_work = request.correlation_id
+            self.in_work = request
             serve(driver, request, now_ns)
+
+        def finished(driver: Driver, completion: Any, request: Any, now_ns: int) -> None:
+            self.in_work = request
+            finish(driver, completion, request, now_ns)
 
         def ran(job: Any) -> Any:
             try:
                 return run(job)
             except Crash:
-                request = job.subject.request
-                self.boot.suspects |= {request.correlation_id, (request.client_id, request.stream)}
+                self.boot.died_at(job.subject.request)
                 raise
 
-        def made(job: Any) -> Any:
-            correlation = job.subject.request.correlation_id
-            rule = "an attach over whose memory a driver died is not served again"
-            demand(correlation not in self.boot.poisons, rule, hex(correlation))
-            try:
-                return make(job)
-            except Crash:
-                self.boot.poisons.add(correlation)
-                raise
+        def once(step: Callable[..., Any], request_of: Callable[..., Any]) -> Callable[..., Any]:
+            def stepped(*args: Any) -> Any:
+                correlation = request_of(*args).correlation_id
+                rule = "an attach at which a driver died is not served again"
+                demand(correlation not in self.boot.poisons, rule, hex(correlation))
+                try:
+                    return step(*args)
+                except Crash:
+                    self.boot.poisons.add(correlation)
+                    raise
+
+            return stepped
 
         def admitted(table: Any, lease: Any) -> None:
             state = self.driver.state if self.driver else State.INIT
             demand(state in (State.HEALTHY, State.DEGRADED), "nothing is admitted outside running", state)
             publish(table, lease)
 
-        leases_module.LeaseTable.publish = admitted  # type: ignore[assignment, method-assign]
         patched: list[tuple[Any, str, Any]] = [
-            (Driver, "_serve", served), (Provision, "run", ran), (Provision, "_make", made),
+            (LeaseTable, "publish", admitted), (Provision, "run", ran),
+            (Driver, "_serve", served), (Driver, "_finish_attach", finished),
+            (Provision, "_make", once(make, lambda job: job.subject.request)),
+            (Admission, "_decide", once(decide, lambda _self, request, *_: request)),
+            (Admission, "_grant_producer", once(grant, lambda _self, waiting, *_: waiting.request)),
         ]  # fmt: skip
+        originals = [(owner, name, vars(owner)[name]) for owner, name, _ in patched]
         for owner, name, function in patched:
             setattr(owner, name, function)
         try:
@@ -333,12 +347,7 @@ class World:
                 finally:
                     self._clean()
         finally:
-            leases_module.LeaseTable.publish = publish  # type: ignore[method-assign]
-            for owner, name, function in (
-                (Driver, "_serve", serve),
-                (Provision, "run", run),
-                (Provision, "_make", make),
-            ):
+            for owner, name, function in originals:
                 setattr(owner, name, function)
 
     def _clean(self) -> None:

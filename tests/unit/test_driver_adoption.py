@@ -217,7 +217,7 @@ class StoreCounter:
 
 
 class Scenario:
-    """A stream's life, every step repeated by its client until it is answered."""
+    """A stream's life, each step repeated by its client until it is answered, or asked anew."""
 
     def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rig = rig
@@ -228,7 +228,10 @@ class Scenario:
         while True:
             correlation = client.send(raw)
             if self.survive(self.rig.tick):
-                return self.rig.answer(correlation)
+                answer = self.rig.answer(correlation)
+                if answer.reason != Reason.DRIVER_DIED:
+                    return answer
+                raw.correlation_id = correlation + 1
 
     def survive(self, act: Callable[[], None]) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,11 +14,13 @@ from shmdriver._native import lib
 from shmdriver.driver import admission, desk, memory, work
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
+from shmdriver.driver.events import EventLog
 from shmdriver.driver.memory import InlineMemory, Job
+from shmdriver.driver.streams import Stream
 from shmdriver.errors import Reason
 from tests.driver_rig import Requester, Rig
 
-PRODUCER = lib.SHMD_ROLE_PRODUCER
+PRODUCER, CONSUMER = lib.SHMD_ROLE_PRODUCER, lib.SHMD_ROLE_CONSUMER
 
 
 class Killed(BaseException):
@@ -97,19 +100,31 @@ def test_attach_whose_memory_a_driver_died_over_is_refused_by_its_successor(
     assert client.produce("s").code == lib.SHMD_CODE_OK, "attaching again is a new request"
 
 
-def test_client_that_asks_by_another_request_is_told_once(rig: Rig, killed: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    ("role", "owner", "name"),
+    [
+        (PRODUCER, memory, "create_segment"),
+        (PRODUCER, admission.Admission, "_grant"),
+        (CONSUMER, admission, "check_consumer_schema"),
+    ],
+)
+def test_client_that_asks_by_another_request_is_told_once(
+    rig: Rig, killed: Callable[..., None], role: int, owner: Any, name: str
+) -> None:
     """As one does that attaches anew by itself: or it would kill driver after driver."""
     client, other = rig.client(), rig.client()
-    raw = client.attach_request("s", PRODUCER)
-    client.send(raw)
-    killed(memory, "create_segment")
+    client.send(client.attach_request("s", role))
+    killed(owner, name)
     rig.clock.advance_ms(6000)  # it has given up: nobody reads that request from the ring any more
-    assert client.consume("s").code == lib.SHMD_CODE_OK
-    assert client.produce("t").code == lib.SHMD_CODE_OK
-    refused = client.produce("s")
-    assert refused.reason == Reason.DRIVER_DIED
-    assert client.produce("s").code == lib.SHMD_CODE_OK
-    assert other.produce("u").code == lib.SHMD_CODE_OK
+    others = PRODUCER + CONSUMER - role
+    for innocent, stream, attach in ((client, "s", others), (client, "t", role), (other, "u", role)):
+        assert innocent.ask(innocent.attach_request(stream, attach)).code == lib.SHMD_CODE_OK
+    anew = client.attach_request("s", role)
+    client.send(anew)
+    assert again(client, anew).reason == Reason.DRIVER_DIED, "also when it comes twice"
+    rig.restart()
+    assert again(client, anew).reason == Reason.DRIVER_DIED
+    assert client.ask(client.attach_request("s", role)).code == lib.SHMD_CODE_OK
 
 
 def test_another_client_may_have_the_stream_over_which_a_driver_died(
@@ -130,7 +145,7 @@ def test_refused_attach_stays_refused_over_any_number_of_drivers(
     killed(memory, "create_segment")
     for _ in range(3):
         assert again(client, raw).reason == Reason.DRIVER_DIED
-        client.send(client.attach_request("t", lib.SHMD_ROLE_CONSUMER))
+        client.send(client.attach_request("t", CONSUMER))
         killed(admission, "check_consumer_schema")  # in the middle of something else
     assert again(client, raw).reason == Reason.DRIVER_DIED
 
@@ -154,29 +169,95 @@ def test_only_the_attach_in_work_is_refused_and_not_those_that_wait_for_the_work
     assert again(second, raws[1]).code == lib.SHMD_CODE_OK
 
 
-def test_attach_whose_memory_was_there_when_the_driver_died_is_served(
-    rig: Rig, killed: Callable[..., None]
-) -> None:
+def test_attach_that_waits_for_its_grant_when_the_driver_dies_is_served(rig: Rig) -> None:
+    worker = with_worker(rig)
     client = rig.client()
     raw = client.attach_request("s", PRODUCER)
     client.send(raw)
-    killed(admission.Admission, "_grant")
+    rig.tick()
+    worker.work()  # the memory is there
+    assert notes(rig) == []
+    rig.restart()
     assert again(client, raw).code == lib.SHMD_CODE_OK
 
 
-def test_attach_that_was_granted_when_the_driver_died_keeps_its_lease(
-    rig: Rig, killed: Callable[..., None]
+@pytest.mark.parametrize("made", ["at once", "by the helper thread"])
+def test_attach_in_whose_grant_a_driver_died_is_refused_by_its_successor(
+    rig: Rig, killed: Callable[..., None], made: str
 ) -> None:
-    client = rig.client()
+    worker = with_worker(rig) if made != "at once" else None
+    client, other = rig.client(), rig.client()
+    bystander = other.consume("s")
     raw = client.attach_request("s", PRODUCER)
     client.send(raw)
-    killed(rig.driver.tables.events.__class__, "attach_response")
+    if worker is not None:
+        rig.tick()
+        worker.work()
+    killed(Stream, "publish_epoch")  # its lease stands in the tables, its epoch does not
+    refused = again(client, raw)
+    assert (refused.code, refused.reason) == (lib.SHMD_CODE_REJECTED, Reason.DRIVER_DIED)
+    assert refused.text.startswith(f"a driver (pid {os.getpid()}) died while serving this request")
+    assert rig.lease_state(bystander) in (lib.SHMD_LEASE_ATTACHED, lib.SHMD_LEASE_ACTIVE)
+    assert other.produce("s").code == lib.SHMD_CODE_OK, "nothing of it is left"
+
+
+def test_attach_whose_memory_comes_with_another_request_leaves_that_one_unsuspected(
+    rig: Rig, killed: Callable[..., None]
+) -> None:
+    worker = with_worker(rig)
+    first, second = rig.client(), rig.client()
+    raws = [first.attach_request("a", PRODUCER), second.attach_request("b", CONSUMER, flags=0)]
+    first.send(raws[0])
+    rig.tick()
+    worker.work()
+    second.send(raws[1])
+    killed(admission.Admission, "_grant")
+    assert again(first, raws[0]).reason == Reason.DRIVER_DIED
+    assert again(second, raws[1]).reason == Reason.UNKNOWN_STREAM
+
+
+@pytest.mark.parametrize("role", [PRODUCER, CONSUMER])
+def test_attach_that_was_granted_when_the_driver_died_is_answered(
+    rig: Rig, killed: Callable[..., None], role: int
+) -> None:
+    client = rig.client()
+    raw = client.attach_request("s", role)
+    client.send(raw)
+    killed(EventLog, "attach_response")
     answer = again(client, raw)
     assert answer.code == lib.SHMD_CODE_OK
     assert rig.lease_state(answer) == lib.SHMD_LEASE_ATTACHED
+    client.confirm(answer)
+    client.detach(answer)
+    assert client.ask(client.attach_request("s", role)).code == lib.SHMD_CODE_OK, "it was told"
 
 
-def test_request_without_memory_is_served_until_several_drivers_have_died_at_it(
+def test_answer_at_which_several_drivers_died_is_not_given_again(
+    rig: Rig, killed: Callable[..., None]
+) -> None:
+    client = rig.client()
+    raw = client.attach_request("s", CONSUMER)
+    client.send(raw)
+    for _ in range(work.DEATHS_MAX):
+        killed(EventLog, "attach_response")
+    assert again(client, raw).reason == Reason.DRIVER_DIED
+    assert client.consume("s").code == lib.SHMD_CODE_OK
+
+
+def test_consumers_attach_in_which_a_driver_died_is_refused_by_its_successor(
+    rig: Rig, killed: Callable[..., None]
+) -> None:
+    client, other = rig.client(), rig.client()
+    raw = client.attach_request("s", CONSUMER)
+    client.send(raw)
+    killed(Stream, "take_gate")
+    refused = again(client, raw)
+    assert (refused.code, refused.reason) == (lib.SHMD_CODE_REJECTED, Reason.DRIVER_DIED)
+    assert other.consume("s").code == lib.SHMD_CODE_OK
+    assert client.consume("s").code == lib.SHMD_CODE_OK, "attaching again is a new request"
+
+
+def test_detach_is_served_until_several_drivers_have_died_at_it(
     rig: Rig, killed: Callable[..., None]
 ) -> None:
     client = rig.client()
@@ -189,23 +270,32 @@ def test_request_without_memory_is_served_until_several_drivers_have_died_at_it(
     rig.tick()
     refused = rig.answer(detach.correlation_id)
     assert refused.reason == Reason.DRIVER_DIED
-    assert f"{work.DEATHS_MAX} drivers died while they served this request" in refused.text
+    assert refused.text.startswith(f"{work.DEATHS_MAX} drivers (the last one: pid {os.getpid()}) died")
     assert client.detach(consumer).code == lib.SHMD_CODE_OK, "asking again is a new request"
 
 
-def test_hello_at_which_drivers_die_is_refused_and_others_are_let_in(
+def test_hello_at_which_a_driver_died_is_refused_and_others_are_let_in(
     rig: Rig, killed: Callable[..., None]
 ) -> None:
     stranger = Requester(rig)
-    raw = stranger.request(
-        lib.SHMD_REQUEST_HELLO, pid=stranger.pid, pid_namespace=stranger.namespace, nonce=stranger.nonce
-    )
+    raw = stranger.hello_request()
     stranger.send(raw)
-    for _ in range(work.DEATHS_MAX):
-        killed(desk.RequestDesk, "hello")
+    killed(desk.RequestDesk, "hello")
     rig.tick()
     assert rig.answer(raw.correlation_id).reason == Reason.DRIVER_DIED
     assert rig.client().consume().code == lib.SHMD_CODE_OK
+    assert stranger.hello().code == lib.SHMD_CODE_OK, "connecting again is a new request"
+
+
+def test_hello_whose_client_was_known_when_the_driver_died_is_answered(
+    rig: Rig, killed: Callable[..., None]
+) -> None:
+    stranger = Requester(rig)
+    raw = stranger.hello_request()
+    stranger.send(raw)
+    killed(EventLog, "hello_response")
+    rig.tick()
+    assert rig.answer(raw.correlation_id).code == lib.SHMD_CODE_OK
 
 
 def test_nothing_is_noted_once_requests_are_answered(rig: Rig) -> None:

@@ -465,9 +465,9 @@ def connect(
     when, and what was lost. Each call of theirs may raise AttachRejected then: the driver refuses to attach
     that handle anew. ``heartbeat_cpus``: the CPUs of the C threads that beat for this client and make its
     ``fileno()`` readable; None: all that this process may use. They run under SCHED_OTHER and need no GIL,
-    whatever the calling thread runs under. Raises DriverUnavailable, AttachTimeout, ConfigError (a bad name,
-    a bad CPU), ShmDriverError (none of these CPUs may be used); TypeError, ValueError (a timeout that is no
-    number of seconds).
+    whatever the calling thread runs under. Raises DriverUnavailable, AttachTimeout, AttachRejected (no room,
+    or a driver died at it), ConfigError (a bad name, a bad CPU), ShmDriverError (none of these CPUs may be
+    used); TypeError, ValueError (a timeout that is no number of seconds).
     """
     if instance is None:
         instance = os.environ.get(_INSTANCE_VARIABLE) or "default"

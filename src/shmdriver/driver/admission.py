@@ -83,10 +83,10 @@ class Admission:
 
     def attach(self, request: Request, now_ns: int) -> None:
         """Grants a lease and answers, or raises Rejection. The dead are reaped before anybody is refused."""
-        if self._replay(request):
-            return
         if refusal := self._work.refusal(request):
             raise Rejection(Reason.DRIVER_DIED, refusal)
+        if self._replay(request):
+            return
         client = self._clients.sender(request.client_id)
         try:
             self._decide(request, client, now_ns)

@@ -302,7 +302,6 @@ class Driver:
     def on_attach(self, now_ns: int, request: Any) -> None:
         """The state admits: policy decides."""
         self._desk.guarded(request, self._admission.attach, now_ns)
-        self._finish_memory(now_ns)
 
     def on_reject(self, now_ns: int, request: Any, reason: Reason, text: str) -> None:
         """The state refuses."""
@@ -449,7 +448,7 @@ class Driver:
 
     def _assemble(self, tables: Tables, modes: Modes, segment_bytes_max: int) -> None:
         limits = self._config.policies.limits
-        self._notes = Work(tables.authority)
+        self._notes = Work(tables)
         self._admission = Admission(
             self._config, tables, self._memory, self._notes, modes=modes, segment_bytes_max=segment_bytes_max
         )
@@ -478,6 +477,7 @@ class Driver:
             self._work += 1
             with self._notes.serving(request):
                 self._serve(request, now_ns)
+            self._finish_memory(now_ns)  # a small one's is there, and is granted before the slot is free
         self._finish_memory(now_ns)
         for timer in self._timers.due(now_ns):
             self._work += 1
@@ -510,7 +510,8 @@ class Driver:
             try:
                 request = self._admission.request_of(completion)
                 if request is not None:
-                    self._desk.guarded(request, partial(self._finish_attach, completion), now_ns)
+                    with self._notes.serving(request):
+                        self._desk.guarded(request, partial(self._finish_attach, completion), now_ns)
             finally:
                 self._admission.abandon_waiting(completion)
 

@@ -1,18 +1,27 @@
 """Notes of the requests in work, so that what killed one driver is not served by the next one.
 
-The loop notes each request from its copy to its answer; the memory worker notes a producer's attach while it
-makes that stream's memory. The notes stand in the authority, before the work begins, and go with its end. A
-driver that adopts and finds a note knows that its predecessor died while that request was in work. It
-remembers the request there, for its own successors too, and then:
+The loop notes each request while it serves it, and an attach again while it grants the memory that was made
+for it. The memory worker notes an attach while it makes that memory. A driver that adopts and finds a note
+knows that its predecessor died while that request was in work. It remembers the request in the authority,
+for its own successors too, and refuses it after that one death: nothing proves that the death had another
+cause. So one attach kills one driver at most. Two things are done again, until ``DEATHS_MAX`` drivers have
+died at them:
 
-* an attach for which memory was being made is refused at once: making it may be what has killed the driver
-  (a cgroup's out-of-memory killer, a crash), and nothing proves that it was something else;
-* any other request allocates nothing. It is served again until ``DEATHS_MAX`` drivers have died at it.
+* a Detach or a Goodbye, which allocates nothing. It is sent once: refused, it would be lost;
+* the answer to an attach or a Hello whose lease or client stands in the tables. Only the event is written
+  again: refused, what was granted would be nobody's.
 
-Requests that merely wait (in the ring, for the memory worker, for another client's) are never noted. The
-client may ask again, which is a new request, once it was told: a client that attaches anew by itself has
-another request for the same stream by then, and that is what it is told by. Called by the driver and, for
-``making``, by the memory worker.
+Requests that wait (in the ring, for the memory worker, for their grant) are never noted. A client that was
+told may ask again, which is a new request. A client that attaches anew by itself has another request for the
+same stream and role by then, and is told by the refusal of that one.
+
+Why a kill at any moment is right: each entry of the authority has one writing thread, and notes in one entry
+never nest. The state is stored last (release). The successor reads it once it holds the instance's lock,
+after all stores of the dead process. A kill before that store finds the request untouched, and a kill after
+the note has gone finds it answered or waiting: it is served by what the tables show. ``inherit`` remembers a
+note before it frees it, and the note says how many deaths came before: a kill in between counts once.
+
+Called by the driver and, for ``making``, by the memory worker.
 """
 
 from __future__ import annotations
@@ -22,12 +31,13 @@ from types import TracebackType
 from typing import Any
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.authority import Authority
 from shmdriver.driver.control import Request
+from shmdriver.driver.tables import Tables
 
 __all__ = ["DEATHS_MAX", "Work"]
 
-DEATHS_MAX = 3  # of drivers, at a request for which no memory is made
+DEATHS_MAX = 3  # of drivers, at what must not be lost
+SENT_ONCE = (lib.SHMD_REQUEST_DETACH, lib.SHMD_REQUEST_GOODBYE)
 FREE, NOTED, TOLD = 0, 1, 2  # states of an entry
 
 
@@ -46,7 +56,7 @@ class _Note:
         entry = self._entry = self._work.entry_of(self._bytes)
         request = self._request
         _fill(entry, request.client_id, request.correlation_id, self._bytes, self._deaths)
-        entry.stream_hash = _hash(request.stream) if self._bytes else 0
+        entry.stream_hash = _attach_hash(request)
         _store_state(entry, NOTED)
 
     def __exit__(
@@ -59,9 +69,10 @@ class _Note:
 class Work:
     """The notes of one instance: what is in work, and what drivers have died at."""
 
-    def __init__(self, authority: Authority) -> None:
-        self._authority = authority
-        entries = [ffi.addressof(authority.base.work, index) for index in range(lib.SHMD_WORK_ENTRIES)]
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        base = tables.authority.base
+        entries = [ffi.addressof(base.work, index) for index in range(lib.SHMD_WORK_ENTRIES)]
         self._notes, self._remembered = (
             entries[: lib.SHMD_WORK_REMEMBERED],
             entries[lib.SHMD_WORK_REMEMBERED :],
@@ -73,16 +84,20 @@ class Work:
                 self._died[_key(entry)] = entry
 
     def inherit(self, now_ns: int) -> list[str]:
-        """Remembers what was in work when the driver before died; texts about it. Before ``introduce``.
+        """Remembers what was in work when the driver before died; texts about it.
 
+        The tables are adopted, and name the driver before still (``introduce`` comes later).
         A driver that is killed in here leaves notes from which the next one comes to the same.
         """
         found = []
+        pid = int(self._tables.authority.base.driver_pid)
         for entry in self._notes:
             if entry.state:
-                self._remember(entry, now_ns)
+                entry.driver_pid, entry.died_ns = pid, now_ns
+                state = TOLD if self._is_granted(entry) else NOTED
+                self._remember(_key(entry), entry, int(entry.deaths) + 1, state)
                 found.append(
-                    f"the driver before (pid {int(self._authority.base.driver_pid)}) died while request "
+                    f"the driver before (pid {pid}) died while request "
                     f"{int(entry.correlation_id):#x} of client {int(entry.client_id)} was in work"
                     + (f", for which it made {int(entry.bytes)} bytes" if entry.bytes else "")
                 )
@@ -90,7 +105,7 @@ class Work:
         return found
 
     def serving(self, request: Request) -> _Note:
-        """A block in which the loop serves this request."""
+        """A block in which the loop serves this request, or grants its memory. Such blocks never nest."""
         self._loop_thread = threading.get_ident()
         return _Note(self, request, 0)
 
@@ -113,52 +128,61 @@ class Work:
     def refusal(self, request: Request) -> str:
         """Why this request is not served, because of what it may have done to drivers; "" when it is.
 
-        When a driver died over the memory of an attach, its next attach to the stream is told so, too.
+        When a driver died at an attach, its client's next one to that stream in that role is told so, too.
         """
-        entry = self._died.get((request.client_id, request.correlation_id)) or self._untold_like(request)
+        key = request.client_id, request.correlation_id
+        entry = self._died.get(key) or self._untold_like(request)
         if entry is None:
             return ""
         pid, deaths = int(entry.driver_pid), int(entry.deaths)
+        if deaths < DEATHS_MAX and (request.kind in SENT_ONCE or self._is_granted(entry)):
+            return ""
+        _store_state(entry, TOLD)
+        if key not in self._died:  # it may come again: clients repeat what is not answered
+            entry = self._remember(key, entry, deaths, TOLD)
         if entry.bytes:
-            _store_state(entry, TOLD)
             return (
                 f"a driver (pid {pid}) died while it made {int(entry.bytes)} bytes for this attach, so it is "
                 "not tried again. Look whether it was out of memory (dmesg; oom_kill in its cgroup's "
                 "memory.events), and ask for less (slots, slot_bytes, arena, max_message) or raise that "
                 "limit. Attaching again is a new request"
             )
-        if deaths < DEATHS_MAX:
-            return ""
+        died = f"a driver (pid {pid})" if deaths == 1 else f"{deaths} drivers (the last one: pid {pid})"
         return (
-            f"{deaths} drivers died while they served this request, the last one was pid {pid}: it is not "
-            "served again. See why they died (their log, dmesg). Asking again is a new request"
+            f"{died} died while serving this request. The request may have been the cause, so it is not "
+            "served again: see the driver's log and dmesg. Asking again is a new request"
         )
 
     def _untold_like(self, request: Request) -> Any | None:
-        if request.kind != lib.SHMD_REQUEST_ATTACH or request.raw.role != lib.SHMD_ROLE_PRODUCER:
+        if not self._died or request.kind != lib.SHMD_REQUEST_ATTACH:
             return None
+        wanted = _attach_hash(request)
         for (client_id, _), entry in self._died.items():
-            is_like = client_id == request.client_id and int(entry.stream_hash) == _hash(request.stream)
-            if is_like and entry.bytes and int(entry.state) == NOTED:
+            is_like = client_id == request.client_id and int(entry.stream_hash) == wanted
+            if is_like and int(entry.state) == NOTED:
                 return entry
         return None
 
-    def _remember(self, note: Any, now_ns: int) -> None:
-        key = _key(note)
+    def _remember(self, key: tuple[int, int], found: Any, deaths: int, state: int) -> Any:
+        """Keeps what is ``found`` about a request in its entry, or in place of the oldest; that entry."""
+        size, stream_hash, pid, died_ns = found.bytes, found.stream_hash, found.driver_pid, found.died_ns
         entry = self._died.get(key)
-        size, deaths = int(note.bytes), int(note.deaths) + 1
         if entry is None:
             entry = min(self._remembered, key=lambda known: int(known.died_ns) if known.state else -1)
             self._died.pop(_key(entry), None)
             _store_state(entry, FREE)
-            entry.stream_hash = 0
-        else:
-            size = max(size, int(entry.bytes))
-        entry.driver_pid, entry.died_ns = self._authority.base.driver_pid, now_ns
-        entry.stream_hash = note.stream_hash or entry.stream_hash
-        _fill(entry, *key, size, deaths)
-        _store_state(entry, NOTED)
+            entry.bytes = 0
+        entry.driver_pid, entry.died_ns, entry.stream_hash = pid, died_ns, stream_hash
+        _fill(entry, *key, max(int(size), int(entry.bytes)), deaths)
+        _store_state(entry, state)
         self._died[key] = entry
+        return entry
+
+    def _is_granted(self, entry: Any) -> bool:
+        """Whether the lease or the client that this request asked for stands in the tables."""
+        clients, leases = self._tables.clients, self._tables.leases
+        correlation_id = int(entry.correlation_id)
+        return bool(clients.of_hello(correlation_id) or leases.by_correlation(correlation_id))
 
 
 def _key(entry: Any) -> tuple[int, int]:
@@ -170,9 +194,12 @@ def _fill(entry: Any, client_id: int, correlation_id: int, size: int, deaths: in
     entry.bytes, entry.deaths = size, deaths
 
 
-def _hash(stream: str) -> int:
-    name = stream.encode()
-    return int(lib.shmd_hash(name, len(name), 0))
+def _attach_hash(request: Request) -> int:
+    """Of an attach's stream and role; 0 for other requests."""
+    if request.kind != lib.SHMD_REQUEST_ATTACH:
+        return 0
+    name = request.stream.encode()
+    return int(lib.shmd_hash(name, len(name), int(request.raw.role)))
 
 
 def _store_state(entry: Any, state: int) -> None:
