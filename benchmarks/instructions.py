@@ -9,6 +9,7 @@ reading, less publishing.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -67,11 +68,17 @@ def a_message(instance: str, work: Work, *, consumers: int) -> float:
     return (many - count(instance, work, consumers=consumers, messages=_MESSAGES)) / _MESSAGES
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.instructions", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    default = ROOT / "build" / "bench" / "instructions.json"
+    parser.add_argument("file", nargs="?", type=Path, default=default, help="where the counts go, as JSON")
+    target: Path = parser.parse_args(arguments).file
     if shutil.which("valgrind") is None:
         print("instruction counts need valgrind, which is not installed", file=sys.stderr)
         return 1
-    target = Path(arguments[0]) if arguments else ROOT / "build" / "bench" / "instructions.json"
     found: dict[str, dict[str, float]] = {}
     with DriverProcess("bench-instructions", _MAX_BYTES) as driver:
         for work in WORKS:
@@ -87,4 +94,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -9,6 +9,7 @@ A packed corpus is the inputs one after the other, shortest first, each behind i
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import sys
 from pathlib import Path
@@ -34,21 +35,24 @@ def unpacked(corpus: bytes) -> list[bytes]:
     return inputs
 
 
-def main(arguments: list[str]) -> int:
-    match arguments:
-        case ["unpack", corpus, folder]:
-            out = Path(folder)
-            out.mkdir(parents=True, exist_ok=True)
-            for data in unpacked(Path(corpus).read_bytes()):
-                (out / hashlib.sha1(data, usedforsecurity=False).hexdigest()).write_bytes(data)
-        case ["pack", folder, corpus]:
-            inputs = [path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()]
-            Path(corpus).write_bytes(packed(inputs))
-        case _:
-            print(__doc__, file=sys.stderr)
-            return 2
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("unpack", "pack"))
+    parser.add_argument("source", type=Path, help="the corpus to unpack, or the folder to pack")
+    parser.add_argument("target", type=Path)
+    options = parser.parse_args()
+    if options.what == "unpack":
+        options.target.mkdir(parents=True, exist_ok=True)
+        for data in unpacked(options.source.read_bytes()):
+            name = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+            (options.target / name).write_bytes(data)
+    else:
+        inputs = [path.read_bytes() for path in sorted(options.source.iterdir()) if path.is_file()]
+        options.target.write_bytes(packed(inputs))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

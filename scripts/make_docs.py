@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pkgutil
 import sys
 from pathlib import Path
@@ -20,7 +21,9 @@ def submodules() -> list[str]:
 
 
 def main() -> int:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/docs")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("build/docs"), help="of the pages")
+    folder = parser.parse_args().folder
     for name in shmdriver.__all__:
         vars(shmdriver)[name] = getattr(
             shmdriver, name

@@ -10,6 +10,7 @@ CPU is what the kernel's scheduler counted. The load of the machine shows in all
 
 from __future__ import annotations
 
+import argparse
 import os
 import secrets
 import signal
@@ -309,6 +310,9 @@ def idling(instance: str) -> None:
 
 def main() -> int:
     """Prints all figures."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     name = f"measured-{os.getpid()}-{secrets.token_hex(3)}"
     os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp")  # noqa: S108 -- for a token that nobody uses
     starting(f"{name}-a")

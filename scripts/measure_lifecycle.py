@@ -7,6 +7,7 @@ Medians of several rounds; the load of the machine shows in them. Memory is what
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
@@ -131,6 +132,9 @@ def a_machine_each(count: int) -> None:
 
 def main() -> int:
     """Prints all figures."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     ours()
     stock()
     a_machine_each(100)

@@ -94,6 +94,21 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def full_pipe() -> Iterator[tuple[int, int]]:
+    """A pipe that takes nothing more: its reading end, and its writing end, which blocks."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    try:
+        while os.write(writing, b"\n" * 4096):
+            pass
+    except BlockingIOError:
+        os.set_blocking(writing, True)
+    yield reading, writing
+    os.close(writing)
+    os.close(reading)
+
+
+@pytest.fixture
 def make_instance_name() -> Callable[[], str]:
     """For tests with several instances: every call returns a new name."""
     return lambda: f"{PREFIX}-{secrets.token_hex(3)}"

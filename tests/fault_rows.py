@@ -178,6 +178,13 @@ _TRIED = (
     (72, "closed and ended things fill the tables or the memory",
      "given up before anything is refused; memory that is just being unmapped counts",
      "small limits, a held-up unmapping"),
+    (73, "a consumer whose latency counts, at the heels of a fast producer",
+     '`pace="eager"` never holds still; auto only after a flow', "flows, holds counted"),
+    (74, "a driver that does not tick while it is idle",
+     "an idle check that finds nothing is right, is counted apart, and can be switched off",
+     "all that a tick sees to, simulation"),
+    (75, "a program whose connections, attaches and losses nobody watches",
+     "told to the logger `shmdriver`, with the reason; messages are not", "restarts, laps"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

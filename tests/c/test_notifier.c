@@ -132,59 +132,74 @@ static void test_ends_revocations_and_new_epochs_make_an_fd_readable(void)
     stop(&rig);
 }
 
+/* A full ring, and the fd of its consumer. */
+typedef struct full {
+    rig_t rig;
+    shmd_producer *producer;
+    shmd_consumer *consumer;
+    int fd;
+} full_t;
+
+static void full_start(full_t *f)
+{
+    rig_start(&f->rig, 64, 64, 0, 0);
+    f->producer = rig_producer(&f->rig);
+    f->consumer = rig_consumer(&f->rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SLEEP, 0, 0);
+    f->fd = watched(f->consumer);
+    for (uint64_t i = 0; i < 64; i++)
+        CHECK_EQ(shmd_publish(f->producer, &i, sizeof i, 0), SHMD_OK);
+}
+
+static void full_stop(full_t *f)
+{
+    end(f->consumer, f->fd);
+    rig_producer_free(f->producer);
+    stop(&f->rig);
+}
+
+/* Views are held from that seq on. */
+static int64_t fetch(full_t *f, uint64_t hold_seq, uint64_t timeout_ns)
+{
+    unsigned char out[8192];
+    shmd_batch_t batch;
+    return shmd_guarded_fetch(f->consumer, hold_seq, 64, timeout_ns, out, sizeof out, &batch);
+}
+
 /* As a view that Python lets go of: the gate is behind what was read, and nothing is left to read. */
 static void test_a_producer_held_back_by_views_that_are_gone_makes_the_fd_readable(void)
 {
-    rig_t rig;
-    rig_start(&rig, 64, 64, 0, 0);
-    shmd_producer *p = rig_producer(&rig);
-    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SLEEP, 0, 0);
-    unsigned char out[8192];
-    shmd_batch_t batch;
-    int fd = watched(c);
-    for (uint64_t i = 0; i < 64; i++)
-        CHECK_EQ(shmd_publish(p, &i, sizeof i, 0), SHMD_OK);
-    CHECK_EQ(shmd_guarded_fetch(c, 0, 64, 0, out, sizeof out, &batch), 64); /* seq 0 is held, and so are all */
-    CHECK(is_readable(fd, 0)); /* the run is not used up */
-    CHECK_EQ(shmd_guarded_settle(c), 0);
-    CHECK(!is_readable(fd, 0));
-    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED);
-    CHECK(is_readable(fd, 10000));
+    full_t f;
+    full_start(&f);
+    CHECK_EQ(fetch(&f, 0, 0), 64); /* seq 0 is held, and so are all */
+    CHECK(is_readable(f.fd, 0)); /* the run is not used up */
+    CHECK_EQ(shmd_guarded_settle(f.consumer), 0);
+    CHECK(!is_readable(f.fd, 0));
+    CHECK_EQ(shmd_publish(f.producer, "x", 1, 0), SHMD_BACK_PRESSURED);
+    CHECK(is_readable(f.fd, 10000));
     for (int tries = 0; tries < 3; tries++) { /* still held: told again, less and less often */
-        CHECK_EQ(shmd_guarded_fetch(c, 0, 64, 0, out, sizeof out, &batch), 0);
-        CHECK(is_readable(fd, 10000));
+        CHECK_EQ(fetch(&f, 0, 0), 0);
+        CHECK(is_readable(f.fd, 10000));
     }
-    CHECK_EQ(shmd_guarded_fetch(c, 0, 64, 1, out, sizeof out, &batch), SHMD_E_VIEWS_HELD);
-    CHECK_EQ(shmd_guarded_fetch(c, UINT64_MAX, 64, 0, out, sizeof out, &batch), 0);
-    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_OK);
-    CHECK(is_readable(fd, 10000));
-    CHECK_EQ(shmd_guarded_fetch(c, UINT64_MAX, 64, 0, out, sizeof out, &batch), 1);
-    CHECK(!is_readable(fd, 0));
-    end(c, fd);
-    rig_producer_free(p);
-    stop(&rig);
+    CHECK_EQ(fetch(&f, 0, 1), SHMD_E_VIEWS_HELD);
+    CHECK_EQ(fetch(&f, UINT64_MAX, 0), 0);
+    CHECK_EQ(shmd_publish(f.producer, "x", 1, 0), SHMD_OK);
+    CHECK(is_readable(f.fd, 10000));
+    CHECK_EQ(fetch(&f, UINT64_MAX, 0), 1);
+    CHECK(!is_readable(f.fd, 0));
+    full_stop(&f);
 }
 
 /* The producer comes to wait while nobody sleeps for the fd, and the thread sleeps for minutes. */
 static void test_a_producer_held_back_before_the_fd_is_armed_makes_it_readable(void)
 {
-    rig_t rig;
-    rig_start(&rig, 64, 64, 0, 0);
-    shmd_producer *p = rig_producer(&rig);
-    shmd_consumer *c = rig_consumer(&rig, 0, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SLEEP, 0, 0);
-    unsigned char out[8192];
-    shmd_batch_t batch;
-    int fd = watched(c);
-    for (uint64_t i = 0; i < 64; i++)
-        CHECK_EQ(shmd_publish(p, &i, sizeof i, 0), SHMD_OK);
-    CHECK(is_readable(fd, 10000));
-    CHECK_EQ(shmd_guarded_fetch(c, 0, 64, 0, out, sizeof out, &batch), 64); /* all are held */
-    CHECK_EQ(shmd_publish(p, "x", 1, 0), SHMD_BACK_PRESSURED);
-    CHECK_EQ(shmd_guarded_settle(c), 0);
-    CHECK(is_readable(fd, 10000));
-    end(c, fd);
-    rig_producer_free(p);
-    stop(&rig);
+    full_t f;
+    full_start(&f);
+    CHECK(is_readable(f.fd, 10000));
+    CHECK_EQ(fetch(&f, 0, 0), 64); /* all are held */
+    CHECK_EQ(shmd_publish(f.producer, "x", 1, 0), SHMD_BACK_PRESSURED);
+    CHECK_EQ(shmd_guarded_settle(f.consumer), 0);
+    CHECK(is_readable(f.fd, 10000));
+    full_stop(&f);
 }
 
 /* ---- between threads ----------------------------------------------------------------------- */

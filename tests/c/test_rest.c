@@ -1,4 +1,5 @@
-/* The look in place of a lease check: what lets a driver sleep on, and what does not. Time is a number. */
+/* The look in place of a lease check: what lets a driver sleep on, and what does not. Time is a number.
+ * fault: 74 (all that only a tick sees to, one after the other) */
 #include "rig.h"
 
 enum { STALLED_NS = 1000, CHECK_NS = 100, GAP_NS = 5000 };

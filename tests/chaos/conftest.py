@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import build_ffi
 from tests.chaos.stage import Stage, Zygote
 
 
 @pytest.fixture(scope="module")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     """Forks processes with the library as it is."""
-    zygote = Zygote(tmp_path_factory.mktemp("runtime"))
-    yield zygote
-    zygote.close()
+    with closing(Zygote(tmp_path_factory.mktemp("runtime"))) as zygote:
+        yield zygote
+
+
+@pytest.fixture(scope="module")
+def striking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Forks processes whose native module has failpoints."""
+    native = build_ffi.build_failpoints()
+    with closing(Zygote(tmp_path_factory.mktemp("runtime"), native=native)) as zygote:
+        yield zygote
 
 
 @pytest.fixture

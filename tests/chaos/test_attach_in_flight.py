@@ -17,11 +17,8 @@ from shmdriver.driver.segments import authority_name, collect
 from shmdriver.driver.shm import object_path, unlink_segment
 from shmdriver.errors import DriverUnavailable
 from tests.chaos.stage import PATIENCE_S, Stage, Zygote, wait_until
-from tests.chaos.test_faults import striking
 from tests.driver_rig import View
 from tests.integration.test_client_processes import in_child
-
-__all__ = ["striking"]
 
 NEVER_S = 86_400.0  # nothing here ends because time is over
 

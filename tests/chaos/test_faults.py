@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import build_ffi
 from tests.chaos.stage import Stage, Zygote, moves_on, received, wait_until
 from tests.chaos.visitors import usage
 
 SMALL = {"slots": 256}
 RESIDENT_GROWTH_KIB = 4096  # of a driver or client in any number of rounds: allocators keep some pages
-
-
-@pytest.fixture(scope="module")
-def striking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """Forks processes whose native module has failpoints."""
-    zygote = Zygote(tmp_path_factory.mktemp("runtime"), native=build_ffi.build_failpoints())
-    yield zygote
-    zygote.close()
 
 
 # ---- drivers

@@ -11,13 +11,12 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-import build_ffi
 from tests.chaos.driver_lanes import DriverLane, EndsLane
 from tests.chaos.lanes import DEFECTS, ConsumerLane, ProducerLane, Tally
 from tests.chaos.plan import CONSUMER, DRIVER, ENDS, PLACES, PRODUCER, Place, names_in_sources
@@ -27,14 +26,6 @@ from tests.fault_plugin import save
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 KILLS = int(os.environ.get("CHAOS_KILLS", "10000"))
 LaneType = type[ProducerLane | ConsumerLane | DriverLane | EndsLane]
-
-
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """Forks processes whose native module has failpoints."""
-    zygote = Zygote(tmp_path_factory.mktemp("runtime"), native=build_ffi.build_failpoints())
-    yield zygote
-    zygote.close()
 
 
 class Matrix:
@@ -73,8 +64,8 @@ class Matrix:
 
 
 @pytest.fixture
-def matrix(zygote: Zygote, tmp_path: Path, make_instance_name: Callable[[], str]) -> Matrix:
-    return Matrix(zygote, tmp_path, make_instance_name)
+def matrix(striking: Zygote, tmp_path: Path, make_instance_name: Callable[[], str]) -> Matrix:
+    return Matrix(striking, tmp_path, make_instance_name)
 
 
 def test_every_failpoint_of_the_sources_is_in_the_matrix() -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-import build_ffi
 import shmdriver
 from shmdriver.errors import AttachRejected, Reason
 from tests.chaos.stage import PATIENCE_S, Actor, Stage, Zygote, moves_on, wait_until
@@ -101,14 +100,6 @@ class Bystanders:
 def killed(driver: Actor) -> None:
     wait_until(lambda: not driver.alive, "the driver to be killed")
     assert driver.join() == -9, driver.log_text()
-
-
-@pytest.fixture(scope="module")
-def striking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """Forks processes whose native module has failpoints."""
-    zygote = Zygote(tmp_path_factory.mktemp("runtime"), native=build_ffi.build_failpoints())
-    yield zygote
-    zygote.close()
 
 
 @pytest.fixture

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import build_ffi
 from tests.chaos.lanes import DEFECTS
 from tests.chaos.stage import Stage, Zygote, received, wait_until
-from tests.chaos.test_matrix import Matrix
+from tests.chaos.test_matrix import Matrix, matrix
 from tests.chaos.zombies import STOPS, ZombieLane
 from tests.fault_plugin import save
 
+__all__ = ["matrix"]
+
 CYCLES = 1000
 LANES = 4
-
-
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """Forks processes whose native module has failpoints."""
-    zygote = Zygote(tmp_path_factory.mktemp("runtime"), native=build_ffi.build_failpoints())
-    yield zygote
-    zygote.close()
-
-
-@pytest.fixture
-def matrix(zygote: Zygote, tmp_path: Path, make_instance_name: Callable[[], str]) -> Matrix:
-    return Matrix(zygote, tmp_path, make_instance_name)
 
 
 @pytest.mark.fault(5)
@@ -57,9 +45,9 @@ def test_a_thousand_zombies(matrix: Matrix, fault_cycles: Callable[[int], None])
 @pytest.mark.fault(27)
 @pytest.mark.parametrize("point", ["control.claimed", "control.written"])
 def test_claimer_that_stops_before_its_commit_is_passed_over_and_tries_again(
-    zygote: Zygote, tmp_path: Path, instance_name: str, point: str
+    striking: Zygote, tmp_path: Path, instance_name: str, point: str
 ) -> None:
-    with Stage(instance_name, tmp_path, zygote) as stage:
+    with Stage(instance_name, tmp_path, striking) as stage:
         stage.start_driver()
         attach = 2  # its second request
         sleeper = stage.consumer("s", attached=False, failpoint=f"{point}:{attach}:stop")

@@ -10,23 +10,14 @@ from pathlib import Path
 import pytest
 
 import shmdriver
+from tests.c_program import c_program
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 400
 
 
 @pytest.fixture(scope="module")
 def life_cycle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, built as a user builds it: header, library, nothing else."""
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler here")
-    subprocess.run(["make", "-s", "-f", ROOT / "native.mk", "lib"], check=True, cwd=ROOT)
-    program = tmp_path_factory.mktemp("c") / "life_cycle"
-    library = ROOT / "build" / "release" / "libshmdriver.a"
-    source = ROOT / "tests" / "c" / "life_cycle.c"
-    flags = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-pthread"]
-    subprocess.run(["cc", *flags, f"-I{ROOT / 'csrc'}", source, library, "-lrt", "-o", program], check=True)
-    return program
+    return c_program("life_cycle", tmp_path_factory.mktemp("c"), "-O1", "-g")
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     return [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "shmdriver"]
 
 
+@pytest.mark.fault(75, how="a connect, attaches, a thousand messages")
 def test_connections_and_attaches_are_told_and_messages_are_not(client: Any, caplog: Any) -> None:
     caplog.set_level(logging.DEBUG, "shmdriver")
     with (
@@ -47,6 +48,7 @@ def test_connections_and_attaches_are_told_and_messages_are_not(client: Any, cap
     ]
 
 
+@pytest.mark.fault(75, how="a ring lapped before its consumer is closed")
 def test_what_was_lost_is_told_at_the_close(client: Any, caplog: Any) -> None:
     caplog.set_level(logging.INFO, "shmdriver")
     with client.producer("s", slots=64) as out, client.consumer("s", delivery="lossy") as into:
@@ -58,6 +60,7 @@ def test_what_was_lost_is_told_at_the_close(client: Any, caplog: Any) -> None:
     assert ("INFO", f"stream 's': closed, {lost} messages were lost to it") in told(caplog)
 
 
+@pytest.mark.fault(75, how="a driver that is shut down and started again")
 def test_what_is_attached_anew_is_told_with_its_reason_in_words(instance_name: str, caplog: Any) -> None:
     caplog.set_level(logging.INFO, "shmdriver")
     first, second = EmbeddedDriver(instance_name), EmbeddedDriver(instance_name)
@@ -80,6 +83,7 @@ def test_what_is_attached_anew_is_told_with_its_reason_in_words(instance_name: s
         second.stop()
 
 
+@pytest.mark.fault(75, how="a logging handler that puts into a queue of the same client")
 def test_a_handler_may_put_into_a_queue(client: Any) -> None:
     """Its first put attaches, in the handler of a record of this very logger."""
     queue = client.queue("records")
@@ -99,6 +103,7 @@ def test_a_handler_may_put_into_a_queue(client: Any) -> None:
         queue.close()
 
 
+@pytest.mark.fault(75, how="a program that has not set up logging")
 def test_a_program_that_has_not_set_up_logging_sees_nothing(client: Any) -> None:
     program = (
         "import logging, sys, shmdriver\n"

@@ -32,6 +32,7 @@ def holds(client, pace, rounds):
     return 0
 
 
+@pytest.mark.fault(73, how="flows of a thousand records, each read to its end")
 def test_eager_consumer_never_holds_still_where_one_of_pace_auto_does(client):
     assert holds(client, "eager", 300) == 0
     assert holds(client, "auto", 3000) > 0

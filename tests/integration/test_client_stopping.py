@@ -114,6 +114,7 @@ def test_only_a_meant_end_is_clean(client: Any, what: str, number: int, reason: 
     assert end_of(client, PROGRAMS[what], number) == (reason, -signal.SIGINT if code == 130 else code)
 
 
+@pytest.mark.fault(67, how="a second SIGTERM while the first is obeyed")
 def test_a_second_signal_does_what_it_did_before() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped, shmdriver.stop_on_signals(signal.SIGTERM):
@@ -126,6 +127,7 @@ def test_a_second_signal_does_what_it_did_before() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.fault(67, how="a signal that the program had ignored")
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
@@ -135,6 +137,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.fault(67, how="stop_on_signals in another thread than the main one")
 def test_a_thread_that_cannot_handle_signals_is_told_so() -> None:
     told: list[str] = []
 

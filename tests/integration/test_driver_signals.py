@@ -113,24 +113,13 @@ def test_a_tool_that_was_started_with_its_signals_blocked_can_be_stopped(start: 
 
 @pytest.mark.fault(62, how="stderr is a full pipe")
 def test_a_driver_whose_log_nobody_reads_does_all_its_duties(
-    instance: str, environment, start: Starts
+    instance: str, environment, start: Starts, full_pipe: tuple[int, int]
 ) -> None:
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    try:
-        while os.write(writing, b"\n" * 4096):
-            pass
-    except BlockingIOError:
-        os.set_blocking(writing, True)
-    try:
-        driver = start(["-m", "shmdriver", "run", "-i", instance], stderr=writing, env=environment)
-        wait_until(lambda: serves(instance), "the driver to serve")
-        for _ in range(3):
-            with shmdriver.connect(instance) as client, client.producer("s"):
-                driver.send_signal(signal.SIGHUP)  # a hundred lines for nobody
-        driver.send_signal(signal.SIGTERM)
-        assert driver.wait(PATIENCE_S) == 0
-        assert segments(instance) == []
-    finally:
-        os.close(writing)
-        os.close(reading)
+    driver = start(["-m", "shmdriver", "run", "-i", instance], stderr=full_pipe[1], env=environment)
+    wait_until(lambda: serves(instance), "the driver to serve")
+    for _ in range(3):
+        with shmdriver.connect(instance) as client, client.producer("s"):
+            driver.send_signal(signal.SIGHUP)  # a hundred lines for nobody
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(PATIENCE_S) == 0
+    assert segments(instance) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import subprocess
 import sys
 import threading
@@ -53,6 +54,50 @@ def test_errors_of_a_mapping_name_it() -> None:
         EmbeddedDriver(config={"policies": {"lease_timeout": 3}})
     assert "command line" not in str(told.value)
     assert "config=" in str(told.value)
+
+
+# ---- its start in an event loop
+
+
+IN_A_LOOP = """
+import asyncio, contextlib, sys, shmdriver
+
+async def main():
+    stack = contextlib.ExitStack()
+    client = await asyncio.to_thread(stack.enter_context, shmdriver.embedded(sys.argv[1]))
+    try:
+        async with await client.aconsumer("s") as reader, await client.aproducer("s") as out:
+            out.publish(b"x")
+            print(bytes(await reader.aread()), flush=True)
+            await asyncio.get_running_loop().create_future()
+    finally:
+        await asyncio.to_thread(stack.close)
+
+with shmdriver.stop_on_signals() if sys.argv[2] == "recipe" else contextlib.nullcontext():
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.fault(67, how="signals, the embedded driver started and stopped by worker threads of a loop")
+@pytest.mark.parametrize(
+    ("how", "number", "code"),
+    [("recipe", signal.SIGTERM, 0), ("recipe", signal.SIGINT, 0), ("none", signal.SIGINT, -signal.SIGINT)],
+)
+def test_driver_of_a_worker_thread_ends_in_order_on_signals(
+    instance_name: str, how: str, number: int, code: int
+) -> None:
+    command = [sys.executable, "-c", IN_A_LOOP, instance_name, how]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "b'x'\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, errors if code == 0 else "") == (code, ""), errors
+    assert list(Path("/dev/shm").glob(f"shmd.{instance_name}.*")) == []
 
 
 # ---- its crash

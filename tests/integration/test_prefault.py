@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ import pytest
 import shmdriver
 from shmdriver.driver.config import Config
 from shmdriver.driver.shm import ShmSpace
+from tests.c_program import c_program
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 400
 NEED_BYTES = 256 << 20
 FEW = 16  # page faults: the kernel may move pages at any time
@@ -25,16 +24,7 @@ pytestmark = pytest.mark.skipif(ShmSpace.now().free < NEED_BYTES, reason="/dev/s
 
 @pytest.fixture(scope="module")
 def first_lap(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, built as a user builds it: header, library, nothing else."""
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler here")
-    subprocess.run(["make", "-s", "-f", ROOT / "native.mk", "lib"], check=True, cwd=ROOT)
-    program = tmp_path_factory.mktemp("c") / "first_lap"
-    library = ROOT / "build" / "release" / "libshmdriver.a"
-    source = ROOT / "tests" / "c" / "first_lap.c"
-    flags = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2", "-pthread"]
-    subprocess.run(["cc", *flags, f"-I{ROOT / 'csrc'}", source, library, "-lrt", "-o", program], check=True)
-    return program
+    return c_program("first_lap", tmp_path_factory.mktemp("c"), "-O2")
 
 
 @contextmanager

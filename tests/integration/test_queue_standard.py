@@ -46,6 +46,7 @@ def put_all(queue, items):
         queue.put(item)
 
 
+@pytest.mark.fault(53, how="read-only arrays of each order and size, put into both queues")
 @pytest.mark.parametrize("bytes_each", [8, 100_000])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_a_read_only_array_arrives_writable(make, bytes_each, order):

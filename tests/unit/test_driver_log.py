@@ -4,28 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 
 import pytest
 
 from shmdriver.driver.log import LINES_MAX, Log
 
 SAID = re.compile(rb" shmdriver (\d+) lines of this log are lost")
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe that is full: (its reading end, its writing end)."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    try:
-        while os.write(writing, b"\n" * 4096):
-            pass
-    except BlockingIOError:
-        os.set_blocking(writing, True)
-    yield reading, writing
-    os.close(writing)
-    os.close(reading)
 
 
 def lines_until_all_are_accounted_for(reading: int, written: int) -> tuple[list[bytes], int]:
@@ -42,8 +26,8 @@ def lines_until_all_are_accounted_for(reading: int, written: int) -> tuple[list[
 
 @pytest.mark.fault(62, how="a pipe that is full")
 @pytest.mark.parametrize("blocks", [True, False])
-def test_a_reader_that_stalls_holds_nobody_up_and_lost_lines_are_counted(pipe, blocks: bool) -> None:
-    reading, writing = pipe
+def test_a_reader_that_stalls_holds_nobody_up_and_lost_lines_are_counted(full_pipe, blocks: bool) -> None:
+    reading, writing = full_pipe
     os.set_blocking(writing, blocks)
     written = LINES_MAX + 100
     with Log(writing) as log:
@@ -56,8 +40,8 @@ def test_a_reader_that_stalls_holds_nobody_up_and_lost_lines_are_counted(pipe, b
         assert lines_until_all_are_accounted_for(reading, 1) == ([b"line 0"], 0)
 
 
-def test_a_reader_that_is_gone_stops_nothing(pipe) -> None:
-    _, writing = pipe
+def test_a_reader_that_is_gone_stops_nothing(full_pipe) -> None:
+    _, writing = full_pipe
     reading, other = os.pipe()
     os.close(reading)
     with Log(other) as log:
@@ -69,7 +53,7 @@ def test_a_reader_that_is_gone_stops_nothing(pipe) -> None:
         log("last words")
 
 
-def test_nobody_forges_lines(pipe) -> None:
+def test_nobody_forges_lines() -> None:
     reading, writing = os.pipe()
     with Log(writing) as log:
         log("one\nline\x1b[31m of text")

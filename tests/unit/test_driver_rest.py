@@ -42,6 +42,7 @@ def rests_later(rig: Rig) -> bool:
     return rests(rig.driver, rig.clock.now_ns)
 
 
+@pytest.mark.fault(74, how="a hundred idle checks of a healthy driver")
 def test_healthy_driver_with_streams_rests_and_lives_for_all_to_see(rig: Rig) -> None:
     client = settled(rig)
     ticks, checks = rig.counter("TICKS"), rig.counter("IDLE_CHECKS")
@@ -54,6 +55,7 @@ def test_healthy_driver_with_streams_rests_and_lives_for_all_to_see(rig: Rig) ->
     assert rig.client_state(client) == lib.SHMD_CLIENT_ALIVE
 
 
+@pytest.mark.fault(74, how="a client that falls silent")
 def test_rest_ends_when_a_client_has_been_silent_and_the_tick_shows_it(rig: Rig) -> None:
     client = settled(rig)
     client.beat()
@@ -67,6 +69,7 @@ def test_rest_ends_when_a_client_has_been_silent_and_the_tick_shows_it(rig: Rig)
     assert not rests_later(rig)  # until it is gone or back
 
 
+@pytest.mark.fault(74, how="tickless_idle switched off")
 def test_without_tickless_idle_each_lease_check_is_a_tick(instance_name: str) -> None:
     rig = Rig(instance_name, policies__tickless_idle=False, policies__announce_interval_ms=60_000)
     try:
@@ -131,6 +134,7 @@ def _attach_unconfirmed(rig: Rig, client: Requester) -> None:
     rig.tick(2 * CHECK_MS)
 
 
+@pytest.mark.fault(74, how="each of what only a tick sees to, right before an idle check")
 @pytest.mark.parametrize(
     "disturb",
     [
@@ -148,6 +152,7 @@ def test_rest_ends_with_everything_that_only_a_tick_sees_to(
     assert not rests_later(rig)
 
 
+@pytest.mark.fault(74, how="a gate moved past its ring")
 def test_rest_ends_with_a_gate_that_is_impossible_and_the_tick_revokes(rig: Rig) -> None:
     client = settled(rig)
     consumer = client.consume()
@@ -163,6 +168,7 @@ def test_rest_ends_with_a_gate_that_is_impossible_and_the_tick_revokes(rig: Rig)
     assert rig.lease_state(consumer) == lib.SHMD_LEASE_REVOKED
 
 
+@pytest.mark.fault(74, how="a producer that evicts is held back")
 def test_rest_ends_when_a_producer_that_evicts_is_held_back(rig: Rig) -> None:
     client = settled(rig)
     consumer = client.consume()
@@ -180,6 +186,7 @@ def test_rest_ends_when_a_producer_that_evicts_is_held_back(rig: Rig) -> None:
         assert rests_later(rig)
 
 
+@pytest.mark.fault(74, how="a consumer that leaves a sealed epoch, and the end of its grace")
 def test_rest_beside_a_sealed_epoch_ends_when_a_consumer_leaves_it_and_when_its_grace_is_over(
     rig: Rig,
 ) -> None:

@@ -505,8 +505,9 @@ def embedded(
 
     ``instance`` is a private name unless given; children reach the driver by the client. ``config``: a
     mapping as a TOML file makes it (``{"shm": {"max_bytes": "64 MiB"}}``), or the path of such a file. On
-    exit the client closes, then the driver stops and leaves nothing in /dev/shm. Entering raises ConfigError,
-    DriverAlreadyRunning, ShmDriverError.
+    exit the client closes, then the driver stops and leaves nothing in /dev/shm. Both ends of the block wait
+    for the driver: an asyncio program enters it before its loop, or in a worker thread. Entering raises
+    ConfigError, DriverAlreadyRunning, ShmDriverError.
     """
     return _Embedded(instance, config)
 
