@@ -1016,7 +1016,11 @@ int64_t shmd_guarded_claim(shmd_producer *producer, uint32_t length);
     /* where in the slots it lies (in the arena when length is above inline_max), or a negative code */
 int shmd_guarded_commit(shmd_producer *producer, uint32_t length, uint16_t type, uint16_t flags);
 int shmd_guarded_abort(shmd_producer *producer);
+typedef struct shmd_word { const uint32_t *word; uint32_t seen; } shmd_word_t; /* a futex word, and the value with which one sleeps on it */
+
 int shmd_guarded_wait_room(shmd_producer *producer, uint32_t length, uint64_t timeout_ns);
+int shmd_guarded_wait_room_or(shmd_producer *producer, uint32_t length, uint64_t timeout_ns, const shmd_word_t *other);
+    /* also ends, as at the timeout, once `other` is not what was seen; whoever changes it wakes it */
 int shmd_producer_sleep(const shmd_producer *producer, const uint32_t *word, uint32_t seen, uint64_t timeout_ns);
     /* from any thread: as shmd_futex_wait, and a close of the producer ends it: SHMD_E_CLOSED then, or from the next call on */
 int64_t shmd_guarded_unread(shmd_producer *producer, uint64_t bound);
@@ -1039,7 +1043,9 @@ int64_t shmd_guarded_fetch_records(shmd_consumer *consumer, uint64_t hold_seq, u
        whose mapping batch->mapping_serial names; 0 and another name there: the next message is of that one. limit 0: 1 when there is a message, which stays */
 int shmd_guarded_release(shmd_consumer *consumer, uint64_t hold_seq);    /* advances the gate only */
 int shmd_guarded_wait(shmd_consumer *consumer, uint64_t timeout_ns);
-int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns);
+int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns, const shmd_word_t *others, uint32_t count);
+    /* also ends, as at the timeout, once one of `others` is not what was seen, or a producer waits for places that the callers hold:
+       they tell their holds anew then. As long as one waits for that already, after 50 ms */
 uint64_t shmd_consumer_count(const shmd_consumer *consumer, uint64_t types);
     /* from any thread: how many messages that it has not read, in the epoch that is mapped, have a type whose last 6 bits are in
        `types`, one bit a type */

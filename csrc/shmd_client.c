@@ -265,7 +265,9 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
         sleeps++; /* at once: the driver may need this very core to answer */
         /* Whoever is interrupted asks anew, and what the driver was making for it is given up: with signals more often than
          * the driver answers that would never end, so it gets a while first. */
-        uint64_t slice_ns = shmd_client_waits(client, now, shmd_min(deadline_ns - now, is_full ? FULL_NS : LOOK_NS));
+        /* An answer wakes; the death of a driver and a slot that is freed are looked for. */
+        uint64_t slice_ns = shmd_look_pause(now - began_ns, is_full ? FULL_NS : LOOK_NS, RESEND_NS);
+        slice_ns = shmd_client_waits(client, now, shmd_min(deadline_ns - now, slice_ns));
         if (shmd_futex_wait(&client->authority->event_word, seen, slice_ns) == SHMD_E_INTERRUPTED &&
             now - began_ns >= UNINTERRUPTED_NS)
             return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver");
@@ -438,42 +440,57 @@ static void unmap_authority(shmd_client *client)
     client->authority_fd = -1;
 }
 
-enum { LOOK_AGAIN_NS = 2000000 };
+/* Nobody wakes a client that waits for a driver to start, or to mend what is damaged: it looks. */
+static int sleep_before_look(uint64_t began_ns, uint64_t deadline_ns, const char *what)
+{
+    enum { LOOK_AGAIN_NS = 2000000 };
+    static const uint32_t nothing = 0;
+    uint64_t now = shmd_now_ns();
+    uint64_t slice_ns = shmd_look_pause(now - began_ns, LOOK_AGAIN_NS, SHMD_LONG_WAIT_NS);
+    slice_ns = shmd_min(slice_ns, deadline_ns > now ? deadline_ns - now : 0);
+    if (shmd_futex_wait(&nothing, 0, slice_ns) == SHMD_E_INTERRUPTED)
+        return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver%s", what);
+    return SHMD_OK;
+}
 
 /* A driver that starts, or hands over to its successor, is waited for; one that is not there or dead is not. */
 static int await_authority(shmd_client *client, uint64_t deadline_ns)
 {
-    static const uint32_t nothing = 0;
+    uint64_t began_ns = shmd_now_ns();
     for (;;) {
         int is_between = 0;
         int rc = map_authority(client, &is_between);
         if (rc == SHMD_OK || !is_between || shmd_now_ns() >= deadline_ns)
             return rc;
         unmap_authority(client);
-        if (shmd_futex_wait(&nothing, 0, LOOK_AGAIN_NS) == SHMD_E_INTERRUPTED)
-            return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver");
+        rc = sleep_before_look(began_ns, deadline_ns, "");
+        if (rc != SHMD_OK)
+            return rc;
     }
 }
+
+static const char TO_MEND[] = " to mend its control segment";
 
 /* Every client can write that page. A driver that lives mends a header that somebody wrote over: at its next lease check. */
 static int await_control_header(const shmd_client *client, uint64_t deadline_ns)
 {
-    static const uint32_t nothing = 0;
+    uint64_t began_ns = shmd_now_ns();
     for (;;) {
         int rc = shmd_header_check(client->control, client->control_bytes, SHMD_SEGMENT_CONTROL, client->boot_id, 0, 0);
         if (rc == SHMD_OK || shmd_now_ns() >= deadline_ns)
             return rc;
         if (!may_answer(client))
             return SHMD_E_DRIVER_UNAVAILABLE;
-        if (shmd_futex_wait(&nothing, 0, LOOK_AGAIN_NS) == SHMD_E_INTERRUPTED)
-            return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver to mend its control segment");
+        rc = sleep_before_look(began_ns, deadline_ns, TO_MEND);
+        if (rc != SHMD_OK)
+            return rc;
     }
 }
 
 /* Any client can truncate it, likewise. */
 static int open_control(shmd_client *client, uint64_t deadline_ns)
 {
-    static const uint32_t nothing = 0;
+    uint64_t began_ns = shmd_now_ns();
     for (;;) {
         int fd = shmd_segment_open(client->tables.control_name, 1, &client->control_bytes);
         if (fd < 0 || client->control_bytes == shmd_control_footprint(client->tables.client_max, client->tables.lease_max))
@@ -484,8 +501,9 @@ static int open_control(shmd_client *client, uint64_t deadline_ns)
         if (shmd_now_ns() >= deadline_ns)
             return shmd_fail(SHMD_E_LAYOUT, "control segment %s has %llu bytes, and the authority's counts make %llu: somebody truncated it", client->tables.control_name,
                              (unsigned long long)client->control_bytes, (unsigned long long)shmd_control_footprint(client->tables.client_max, client->tables.lease_max));
-        if (shmd_futex_wait(&nothing, 0, LOOK_AGAIN_NS) == SHMD_E_INTERRUPTED)
-            return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver to mend its control segment");
+        int rc = sleep_before_look(began_ns, deadline_ns, TO_MEND);
+        if (rc != SHMD_OK)
+            return rc;
     }
 }
 

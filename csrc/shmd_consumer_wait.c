@@ -209,12 +209,35 @@ static void add_change_words(sleep_set_t *set, shmd_consumer **consumers, size_t
     }
 }
 
+/* How many of them keep a producer waiting for places that their callers hold. */
+static int count_held(shmd_consumer **consumers, size_t n)
+{
+    int held = 0;
+    for (size_t i = 0; i < n; i++)
+        held += shmd_consumer_blocks_itself(consumers[i]);
+    return held;
+}
+
+/* What ends a wait beside its consumers. */
+typedef struct wait_ends {
+    const shmd_word_t *others; /* H3: words of the caller's */
+    uint32_t count;
+    int held;                  /* B1: more than so many that keep a producer waiting */
+} wait_ends_t;
+
+static int has_ended(shmd_consumer **consumers, size_t n, const wait_ends_t *ends)
+{
+    return shmd_words_changed(ends->others, ends->count) || count_held(consumers, n) > ends->held;
+}
+
 /* As sleep_once, for all of them at a time. Those that nobody wakes, and those beyond what the
  * kernel takes, are looked at every look_ns. */
-static int sleep_for_any(shmd_consumer **consumers, size_t n, uint64_t slice_ns, uint64_t look_ns)
+static int sleep_for_any(shmd_consumer **consumers, size_t n, const wait_ends_t *ends, uint64_t slice_ns, uint64_t look_ns)
 {
     sleep_set_t set = {.count = 0, .slice_ns = slice_ns};
     add_change_words(&set, consumers, n, look_ns);
+    for (uint32_t i = 0; i < ends->count; i++)
+        add_word(&set, ends->others[i].word, ends->others[i].seen, look_ns);
     for (size_t i = 0; i < n; i++) {
         uint32_t seen = 0;
         const uint32_t *word = shmd_consumer_announce(consumers[i], &seen);
@@ -227,7 +250,7 @@ static int sleep_for_any(shmd_consumer **consumers, size_t n, uint64_t slice_ns,
         add_word(&set, &consumers[i]->closing, SHMD_HANDLE_OPEN, FIRST_SLICE_NS); /* H2 */
     shmd_fence_seq_cst(); /* W1: all flags before this, another look at all after */
     int rc = SHMD_OK;
-    if (!count_ready(consumers, n))
+    if (!count_ready(consumers, n) && !has_ended(consumers, n, ends))
         rc = shmd_futex_wait_any(set.words, set.count, set.slice_ns, LOOK_NS_MAX);
     for (size_t i = 0; i < n; i++)
         retract(consumers[i]);
@@ -243,10 +266,11 @@ static uint64_t shortest_slice(shmd_consumer **consumers, size_t n)
     return slice_ns;
 }
 
-int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
+int shmd_wait_many_or(shmd_consumer **consumers, size_t n, uint64_t timeout_ns, const shmd_word_t *others, uint32_t count)
 {
-    enum { SPINS = 200 };
-    uint64_t deadline_ns = shmd_deadline(timeout_ns);
+    enum { SPINS = 200, HELD_NS = 50000000 }; /* nobody tells that views have gone; only a look of their owner moves the gate */
+    wait_ends_t ends = {.others = others, .count = count, .held = count_held(consumers, n)};
+    uint64_t deadline_ns = shmd_deadline(ends.held == 0 ? timeout_ns : shmd_min(timeout_ns, HELD_NS));
     uint64_t look_ns = LOOK_NS_MIN;
     uint32_t spins = shortest_slice(consumers, n) == FIRST_SLICE_NS ? SPINS : 0;
     for (uint32_t round = 0;; round++) {
@@ -259,7 +283,7 @@ int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
         uint64_t now = shmd_now_ns(), limit_ns = SHMD_LONG_WAIT_NS;
         for (size_t i = 0; i < n; i++) /* they may be of several clients */
             limit_ns = shmd_client_waits(consumers[i]->client, now, limit_ns);
-        if (ready != 0 || n == 0 || now >= deadline_ns)
+        if (ready != 0 || n + count == 0 || now >= deadline_ns || has_ended(consumers, n, &ends))
             return ready;
         for (size_t i = 0; i < n; i++)
             if (round == 0 || consumers[i]->slack != 0)
@@ -272,11 +296,16 @@ int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
             (void)shmd_consumer_over(consumers[i], now);
         uint64_t slice_ns = shortest_slice(consumers, n);
         limit_ns = shmd_min(limit_ns, deadline_ns - now);
-        int rc = sleep_for_any(consumers, n, shmd_min(limit_ns, slice_ns), look_ns);
+        int rc = sleep_for_any(consumers, n, &ends, shmd_min(limit_ns, slice_ns), look_ns);
         if (rc == SHMD_E_INTERRUPTED)
             return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal");
         for (size_t i = 0; i < n && rc == SHMD_E_TIMEOUT && slice_ns <= limit_ns; i++)
             consumers[i]->slice_ns = shmd_longer(slice_ns);
         look_ns = shmd_min(look_ns * 2, LOOK_NS_MAX);
     }
+}
+
+int shmd_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
+{
+    return shmd_wait_many_or(consumers, n, timeout_ns, NULL, 0);
 }

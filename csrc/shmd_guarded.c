@@ -172,14 +172,19 @@ int shmd_guarded_abort(shmd_producer *p)
     return rc;
 }
 
-int shmd_guarded_wait_room(shmd_producer *p, uint32_t length, uint64_t timeout_ns)
+int shmd_guarded_wait_room_or(shmd_producer *p, uint32_t length, uint64_t timeout_ns, const shmd_word_t *other)
 {
     int rc = enter_producer(p);
     if (rc != SHMD_OK)
         return rc;
-    rc = shmd_producer_wait_room(p, length, timeout_ns);
+    rc = shmd_producer_wait_room_or(p, length, timeout_ns, other);
     shmd_handle_leave(&p->busy);
     return rc;
+}
+
+int shmd_guarded_wait_room(shmd_producer *p, uint32_t length, uint64_t timeout_ns)
+{
+    return shmd_guarded_wait_room_or(p, length, timeout_ns, NULL);
 }
 
 int64_t shmd_guarded_unread(shmd_producer *p, uint64_t bound)

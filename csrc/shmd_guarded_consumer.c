@@ -362,7 +362,7 @@ void shmd_guarded_idle(shmd_consumer *c)
     shmd_handle_leave(&c->busy);
 }
 
-int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns)
+int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout_ns, const shmd_word_t *others, uint32_t count)
 {
     size_t entered = 0;
     int rc = SHMD_OK;
@@ -371,7 +371,7 @@ int shmd_guarded_wait_many(shmd_consumer **consumers, size_t n, uint64_t timeout
         entered += rc == SHMD_OK;
     }
     if (rc == SHMD_OK)
-        rc = shmd_wait_many(consumers, n, timeout_ns);
+        rc = shmd_wait_many_or(consumers, n, timeout_ns, others, count);
     while (entered > 0) {
         shmd_watch_resume(consumers[--entered]);
         shmd_handle_leave(&consumers[entered]->busy);

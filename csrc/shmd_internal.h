@@ -220,12 +220,14 @@ void shmd_client_mend(shmd_client *client);         /* maps a damaged control se
  * there. */
 enum { SHMD_LONG_WAIT_NS = 1000000000 };
 
-/* One word of a futex_waitv. */
-typedef struct shmd_word {
-    const uint32_t *word;
-    uint32_t seen;
-} shmd_word_t;
 enum { SHMD_WORDS_MAX = 128 };
+/* 1: one of the words is not what was seen any more. Pairs with whoever changes it and wakes it (H3). */
+static inline int shmd_words_changed(const shmd_word_t *words, uint32_t count)
+{
+    while (count > 0 && shmd_load32_acquire(words[count - 1].word) == words[count - 1].seen)
+        count--;
+    return count > 0;
+}
 extern uint32_t shmd_waitv_missing; /* 1: this kernel has no futex_waitv; a test may say so */
 /* Sleeps until one of at most SHMD_WORDS_MAX words is woken or is not what was seen. Without
  * futex_waitv: on the first of them, at most look_ns. 0, SHMD_E_TIMEOUT, SHMD_E_INTERRUPTED. */
@@ -237,6 +239,12 @@ int shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_n
 static inline uint64_t shmd_longer(uint64_t slice_ns)
 {
     return shmd_min(slice_ns * 2, SHMD_LONG_WAIT_NS);
+}
+/* How long to sleep before the next look for what nobody tells: an eighth of the time that the wait
+ * has lasted, so that this is noticed late by no more than that. */
+static inline uint64_t shmd_look_pause(uint64_t lasted_ns, uint64_t least_ns, uint64_t most_ns)
+{
+    return shmd_min(shmd_max(lasted_ns / 8, least_ns), most_ns);
 }
 
 /* 1: it is proved that nobody will ever serve this connection again, so that a long wait on it is in vain. At most one of them a
@@ -397,6 +405,8 @@ int shmd_consumer_is_waited_for(const shmd_consumer *consumer); /* 1: its produc
 int shmd_consumer_blocks_itself(const shmd_consumer *consumer);
 int shmd_consumer_over(shmd_consumer *c, uint64_t now_ns); /* in the slow turns of its waits: 1, it is in vain, and so it is ready */
 const uint32_t *shmd_consumer_announce(const shmd_consumer *consumer, uint32_t *seen); /* W1: the word that it now says it sleeps on; NULL: nobody wakes it */
+int shmd_wait_many_or(shmd_consumer **consumers, size_t n, uint64_t timeout_ns, const shmd_word_t *others, uint32_t count); /* as shmd_guarded_wait_many */
+int shmd_producer_wait_room_or(shmd_producer *producer, uint32_t length, uint64_t timeout_ns, const shmd_word_t *other); /* NULL: none */
 void shmd_watch_pause(shmd_consumer *consumer);     /* its owner sleeps itself for now */
 void shmd_watch_resume(shmd_consumer *consumer);    /* its owner has slept, and has read nothing */
 void shmd_watch_released(shmd_consumer *consumer);  /* its gate has moved */

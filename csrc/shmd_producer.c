@@ -204,9 +204,9 @@ static int is_catching_up(const shmd_producer *p, uint32_t gate)
 }
 
 /* One sleep until there may be room: on the word of the gate that holds this producer back; without
- * a consumer on the word of the driver, which admits one. Evictions, seals (E2) and a close (H2) end
- * it, too. */
-static int sleep_for_room(shmd_producer *p, uint64_t need, uint64_t left_ns)
+ * a consumer on the word of the driver, which admits one. Evictions, seals (E2), a close (H2) and `other`
+ * (H3; NULL: none) end it, too. */
+static int sleep_for_room(shmd_producer *p, uint64_t need, uint64_t left_ns, const shmd_word_t *other)
 {
     const uint32_t *change_word = &p->client->authority->change_word;
     const uint32_t *word = &p->client->authority->event_word; /* E1 */
@@ -215,8 +215,9 @@ static int sleep_for_room(shmd_producer *p, uint64_t need, uint64_t left_ns)
         word = &shmd_gates_gate(p->gates, gate - 1)->room_word;
     shmd_word_t words[] = {{.word = word, .seen = shmd_load32_acquire(word)},
                            {.word = change_word, .seen = shmd_load32_acquire(change_word)},
-                           {.word = &p->closing, .seen = SHMD_HANDLE_OPEN}};
-    uint32_t count = sizeof words / sizeof words[0];
+                           {.word = &p->closing, .seen = SHMD_HANDLE_OPEN},
+                           other == NULL ? (shmd_word_t){.word = NULL} : *other};
+    uint32_t count = other == NULL ? 3 : 4;
     if (gate == 0 || p->room_gate != gate || p->room_seen != words[0].seen)
         announce_wait(p, gate, words[0].seen);
     shmd_fence_seq_cst(); /* W2: announce, look again; a consumer moves its gate, looks for us (C3) */
@@ -231,7 +232,7 @@ static int sleep_for_room(shmd_producer *p, uint64_t need, uint64_t left_ns)
     return rc == SHMD_E_INTERRUPTED ? rc : shmd_producer_room(p, need);
 }
 
-static int wait_room(shmd_producer *p, uint64_t need, uint64_t timeout_ns)
+static int wait_room(shmd_producer *p, uint64_t need, uint64_t timeout_ns, const shmd_word_t *other)
 {
     enum { SPINS = 512 };
     int rc = shmd_producer_room(p, need);
@@ -250,17 +251,22 @@ static int wait_room(shmd_producer *p, uint64_t need, uint64_t timeout_ns)
         if (shmd_load32_relaxed(&p->closing))
             return shmd_fail(SHMD_E_CLOSED, "stream %s: producer was closed by another thread",
                              p->stream);
-        if (now >= deadline_ns)
+        if (now >= deadline_ns || (other != NULL && shmd_words_changed(other, 1)))
             return rc;
-        rc = sleep_for_room(p, need, shmd_min(limit_ns, deadline_ns - now));
+        rc = sleep_for_room(p, need, shmd_min(limit_ns, deadline_ns - now), other);
     }
     return rc;
 }
 
-int shmd_producer_wait_room(shmd_producer *p, uint32_t length, uint64_t timeout_ns)
+int shmd_producer_wait_room_or(shmd_producer *p, uint32_t length, uint64_t timeout_ns, const shmd_word_t *other)
 {
     int rc = shmd_producer_check_length(p, length);
-    return rc ? rc : wait_room(p, arena_need(p, length), timeout_ns);
+    return rc ? rc : wait_room(p, arena_need(p, length), timeout_ns, other);
+}
+
+int shmd_producer_wait_room(shmd_producer *p, uint32_t length, uint64_t timeout_ns)
+{
+    return shmd_producer_wait_room_or(p, length, timeout_ns, NULL);
 }
 
 /* ---- waking consumers ------------------------------------------------------------------ */
@@ -422,7 +428,7 @@ int shmd_publish_wait(shmd_producer *p, const void *data, uint32_t length, uint1
     int rc = shmd_publish_inline(p, data, length, type);
     if (rc != SHMD_BACK_PRESSURED || timeout_ns == 0)
         return rc;
-    rc = wait_room(p, arena_need(p, length), timeout_ns);
+    rc = wait_room(p, arena_need(p, length), timeout_ns, NULL);
     return rc ? rc : shmd_publish_inline(p, data, length, type);
 }
 
@@ -481,7 +487,7 @@ int64_t shmd_publish_strided(shmd_producer *p, const void *records, uint32_t rec
             rc = shmd_producer_room(p, 0);
             uint64_t now = rc == SHMD_BACK_PRESSURED && timeout_ns != 0 ? shmd_now_ns() : 0;
             if (rc == SHMD_BACK_PRESSURED && now < deadline_ns)
-                rc = wait_room(p, 0, deadline_ns - now);
+                rc = wait_room(p, 0, deadline_ns - now, NULL);
             if (rc != SHMD_OK)
                 break;
         }

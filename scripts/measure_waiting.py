@@ -9,6 +9,7 @@ A reader (a producer that waits for room) shares its core with a process that co
 side has a core of its own, and publishes (makes room) at a fixed rate. Latency is from when a message was due
 until it is read, and from when there was room until the publish that waited for it is over. An idle node is a
 process of six readers to whom nothing comes, in threads or in asyncio; a blocked producer waits in publish().
+A getter is a process with two threads in get() of an empty queue; a putter has one in put() into a full one.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import shmdriver
 SCRIPT = Path(__file__).resolve()
 RATES = {100: 200, 1000: 1000, 20_000: 20_000}  # and how many messages
 WARM_PART = 10  # one message in so many, of the first ones, is not counted
-NODES, READERS = 30, 6
+NODES, READERS, GETTERS = 30, 6, 2
 IDLE_S = 5.0
 SETTLE_S = 2.0  # until all of them have waited for a while
 DUE = struct.Struct("<q")
@@ -153,6 +154,31 @@ def blocked_producers(instance: str) -> None:
         os._exit(0 if readers else 1)
 
 
+def idle_getter(instance: str, number: int) -> None:
+    with shmdriver.connect(instance) as client:
+        queue = client.queue(f"q{number}")
+        for _ in range(GETTERS):
+            threading.Thread(target=queue.get, daemon=True).start()
+        report_when_asked()
+        os._exit(0)
+
+
+def full_putter(instance: str, number: int) -> None:
+    with shmdriver.connect(instance) as client:
+        queue = client.queue(f"q{number}", 1)
+        queue.put(0)
+        threading.Thread(target=queue.put, args=(1,), daemon=True).start()
+        report_when_asked()
+        os._exit(0)
+
+
+def waiting_client(instance: str, _number: int) -> None:
+    connect = partial(shmdriver.connect, f"{instance}-away", timeout=None, reconnect=True)
+    threading.Thread(target=connect, daemon=True).start()
+    report_when_asked()
+    os._exit(0)
+
+
 def report_when_asked() -> None:
     """Says twice, when a line comes, what was spent by then."""
     ready()
@@ -264,6 +290,12 @@ def measurements() -> dict[str, Callable[[Crew, str], dict[str, float]]]:
         found[f"producer that waits for room, {rate:,}/s, {beside}"] = partial(_producer, rate, count)
     for how in ("threads", "asyncio"):
         found[f"{NODES} idle nodes of {READERS} readers, {how}"] = partial(_idle_nodes, how)
+    for what, role in {
+        f"{NODES} idle getters of {GETTERS} threads": "idle_getter",
+        f"{NODES} putters into full queues": "full_putter",
+        f"{NODES} clients that wait for a driver": "waiting_client",
+    }.items():
+        found[what] = partial(_idle_roles, role)
     found[f"{READERS} blocked producers, idle, one process"] = lambda crew, i: measure_idle(
         [crew.role("blocked_producers", i)]
     )
@@ -280,6 +312,10 @@ def _producer(rate: int, count: int, crew: Crew, instance: str) -> dict[str, flo
 
 def _idle_nodes(how: str, crew: Crew, instance: str) -> dict[str, float]:
     return measure_idle([crew.role("idle_node", instance, number, how) for number in range(NODES)])
+
+
+def _idle_roles(role: str, crew: Crew, instance: str) -> dict[str, float]:
+    return measure_idle([crew.role(role, instance, number) for number in range(NODES)])
 
 
 def measure_all(only: str, nice: int) -> dict[str, float]:
@@ -326,7 +362,17 @@ def text_of(values: list[float]) -> str:
 
 ROLES: dict[str, Callable[..., None]] = {
     role.__name__: role
-    for role in (read_paced, publish_paced, free_paced, publish_blocked, idle_node, blocked_producers)
+    for role in (
+        read_paced,
+        publish_paced,
+        free_paced,
+        publish_blocked,
+        idle_node,
+        blocked_producers,
+        idle_getter,
+        full_putter,
+        waiting_client,
+    )
 }
 
 

@@ -185,6 +185,8 @@ _TRIED = (
      "all that a tick sees to, simulation"),
     (75, "a program whose connections, attaches and losses nobody watches",
      "told to the logger `shmdriver`, with the reason; messages are not", "restarts, laps"),
+    (76, "threads that wait for long: readers, producers, queues, for a driver; beside a busy neighbour",
+     "next to no processor time; what a wait is for ends it at once", "sleeps counted, endless sleeps"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

@@ -127,7 +127,7 @@ static void call_all_of_consumer(shmd_consumer *c)
     FORKED(shmd_guarded_release(c, UINT64_MAX));
     FORKED(shmd_guarded_drain(c));
     FORKED(shmd_guarded_wait(c, UINT64_MAX));
-    FORKED(shmd_guarded_wait_many(&c, 1, UINT64_MAX));
+    FORKED(shmd_guarded_wait_many(&c, 1, UINT64_MAX, NULL, 0));
     FORKED(shmd_guarded_watch(c, 0, 0));
     FORKED(shmd_guarded_settle(c));
     FORKED(shmd_guarded_consumer_mapping(c, &mapping));

@@ -96,7 +96,7 @@ static void test_a_shards_gate_does_not_pass_what_its_caller_holds(void)
         CHECK_EQ(batch.copied, 0);
         shmd_consumer *many[1] = {c};
         CHECK_EQ(shmd_guarded_wait(c, 1), 0);
-        CHECK_EQ(shmd_guarded_wait_many(many, 1, 1), 0);
+        CHECK_EQ(shmd_guarded_wait_many(many, 1, 1, NULL, 0), 0);
         CHECK_EQ(gate_of(&rig, c), 0);
         CHECK_EQ(shmd_guarded_fetch(c, 0, 1, 0, out, sizeof out, &batch), 0); /* the caller says that it holds seq 0 */
         CHECK_EQ(shmd_guarded_wait(c, 1), 0);

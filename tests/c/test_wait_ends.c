@@ -1,7 +1,7 @@
 /* What ends a wait, how long its sleeps are, and that nothing yields. This program is linked
  * (Makefile) with its own shmd_futex_wait_any: its sleeps have no time limit, so a wake-up that
  * is lost hangs, and make ends it; or they return at once, and are noted.
- * fault: 41 (all that ends a wait: endless sleeps) */
+ * fault: 41, 76 (all that ends a wait: endless sleeps) */
 #include "rig.h"
 
 #include <sys/eventfd.h>
@@ -281,7 +281,7 @@ typedef struct pair {
 static void *wait_for_either(void *argument)
 {
     pair_t *pair = argument;
-    pair->result = shmd_guarded_wait_many(pair->consumers, 2, UINT64_MAX);
+    pair->result = shmd_guarded_wait_many(pair->consumers, 2, UINT64_MAX, NULL, 0);
     return NULL;
 }
 
@@ -307,6 +307,81 @@ static void test_a_close_and_a_change_at_any_driver_end_a_wait_for_several(void)
         rig_stop(&far);
         stop();
     }
+}
+
+static uint32_t knocks;
+
+static void knock(void)
+{
+    (void)shmd_add32(&knocks, 1);
+    shmd_futex_wake(&knocks);
+}
+
+static void *wait_for_either_or_a_knock(void *argument)
+{
+    shmd_word_t word = {.word = &knocks, .seen = 0};
+    pair_t *pair = argument;
+    pair->result = shmd_guarded_wait_many(pair->consumers, pair->consumers[1] == NULL ? 1 : 2, UINT64_MAX, &word, 1);
+    return NULL;
+}
+
+static void *write_on_or_a_knock(void *argument)
+{
+    shmd_word_t word = {.word = &knocks, .seen = 0};
+    *(int *)argument = shmd_guarded_wait_room_or(producer, 1, UINT64_MAX, &word);
+    return NULL;
+}
+
+static void test_another_word_ends_a_wait_for_several(void)
+{
+    for (int early = 0; early < 2; early++) {
+        start(SHMD_WAIT_SLEEP);
+        knocks = 0;
+        pair_t pair = {.consumers = {consumer, NULL}, .result = -1};
+        if (early)
+            knock();
+        pthread_t thread = test_thread(wait_for_either_or_a_knock, &pair);
+        if (!early) {
+            wait_for_sleep(0);
+            knock();
+        }
+        test_join(thread);
+        CHECK_EQ(pair.result, 0);
+        stop();
+    }
+}
+
+static void test_another_word_ends_a_producers_wait_for_room(void)
+{
+    for (int early = 0; early < 2; early++) {
+        start(SHMD_WAIT_SLEEP);
+        fill();
+        knocks = 0;
+        int result = 1;
+        if (early)
+            knock();
+        pthread_t thread = test_thread(write_on_or_a_knock, &result);
+        if (!early) {
+            wait_for_sleep(0);
+            knock();
+        }
+        test_join(thread);
+        CHECK_EQ(result, SHMD_BACK_PRESSURED);
+        stop();
+    }
+}
+
+/* All of its consumers are away: only the words are left. */
+static void test_a_wait_for_none_lasts_until_a_word_changes(void)
+{
+    start(SHMD_WAIT_SLEEP);
+    knocks = 0;
+    shmd_word_t word = {.word = &knocks, .seen = 0};
+    is_noting = 1;
+    at_last = knock;
+    CHECK_EQ(shmd_guarded_wait_many(NULL, 0, UINT64_MAX, &word, 1), 0);
+    CHECK_EQ(noted, SLEEPS_NOTED);
+    stop();
 }
 
 static void test_a_producers_sleep_ends_when_the_reader_that_holds_it_back_is_evicted(void)
@@ -431,6 +506,35 @@ static void test_a_producer_that_gets_no_room_wakes_the_reader_whose_views_hold_
     stop();
 }
 
+static void test_a_producer_that_gets_no_room_ends_a_wait_for_several(void)
+{
+    unsigned char out[8192];
+    shmd_batch_t batch;
+    start(SHMD_WAIT_SLEEP);
+    shmd_consumer *other = rig_consumer(&rig, 1, SHMD_DELIVERY_LOSSY, SHMD_WAIT_SLEEP, 0, 0);
+    fill();
+    CHECK_EQ(shmd_guarded_fetch(consumer, 0, 64, 0, out, sizeof out, &batch), 64);
+    while (shmd_guarded_fetch(other, UINT64_MAX, 64, 0, out, sizeof out, &batch) > 0)
+        ;
+    shmd_producer_unblocked(producer);
+    pair_t pair = {.consumers = {other, consumer}, .result = -1};
+    pthread_t thread = test_thread(wait_for_either, &pair);
+    wait_for_sleep(0);
+    CHECK_EQ(shmd_publish(producer, "x", 1, 0), SHMD_BACK_PRESSURED);
+    test_join(thread);
+    CHECK_EQ(pair.result, 0); /* their owner is to say what it still holds */
+    sleeps = 0;
+    CHECK_EQ(shmd_guarded_wait_many(pair.consumers, 2, UINT64_MAX, &(shmd_word_t){.word = &knocks, .seen = knocks + 1}, 1), 0);
+    CHECK_EQ(sleeps, 0);
+    is_noting = 1;
+    interrupted_at = 1;
+    CHECK_EQ(shmd_guarded_wait_many(pair.consumers, 2, UINT64_MAX, NULL, 0), SHMD_E_INTERRUPTED); /* the producer waits for these views already */
+    CHECK_EQ(noted, 1);
+    is_noting = 0;
+    rig_consumer_free(other);
+    stop();
+}
+
 int main(void)
 {
     RUN(test_a_readers_sleeps_grow_while_nothing_comes);
@@ -443,11 +547,15 @@ int main(void)
     RUN(test_a_seal_ends_its_readers_sleep);
     RUN(test_a_close_ends_its_readers_sleep);
     RUN(test_a_close_and_a_change_at_any_driver_end_a_wait_for_several);
+    RUN(test_another_word_ends_a_wait_for_several);
+    RUN(test_another_word_ends_a_producers_wait_for_room);
+    RUN(test_a_wait_for_none_lasts_until_a_word_changes);
     RUN(test_a_producers_sleep_ends_when_the_reader_that_holds_it_back_is_evicted);
     RUN(test_a_producers_sleep_ends_with_its_lease_and_with_a_close);
     RUN(test_a_close_ends_the_sleep_of_who_waits_beside_a_producer);
     RUN(test_a_consumers_admission_ends_the_sleep_of_a_producer_without_one);
     RUN(test_a_gate_that_moves_without_its_reader_wakes_a_producer_at_the_next_idle_turn);
     RUN(test_a_producer_that_gets_no_room_wakes_the_reader_whose_views_hold_it_back);
+    RUN(test_a_producer_that_gets_no_room_ends_a_wait_for_several);
     return test_report();
 }

@@ -10,15 +10,28 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.client.boundary import outcome_of
-from shmdriver.client.link import TRY_AGAIN_NS, nap
+from shmdriver.client.link import pause_after
 
-__all__ = ["Attempt", "Attempts"]
+__all__ = ["Attempt", "Attempts", "news"]
+
+_news = ffi.new("uint32_t *")
+
+
+def news() -> tuple[Any, int]:
+    """A futex word that changes whenever an Attempt of this process is over, and its value now."""
+    return _news, int(lib.shmd_futex_load(_news))
+
+
+def _change(word: Any) -> None:
+    word[0] = (word[0] + 1) & 0xFFFF_FFFF  # H3: after what it tells of
+    lib.shmd_futex_wake(word)
 
 
 class Attempt:
@@ -71,6 +84,7 @@ class Attempt:
         self._act = None
         self._word[0] = 1
         lib.shmd_futex_wake(self._word)
+        _change(_news)
         ring = self.ring  # read after the word was set: who sets it later looks at the word then
         if ring is not None:
             os.eventfd_write(ring[0], 1)
@@ -80,17 +94,20 @@ class Attempt:
 class Attempts:
     """Of one client in one process: makes them in turn, in a thread that lives while one waits."""
 
-    __slots__ = ("_thread", "_waiting")
+    __slots__ = ("_added", "_thread", "_waiting")
 
     def __init__(self) -> None:
         self._waiting: dict[Attempt, None] = {}
+        self._added = ffi.new("uint32_t *")  # another value whenever one more waits
         self._thread: threading.Thread | None = None
 
     def see_to(self, attempt: Attempt) -> None:
         """Has ``attempt`` made until it is over. Call it at each look: an interrupted call loses nothing."""
         if attempt.is_over:
             return
-        self._waiting[attempt] = None
+        if attempt not in self._waiting:
+            self._waiting[attempt] = None
+            _change(self._added)
         thread = self._thread
         if thread is not None and thread.is_alive():
             return
@@ -103,9 +120,13 @@ class Attempts:
     def _run(self) -> None:
         me = threading.current_thread()
         lib.shmd_thread_settle()  # the thread that wants it may be pinned, and spin under SCHED_FIFO
+        added, began_ns = -1, 0
         while self._thread is me:
+            seen = int(lib.shmd_futex_load(self._added))
+            if seen != added:
+                added, began_ns = seen, time.monotonic_ns()  # the new one is tried soon
             if self._go_round():
-                nap(TRY_AGAIN_NS)
+                lib.shmd_futex_wait(self._added, seen, pause_after(time.monotonic_ns() - began_ns))
                 continue
             self._thread = None
             if self._waiting and self._thread is None:  # one has come meanwhile, and saw this thread alive
@@ -114,8 +135,9 @@ class Attempts:
     def _go_round(self) -> bool:
         """Makes each of them, up to one that has to wait: so have the others. Whether one waits."""
         for attempt in list(self._waiting):
+            is_over = attempt.make()
             self._waiting.pop(attempt, None)
-            if not attempt.make():
+            if not is_over:
                 self._waiting[attempt] = None  # the last one next time
                 return True
         return bool(self._waiting)

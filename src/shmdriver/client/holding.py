@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Holder"]
 
-AGAIN_S = 0.05
+AGAIN_S = 0.05  # the getter makes room without telling, and nobody tells of a driver that comes
 LOOK_S = 1.0
 
 
@@ -83,7 +83,12 @@ class Holder:
     def _turn(self) -> None:
         try:
             queue = self._queue()
-            self._again = queue is not None and self._holds_on() and queue._look_for_a_getter()
+            self._again = (
+                queue is not None
+                and self._holds_on()
+                and queue._look_for_a_getter()
+                and not queue._gets  # such a getter, which may wait inside, discovers lanes by itself
+            )
         except errors.HandleClosed:
             self._again = False
         except errors.ShmDriverError as error:

@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from shmdriver import errors, names
-from shmdriver._native import lib
+from shmdriver._native import ffi, lib
 from shmdriver.client import directory, pickling
 from shmdriver.client._raise import raise_for
 from shmdriver.client.link import Deadline
@@ -51,6 +51,7 @@ LOOK_S = 1.0  # between two looks of one that waits for room
 _TAKEN = (errors.Reason.PRODUCER_EXISTS, errors.Reason.UNDRAINED)
 _UNKNOWN_SEAL = 2**64 - 1
 _REVOKED = int(lib.SHMD_E_REVOKED)
+_MAY_GO_ON = (0, int(lib.SHMD_BACK_PRESSURED), int(lib.SHMD_E_INTERRUPTED))
 
 
 def stream_name(queue: str, part: str) -> str:
@@ -125,7 +126,8 @@ class Inlet:
     """
 
     __slots__ = ("_bound", "_client", "_is_stamped", "_look", "_max_bytes", "_number", "_queue",
-                 "_several", "_slots", "_tells", "look_at", "max_part", "more_waits", "producer")  # fmt: skip
+                 "_several", "_slots", "_tells", "look_at", "max_part", "more_waits", "needs",
+                 "producer")  # fmt: skip
 
     def __init__(
         self, client: Client, queue: str, maxsize: int, max_bytes: int, *, is_stamped: bool = True
@@ -142,6 +144,7 @@ class Inlet:
         self._number = -1
         self._tells = False  # the getter knows that objects wait in this process's memory
         self.more_waits = False  # in this process's memory, behind what is put now
+        self.needs = 1  # how many bytes what was refused last needs
         self._look = OrphanLook(client)
         self.look_at = 0.0  # before this put_small() will do
         self.producer: Producer
@@ -237,11 +240,19 @@ class Inlet:
         if handle is not None and lib.shmd_guarded_wait_room(handle, 1, 0) == _REVOKED:
             self._leave(self.producer._failure(_REVOKED, 0))
 
-    def has_room(self, length: int = 1, wait_ns: int = 0) -> bool:
+    def has_room(self, length: int = 1) -> bool:
         """Whether an object of this size would go in now, or the first part of one that goes in parts."""
         handle = self.producer._handle
+        return handle is not None and lib.shmd_guarded_wait_room(handle, min(length, self.max_part), 0) == 0
+
+    def await_room(self, length: int, slice_ns: int, word: tuple[Any, int]) -> bool:
+        """Waits for that, or until ``word``, a futex word and its value, is another. False: it has ended."""
+        handle = self.producer._handle
+        if handle is None:
+            return False
+        other = ffi.new("shmd_word_t *", word)
         length = min(length, self.max_part)
-        return handle is not None and lib.shmd_guarded_wait_room(handle, length, wait_ns) == 0
+        return int(lib.shmd_guarded_wait_room_or(handle, length, slice_ns, other)) in _MAY_GO_ON
 
     def look(self) -> None:
         """Goes over to the next driver when this one's segments were removed; looks once a second.
@@ -275,6 +286,7 @@ class Inlet:
             yield from self._part_steps(head, buffers, size)
         elif not buffers:
             while self.producer.try_publish(head, self._kind(PLAIN)) != 1:
+                self.needs = size
                 self._check_driver()
                 yield False
         else:
@@ -319,6 +331,7 @@ class Inlet:
             try:
                 return self.producer.claim(length, type=self._kind(kind), timeout=0)
             except errors.BackPressured:
+                self.needs = length
                 self._check_driver()
             yield False
 
@@ -369,7 +382,7 @@ class Inlet:
         self._note_look()
         self.max_part = min(producer.max_message, self._max_bytes // 4)
         wired = Deadline(WIRED_S)
-        while lib.shmd_guarded_wait_room(producer._open_handle, 1, min(wired.slice_ns(), 5_000_000)) != 0:
+        while lib.shmd_guarded_wait_room(producer._open_handle, 1, wired.slice_ns()) != 0:
             if wired.slice_ns() == 0:
                 break  # nobody reads this queue or holds it: there is no room
 

@@ -36,6 +36,7 @@ __all__ = [
     "Link",
     "nap",
     "open_handles",
+    "pause_after",
     "register",
     "wait_for_a_driver",
 ]
@@ -44,7 +45,9 @@ __all__ = [
 # a slice, and so do a message, room, a change that the driver tells of, and a close.
 FOREVER_SLICE_NS = 1_000_000_000
 NEVER = 2**64 - 1  # what a point in time is that does not come
-TRY_AGAIN_NS = 20_000_000  # while what is waited for has no word that one could sleep on
+# Nothing wakes a process that waits for a driver to come: it looks, at first so often, then ever less often.
+TRY_AGAIN_NS = 20_000_000
+LOOK_PART = 8  # a driver that has come is noticed late by this part of the time that the wait has lasted
 
 
 class Deadline:
@@ -53,22 +56,33 @@ class Deadline:
     What is no number of seconds is refused in the name of ``argument``: TypeError, ValueError.
     """
 
-    __slots__ = ("_end_ns",)
+    __slots__ = ("_began_ns", "end_ns")
 
     def __init__(self, timeout: float | None, argument: str = "timeout") -> None:
-        self._end_ns = deadline(timeout, argument)  # NEVER: it has no end
+        self.end_ns = deadline(timeout, argument)  # NEVER: it has no end
+        self._began_ns = time.monotonic_ns()
 
     def slice_ns(self) -> int:
         """How long to wait next, in ns, at most a slice; 0 when the time is over."""
-        return max(0, min(FOREVER_SLICE_NS, self._end_ns - time.monotonic_ns()))
+        return max(0, min(FOREVER_SLICE_NS, self.end_ns - time.monotonic_ns()))
+
+    def pause_ns(self) -> int:
+        """How long to sleep before the next look for what nobody tells, in ns; 0 when the time is over."""
+        return min(self.slice_ns(), pause_after(time.monotonic_ns() - self._began_ns))
 
     def rest_ns(self) -> int:
         """What is left, in ns; NEVER without an end."""
-        return NEVER if self._end_ns == NEVER else max(0, self._end_ns - time.monotonic_ns())
+        return NEVER if self.end_ns == NEVER else max(0, self.end_ns - time.monotonic_ns())
 
     def rest_s(self) -> float:
         """What is left, in seconds; infinity without an end."""
-        return math.inf if self._end_ns == NEVER else self.rest_ns() / 1e9
+        return math.inf if self.end_ns == NEVER else self.rest_ns() / 1e9
+
+
+def pause_after(lasted_ns: int) -> int:
+    """How long to sleep in a wait that has lasted so long, up to a quarter less: not all look at once."""
+    longest_ns = max(TRY_AGAIN_NS, min(lasted_ns // LOOK_PART, FOREVER_SLICE_NS))
+    return longest_ns - longest_ns * (time.monotonic_ns() & 0xFF) // 1024  # its last digits are chance
 
 
 _nothing = ffi.new("uint32_t *")
@@ -78,7 +92,7 @@ def wait_for_a_driver(until: Deadline) -> None:
     """A moment of the time that is left. Raises DriverUnavailable in a call that was given up."""
     if getattr(threading.current_thread(), "is_cancelled", False):  # coroutines.py
         raise DriverUnavailable("given up: the task that called was cancelled")
-    nap(min(until.slice_ns(), TRY_AGAIN_NS))
+    nap(until.pause_ns())
 
 
 def nap(slice_ns: int) -> None:

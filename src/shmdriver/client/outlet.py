@@ -15,7 +15,7 @@ on beside those of the next one, because their putters may not have noticed yet.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shmdriver import errors
@@ -41,7 +41,7 @@ from shmdriver.client.lanes import (
     loss,
     stream_name,
 )
-from shmdriver.client.link import TRY_AGAIN_NS, Deadline, nap
+from shmdriver.client.link import Deadline, nap
 from shmdriver.client.reattach import OrphanLook, epoch_before, left_behind
 from shmdriver.client.waiting import wait_for_any
 
@@ -80,7 +80,7 @@ class _News:
 class _Lane:
     """One lane as it is read: its consumer, and the object of which some parts have come."""
 
-    __slots__ = ("_base_epoch", "_comeback", "_ended", "_news", "_queue", "_retry_ns", "_spoilt", "consumer",
+    __slots__ = ("_base_epoch", "_comeback", "_ended", "_news", "_queue", "_spoilt", "consumer",
                  "done", "encoding", "error", "fetch", "parts", "waits_in")  # fmt: skip
 
     def __init__(self, client: Client, queue: str, number: int, news: _News) -> None:
@@ -97,7 +97,6 @@ class _Lane:
         self._queue = queue
         self._news = news
         self._ended: Exception | None = None  # until it is mended
-        self._retry_ns = 0
         self._spoilt = 0  # 1: its lease ended while the last message was copied
         self.error: Exception | None = None  # it has ended for good
         self.parts: bytearray | None = None
@@ -222,10 +221,6 @@ class _Lane:
         if comeback is None or not comeback.covers(ended):
             self._end(ended)
             return
-        now_ns = time.monotonic_ns()
-        if self.is_away and now_ns < self._retry_ns:
-            return
-        self._retry_ns = now_ns + TRY_AGAIN_NS
         comeback.come_back(self.consumer, getattr(ended, "reason", 0), 0, self._spoilt)
         self._spoilt = 0
         if self.is_away:
@@ -423,18 +418,21 @@ class Outlet:
                 if self._news.of_ends:  # a lane waits for its driver
                     return NOTHING
 
-    def wait(self, slice_ns: int) -> None:
-        """Sleeps until a lane has something, at most ``slice_ns``. Raises as idle()."""
+    def wait(self, slice_ns: int, words: Sequence[tuple[Any, int]]) -> bool:
+        """Sleeps until a lane has something (True), at most ``slice_ns``; ``words`` as wait_for_any().
+
+        One of these is that of attempts.news(), for lanes that wait for their driver. Raises as idle().
+        """
         lanes = [lane for lane in [*self._old, *self._array] if lane.error is None]
         for lane in lanes:
             lane.consumer._check_open()
         there = [lane.consumer for lane in lanes if not lane.waits_for_driver]
         if len(lanes) < len(self._old) + len(self._array):
             slice_ns = 0  # one has ended for good: what the others have comes first, then that is said
-        elif len(there) < len(lanes):
-            slice_ns = min(slice_ns, TRY_AGAIN_NS)
-        if wait_for_any(there, slice_ns, stream=stream_name(self._queue, "*")) == 0:
+        found = wait_for_any(there, slice_ns, words, stream=stream_name(self._queue, "*"))
+        if found == 0:
             self.idle()
+        return found > 0
 
     def waiting(self) -> dict[str, tuple[int, int]]:
         """By lane: the epoch that is read, and how many objects of it are to be got. Any thread may ask."""

@@ -7,9 +7,9 @@ Streams of a queue: ``queue.<name>.<number>`` are its lanes, ``.get`` is produce
 what makes it the only one) and ``.keep`` by the holder.
 
 Locks. ``_put_lock`` is for the lane that this process puts into, ``_get_lock`` for those that it reads. Both
-are held for one step: never over pickling, nor over a wait of more than SLICE_NS. A signal's handler or a
-finaliser may put while its own thread is inside; what it puts is left in ``_overflow`` then. What is in
-``_overflow`` goes into the lane first, moved by the feeder thread.
+are held for one step, never over pickling. A step may be a long wait in C, which ends when another thread
+wants the lock (turns.py). A signal's handler or a finaliser may put while its own thread is inside; what it
+puts is left in ``_overflow`` then. What is there goes into the lane first, moved by the feeder thread.
 """
 
 # ruff: noqa: SLF001 - the pieces of the client know each other's insides; users see none of them
@@ -28,11 +28,13 @@ from typing import TYPE_CHECKING, Any
 from shmdriver import errors, names
 from shmdriver.client import directory, exiting, pickling
 from shmdriver.client.arguments import size, whole
+from shmdriver.client.attempts import news
 from shmdriver.client.boundary import clear_frames
 from shmdriver.client.holding import Holder
 from shmdriver.client.lanes import Inlet, lane_name, loss, stream_name
-from shmdriver.client.link import Deadline, nap, register
+from shmdriver.client.link import FOREVER_SLICE_NS, TRY_AGAIN_NS, Deadline, nap, register
 from shmdriver.client.outlet import NOTHING, Outlet
+from shmdriver.client.turns import Call, Turns
 
 if TYPE_CHECKING:
     from shmdriver.client.client import Client
@@ -44,9 +46,13 @@ _loads = pickling.decode
 MAX_BYTES = 2 << 20
 MAX_BYTES_LEAST = 1 << 16
 MAX_BYTES_MOST = 1 << 40
-SLICE_NS = 5_000_000  # of a wait inside a lock that another thread may want
-ALONE_SLICE_NS = 50_000_000  # while no other thread waits
-BREATH_NS = 50_000  # outside of it, between two slices
+# Of a wait in which nothing comes; the next is twice as long, up to FOREVER_SLICE_NS. For what nobody tells:
+# objects lost with their putter's memory, the end of the getter's lease alone, an error of the feeder.
+FIRST_SLICE_NS = 50_000_000
+BREATH_NS = 50_000  # outside of a lock that another thread wants
+# Of a putter behind the overflow, up to TRY_AGAIN_NS only: the feeder and the getter make room, and neither
+# of them tells it.
+OVERFLOW_SLICE_NS = 1_000_000
 KEEPER_LOOK_S = 1.0
 Encoded = tuple[bytes, list[memoryview]]
 
@@ -92,7 +98,8 @@ class Queue:
         self._moving: Iterator[bool] | None = None  # the first of them, as it goes into the lane
         self._failure: Exception | None = None  # of the feeder
         self._feeder: threading.Thread | None = None
-        self._getters: set[object] = set()  # calls that wait, each a token of its own
+        self._put_turns = Turns()
+        self._get_turns = Turns()
         self._keeper_look_at = 0.0
         self._joins_feeder = True
         self._closed = False
@@ -124,21 +131,22 @@ class Queue:
                 self._overflow.append((head, [memoryview(bytes(buffer)) for buffer in buffers]))
                 return  # by a handler or a finaliser: the call that it interrupted sees to it
             try:  # as `with lock`, which costs more
-                lock.acquire()
-                inlet = self._inlet
-                is_put = (
-                    inlet is not None
-                    and not (buffers or self._overflow)
-                    and _now_s() < inlet.look_at
-                    and inlet.put_small(head)
-                )
-                lock.release()
+                is_put = False
+                if lock.acquire(False):  # else another thread is inside, perhaps for long
+                    inlet = self._inlet
+                    is_put = (
+                        inlet is not None
+                        and not (buffers or self._overflow)
+                        and _now_s() < inlet.look_at
+                        and inlet.put_small(head)
+                    )
+                    lock.release()
             except BaseException:
                 if lock._is_owned():
                     lock.release()
                 raise
             if not is_put:
-                self._put_slow(head, buffers, deadline if block else Deadline(0))
+                self._put_slow(head, buffers, Deadline(0) if not block else deadline or Deadline(None))
             if self._overflow:
                 self._see_to_feeder()
         except BaseException as error:
@@ -160,18 +168,19 @@ class Queue:
         lock = outlet = found = None  # as boundary(), which costs a call
         try:
             deadline = None if timeout is None else Deadline(timeout)
+            found = NOTHING
             lock = self._get_lock
             if lock._is_owned():  # in a signal's handler, or a finaliser
                 with lock:
                     found = self._getting().take()
             else:
                 try:  # as `with lock`, which costs more
-                    lock.acquire()
-                    outlet = self._outlet
-                    if self._closed or outlet is None or outlet.getter is None:
-                        outlet = self._getting()
-                    found = outlet.take()
-                    lock.release()
+                    if lock.acquire(False):  # else another thread is inside, perhaps for long
+                        outlet = self._outlet
+                        if self._closed or outlet is None or outlet.getter is None:
+                            outlet = self._getting()
+                        found = outlet.take()
+                        lock.release()
                 except BaseException:
                     if lock._is_owned():
                         lock.release()
@@ -200,7 +209,7 @@ class Queue:
 
         Of another process's, the parts of a very large one count each, unless this process gets or holds.
         """
-        with self._put_lock:  # the feeder moves nothing meanwhile
+        with self._put_turns.call(), self._put_lock:  # the feeder moves nothing meanwhile
             return self._waiting() + len(self._overflow)
 
     def empty(self) -> bool:
@@ -218,10 +227,10 @@ class Queue:
         if self._closed:
             return
         self._closed = True
-        with self._put_lock:
+        with self._put_turns.call(), self._put_lock:
             if not self._overflow:
                 self._close_inlet()
-        with self._get_lock:
+        with self._get_turns.call(), self._get_lock:
             outlet = self._outlet
             if outlet is not None and outlet.getter is not None:
                 outlet.stop_getting()
@@ -243,19 +252,39 @@ class Queue:
 
     # ---- putting
 
-    def _put_slow(self, head: bytes, buffers: list[memoryview], deadline: Deadline | None) -> None:
+    def _put_slow(self, head: bytes, buffers: list[memoryview], deadline: Deadline) -> None:
         if self._inlet is None:
             self._make_inlet()
+        behind_ns = OVERFLOW_SLICE_NS
+        with self._put_turns.call() as call:
+            while True:
+                with self._put_lock:
+                    is_put = self._put_inside(head, buffers, deadline, call)
+                if is_put:
+                    return
+                left_ns = deadline.slice_ns()
+                if left_ns == 0:
+                    break
+                if self._overflow:
+                    nap(min(left_ns, behind_ns))
+                    behind_ns = min(2 * behind_ns, TRY_AGAIN_NS)
+                else:
+                    nap(BREATH_NS)
+        raise standard.Full
+
+    def _put_inside(self, head: bytes, buffers: list[memoryview], deadline: Deadline, call: Call) -> bool:
+        """Puts, after a wait. False: it is full, and the time is over or another thread may want the lock."""
+        slice_ns = FIRST_SLICE_NS
         while not self._has_put(head, buffers):
-            slice_ns = SLICE_NS if deadline is None else min(deadline.slice_ns(), SLICE_NS)
-            if slice_ns == 0:
-                raise standard.Full
-            with self._put_lock:
-                inlet = self._inlet
-                is_next = inlet is not None and not self._overflow
-                has_room = is_next and inlet is not None and inlet.has_room(wait_ns=slice_ns)
-            if not has_room:
-                nap(BREATH_NS if is_next else min(slice_ns, 1_000_000))
+            call.waits_until(deadline.end_ns)
+            word, inlet = self._put_turns.word(), self._inlet  # the word before the look at who asks (H3)
+            left_ns, rest_ns = deadline.slice_ns(), self._put_turns.rest_ns()
+            if self._overflow or inlet is None or left_ns == 0 or rest_ns == 0:
+                return False
+            if not inlet.await_room(1, min(slice_ns, left_ns, rest_ns), word):
+                return False
+            slice_ns *= 2
+        return True
 
     def _has_put(self, head: bytes, buffers: list[memoryview]) -> bool:
         """Puts, or leaves it to the feeder; False: that many objects are unread that it is to wait."""
@@ -282,7 +311,7 @@ class Queue:
         """How many objects of this process nobody has got."""
         if self._put_lock._is_owned():
             return len(self._overflow)
-        with self._put_lock:
+        with self._put_turns.call(), self._put_lock:
             inlet: Inlet | None = self._inlet
             return (0 if inlet is None else inlet.unread()) + len(self._overflow)
 
@@ -293,7 +322,7 @@ class Queue:
         with self._feeding:
             if self._inlet is None:
                 made = Inlet(self._client, self.name, self._maxsize, self._max_bytes)
-                with self._put_lock:
+                with self._put_turns.call(), self._put_lock:
                     self._inlet = made
                     if self._closed and not self._overflow:
                         self._close_inlet()
@@ -341,7 +370,7 @@ class Queue:
         """One step of moving the overflow into the lane, and a wait for room if need be. False: all is in."""
         if self._inlet is None and self._overflow:
             self._make_inlet()
-        with self._put_lock:
+        with self._put_turns.call(), self._put_lock:
             inlet = self._inlet
             if inlet is None:
                 return False
@@ -349,9 +378,10 @@ class Queue:
                 if self._closed:
                     self._close_inlet()
                 return False
+            word = self._put_turns.word()
             has_moved = self._move_first(inlet)
             if not has_moved:
-                inlet.has_room(wait_ns=SLICE_NS)
+                inlet.await_room(inlet.needs, min(FOREVER_SLICE_NS, self._put_turns.rest_ns()), word)
         if not has_moved:
             self._look_for_readers()
             nap(BREATH_NS)
@@ -412,28 +442,41 @@ class Queue:
         self._outlet = outlet
         return outlet
 
+    @property
+    def _gets(self) -> bool:
+        """Whether this process is the queue's getter."""
+        outlet = self._outlet
+        return outlet is not None and outlet.getter is not None
+
     def _get_slow(self, deadline: Deadline) -> Any:
-        token = object()
-        getters = self._getters
-        getters.add(token)
-        try:
+        """One thread waits inside for all of them, and for each until its deadline."""
+        with self._get_turns.call(deadline.end_ns):
             while True:
                 with self._get_lock:
-                    outlet = self._getting()
-                    most_ns = ALONE_SLICE_NS if len(getters) == 1 else SLICE_NS
-                    slice_ns = min(deadline.slice_ns(), most_ns)
-                    if slice_ns != 0:
-                        outlet.wait(slice_ns)
-                    found = outlet.take()
-                    if found is NOTHING and slice_ns == 0:
-                        outlet.idle()
-                        raise standard.Empty
+                    found = self._get_inside(deadline)
                 if found is not NOTHING:
                     return found
-                if len(getters) > 1:
-                    nap(BREATH_NS)
-        finally:
-            getters.discard(token)
+                if deadline.slice_ns() == 0:
+                    break
+                nap(BREATH_NS)
+        raise standard.Empty
+
+    def _get_inside(self, deadline: Deadline) -> Any:
+        """The next object, after a wait; NOTHING: the time is over, or another thread wants the lock."""
+        slice_ns = FIRST_SLICE_NS
+        while True:
+            words = [self._get_turns.word(), news()]  # before the looks at what they tell of (H3)
+            outlet = self._getting()
+            found = outlet.take()
+            if found is not NOTHING:
+                return found
+            left_ns, rest_ns = deadline.slice_ns(), self._get_turns.rest_ns()
+            if left_ns == 0:
+                outlet.idle()
+            if left_ns == 0 or rest_ns == 0:
+                return NOTHING
+            has_come = outlet.wait(min(slice_ns, left_ns, rest_ns), words)
+            slice_ns = FIRST_SLICE_NS if has_come else 2 * slice_ns
 
     def _hold(self) -> None:
         """Holds what is put until somebody gets, if nobody holds it already."""
@@ -516,8 +559,7 @@ class Queue:
         return _elsewhere, (self._client, self.name, self._maxsize, self._max_bytes)
 
     def __repr__(self) -> str:
-        gets = self._outlet is not None and self._outlet.getter is not None
-        state = "closed" if self._closed else "getting" if gets else "open"
+        state = "closed" if self._closed else "getting" if self._gets else "open"
         return f"<Queue {self.name!r}, {state}>"
 
     def __del__(self) -> None:

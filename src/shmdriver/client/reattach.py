@@ -373,7 +373,7 @@ class ProducerComeback(_Comeback):
         if left is None:
             info = producer._info()
             if int(info.sealed_seq) == UNKNOWN_SEQ and wait_ns > 0 and self._is_being_sealed(producer):
-                nap(min(wait_ns, TRY_AGAIN_NS))
+                nap(min(wait_ns, TRY_AGAIN_NS))  # for SEAL_NS at most; no handle is left to be woken by
                 return
             self._met_ns = 0
             boot_id = producer._link.boot_id

@@ -8,13 +8,14 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
 from shmdriver.client._raise import raise_for
+from shmdriver.client.attempts import news
 from shmdriver.client.boundary import boundary
-from shmdriver.client.link import TRY_AGAIN_NS, Deadline, nap
+from shmdriver.client.link import Deadline
 
 if TYPE_CHECKING:
     from shmdriver.client.consumer import Consumer
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Patience", "wait", "wait_for_any"]
 
 _WARN_AFTER_NS = 5_000_000_000
-_HELD_SLICE_NS = 50_000_000  # views may go meanwhile, in other threads; only a look moves their gate
 _PACKAGE = "shmdriver."
 _INTERRUPTED = int(lib.SHMD_E_INTERRUPTED)
 
@@ -72,16 +72,15 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
     """
     for consumer in consumers:
         consumer._check_open()
-    ready = [consumer for consumer in consumers if consumer.buffered]
+    attached = news()  # before the looks at those that wait for a driver (H3)
+    ready = [each for each in consumers if each.buffered or (each._is_away and _has_something(each))]
     deadline = Deadline(timeout)
     different = list(dict.fromkeys(consumers))
     while not ready:
         slice_ns = deadline.slice_ns()
         there = [consumer for consumer in different if not consumer._is_away]
-        slice_ns = slice_ns if len(there) == len(different) else min(slice_ns, TRY_AGAIN_NS)
-        if any(consumer.held for consumer in there):
-            slice_ns = min(slice_ns, _HELD_SLICE_NS)
-        wait_for_any(there, slice_ns, doing="waiting for several consumers")
+        wait_for_any(there, slice_ns, [attached], doing="waiting for several consumers")
+        attached = news()
         ready = [consumer for consumer in consumers if _has_something(consumer)]
         if slice_ns == 0:
             break
@@ -91,14 +90,17 @@ def wait(consumers: Sequence[Consumer], timeout: float | None = None) -> list[Co
     return ready
 
 
-def wait_for_any(consumers: Sequence[Consumer], slice_ns: int, **context: str) -> int:
-    """Sleeps until one of ``consumers`` has something; 0: none had. Raises by ``context`` what ended one."""
+def wait_for_any(
+    consumers: Sequence[Consumer], slice_ns: int, words: Sequence[tuple[Any, int]], **context: str
+) -> int:
+    """Sleeps until one of ``consumers`` has something; 0: none had. Raises by ``context`` what ended one.
+
+    Also until one of ``words``, futex words and what was seen there, is another.
+    """
     # Of its own: none is freed before the call is over, whoever closes a consumer meanwhile.
     handles = [consumer._open_handle for consumer in consumers]
-    if not handles:  # all of them wait for a driver
-        nap(slice_ns)
-        return 0
-    code = int(lib.shmd_guarded_wait_many(ffi.new("shmd_consumer *[]", handles), len(handles), slice_ns))
+    native, others = ffi.new("shmd_consumer *[]", handles), ffi.new("shmd_word_t[]", list(words))
+    code = int(lib.shmd_guarded_wait_many(native, len(handles), slice_ns, others, len(words)))
     if code < 0 and code != _INTERRUPTED:
         raise_for(code, **context)
     return code

@@ -1,0 +1,71 @@
+"""Turns: how a thread gets a queue's lock although another thread waits for long while it holds that lock.
+
+The thread inside sleeps in C, on futex words. One of these is the word of the Turns: a call that wants the
+lock is noted here and changes that word, so the sleep ends and the thread inside lets the lock go. Called by
+queue.py. The lock itself is Python's own, taken by ``with`` alone: no signal handler can tear that.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Self
+
+from shmdriver._native import ffi, lib
+from shmdriver.client import link
+
+__all__ = ["Call", "Turns"]
+
+
+class Call:
+    """A call that wants a lock, noted from ``with`` on and as long as this lives."""
+
+    __slots__ = ("_noted",)
+
+    def __init__(self, turns: Turns, until_ns: int) -> None:
+        self._noted = turns._noted  # noqa: SLF001 -- this module's own
+        self.waits_until(until_ns)
+        if until_ns - time.monotonic_ns() < link.FOREVER_SLICE_NS:  # else the thread inside looks in time
+            turns.knock()
+
+    def waits_until(self, end_ns: int) -> None:
+        """From now on other threads may wait inside, up to that time."""
+        self._noted[id(self)] = (threading.get_ident(), end_ns)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._noted.pop(id(self), None)
+
+    def __del__(self) -> None:
+        getattr(self, "_noted", {}).pop(id(self), None)  # a signal handler may raise before ``with`` has it
+
+
+class Turns:
+    """Of one lock: the calls that want it, and the word on which the thread inside sleeps."""
+
+    __slots__ = ("_noted", "_word")
+
+    def __init__(self) -> None:
+        self._noted: dict[int, tuple[int, int]] = {}  # by call: its thread, and when it wants to be inside
+        self._word = ffi.new("uint32_t *")
+
+    def call(self, until_ns: int = 0) -> Call:
+        """Notes a call that wants the lock at ``until_ns`` (monotonic; 0: at once), for a ``with``."""
+        return Call(self, until_ns)
+
+    def knock(self) -> None:
+        """Ends the sleep of the thread inside."""
+        self._word[0] = (self._word[0] + 1) & 0xFFFF_FFFF  # H3: after the call was noted
+        lib.shmd_futex_wake(self._word)
+
+    def word(self) -> tuple[Any, int]:
+        """What the thread inside is to sleep on. To be asked for before :meth:`rest_ns` (H3)."""
+        return self._word, int(lib.shmd_futex_load(self._word))
+
+    def rest_ns(self) -> int:
+        """For how long the calling thread may wait inside; 0: another thread wants the lock now."""
+        me = threading.get_ident()  # a signal handler's call does not give way to the call beneath it
+        ends_ns = [end_ns for thread, end_ns in list(self._noted.values()) if thread != me]
+        return max(0, min(ends_ns, default=link.NEVER) - time.monotonic_ns())
