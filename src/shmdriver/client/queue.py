@@ -168,7 +168,7 @@ class Queue:
         lock = outlet = found = None  # as boundary(), which costs a call
         try:
             deadline = None if timeout is None else Deadline(timeout)
-            found = NOTHING
+            found, has_looked = NOTHING, False
             lock = self._get_lock
             if lock._is_owned():  # in a signal's handler, or a finaliser
                 with lock:
@@ -180,13 +180,15 @@ class Queue:
                         if self._closed or outlet is None or outlet.getter is None:
                             outlet = self._getting()
                         found = outlet.take()
+                        has_looked = True
                         lock.release()
                 except BaseException:
                     if lock._is_owned():
                         lock.release()
                     raise
             if found is NOTHING:
-                found = self._get_slow(Deadline(0) if not block else deadline or Deadline(None))
+                deadline = Deadline(0) if not block else deadline or Deadline(None)
+                found = self._get_slow(deadline, has_looked)
             if found.__class__ is bytearray:
                 return pickling.decode_with_buffers(found)
             return _loads(found)
@@ -378,9 +380,9 @@ class Queue:
                 if self._closed:
                     self._close_inlet()
                 return False
-            word = self._put_turns.word()
             has_moved = self._move_first(inlet)
             if not has_moved:
+                word = self._put_turns.word()  # before the look at who asks (H3)
                 inlet.await_room(inlet.needs, min(FOREVER_SLICE_NS, self._put_turns.rest_ns()), word)
         if not has_moved:
             self._look_for_readers()
@@ -448,12 +450,13 @@ class Queue:
         outlet = self._outlet
         return outlet is not None and outlet.getter is not None
 
-    def _get_slow(self, deadline: Deadline) -> Any:
+    def _get_slow(self, deadline: Deadline, has_looked: bool) -> Any:
         """One thread waits inside for all of them, and for each until its deadline."""
         with self._get_turns.call(deadline.end_ns):
             while True:
                 with self._get_lock:
-                    found = self._get_inside(deadline)
+                    found = self._get_inside(deadline, has_looked)
+                has_looked = False
                 if found is not NOTHING:
                     return found
                 if deadline.slice_ns() == 0:
@@ -461,13 +464,14 @@ class Queue:
                 nap(BREATH_NS)
         raise standard.Empty
 
-    def _get_inside(self, deadline: Deadline) -> Any:
+    def _get_inside(self, deadline: Deadline, has_looked: bool) -> Any:
         """The next object, after a wait; NOTHING: the time is over, or another thread wants the lock."""
         slice_ns = FIRST_SLICE_NS
         while True:
             words = [self._get_turns.word(), news()]  # before the looks at what they tell of (H3)
             outlet = self._getting()
-            found = outlet.take()
+            found = NOTHING if has_looked else outlet.take()
+            has_looked = False
             if found is not NOTHING:
                 return found
             left_ns, rest_ns = deadline.slice_ns(), self._get_turns.rest_ns()

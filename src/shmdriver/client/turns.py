@@ -24,8 +24,9 @@ class Call:
 
     def __init__(self, turns: Turns, until_ns: int) -> None:
         self._noted = turns._noted  # noqa: SLF001 -- this module's own
-        self.waits_until(until_ns)
-        if until_ns - time.monotonic_ns() < link.FOREVER_SLICE_NS:  # else the thread inside looks in time
+        self._noted[id(self)] = (threading.get_ident(), until_ns)
+        # Later than in a slice: the thread inside looks in time.
+        if turns.is_slept_on and until_ns - time.monotonic_ns() < link.FOREVER_SLICE_NS:
             turns.knock()
 
     def waits_until(self, end_ns: int) -> None:
@@ -45,9 +46,10 @@ class Call:
 class Turns:
     """Of one lock: the calls that want it, and the word on which the thread inside sleeps."""
 
-    __slots__ = ("_noted", "_word")
+    __slots__ = ("_noted", "_word", "is_slept_on")
 
     def __init__(self) -> None:
+        self.is_slept_on = False  # a thread inside may sleep on the word
         self._noted: dict[int, tuple[int, int]] = {}  # by call: its thread, and when it wants to be inside
         self._word = ffi.new("uint32_t *")
 
@@ -57,15 +59,19 @@ class Turns:
 
     def knock(self) -> None:
         """Ends the sleep of the thread inside."""
+        self.is_slept_on = False
         self._word[0] = (self._word[0] + 1) & 0xFFFF_FFFF  # H3: after the call was noted
         lib.shmd_futex_wake(self._word)
 
     def word(self) -> tuple[Any, int]:
         """What the thread inside is to sleep on. To be asked for before :meth:`rest_ns` (H3)."""
-        return self._word, int(lib.shmd_futex_load(self._word))
+        self.is_slept_on = True
+        return self._word, self._word[0]
 
     def rest_ns(self) -> int:
         """For how long the calling thread may wait inside; 0: another thread wants the lock now."""
+        if len(self._noted) <= 1:
+            return link.NEVER  # its own
         me = threading.get_ident()  # a signal handler's call does not give way to the call beneath it
         ends_ns = [end_ns for thread, end_ns in list(self._noted.values()) if thread != me]
         return max(0, min(ends_ns, default=link.NEVER) - time.monotonic_ns())
