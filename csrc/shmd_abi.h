@@ -102,6 +102,24 @@ enum {
     SHMD_REASON_TRUNCATED = 43
 };
 
+/* What a system call was for: errors have hints of their own by it (shmd_errno_hint). */
+enum {
+    SHMD_CALL_OTHER = 1,
+    SHMD_CALL_OPEN = 2,             /* an existing segment */
+    SHMD_CALL_DRIVE = 4,            /* an authority, by a driver */
+    SHMD_CALL_CREATE = 8,           /* a new segment */
+    SHMD_CALL_ALLOCATE = 16,        /* its memory */
+    SHMD_CALL_SHARE = 32,           /* its group and mode */
+    SHMD_CALL_MAP = 64,
+    SHMD_CALL_LOCK = 128,
+    SHMD_CALL_THREAD = 256,
+    SHMD_CALL_THREAD_ASKED = 512,   /* with a policy or CPUs that the client asked for */
+    SHMD_CALL_THREAD_DEADLINE = 1024, /* by a thread under SCHED_DEADLINE */
+    SHMD_CALL_READ = 2048,          /* a file that the configuration or an argument names */
+    SHMD_CALL_RUNTIME = 4096,       /* a file in the user's runtime directory */
+    SHMD_CALL_FILE = 8192           /* any other file of the user's: errors that are not ours have no hint */
+};
+
 enum { SHMD_ROLE_PRODUCER = 1, SHMD_ROLE_CONSUMER = 2 };
 enum { SHMD_DELIVERY_RELIABLE = 1, SHMD_DELIVERY_LOSSY = 2, SHMD_DELIVERY_LATEST = 3 };
 enum { SHMD_START_NEWEST = 1, SHMD_START_OLDEST = 2 };
@@ -779,6 +797,9 @@ const char *shmd_last_error(void);              /* thread-local text of the last
 uint32_t shmd_last_reason(void);                /* SHMD_REASON_* of the last SHMD_E_REJECTED */
 uint32_t shmd_last_code(void);                  /* SHMD_CODE_* likewise */
 const char *shmd_reason_text(uint32_t reason);  /* SHMD_REASON_* in a few words, for the middle of a sentence; a thread's until its next call */
+const char *shmd_errno_hint(uint32_t call, int error);
+    /* What an errno of a call (SHMD_CALL_*) means and what to do, for behind strerror and a colon; "" when there is nothing to say.
+       A thread's until its next call. */
 uint64_t shmd_now_ns(void);                     /* CLOCK_MONOTONIC */
 uint64_t shmd_hash(const void *data, uint64_t bytes, uint64_t seed);
 void shmd_process_self(shmd_process_t *out);                      /* the calling one; what cannot be read is 0 */

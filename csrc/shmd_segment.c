@@ -19,17 +19,15 @@ uint64_t shmd_magic(uint32_t kind) { return 0x53484d4452560000u | kind; /* "SHMD
 /* Why it could not be opened; whose it is, when that is why. */
 static int refused(const char *name, int writable)
 {
-    const char *how = writable ? "for writing" : "for reading";
     struct stat status;
-    char path[sizeof "/dev/shm" + SHMD_SEGMENT_NAME_BYTES];
+    char path[sizeof "/dev/shm" + SHMD_SEGMENT_NAME_BYTES], owner[96] = "";
     int error = errno;
     (void)snprintf(path, sizeof path, "/dev/shm%s", name);
     if (error == EACCES && lstat(path, &status) == 0)
-        return shmd_fail(SHMD_E_SYSTEM, "cannot open segment %s %s: Permission denied: it belongs to uid %u, gid %u (mode %04o), this process runs as uid %u; "
-                         "run as that user, or share by a group (shm.mode = \"0660\", shm.group) that both are in", name, how, (unsigned)status.st_uid,
-                         (unsigned)status.st_gid, (unsigned)status.st_mode & 07777u, (unsigned)geteuid());
+        (void)snprintf(owner, sizeof owner, " of uid %u, gid %u (mode %04o) as uid %u", (unsigned)status.st_uid, (unsigned)status.st_gid,
+                       (unsigned)status.st_mode & 07777u, (unsigned)geteuid());
     errno = error;
-    return shmd_fail_errno("cannot open segment %s %s", name, how);
+    return shmd_fail_errno(SHMD_CALL_OPEN, "cannot open segment %s%s %s", name, owner, writable ? "for writing" : "for reading");
 }
 
 /* However many groups this process is in. A list that cannot be read is SHMD_E_SYSTEM: neither yes nor no. */
@@ -42,7 +40,7 @@ static int is_member(gid_t gid)
     if (room > 0 && groups == NULL)
         return shmd_fail(SHMD_E_NO_MEMORY, "no memory for the %d groups of this process", room);
     int n = room > 0 ? getgroups(room, groups) : room;
-    int found = n < 0 ? shmd_fail_errno("getgroups") : 0;
+    int found = n < 0 ? shmd_fail_errno(SHMD_CALL_OTHER, "getgroups") : 0;
     for (int i = 0; i < n && !found; i++)
         found = groups[i] == gid;
     free(groups);
@@ -107,7 +105,7 @@ int shmd_segment_map(int fd, uint64_t offset, uint64_t bytes, int writable, int 
         return shmd_fail(SHMD_E_INVALID, "cannot map %llu bytes", (unsigned long long)bytes);
     void *base = mmap(NULL, (size_t)bytes, protection(writable), MAP_SHARED | (prefault ? MAP_POPULATE : 0), fd, (off_t)offset);
     if (base == MAP_FAILED)
-        return shmd_fail_errno("mmap of %llu bytes", (unsigned long long)bytes);
+        return shmd_fail_errno(SHMD_CALL_MAP, "mmap of %llu bytes", (unsigned long long)bytes);
     return enter(base, bytes, bytes, writable, out);
 }
 
@@ -115,7 +113,7 @@ int shmd_segment_renew(int fd, void *base, uint64_t bytes, int writable)
 {
     shmd_bus_error_renew(base);
     if (mmap(base, (size_t)bytes, protection(writable), MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
-        return shmd_fail_errno("mmap of %llu bytes in place", (unsigned long long)bytes);
+        return shmd_fail_errno(SHMD_CALL_MAP, "mmap of %llu bytes in place", (unsigned long long)bytes);
     return SHMD_OK;
 }
 
@@ -127,10 +125,10 @@ int shmd_segment_map_mirrored(int fd, uint64_t offset, uint64_t bytes, int writa
     int flags = MAP_SHARED | MAP_FIXED | (prefault ? MAP_POPULATE : 0);
     unsigned char *base = mmap(NULL, (size_t)bytes * 2, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED)
-        return shmd_fail_errno("reserving %llu bytes of address space", (unsigned long long)bytes * 2);
+        return shmd_fail_errno(SHMD_CALL_MAP, "reserving %llu bytes of address space", (unsigned long long)bytes * 2);
     for (int half = 0; half < 2; half++) {
         if (mmap(base + (size_t)half * (size_t)bytes, (size_t)bytes, protection(writable), flags, fd, (off_t)offset) == MAP_FAILED) {
-            int rc = shmd_fail_errno("mirrored mmap of %llu bytes", (unsigned long long)bytes);
+            int rc = shmd_fail_errno(SHMD_CALL_MAP, "mirrored mmap of %llu bytes", (unsigned long long)bytes);
             (void)munmap(base, (size_t)bytes * 2);
             return rc;
         }
@@ -140,14 +138,14 @@ int shmd_segment_map_mirrored(int fd, uint64_t offset, uint64_t bytes, int writa
 
 int shmd_segment_lock(const void *base, uint64_t bytes)
 {
-    return mlock(base, (size_t)bytes) == 0 ? SHMD_OK : shmd_fail_errno("mlock of %llu bytes", (unsigned long long)bytes);
+    return mlock(base, (size_t)bytes) == 0 ? SHMD_OK : shmd_fail_errno(SHMD_CALL_LOCK, "mlock of %llu bytes", (unsigned long long)bytes);
 }
 
 int shmd_segment_unmap(void *base, uint64_t bytes)
 {
     shmd_bus_error_forget(base);
     if (base != NULL && munmap(base, (size_t)bytes) != 0)
-        return shmd_fail_errno("munmap of %llu bytes", (unsigned long long)bytes);
+        return shmd_fail_errno(SHMD_CALL_MAP, "munmap of %llu bytes", (unsigned long long)bytes);
     return SHMD_OK;
 }
 

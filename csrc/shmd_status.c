@@ -24,7 +24,7 @@ int shmd_fail(int code, const char *format, ...)
     return code;
 }
 
-int shmd_fail_errno(const char *format, ...)
+int shmd_fail_errno(uint32_t call, const char *format, ...)
 {
     int error = errno;
     va_list arguments;
@@ -32,7 +32,7 @@ int shmd_fail_errno(const char *format, ...)
     int used = vsnprintf(last_error, sizeof last_error, format, arguments);
     va_end(arguments);
     if (used >= 0 && (size_t)used < sizeof last_error)
-        (void)snprintf(last_error + used, sizeof last_error - (size_t)used, ": %s", strerror(error));
+        (void)snprintf(last_error + used, sizeof last_error - (size_t)used, ": %s: %s", strerror(error), shmd_errno_hint(call, error));
     errno = error;
     return SHMD_E_SYSTEM;
 }

@@ -18,7 +18,7 @@ int shmd_futex_wait(const uint32_t *word, uint32_t seen, uint64_t timeout_ns)
         return SHMD_E_TIMEOUT;
     if (errno == EINTR)
         return SHMD_E_INTERRUPTED;
-    return shmd_fail_errno("futex wait");
+    return shmd_fail_errno(SHMD_CALL_OTHER, "futex wait");
 }
 
 #ifndef SYS_futex_waitv

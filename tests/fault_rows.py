@@ -187,6 +187,8 @@ _TRIED = (
      "told to the logger `shmdriver`, with the reason; messages are not", "restarts, laps"),
     (76, "threads that wait for long: readers, producers, queues, for a driver; beside a busy neighbour",
      "next to no processor time; what a wait is for ends it at once", "sleeps counted, endless sleeps"),
+    (77, "a system call fails: a limit of the process, a read-only mount, a right that is missing",
+     "told with its cause and a remedy, by C and Python alike; `errno` stays", "RLIMIT_*, another uid, ro"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

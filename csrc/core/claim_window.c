@@ -23,11 +23,11 @@ int shmd_window_open(shmd_mapping *mapping, void *from, uint64_t bytes, shmd_win
 {
     unsigned char *start = mmap(NULL, (size_t)bytes * 2, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (start == MAP_FAILED)
-        return shmd_fail_errno("reserving %llu bytes of address space for claims", (unsigned long long)bytes * 2);
+        return shmd_fail_errno(SHMD_CALL_MAP, "reserving %llu bytes of address space for claims", (unsigned long long)bytes * 2);
     for (size_t half = 0; half < 2; half++) {
         /* mremap of 0 bytes of a shared mapping makes a second mapping of the same pages. */
         if (mremap(from, 0, (size_t)bytes, MREMAP_MAYMOVE | MREMAP_FIXED, start + half * (size_t)bytes) == MAP_FAILED) {
-            int rc = shmd_fail_errno("mapping %llu bytes for claims", (unsigned long long)bytes);
+            int rc = shmd_fail_errno(SHMD_CALL_MAP, "mapping %llu bytes for claims", (unsigned long long)bytes);
             (void)munmap(start, (size_t)bytes * 2);
             return rc;
         }
@@ -58,11 +58,11 @@ int shmd_window_take_back(void *start, uint64_t bytes)
     size_t whole = pages_bytes(start, bytes);
     void *copy = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (copy == MAP_FAILED)
-        return shmd_fail_errno("a private copy of %llu bytes of a claim", (unsigned long long)whole);
+        return shmd_fail_errno(SHMD_CALL_MAP, "a private copy of %llu bytes of a claim", (unsigned long long)whole);
     memcpy(copy, (const void *)first, whole);
     if (mremap(copy, whole, whole, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)first) != MAP_FAILED) /* at once: no access in between fails */
         return SHMD_OK;
-    int rc = shmd_fail_errno("taking back %llu bytes of a claim", (unsigned long long)whole);
+    int rc = shmd_fail_errno(SHMD_CALL_MAP, "taking back %llu bytes of a claim", (unsigned long long)whole);
     (void)munmap(copy, whole);
     return rc;
 }

@@ -310,5 +310,5 @@ int shmd_guard_truncation(void)
         is_installed |= rc == 0;
     }
     (void)pthread_mutex_unlock(&mutex);
-    return rc == 0 ? 1 : shmd_fail_errno("installing the handler of SIGBUS");
+    return rc == 0 ? 1 : shmd_fail_errno(SHMD_CALL_OTHER, "installing the handler of SIGBUS");
 }

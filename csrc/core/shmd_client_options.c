@@ -62,6 +62,6 @@ int shmd_client_configure(shmd_client *client, const char *instance, const shmd_
     client->is_manual = (options->flags & SHMD_HEARTBEAT_MANUAL) != 0;
     client->waits_for_driver = (options->flags & SHMD_WAIT_FOR_DRIVER) != 0;
     if (getrandom(&client->nonce, sizeof client->nonce, 0) != (ssize_t)sizeof client->nonce)
-        return shmd_fail_errno("getrandom");
+        return shmd_fail_errno(SHMD_CALL_OTHER, "getrandom");
     return SHMD_OK;
 }

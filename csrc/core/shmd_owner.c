@@ -117,13 +117,13 @@ int shmd_descriptor_open_event(int *slot)
     if (rc != SHMD_OK)
         return rc;
     *slot = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return *slot < 0 ? shmd_fail_errno("eventfd") : SHMD_OK;
+    return *slot < 0 ? shmd_fail_errno(SHMD_CALL_OTHER, "no eventfd can be made") : SHMD_OK;
 }
 
 int shmd_descriptor_copy(int fd, int *slot)
 {
     *slot = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-    return *slot < 0 ? shmd_fail_errno("fcntl") : SHMD_OK;
+    return *slot < 0 ? shmd_fail_errno(SHMD_CALL_OTHER, "descriptor %d cannot be copied", fd) : SHMD_OK;
 }
 
 int shmd_descriptor_open_segment(const char *name, uint64_t *bytes, int *slot)

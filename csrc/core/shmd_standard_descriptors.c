@@ -16,7 +16,7 @@ int shmd_keep_standard_descriptors(void)
             continue;
         int opened = open("/dev/null", O_RDWR); /* the lowest free number: this one */
         if (opened < 0) {
-            int rc = shmd_fail_errno("standard descriptor %d is closed, and /dev/null cannot be opened "
+            int rc = shmd_fail_errno(SHMD_CALL_OTHER, "standard descriptor %d is closed, and /dev/null cannot be opened "
                                      "in its place", fd);
             errno = EBADF; /* ENOENT would say that a segment does not exist */
             return rc;

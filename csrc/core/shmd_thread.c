@@ -146,17 +146,11 @@ static int create_thread(const shmd_threads_t *threads, void *(*function)(void *
 
 static int refused(const shmd_threads_t *threads, const char *what, int error)
 {
-    const char *hint = "";
-    if (error == EAGAIN && sched_getscheduler(0) == SCHED_DEADLINE)
-        hint = " (a thread under SCHED_DEADLINE cannot start others: connect before that is set)";
-    else if (error == EAGAIN)
-        hint = " (a limit of threads or memory: see RLIMIT_NPROC and the cgroup's pids.max)";
-    else if (error == EPERM && is_asked(threads))
-        hint = " (its policy needs CAP_SYS_NICE, or an RLIMIT_RTPRIO of its priority)";
-    else if (error == EINVAL && is_asked(threads))
-        hint = " (this process may use none of the CPUs that were asked for: see `taskset -cp` and its cpuset)";
+    uint32_t call = is_asked(threads) ? SHMD_CALL_THREAD_ASKED : SHMD_CALL_THREAD;
+    if (sched_getscheduler(0) == SCHED_DEADLINE)
+        call |= SHMD_CALL_THREAD_DEADLINE;
     errno = error;
-    return shmd_fail_errno("starting the %s thread%s", what, hint);
+    return shmd_fail_errno(call, "starting the %s thread", what);
 }
 
 int shmd_thread_start(const shmd_threads_t *threads, void *(*function)(void *), void *argument, const char *what, unsigned long *out)

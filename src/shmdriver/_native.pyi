@@ -130,6 +130,20 @@ class _Lib:
     SHMD_REASON_DELIVERED: int
     SHMD_REASON_SUPERSEDED: int
     SHMD_REASON_TRUNCATED: int
+    SHMD_CALL_OTHER: int
+    SHMD_CALL_OPEN: int
+    SHMD_CALL_DRIVE: int
+    SHMD_CALL_CREATE: int
+    SHMD_CALL_ALLOCATE: int
+    SHMD_CALL_SHARE: int
+    SHMD_CALL_MAP: int
+    SHMD_CALL_LOCK: int
+    SHMD_CALL_THREAD: int
+    SHMD_CALL_THREAD_ASKED: int
+    SHMD_CALL_THREAD_DEADLINE: int
+    SHMD_CALL_READ: int
+    SHMD_CALL_RUNTIME: int
+    SHMD_CALL_FILE: int
     SHMD_ROLE_PRODUCER: int
     SHMD_ROLE_CONSUMER: int
     SHMD_DELIVERY_RELIABLE: int
@@ -289,6 +303,7 @@ class _Lib:
     def shmd_last_reason(self) -> int: ...
     def shmd_last_code(self) -> int: ...
     def shmd_reason_text(self, reason: int, /) -> _CData: ...
+    def shmd_errno_hint(self, call: int, error: int, /) -> _CData: ...
     def shmd_now_ns(self) -> int: ...
     def shmd_hash(self, data: bytes | _CData, bytes: int, seed: int, /) -> int: ...
     def shmd_process_self(self, out: _CData, /) -> None: ...

@@ -334,8 +334,9 @@ def test_no_fds_left_is_an_os_error_and_the_consumer_still_reads(client):
             with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
                 while True:
                     taken.append(os.open("/dev/null", os.O_RDONLY))
-            with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            with pytest.raises(OSError, match=f"{os.strerror(errno.EMFILE)}: RLIMIT_NOFILE allows") as raised:
                 into.fileno()
+            assert raised.value.errno == errno.EMFILE
         finally:
             for fd in taken:
                 os.close(fd)

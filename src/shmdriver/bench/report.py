@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from shmdriver._native import lib
 from shmdriver.bench.case import Case, Metric
 from shmdriver.bench.histogram import Histogram
 from shmdriver.bench.series import Series
 from shmdriver.errors import ShmDriverError
 from shmdriver.hints import command
+from shmdriver.os_errors import errno_text
 
 __all__ = ["FORMAT", "VERSION", "Figure", "Report"]
 
@@ -123,7 +125,7 @@ class Report:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ShmDriverError(f"{path}: {error.strerror}") from None
+            raise ShmDriverError(f"{path}: {errno_text(error, lib.SHMD_CALL_READ)}") from None
         except ValueError as error:
             raise ShmDriverError(f"{path} is no JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:

@@ -104,7 +104,11 @@ def run(arguments: list[str] | None = None) -> int:
     except (ShmDriverError, OSError, ValueError, TypeError, MemoryError) as error:
         if debug:
             raise
-        note(" ".join(str(error).split()) or type(error).__name__)
+        from shmdriver._native import lib
+        from shmdriver.os_errors import remedy
+
+        told = f"{error}{remedy(error, lib.SHMD_CALL_FILE)}"
+        note(" ".join(told.split()) or type(error).__name__)
         drop_stdout()
         return options.ERROR
     except ImportError as error:

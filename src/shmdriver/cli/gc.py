@@ -64,6 +64,7 @@ def _keep_reason(instance: str) -> str:
 def _collect(instance: str, *, dry_run: bool, force: bool) -> Outcome:
     from shmdriver.driver.segments import collect
     from shmdriver.observe.host import segments_of
+    from shmdriver.os_errors import remedy
 
     found = segments_of(instance)
     size = sum(found.values())
@@ -77,7 +78,7 @@ def _collect(instance: str, *, dry_run: bool, force: bool) -> Outcome:
     except DriverAlreadyRunning as error:
         return Outcome(instance, "left", len(found), size, str(error))
     except (ShmDriverError, OSError) as error:
-        return Outcome(instance, "failed", len(found), size, str(error))
+        return Outcome(instance, "failed", len(found), size, f"{error}{remedy(error)}")
     size = sum(found.get(name.removeprefix("/"), 0) for name in removed)
     return Outcome(instance, "removed", len(removed), size, "no driver held it")
 

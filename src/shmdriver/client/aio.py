@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from shmdriver._native import ffi, lib
+from shmdriver._native import lib
 from shmdriver.client.arguments import limit_of
 from shmdriver.client.boundary import clear_frames, public
 from shmdriver.client.hotpath import ConsumerCore
 from shmdriver.client.link import Deadline
 from shmdriver.errors import ConcurrentUseError, EndOfStream
+from shmdriver.os_errors import system_error
 from shmdriver.owners import descriptor
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _open_fd(consumer: Consumer) -> None:
     if event is None:
         event = descriptor()
         if lib.shmd_descriptor_open_event(event) != 0:
-            raise OSError(ffi.errno, os.strerror(ffi.errno))
+            raise system_error()
         consumer._event = event  # before the C core has it: the core never feeds an fd that is closed
     # While it waits for a driver there is nothing to watch: the next read has the fd told by its attempt.
     is_away = consumer._is_away
@@ -148,7 +149,7 @@ def silence(consumer: Consumer) -> Any:
         pass
     copy = descriptor()
     if lib.shmd_descriptor_copy(consumer._fd, copy) != 0:
-        raise OSError(ffi.errno, os.strerror(ffi.errno))
+        raise system_error()
     return copy
 
 

@@ -30,6 +30,7 @@ from shmdriver.driver.undo import undone_on_error
 from shmdriver.driver.work import Work
 from shmdriver.errors import Code, Reason
 from shmdriver.names import nearest
+from shmdriver.os_errors import remedy
 
 __all__ = ["Admission"]
 
@@ -440,7 +441,8 @@ def _schema_of(request: Request) -> str:
 def _memory_rejection(error: Exception | None, authority: Authority, now_ns: int) -> Rejection:
     if isinstance(error, ShmSpaceError):
         return Rejection(Reason.NO_MEMORY, str(error))
-    authority.log_error(f"making an epoch's segments: {error!r}", now_ns)
+    hint = "" if error is None else remedy(error)
+    authority.log_error(f"making an epoch's segments: {error!r}{hint}", now_ns)
     return Rejection(
-        Reason.NONE, f"the driver could not make the stream's segments: {error}", Code.INTERNAL_ERROR
+        Reason.NONE, f"the driver could not make the stream's segments: {error}{hint}", Code.INTERNAL_ERROR
     )

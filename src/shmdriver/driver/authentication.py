@@ -20,6 +20,7 @@ from shmdriver.driver.authority import Authority
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.rejection import Rejection
 from shmdriver.errors import Reason, ShmDriverError
+from shmdriver.os_errors import errno_text
 
 __all__ = [
     "Authentication",
@@ -155,11 +156,7 @@ def create_token(path: Path) -> bytes:
 
 
 def _not_writable(what: str, error: OSError) -> str:
-    return (
-        f"{what} cannot be written: {error.strerror}. Set XDG_RUNTIME_DIR to a folder of uid {os.geteuid()} "
-        "that can (a container with a read-only root: --tmpfs), or name a token file that exists in "
-        "policies.shutdown_token_file"
-    )
+    return f"{what} cannot be written as uid {os.geteuid()}: {errno_text(error, lib.SHMD_CALL_RUNTIME)}"
 
 
 def read_token(path: Path) -> bytes:
@@ -167,7 +164,7 @@ def read_token(path: Path) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise ShmDriverError(f"shutdown token {path}: {error.strerror}") from error
+        raise ShmDriverError(f"shutdown token {path}: {errno_text(error, lib.SHMD_CALL_READ)}") from error
     with os.fdopen(fd, "rb") as file:
         mode = stat.S_IMODE(os.fstat(fd).st_mode)
         token = file.read(4096).strip()

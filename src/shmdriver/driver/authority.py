@@ -35,6 +35,7 @@ from shmdriver.driver.shm import (
 )
 from shmdriver.errors import LayoutMismatch, ShmDriverError
 from shmdriver.hints import command
+from shmdriver.os_errors import remedy
 
 __all__ = [
     "Authority",
@@ -355,6 +356,7 @@ class Authority:
             make_whole(name, self.control_map)
         except (OSError, ShmDriverError) as error:
             text = f"control segment: a client truncated it, and it cannot be made whole: {error}"
+            text += remedy(error, lib.SHMD_CALL_ALLOCATE)
             self.log_error(text, now_ns)
             return Control.DAMAGED
         self.log_error("control segment: a client truncated it; made whole again", now_ns)

@@ -11,6 +11,7 @@ failed because no descriptor was left is looked at again later.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import select
@@ -31,6 +32,7 @@ from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.undo import undone_on_error
 from shmdriver.errors import Code, Reason
 from shmdriver.liveness import Look, Verdict, look_at_process, pid_text
+from shmdriver.os_errors import errno_hint
 
 __all__ = ["RESERVED_DESCRIPTORS", "Client", "ClientTable", "describe", "look_at_client"]
 
@@ -293,8 +295,8 @@ class ClientTable:
         if look.is_passing:
             self._unproved[client.client_id] = client
             self._authority.log_error(
-                "no descriptor is left for a client's pidfd, so its death shows by its silence only: raise "
-                "RLIMIT_NOFILE (LimitNOFILE= in the unit, ulimit -n) or lower policies.limits.clients",
+                "no descriptor is left for a client's pidfd, so its death shows by its silence only: "
+                f"{errno_hint(errno.EMFILE)}, or lower policies.limits.clients",
                 now_ns,
             )
         if look.pidfd >= 0:

@@ -22,9 +22,11 @@ def read_toml(path: Path, source: str) -> dict[str, Any]:
         with path.open("rb") as file:
             return tomllib.load(file)
     except OSError as error:
+        from shmdriver._native import lib  # not needed for a configuration without errors
+        from shmdriver.os_errors import errno_text
+
         raise ConfigError(
-            f"configuration {source}: {error.strerror or error}; give the path of a readable TOML file",
-            source=source,
+            f"configuration {source}: {errno_text(error, lib.SHMD_CALL_READ)}", source=source
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {source} is not TOML: {error}", source=source) from error

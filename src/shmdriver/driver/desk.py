@@ -18,6 +18,7 @@ from shmdriver.driver.lifecycle import ShutdownMode
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.tables import Tables
 from shmdriver.errors import Code, Reason
+from shmdriver.os_errors import remedy
 
 __all__ = ["Orders", "RequestDesk"]
 
@@ -58,7 +59,7 @@ class RequestDesk:
         except Rejection as rejection:
             self.refuse(request, rejection.code, rejection.reason, rejection.text)
         except Exception as error:
-            text = f"the driver failed at this request: {error!r}"
+            text = f"the driver failed at this request: {error!r}{remedy(error)}"
             self._tables.authority.log_error(text, now_ns)
             self.refuse(request, Code.INTERNAL_ERROR, Reason.NONE, text)
 

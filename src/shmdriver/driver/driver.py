@@ -44,6 +44,7 @@ from shmdriver.driver.tables import Tables
 from shmdriver.driver.timers import Timers
 from shmdriver.driver.work import Work
 from shmdriver.errors import Code, Reason
+from shmdriver.os_errors import remedy
 from shmdriver.truncation import guard_truncation
 
 __all__ = ["Driver"]
@@ -198,8 +199,9 @@ class Driver:
             self._obey(now_ns)
             self._finish_draining(now_ns)
         except Exception as error:  # the loop outlives its defects; tools show them
-            authority.log_error(f"tick: {error!r}", now_ns)
-            self._log(f"error in a tick: {error!r}")
+            text = f"{error!r}{remedy(error)}"
+            authority.log_error(f"tick: {text}", now_ns)
+            self._log(f"error in a tick: {text}")
         took_ns = self._overrun_ns = self._clock() - now_ns
         if self._lifecycle.may_serve and self._health.tick_took(took_ns, TICK_ALLOWED_NS, now_ns):
             authority.count(lib.SHMD_COUNTER_TICK_OVERRUNS)

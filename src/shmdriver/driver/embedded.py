@@ -17,6 +17,7 @@ from shmdriver.driver.lifecycle import ShutdownMode
 from shmdriver.driver.segments import collect
 from shmdriver.driver.shm import MOUNT
 from shmdriver.errors import DriverUnavailable, ShmDriverError
+from shmdriver.os_errors import explained
 from shmdriver.threads import check_threads
 
 __all__ = ["EmbeddedDriver", "collect_dead_embedded"]
@@ -40,7 +41,7 @@ def _serve(driver: Driver, outcome: _Outcome) -> None:
         collect_dead_embedded()
         driver.start()
     except BaseException as error:
-        outcome.error = error
+        outcome.error = explained(error)
         return
     finally:
         outcome.known.set()

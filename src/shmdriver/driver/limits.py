@@ -10,12 +10,14 @@ warns at its start, with the numbers, when the limit is too small for all that s
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from shmdriver.os_errors import errno_hint
 from shmdriver.procfs import OWN_CGROUPS, hierarchies
 from shmdriver.procfs import small_text as _text
 
@@ -82,10 +84,7 @@ def shortage(need: int, *, largest: int, pending: int = 0) -> str:
             return f"{limit.name} leaves {left} bytes (of {limit.most}): {limit.remedy}"
     most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if resource.RLIM_INFINITY != most < largest:
-        return (
-            f"RLIMIT_FSIZE allows {most} bytes a file: raise it (ulimit -f, LimitFSIZE= in the unit), or "
-            f"{SMALLER}"
-        )
+        return f"{errno_hint(errno.EFBIG)}, or {SMALLER}"
     inodes = ShmSpace.now().inodes
     if inodes is not None and inodes < 2:
         return f"{MOUNT} has {inodes} inodes left, and a stream takes 2: {MORE_INODES}"

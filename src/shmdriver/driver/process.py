@@ -13,6 +13,7 @@ from shmdriver.driver.log import Log
 from shmdriver.driver.notify import Notifier
 from shmdriver.driver.signals import hold_signals, obey_signals
 from shmdriver.errors import DriverAlreadyRunning, ShmDriverError
+from shmdriver.os_errors import explained
 from shmdriver.standard_descriptors import keep_standard_descriptors
 
 __all__ = ["EXIT_FAILED", "EXIT_RUNNING", "run_driver"]
@@ -51,7 +52,7 @@ def _run(config: Config, log: Callable[[str], None]) -> int:
         log(str(error))
         return EXIT_RUNNING
     except (ShmDriverError, OSError) as error:
-        log(f"cannot start: {error}")
+        log(f"cannot start: {explained(error)}")
         return EXIT_FAILED
     driver.run(catches_signals=True)
     return EXIT_FAILED if driver.is_lost else 0

@@ -28,6 +28,7 @@ from shmdriver.driver.shm import (
 from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, ShmDriverError
 from shmdriver.hints import command
 from shmdriver.liveness import Verdict, look_at_driver, pid_text
+from shmdriver.os_errors import errno_text
 from shmdriver.standard_descriptors import keep_standard_descriptors
 
 __all__ = [
@@ -192,7 +193,8 @@ def _open_or_create(name: str) -> int | None:
                 f"{object_path(name)} is no regular file; somebody planted it. Remove it and start again",
                 segment=name,
             ) from error
-        raise ShmDriverError(f"cannot open {object_path(name)}: {error.strerror}") from error
+        text = errno_text(error, lib.SHMD_CALL_DRIVE)
+        raise ShmDriverError(f"cannot open {object_path(name)}: {text}") from error
     try:
         return make_object(name)
     except FileExistsError:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import grp
 import os
-import resource
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import posix_ipc
 from shmdriver._native import ffi, lib
 from shmdriver.driver.limits import MORE_INODES, MOUNT, SMALLER, ShmSpace
 from shmdriver.errors import LayoutMismatch, ShmDriverError
-from shmdriver.hints import command
+from shmdriver.os_errors import errno_text
 from shmdriver.standard_descriptors import keep_standard_descriptors
 
 __all__ = [
@@ -96,17 +95,14 @@ def make_object(name: str) -> int:
     """A new object without bytes; its descriptor. Raises FileExistsError, ShmSpaceError, ShmDriverError."""
     keep_standard_descriptors()
     try:
-        fd: int = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0).fd
-    except posix_ipc.ExistentialError:
-        raise FileExistsError(errno.EEXIST, "shared-memory object exists", name) from None
-    except posix_ipc.PermissionsError as error:
-        raise ShmDriverError(
-            f"{MOUNT} does not let uid {os.geteuid()} make {name}: {error}. As a rule it has mode 1777: "
-            "chmod 1777, or run as a user that may write there"
-        ) from error
+        # As shm_open does it. posix_ipc's errors have no errno.
+        return os.open(
+            object_path(name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
+    except FileExistsError:
+        raise
     except OSError as error:
         raise _not_made(name, error) from error
-    return fd
 
 
 def _not_made(name: str, error: OSError) -> ShmDriverError:
@@ -117,13 +113,8 @@ def _not_made(name: str, error: OSError) -> ShmDriverError:
             need=0,
             free=space.free,
         )
-    if error.errno == errno.EROFS:
-        text = f"{MOUNT} is mounted read-only: mount -o remount,rw {MOUNT}; containers: --tmpfs {MOUNT}"
-    elif error.errno in (errno.EMFILE, errno.ENFILE):
-        text = "no descriptor is left: raise RLIMIT_NOFILE (LimitNOFILE= in the unit, ulimit -n)"
-    else:
-        text = f"{error.strerror or error}: see {command('doctor', instance=None)}"
-    return ShmDriverError(f"cannot make {object_path(name)}: {text}")
+    text = errno_text(error, lib.SHMD_CALL_CREATE)
+    return ShmDriverError(f"cannot make {object_path(name)} as uid {os.geteuid()}: {text}")
 
 
 def create_segment(name: str, size: int, modes: Modes, *, write_group: bool = True) -> int:
@@ -164,15 +155,10 @@ def _not_allocated(name: str, size: int, error: OSError) -> ShmDriverError:
     free = ShmSpace.now().free
     if error.errno == errno.ENOSPC:
         return _no_space(name, size, free)
-    if error.errno == errno.EFBIG:
-        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        text = f"RLIMIT_FSIZE allows {most} bytes a file: raise it (ulimit -f, LimitFSIZE= in the unit)"
-    elif error.errno == errno.ENOMEM:
-        text = "the kernel has no memory for it (the machine's, or a cgroup's memory.max)"
-    else:
-        hint = ": a seccomp filter or a security module forbids it" if error.errno == errno.EPERM else ""
-        return ShmDriverError(f"posix_fallocate of {size} bytes for {name}: {error.strerror}{hint}")
-    return ShmSpaceError(f"{name} needs {size} bytes, and {text}", need=size, free=free)
+    text = f"posix_fallocate of {size} bytes for {name}: {errno_text(error, lib.SHMD_CALL_ALLOCATE)}"
+    if error.errno in (errno.EFBIG, errno.ENOMEM):
+        return ShmSpaceError(text, need=size, free=free)
+    return ShmDriverError(text)
 
 
 def set_modes(fd: int, name: str, modes: Modes, *, write_group: bool) -> None:
@@ -183,10 +169,9 @@ def set_modes(fd: int, name: str, modes: Modes, *, write_group: bool) -> None:
         os.fchmod(fd, modes.bits if write_group else modes.bits & ~0o020)
     except OSError as error:
         raise ShmDriverError(
-            f"{name} cannot be given to group {modes.gid} with mode {modes.bits:04o} (shm.group, shm.mode): "
-            f"{error.strerror}. A process may give files to groups that it is in: it runs as uid "
-            f"{os.geteuid()} with groups {sorted({os.getegid(), *os.getgroups()})}. Add that user to the "
-            "group, or run as root"
+            f"{name} cannot be given to group {modes.gid} with mode {modes.bits:04o} (shm.group, shm.mode) "
+            f"by uid {os.geteuid()} with groups {sorted({os.getegid(), *os.getgroups()})}: "
+            f"{errno_text(error, lib.SHMD_CALL_SHARE)}"
         ) from error
 
 
@@ -326,12 +311,9 @@ def lock_memory(*maps: SegmentMap) -> str:
     ]
     if not refused:
         return ""
-    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    found = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
     return (
         f"shm.mlock: {len(refused)} of {len(maps)} segments ({sum(size for size, _ in refused)} bytes) "
-        f"are not locked in memory: {refused[0][1]}. RLIMIT_MEMLOCK is {found}: raise it "
-        "(LimitMEMLOCK= of the unit, ulimit -l), or set shm.mlock = false"
+        f"are not locked in memory: {refused[0][1]}, or set shm.mlock = false"
     )
 
 

@@ -24,6 +24,7 @@ from shmdriver.hints import command
 from shmdriver.observe.instance import SHM_FOLDER, Instance
 from shmdriver.observe.process import own_namespace
 from shmdriver.observe.records import DriverStatus
+from shmdriver.os_errors import remedy
 from shmdriver.procfs import MOUNTINFO, OWN_CGROUPS, Mount, hierarchies, mounts, small_text
 
 _OBJECT: Final = re.compile(
@@ -80,7 +81,7 @@ def _guarded(check: Callable[[], Check]) -> Check:
         return check()
     except (OSError, ValueError, LookupError) as error:
         name = check.__name__.removeprefix("_").replace("_", " ")
-        return Check(name, "warn", f"cannot be checked here: {error}")
+        return Check(name, "warn", f"cannot be checked here: {error}{remedy(error)}")
 
 
 def _bytes(number: float) -> str:
