@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check -q
 LOCKED := mkdir -p build && flock build/.lock
 NATIVE_INPUTS := $(wildcard csrc/*.c csrc/*.h csrc/*.map csrc/core/* csrc/python/*) native.mk build_ffi.py setup.py
 DEMO_QUOTES := $(wildcard ../shared/data/*.csv)
-CTEST := $(MAKE) --no-print-directory -s -C tests/c
+CTEST := $(MAKE) --no-print-directory -s -j2 -C tests/c
 PYTEST := $(PY) -m pytest
 OPERATIONS := $(PYTEST) -q -o addopts=--import-mode=importlib benchmarks --benchmark-only --benchmark-max-time=0.2 \
 	--benchmark-columns=median,iqr,rounds --benchmark-sort=name
@@ -81,7 +81,7 @@ models:          ## Spin models of docs/MEMORY_MODEL.md: every property, every m
 	@$(PYTHON) scripts/check_models.py || test $$? -eq 77
 
 fuzz:            ## libFuzzer targets of tests/fuzz: make fuzz SECONDS=60 runs each for a minute
-	@$(MAKE) --no-print-directory -s -C tests/fuzz SECONDS=$(or $(SECONDS),60) run
+	@$(MAKE) --no-print-directory -s -j2 -C tests/fuzz SECONDS=$(or $(SECONDS),60) run
 
 # Says plainly what is missing: a run that shows nothing must not look like one that passed.
 ARM64_TOOLS := aarch64-linux-gnu-gcc qemu-aarch64

@@ -17,6 +17,7 @@ from tests.chaos.payload import LARGEST, Board, check, payload
 
 def preload() -> None:
     """Imports all that a role needs, once, in the zygote."""
+    import shmdriver.cli.app
     import shmdriver.driver.config
     import shmdriver.driver.process
     import shmdriver.observe
@@ -186,6 +187,13 @@ def gil_holder(line: Line, arguments: Arguments) -> int:
     return 0
 
 
+def tool(_line: Line, arguments: Arguments) -> int:
+    """A command of `shmdriver`; its output goes to the actor's log."""
+    from shmdriver.cli.app import run
+
+    return run(arguments["words"])
+
+
 ROLES: dict[str, Callable[[Line, Arguments], int]] = {
     "driver": drive,
     "producer": produce,
@@ -199,6 +207,7 @@ ROLES: dict[str, Callable[[Line, Arguments], int]] = {
     "hostile": disturb,
     "come_and_go": come_and_go,
     "gil_holder": gil_holder,
+    "tool": tool,
 }
 
 

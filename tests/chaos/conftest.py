@@ -13,7 +13,7 @@ import build_ffi
 from tests.chaos.stage import Stage, Zygote
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     """Forks processes with the library as it is."""
     with closing(Zygote(tmp_path_factory.mktemp("runtime"))) as zygote:

@@ -174,18 +174,14 @@ def newcomers_are_served(stage: Stage, stream: str = "victim") -> None:
 
 def tools_say(stage: Stage) -> str:
     """What stat and why print; both end by themselves."""
+    commands = (["stat"], ["why"], ["stat", "--json"])
+    tools = [stage.actor("tool", words=[*words, "-i", stage.instance]) for words in commands]
     said = ""
-    for command in (["stat"], ["why"], ["stat", "--json"]):
-        result = subprocess.run(
-            [sys.executable, "-m", "shmdriver", *command, "-i", stage.instance],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=400,
-        )
-        assert "Traceback" not in result.stderr, result.stderr
-        assert result.returncode >= 0, (command, result.returncode)
-        said += result.stdout + result.stderr
+    for tool in tools:
+        assert tool.join() >= 0, tool
+        said += tool.log.read_text()
+    assert "Traceback" not in said, said
+    stage.dismiss(*tools)
     return said
 
 

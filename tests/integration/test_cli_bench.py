@@ -20,6 +20,7 @@ from shmdriver.bench.report import FORMAT, VERSION, Report
 from shmdriver.bench.scenarios import RECORD, SCENARIOS, Run, run
 from shmdriver.bench.stream_channel import StreamChannel
 from shmdriver.demo.stage import DemoFailed
+from tests.tool import tool, tool_json
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="native benchmarks need a C compiler")
 TRIP = Metric("p50_ns", "p50", "ns", lower=True, floor="p50_ns")
@@ -128,7 +129,7 @@ def test_messages_in_the_arena_are_received_without_being_held(name):
 
 def test_without_a_compiler_native_programs_say_what_is_needed(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    done = shmdriver("bench", "throughput", "--quick", "--side", "native")
+    done = tool("bench", "throughput", "--quick", "--side", "native")
     assert done.returncode == 1
     assert "no C compiler (no-such-compiler)" in done.stderr
     assert "--side python" in done.stderr
@@ -140,7 +141,7 @@ def test_wrong_options_say_what_is_expected():
         (("--bytes", "4 furlongs"), "as 64, 4KiB or 1MiB"),
         (("--cores", "0,4711"), "expected two of"),
     ):
-        done = shmdriver("bench", "throughput", *arguments)
+        done = tool("bench", "throughput", *arguments)
         assert done.returncode in (1, 2)
         assert expected in " ".join(done.stderr.replace("│", " ").split())
 
@@ -153,11 +154,11 @@ def test_compare_tells_changes_from_noise(tmp_path):
     assert (trip.verdict, trip.over_floor) == ("noise", True)  # the floor moved, not the round trip
     back = compare(Report.load(after), Report.load(before))
     assert (back[0].times, back[0].verdict) == (0.5, "worse")
-    done = shmdriver("bench", "compare", before, after)
+    done = tool("bench", "compare", str(before), str(after))
     assert done.returncode == 0
     assert "40 B one by one" in done.stdout
     assert "better" in done.stdout
-    changes = json.loads(shmdriver("bench", "compare", before, after, "--json").stdout)["changes"]
+    changes = tool_json("bench", "compare", str(before), str(after))["changes"]
     assert [change["verdict"] for change in changes] == ["better", "noise"]
 
 
@@ -168,7 +169,7 @@ def test_a_figure_that_failed_is_compared_as_failed(tmp_path):
         "failed",
         "same",
     ]
-    done = shmdriver("bench", "compare", before, after, "--json")
+    done = tool("bench", "compare", str(before), str(after), "--json")
     assert json.loads(done.stdout)["changes"][0]["after"] is None
 
 
@@ -182,7 +183,7 @@ def test_what_is_no_report_is_refused(tmp_path):
         (json.dumps({"format": FORMAT, "version": VERSION}), "damaged"),
     ):
         other.write_text(text)
-        done = shmdriver("bench", "compare", good, other)
+        done = tool("bench", "compare", str(good), str(other))
         assert done.returncode == 1
         assert expected in done.stderr
 

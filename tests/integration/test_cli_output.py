@@ -6,7 +6,8 @@ import os
 import pwd
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from shmdriver.driver.limits import Limit
 from shmdriver.observe import host
 from tests.small_mount import in_small_mount
 
+Finished = subprocess.CompletedProcess[bytes]
 COMMANDS = {
     "doctor": (),
     "stat": ("-i",),
@@ -51,10 +53,16 @@ def run(command: str, instance: str, **how: Any) -> subprocess.CompletedProcess[
     return subprocess.run(line(command, instance), timeout=400, check=False, **(streams | how))
 
 
+def run_each(act: Callable[[str], Finished]) -> dict[str, Finished]:
+    """What ``act`` returned for each command; two of them run at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(COMMANDS, pool.map(act, COMMANDS), strict=True))
+
+
 @pytest.mark.fault(68, how="latin-1")
 def test_a_terminal_of_another_encoding_gets_what_it_can_show(instance: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
-    said = {command: run(command, instance, env=environment) for command in COMMANDS}
+    said = run_each(lambda command: run(command, instance, env=environment))
     for command, done in said.items():
         assert b"Traceback" not in done.stderr, (command, done.stderr)
         assert done.stdout, command
@@ -65,9 +73,11 @@ def test_a_terminal_of_another_encoding_gets_what_it_can_show(instance: str) -> 
 @pytest.mark.fault(68, how="closed stdin, stdout, stderr")
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_closed_standard_descriptors_are_no_traceback(instance: str, closed: str) -> None:
-    for command in COMMANDS:
+    def act(command: str) -> Finished:
         shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *line(command, instance)]
-        done = subprocess.run(shell, capture_output=True, timeout=400, check=False)
+        return subprocess.run(shell, capture_output=True, timeout=400, check=False)
+
+    for command, done in run_each(act).items():
         assert b"Traceback" not in done.stderr + done.stdout, (command, done.stderr)
         assert b"Exception ignored" not in done.stderr, (command, done.stderr)
         assert done.returncode in (0, 1), (command, done.stderr)
@@ -75,13 +85,15 @@ def test_closed_standard_descriptors_are_no_traceback(instance: str, closed: str
 
 @pytest.mark.fault(68, how="a closed pipe")
 def test_a_reader_that_has_gone_ends_a_tool_silently(instance: str) -> None:
-    for command in COMMANDS:
+    def act(command: str) -> Finished:
         reading, writing = os.pipe()
         os.close(reading)
         try:
-            done = run(command, instance, stdout=writing)
+            return run(command, instance, stdout=writing)
         finally:
             os.close(writing)
+
+    for command, done in run_each(act).items():
         assert done.stderr == b"", (command, done.stderr)
         assert done.returncode in (1, 141), command
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import signal
@@ -14,9 +13,11 @@ from typing import Any
 import pytest
 
 from shmdriver.client import Client, connect
+from shmdriver.driver.segments import collect
 from shmdriver.observe import Instance, diagnose
 from shmdriver.observe.host import segments_of
 from tests.chaos.stage import HEALTHY_S, wait_until
+from tests.tool import tool, tool_json
 
 SHMDRIVER = [sys.executable, "-m", "shmdriver"]
 PATIENCE_S = 60
@@ -53,26 +54,13 @@ def driver(instance_name: str) -> Iterator[DriverProcess]:
     if process.process.poll() is None:
         process.process.send_signal(signal.SIGCONT)
         process.end(signal.SIGTERM)
-    shm("gc", "--force", "-i", instance_name)
+    collect(instance_name)
 
 
 @pytest.fixture
 def client(driver: DriverProcess) -> Iterator[Client]:
     with connect(driver.instance, name="tester") as connected:
         yield connected
-
-
-def shm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command that ends by itself."""
-    return subprocess.run(
-        [*SHMDRIVER, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False
-    )
-
-
-def shm_json(*arguments: str) -> Any:
-    done = shm(*arguments, "--json")
-    assert done.stdout, done.stderr
-    return json.loads(done.stdout)
 
 
 def fill(producer: Any) -> None:
@@ -86,7 +74,7 @@ def test_stat_shows_streams_clients_and_leases(driver: DriverProcess, client: Cl
         producer.publish(b"one")
         producer.publish(b"two")
         assert bytes(consumer.read(timeout=60) or b"") == b"one"
-        found = shm_json("stat", "-i", driver.instance)
+        found = tool_json("stat", "-i", driver.instance)
         assert found["driver"]["status"] == "running"
         assert found["driver"]["process"]["pid"] == driver.process.pid
         (stream,) = found["streams"]
@@ -99,20 +87,20 @@ def test_stat_shows_streams_clients_and_leases(driver: DriverProcess, client: Cl
         assert gate["delivery"] == "reliable"
         assert {lease["role"] for lease in found["leases"]} == {"producer", "consumer"}
         for what in ("streams", "clients", "leases", "events", "errors", "counters"):
-            assert shm("stat", what, "-i", driver.instance).returncode == 0
-        assert "quotes" in shm("stat", "-i", driver.instance).stdout
-        kinds = {event["kind"] for event in shm_json("stat", "events", "-i", driver.instance)}
+            assert tool("stat", what, "-i", driver.instance).returncode == 0
+        assert "quotes" in tool("stat", "-i", driver.instance).stdout
+        kinds = {event["kind"] for event in tool_json("stat", "events", "-i", driver.instance)}
         assert {"attach_response", "stream_announce"} <= kinds
 
 
 def test_check_follows_the_drivers_health(driver: DriverProcess) -> None:
     def check() -> int:
-        return shm("stat", "--check", "-i", driver.instance).returncode
+        return tool("stat", "--check", "-i", driver.instance).returncode
 
     wait_until(lambda: check() == 0, "the driver to be healthy", HEALTHY_S)
-    assert shm("maintenance", "on", "-i", driver.instance).returncode == 0
-    assert check() == 1
-    assert shm("maintenance", "off", "-i", driver.instance).returncode == 0
+    assert tool("maintenance", "on", "-i", driver.instance).returncode == 0
+    wait_until(lambda: check() == 1, "the state, which comes after the answer")
+    assert tool("maintenance", "off", "-i", driver.instance).returncode == 0
     wait_until(lambda: check() == 0, "the driver to be healthy again", HEALTHY_S)
     driver.end(signal.SIGKILL)
     assert check() == 2
@@ -123,14 +111,14 @@ def test_stat_works_after_kill_9_of_the_driver(driver: DriverProcess, client: Cl
         producer.publish(b"before")
         driver.end(signal.SIGKILL)
         producer.publish(b"after")
-        found = shm_json("stat", "-i", driver.instance)
+        found = tool_json("stat", "-i", driver.instance)
         assert found["driver"]["status"] == "dead"
         assert f"shmdriver run -i {driver.instance}" in found["driver"]["advice"]
         assert found["streams"][0]["epochs"][0]["head"] == 2
-        assert "dead" in shm("stat", "-i", driver.instance).stdout
+        assert "dead" in tool("stat", "-i", driver.instance).stdout
         assert [bytes(consumer.read(timeout=60) or b"") for _ in range(2)] == [b"before", b"after"]
         driver.start()
-        found = shm_json("stat", "-i", driver.instance)
+        found = tool_json("stat", "-i", driver.instance)
         assert found["driver"]["status"] == "running"
         assert found["driver"]["adoptions"] == 1
         assert len(found["leases"]) == 2
@@ -158,18 +146,18 @@ def test_why_names_a_stopped_consumer(driver: DriverProcess, client: Client) -> 
             sub.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, sub.pid, os.WSTOPPED)
             fill(producer)
-            found = shm_json("why", "quotes", "-i", driver.instance)
+            found = tool_json("why", "quotes", "-i", driver.instance)
             assert found["verdict"] == "consumer_stopped"
             assert found["culprit"]["pid"] == sub.pid
             assert found["culprit"]["behind"] >= 64
-            said = shm("why", "quotes", "-i", driver.instance)
+            said = tool("why", "quotes", "-i", driver.instance)
             assert said.returncode == 0
             assert f"(pid {sub.pid}" in said.stdout
             assert "stopped" in said.stdout
             assert f"kill -CONT {sub.pid}" in said.stdout
-            assert f"({sub.pid})" in shm("stat", "-i", driver.instance).stdout
+            assert f"({sub.pid})" in tool("stat", "-i", driver.instance).stdout
             driver.end(signal.SIGKILL)
-            said = shm("why", "quotes", "-i", driver.instance)
+            said = tool("why", "quotes", "-i", driver.instance)
             assert str(sub.pid) in said.stdout
             assert "while it is down" in said.stdout
         finally:
@@ -220,17 +208,17 @@ def test_why_of_streams_that_nobody_holds_back(driver: DriverProcess, client: Cl
 
 def test_an_unknown_stream_names_the_nearest(driver: DriverProcess, client: Client) -> None:
     with client.producer("quotes"):
-        done = shm("why", "qoutes", "-i", driver.instance)
+        done = tool("why", "qoutes", "-i", driver.instance)
     assert done.returncode == 1
     assert "did you mean 'quotes'?" in done.stderr
 
 
 def test_gc_leaves_the_living_and_the_adoptable(driver: DriverProcess, client: Client) -> None:
     with client.producer("s"):
-        (outcome,) = shm_json("gc", "-i", driver.instance)
+        (outcome,) = tool_json("gc", "-i", driver.instance)
         assert outcome["action"] == "left"
         driver.end(signal.SIGKILL)
-        (outcome,) = shm_json("gc", "-i", driver.instance)
+        (outcome,) = tool_json("gc", "-i", driver.instance)
         assert outcome["action"] == "left"
         assert str(os.getpid()) in outcome["reason"]
     client.close()
@@ -240,16 +228,16 @@ def test_gc_removes_what_a_killed_driver_left(driver: DriverProcess) -> None:
     driver.end(signal.SIGKILL)
     left = segments_of(driver.instance)
     assert left
-    (outcome,) = shm_json("gc", "--dry-run", "-i", driver.instance)
+    (outcome,) = tool_json("gc", "--dry-run", "-i", driver.instance)
     assert outcome["action"] == "would remove"
     assert segments_of(driver.instance) == left
-    (outcome,) = shm_json("gc", "-i", driver.instance)
+    (outcome,) = tool_json("gc", "-i", driver.instance)
     assert (outcome["action"], outcome["segments"]) == ("removed", len(left))
     assert not segments_of(driver.instance)
 
 
 def test_shutdown_ends_the_driver_and_leaves_nothing(driver: DriverProcess) -> None:
-    done = shm("shutdown", "-i", driver.instance)
+    done = tool("shutdown", "-i", driver.instance)
     assert done.returncode == 0, done.stderr
     driver.process.communicate(timeout=PATIENCE_S)
     assert driver.process.returncode == 0
@@ -259,10 +247,10 @@ def test_shutdown_ends_the_driver_and_leaves_nothing(driver: DriverProcess) -> N
 def test_handover_leaves_streams_to_the_next_driver(driver: DriverProcess, client: Client) -> None:
     with client.producer("s") as producer, client.consumer("s") as consumer:
         producer.publish(b"before")
-        found = shm_json("shutdown", "--handover", "-i", driver.instance)
+        found = tool_json("shutdown", "--handover", "-i", driver.instance)
         assert found["ended"]
         driver.process.communicate(timeout=PATIENCE_S)
-        (outcome,) = shm_json("gc", "-i", driver.instance)
+        (outcome,) = tool_json("gc", "-i", driver.instance)
         assert outcome["action"] == "left"
         producer.publish(b"between")
         driver.start()
@@ -276,8 +264,8 @@ def test_handover_leaves_streams_to_the_next_driver(driver: DriverProcess, clien
 
 def test_drain_refuses_newcomers(driver: DriverProcess, client: Client) -> None:
     with client.producer("s"):
-        assert shm("drain", "-i", driver.instance).returncode == 0
-        done = shm("sub", "s", "-i", driver.instance)
+        assert tool("drain", "-i", driver.instance).returncode == 0
+        done = tool("sub", "s", "-i", driver.instance)
         assert done.returncode == 1
         assert "draining" in done.stderr
     driver.process.communicate(timeout=PATIENCE_S)
@@ -289,21 +277,24 @@ def test_a_wrong_token_is_refused(driver: DriverProcess, tmp_path: Any) -> None:
     token = tmp_path / "token"
     token.write_text("0" * 64)
     token.chmod(0o600)
-    done = shm("shutdown", "--token-file", str(token), "-i", driver.instance)
+    done = tool("shutdown", "--token-file", str(token), "-i", driver.instance)
     assert done.returncode == 1
     assert "token" in done.stderr
     assert driver.process.poll() is None
-    assert shm_json("stat", "counters", "-i", driver.instance)["auth_refused"] == 1
+    assert tool_json("stat", "counters", "-i", driver.instance)["auth_refused"] == 1
 
 
 def test_config_shows_what_the_driver_runs_with(driver: DriverProcess) -> None:
-    done = shm("config", "-i", driver.instance)
+    done = tool("config", "-i", driver.instance)
     assert f'instance = "{driver.instance}"' in done.stdout
-    assert shm_json("config", "-i", driver.instance)["driver"]["instance"] == driver.instance
+    assert tool_json("config", "-i", driver.instance)["driver"]["instance"] == driver.instance
 
 
 def test_a_second_driver_is_refused_naming_the_first(driver: DriverProcess) -> None:
-    done = shm("run", "-i", driver.instance)
+    done = subprocess.run(
+        [*SHMDRIVER, "run", "-i", driver.instance],
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
     assert done.returncode == 3
     assert str(driver.process.pid) in done.stderr
     assert "Traceback" not in done.stderr

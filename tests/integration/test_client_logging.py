@@ -63,7 +63,8 @@ def test_what_was_lost_is_told_at_the_close(client: Any, caplog: Any) -> None:
 @pytest.mark.fault(75, how="a driver that is shut down and started again")
 def test_what_is_attached_anew_is_told_with_its_reason_in_words(instance_name: str, caplog: Any) -> None:
     caplog.set_level(logging.INFO, "shmdriver")
-    first, second = EmbeddedDriver(instance_name), EmbeddedDriver(instance_name)
+    soon = {"policies": {"shutdown_timeout_ms": 20}}  # the producer stays: the first driver waits for so long
+    first, second = EmbeddedDriver(instance_name, soon), EmbeddedDriver(instance_name)
     first.start()
     try:
         with shmdriver.connect(instance_name, reconnect=True, timeout=60) as client:

@@ -242,7 +242,7 @@ def test_a_client_that_may_reconnect_goes_over_to_the_next_driver(instance_name)
         plain = shmdriver.connect(instance_name)
         first = patient.boot_id
     with pytest.raises(shmdriver.DriverUnavailable):
-        patient.producer("s")
+        patient.producer("s", attach_timeout=0.1)
     with shmdriver.embedded(instance_name):
         with patient.consumer("s") as into, patient.producer("s") as out:
             out.publish(b"again")

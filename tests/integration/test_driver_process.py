@@ -194,7 +194,7 @@ def test_messages_flow_on_over_restarts_of_the_driver(driver: Process, producing
         consumer = client.consumer("s")
         producing()
         expected = 0
-        for _ in range(8):
+        for _ in range(4):
             for _ in range(3000):
                 assert text_of(consumer) == b"%d" % expected
                 expected += 1
@@ -207,7 +207,7 @@ def test_messages_flow_on_over_restarts_of_the_driver(driver: Process, producing
                 expected += 1
             driver.start()
         with Instance(driver.instance) as view:
-            assert view.driver().adoptions == 8
+            assert view.driver().adoptions == 4
         assert consumer.lost == 0
         client.producer("another").close()
 
@@ -323,7 +323,7 @@ def test_kill_dash_nine_over_and_over_leaves_the_same_segments(driver: Process) 
     with shmdriver.connect(driver.instance) as client:
         producer = client.producer("s")
         before = segments(driver.instance)
-        for _ in range(10):
+        for _ in range(4):
             driver.kill()
             driver.start()
         assert segments(driver.instance) == before

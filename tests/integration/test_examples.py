@@ -9,12 +9,15 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.forks import told_of_forks
 
+Running = Future[subprocess.CompletedProcess[str]]
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.py"))
 
 
@@ -28,12 +31,26 @@ def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= 11
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Path, Running]]:
+    """All examples, two at a time."""
+    place = tmp_path_factory.mktemp("examples")
+
+    def run(path: Path) -> subprocess.CompletedProcess[str]:
+        folder = place / path.stem
+        folder.mkdir()
+        return subprocess.run(
+            [sys.executable, "-W", "error::ResourceWarning", str(path)],
+            cwd=folder, capture_output=True, text=True, timeout=400, check=False, env=told_of_forks(folder),
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(2) as pool:
+        yield {path: pool.submit(run, path) for path in EXAMPLES}
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_prints_what_its_page_says(path: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", str(path)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False, env=told_of_forks(tmp_path),
-    )  # fmt: skip
+def test_an_example_prints_what_its_page_says(path: Path, running: dict[Path, Running]) -> None:
+    done = running[path].result()
     if done.returncode == 1 and done.stderr.startswith("this example needs "):
         pytest.skip(done.stderr.strip())
     assert (done.returncode, done.stderr) == (0, "")

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 import shmdriver
+from shmdriver.driver.segments import collect
 from tests.chaos.stage import wait_until
-from tests.integration.test_cli_tools import SHMDRIVER, DriverProcess, fill, shm, shm_json
+from tests.integration.test_cli_tools import SHMDRIVER, DriverProcess, fill
 from tests.real_cgroups import FrozenCgroup, freezable
+from tests.tool import tool, tool_json
 
 
 @pytest.fixture(params=[True, False], ids=["v1", "v2"])
@@ -26,7 +28,7 @@ def driver(instance_name: str) -> Iterator[DriverProcess]:
     yield process
     process.process.kill()
     process.process.communicate()
-    shm("gc", "--force", "-i", instance_name)
+    collect(instance_name)
 
 
 @pytest.mark.fault(31, how="a frozen cgroup, v1 and v2")
@@ -35,24 +37,24 @@ def test_a_frozen_driver_is_paused_and_goes_on_when_it_is_thawed(
 ) -> None:
     advice = f"thaw its cgroup: `{cgroup.command}`"
     cgroup.freeze(driver.process.pid)
-    found = shm_json("stat", "-i", driver.instance)["driver"]
+    found = tool_json("stat", "-i", driver.instance)["driver"]
     assert (found["status"], found["alive"], found["advice"]) == ("paused", True, advice)
     assert found["process"]["cgroup"] == str(cgroup.folder)
-    checked = shm("stat", "--check", "-i", driver.instance)
+    checked = tool("stat", "--check", "-i", driver.instance)
     assert checked.returncode == 2
     assert "frozen by cgroup" in checked.stdout
-    (doctor,) = (each for each in shm_json("doctor") if each["name"] == "instances")
+    (doctor,) = (each for each in tool_json("doctor") if each["name"] == "instances")
     assert doctor["level"] == "warn"
-    told = (shm("stat", "-i", driver.instance).stdout, checked.stdout, doctor["advice"])
+    told = (tool("stat", "-i", driver.instance).stdout, checked.stdout, doctor["advice"])
     for text in told:
         assert advice in text
         assert "dead" not in text
         assert "kill" not in text
-    assert "frozen by cgroup" in shm("gc", "-i", driver.instance).stdout, "its segments are left alone"
+    assert "frozen by cgroup" in tool("gc", "-i", driver.instance).stdout, "its segments are left alone"
     subprocess.run(["sh", "-c", found["process"]["thaw"]], check=True)
     with shmdriver.connect(driver.instance, timeout=60) as client:
         client.producer("s", attach_timeout=60).close()
-    assert shm_json("stat", "-i", driver.instance)["driver"]["status"] == "running"
+    assert tool_json("stat", "-i", driver.instance)["driver"]["status"] == "running"
 
 
 def test_why_tells_to_thaw_a_frozen_consumer(driver: DriverProcess, cgroup: FrozenCgroup) -> None:
@@ -64,12 +66,13 @@ def test_why_tells_to_thaw_a_frozen_consumer(driver: DriverProcess, cgroup: Froz
             wait_until(lambda: [lease.state for lease in client.leases()] == ["active"] * 2, "both leases")
             cgroup.freeze(sub.pid)
             fill(producer)
-            found = shm_json("why", "quotes", "-i", driver.instance)
+            found = tool_json("why", "quotes", "-i", driver.instance)
             assert found["verdict"] == "consumer_stopped"
             assert found["advice"] == [f"thaw its cgroup: `{cgroup.command}`"]
             assert f"which is frozen by cgroup {cgroup.folder}" in found["summary"]
-            assert f"frozen by cgroup {cgroup.folder}" in shm("stat", "clients", "-i", driver.instance).stdout
-            assert f"({sub.pid}) frozen" in shm("stat", "leases", "-i", driver.instance).stdout
+            clients = tool("stat", "clients", "-i", driver.instance).stdout
+            assert f"frozen by cgroup {cgroup.folder}" in clients
+            assert f"({sub.pid}) frozen" in tool("stat", "leases", "-i", driver.instance).stdout
             cgroup.thaw()
             producer.publish(b"it reads again", timeout=60)
         finally:

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,9 +31,28 @@ def blocks(language: str) -> list[tuple[str, str]]:
     ]
 
 
+Running = Future[subprocess.CompletedProcess[str]]
 PYTHON = blocks("python")
 PROGRAMS = [(name, text) for name, text in PYTHON if "def test_" not in text]
 TESTS = [(name, text) for name, text in PYTHON if "def test_" in text]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Running]]:
+    """All programs of the pages, two at a time."""
+    place = tmp_path_factory.mktemp("blocks")
+
+    def run(name: str, text: str) -> subprocess.CompletedProcess[str]:
+        folder = place / name
+        folder.mkdir()
+        (folder / "block.py").write_text(text)
+        return subprocess.run(
+            [sys.executable, "block.py"],
+            capture_output=True, text=True, timeout=400, check=False, cwd=folder, env=told_of_forks(folder),
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(run, name, text) for name, text in PROGRAMS}
 
 
 def test_every_page_is_listed_and_every_link_leads_somewhere() -> None:
@@ -43,15 +64,10 @@ def test_every_page_is_listed_and_every_link_leads_somewhere() -> None:
 
 
 @pytest.mark.parametrize(("name", "text"), PROGRAMS, ids=[name for name, _ in PROGRAMS])
-def test_a_block_prints_what_it_says(name: str, text: str, tmp_path: Path) -> None:
+def test_a_block_prints_what_it_says(name: str, text: str, running: dict[str, Running]) -> None:
     promised = re.findall(r"# prints: (.*)", text)
     assert promised, "a block that prints nothing cannot fail"
-    script = tmp_path / "block.py"
-    script.write_text(text)
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path, env=told_of_forks(tmp_path),
-    )  # fmt: skip
+    done = running[name].result()
     assert FORK_OF_THREADS not in done.stderr
     if done.returncode == 1 and done.stderr.startswith("this example needs "):
         pytest.skip(done.stderr.strip())

@@ -22,6 +22,7 @@ from shmdriver.driver.segments import collect
 from shmdriver.errors import AttachRejected, DriverUnavailable, LeaseRevoked, ProducerLost, Reason
 from shmdriver.observe import Instance
 from tests.chaos.stage import HEALTHY_S, wait_until
+from tests.tool import tool
 
 PATIENCE_S = 60
 RUNNING = ("healthy", "degraded")  # the latter for some seconds after a tick that a busy machine held up
@@ -50,17 +51,15 @@ class DriverProcess:
         assert self.process.stderr is not None
         assert any(" serves: " in line for line in self.process.stderr)
 
-    def command(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*SHMDRIVER, *arguments, "-i", self.instance],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment,
-        )  # fmt: skip
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", self.environment["XDG_RUNTIME_DIR"])
+            return tool(*arguments, "-i", self.instance)
 
     def ask(self, *arguments: str) -> tuple[int, str]:
         """Exit code and all output of a command."""
-        process = self.command(*arguments)
-        out, err = process.communicate(timeout=PATIENCE_S)
-        return process.returncode, out + err
+        done = self.command(*arguments)
+        return done.returncode, done.stdout + done.stderr
 
     def join(self) -> int:
         """Awaits its end; its exit code."""
@@ -214,7 +213,8 @@ def test_killed_while_draining_the_next_driver_ends_it_by_the_same_deadline(
         producer.publish(b"kept")
         assert driver.ask("drain")[0] == 0
         with Instance(instance_name) as view:
-            deadline_ns = view.driver().shutdown_deadline_ns
+            # The driver answers before it is in the state that it announces.
+            deadline_ns = wait_until(lambda: view.driver().shutdown_deadline_ns, "the driver to drain")
             driver.process.kill()
             driver.join()
             driver.start(DRAINED_BEFORE)
@@ -254,12 +254,11 @@ def test_commands_without_the_right_token_change_nothing_and_are_counted(
         for name, command in COMMANDS.items()
         for path in ((wrong, missing) if name == "shutdown" else (wrong,))
     }
-    for (_, path), process in asked.items():
-        out, err = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 1
-        assert out == ""
-        assert ("wrong shutdown token" if path is wrong else str(missing)) in err
-        assert len(err.splitlines()) == 1
+    for (_, path), done in asked.items():
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert ("wrong shutdown token" if path is wrong else str(missing)) in done.stderr
+        assert len(done.stderr.splitlines()) == 1
     with Instance(driver.instance) as view:
         assert view.counters()["auth_refused"] == len(COMMANDS)
         assert view.driver().lifecycle in RUNNING
@@ -309,8 +308,12 @@ def test_commands_with_the_token_do_what_they_say(driver: DriverProcess) -> None
     with shmdriver.connect(driver.instance) as client:
         consumer, producer = client.consumer("s"), client.producer("s")
         assert driver.ask("maintenance", "on", "--reason", "a move")[0] == 0
-        code, text = driver.ask("stat", "--check")
-        assert (code, "maintenance" in text) == (1, True)
+
+        def is_in_maintenance() -> bool:
+            code, text = driver.ask("stat", "--check")
+            return code == 1 and "maintenance" in text
+
+        wait_until(is_in_maintenance, "the state, which comes after the answer")
         with pytest.raises(AttachRejected) as refused:
             client.consumer("t")
         assert refused.value.reason == Reason.MAINTENANCE

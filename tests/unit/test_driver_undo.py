@@ -239,8 +239,9 @@ def test_attach_whose_memory_is_there_is_not_waiting_for_ever(
 @pytest.mark.fault(51, how="an exception at each call of a driver's start")
 def test_start_that_fails_anywhere_gives_everything_back(instance_name: str) -> None:
     before = descriptors()
+    config = Config.load(env={}, overrides={"driver.instance": instance_name})
     for number in range(1, 5000):
-        driver = Driver(Config.load(env={}, overrides={"driver.instance": instance_name}))
+        driver = Driver(config)
         injection = Injection(number)
         try:
             with injection:
