@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import posix_ipc
 import pytest
 
 from shmdriver import procfs
@@ -304,19 +305,18 @@ def test_failed_allocation_says_what_failed(
 def test_full_table_of_inodes_and_read_only_mounts_are_said_so(
     instance_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.open
-    for number, words in (
-        (errno.ENOSPC, "inodes"),
-        (errno.EROFS, "read-only"),
-        (errno.EMFILE, "RLIMIT_NOFILE"),
+    for error, words in (
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "inodes"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), "read-only"),
+        (OSError("This process already has the maximum number of files open"), "RLIMIT_NOFILE"),
+        (OSError("The system limit on the total number of open files has been reached"), "fs.file-max"),
+        (posix_ipc.PermissionsError("No permission to make this segment"), "as uid"),
     ):
 
-        def fails(path: str, flags: int, mode: int = 0, code: int = number) -> int:
-            if flags & os.O_CREAT:
-                raise OSError(code, os.strerror(code))
-            return real(path, flags, mode)
+        def fails(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
 
-        monkeypatch.setattr(os, "open", fails)
+        monkeypatch.setattr("posix_ipc.SharedMemory", fails)
         with pytest.raises(ShmDriverError, match=words):
             lock_authority(instance_name, Modes())
 

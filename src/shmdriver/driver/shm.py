@@ -95,14 +95,23 @@ def make_object(name: str) -> int:
     """A new object without bytes; its descriptor. Raises FileExistsError, ShmSpaceError, ShmDriverError."""
     keep_standard_descriptors()
     try:
-        # As shm_open does it. posix_ipc's errors have no errno.
-        return os.open(
-            object_path(name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise _not_made(name, error) from error
+        fd: int = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0).fd
+    except posix_ipc.ExistentialError:
+        raise FileExistsError(errno.EEXIST, "shared-memory object exists", name) from None
+    except (posix_ipc.Error, OSError) as error:
+        raise _not_made(name, _with_errno(error)) from error
+    return fd
+
+
+def _with_errno(error: Exception) -> OSError:
+    """What posix_ipc raised, as an OSError; three of its errors have no errno."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    if isinstance(error, posix_ipc.PermissionsError):
+        code = errno.EACCES
+    else:
+        code = errno.ENFILE if "system" in str(error) else errno.EMFILE
+    return OSError(code, os.strerror(code))
 
 
 def _not_made(name: str, error: OSError) -> ShmDriverError:
