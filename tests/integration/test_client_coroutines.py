@@ -294,9 +294,9 @@ def test_cancelled_as_its_result_has_just_come(instance, client) -> None:
 
     async def main() -> None:
         task = asyncio.create_task(client.aconsumer("s"))
-        while not client._handles:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # its thread has begun; the loop stands still from here on
         wait_until(lambda: own_threads() == [], "the call to have told the loop", PATIENCE_S)
+        assert client._handles
         asyncio.get_running_loop().call_soon(task.cancel)  # after the result has come, before the task wakes
         with pytest.raises(asyncio.CancelledError):
             await task
