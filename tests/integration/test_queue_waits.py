@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import shmdriver
-from shmdriver.client import link
+from shmdriver.client import lanes, link
 from shmdriver.client import queue as queues
 from shmdriver.observe import Instance
 from tests.chaos.stage import wait_until
@@ -37,6 +37,7 @@ def _endless(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread inside looks for nothing by itself."""
     monkeypatch.setattr(link, "FOREVER_SLICE_NS", ENDLESS_NS)
     monkeypatch.setattr(queues, "FIRST_SLICE_NS", ENDLESS_NS)
+    monkeypatch.setattr(queues, "FOREVER_SLICE_NS", ENDLESS_NS)
 
 
 class Waiter(threading.Thread):
@@ -193,6 +194,25 @@ def test_a_putter_that_waits_lets_every_other_call_in(client: shmdriver.Client) 
     assert [waiter.end() for waiter in waiters] == [None, None]
 
 
+@pytest.mark.fault(52, 76, how="waits without an end, which only a wake-up ends")
+@pytest.mark.usefixtures("_endless")
+def test_a_feeder_that_waits_for_much_room_lets_a_putter_in_for_less(client: shmdriver.Client) -> None:
+    queue = client.queue("q", 12, max_bytes=1 << 16)
+    for number in range(5):
+        queue.put(number)
+    while not queue.full():
+        queue.put(np.zeros(15_000, np.uint8))
+    wait_until(lambda: is_putting(client), "the feeder to wait", PATIENCE_S)
+    waiter = Waiter(partial(queue.put, "news"))
+    wait_until(lambda: len(queue._put_turns._noted) == 2, "a call", PATIENCE_S)
+    assert queue.get(timeout=PATIENCE_S) == 0  # that is no room for an array
+    assert waiter.end() is None
+    assert [queue.get(timeout=PATIENCE_S) for _ in range(4)] == [1, 2, 3, 4]
+    for _ in range(7):
+        assert len(queue.get(timeout=PATIENCE_S)) == 15_000
+    assert queue.get(timeout=PATIENCE_S) == "news"
+
+
 class Alarm(Exception):
     """Raised by a signal's handler."""
 
@@ -258,3 +278,48 @@ def test_a_handler_that_gets_is_not_kept_by_the_call_beneath_it(client: shmdrive
         signal.signal(signal.SIGALRM, before)
     putter.join()
     assert got == [None, "for the handler"]
+
+
+@pytest.mark.fault(52, 76, how="a signal's handler puts while its own thread waits for room")
+def test_what_a_handler_puts_does_not_keep_the_put_beneath_it(client: shmdriver.Client) -> None:
+    queue = used(client, 1)
+    queue.put(1)
+    main, over = threading.main_thread().ident, threading.Event()
+    assert main is not None
+
+    def put_one(_number: int, _frame: object) -> None:
+        queue.put("by the handler")
+        over.set()
+
+    def get_all() -> list[object]:
+        wait_until(lambda: is_putting(client), "a thread to wait", PATIENCE_S)
+        signal.pthread_kill(main, signal.SIGALRM)
+        wait_until(lambda: over.is_set() or queue._overflow, "the handler to run", PATIENCE_S)
+        return [queue.get(timeout=PATIENCE_S) for _ in range(3)]
+
+    before = signal.signal(signal.SIGALRM, put_one)
+    try:
+        getter = Waiter(get_all)
+        queue.put(2, timeout=PATIENCE_S)
+        assert set(getter.end()) == {1, "by the handler", 2}
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.fault(52, how="threads, handlers and finalisers inside a put or a get")
+@pytest.mark.parametrize("call", ["qsize", "full"])
+def test_what_a_handler_puts_inside_a_call_that_only_asks_is_delivered(
+    client: shmdriver.Client, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    queue = used(client, 5)
+    owner, name = (queue, "_waiting") if call == "qsize" else (lanes.Inlet, "unread")
+    before = getattr(owner, name)
+
+    def interrupted(*arguments: Any) -> Any:
+        monkeypatch.setattr(owner, name, before)
+        queue.put("by a handler")
+        return before(*arguments)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    getattr(queue, call)()
+    assert queue.get(timeout=PATIENCE_S) == "by a handler"

@@ -150,8 +150,7 @@ class Queue:
             if self._overflow:
                 self._see_to_feeder()
         except BaseException as error:
-            if self._overflow:
-                self._see_to_feeder()  # what a handler has put meanwhile
+            self._see_to_feeder()  # what a handler has put meanwhile
             clear_frames(error)
             lock = head = buffers = encoders = encode = inlet = None
             del self, obj
@@ -212,7 +211,9 @@ class Queue:
         Of another process's, the parts of a very large one count each, unless this process gets or holds.
         """
         with self._put_turns.call(), self._put_lock:  # the feeder moves nothing meanwhile
-            return self._waiting() + len(self._overflow)
+            found = self._waiting() + len(self._overflow)
+        self._see_to_feeder()
+        return found
 
     def empty(self) -> bool:
         """Whether there was nothing to get a moment ago. Raises OSError when closed."""
@@ -268,6 +269,7 @@ class Queue:
                 if left_ns == 0:
                     break
                 if self._overflow:
+                    self._see_to_feeder()  # a handler may have put meanwhile
                     nap(min(left_ns, behind_ns))
                     behind_ns = min(2 * behind_ns, TRY_AGAIN_NS)
                 else:
@@ -315,7 +317,9 @@ class Queue:
             return len(self._overflow)
         with self._put_turns.call(), self._put_lock:
             inlet: Inlet | None = self._inlet
-            return (0 if inlet is None else inlet.unread()) + len(self._overflow)
+            found = (0 if inlet is None else inlet.unread()) + len(self._overflow)
+        self._see_to_feeder()
+        return found
 
     def _make_inlet(self) -> None:
         """Takes a lane; one that is to put meanwhile, by a signal's handler, leaves it to the feeder."""
@@ -337,11 +341,13 @@ class Queue:
     # ---- the feeder
 
     def _see_to_feeder(self) -> None:
-        """There is overflow: starts the feeder, a daemon, if there is none. At exit, _flush() goes on."""
-        if self._feeding._is_owned():
+        """Starts the feeder, a daemon, if there is overflow and no feeder. At exit, _flush() goes on."""
+        if not self._overflow or self._feeder is not None:
+            return  # a feeder looks again after it has said that it ends
+        if self._feeding._is_owned() or self._put_lock._is_owned():
             return  # the call that was interrupted looks again
         with self._feeding:
-            if self._feeder is None and self._overflow:
+            if self._overflow and self._feeder is None:
                 feeder = threading.Thread(target=self._feed, name=f"shmdriver-queue-{self.name}", daemon=True)
                 self._feeder = feeder
                 feeder.start()
@@ -382,8 +388,10 @@ class Queue:
                 return False
             has_moved = self._move_first(inlet)
             if not has_moved:
-                word = self._put_turns.word()  # before the look at who asks (H3)
-                inlet.await_room(inlet.needs, min(FOREVER_SLICE_NS, self._put_turns.rest_ns()), word)
+                word = self._put_turns.word()  # before the looks at who asks (H3)
+                # A putter that waits behind the overflow may need less room than that.
+                slice_ns = TRY_AGAIN_NS if self._put_turns.are_several else FOREVER_SLICE_NS
+                inlet.await_room(inlet.needs, min(slice_ns, self._put_turns.rest_ns()), word)
         if not has_moved:
             self._look_for_readers()
             nap(BREATH_NS)

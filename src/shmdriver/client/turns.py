@@ -68,10 +68,15 @@ class Turns:
         self.is_slept_on = True
         return self._word, self._word[0]
 
+    @property
+    def are_several(self) -> bool:
+        """Whether other calls than that of the thread inside are noted. Asked as :meth:`rest_ns`."""
+        return len(self._noted) > 1
+
     def rest_ns(self) -> int:
         """For how long the calling thread may wait inside; 0: another thread wants the lock now."""
-        if len(self._noted) <= 1:
-            return link.NEVER  # its own
+        if not self.are_several:
+            return link.NEVER
         me = threading.get_ident()  # a signal handler's call does not give way to the call beneath it
         ends_ns = [end_ns for thread, end_ns in list(self._noted.values()) if thread != me]
         return max(0, min(ends_ns, default=link.NEVER) - time.monotonic_ns())
