@@ -81,7 +81,11 @@ class Hierarchy(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def hierarchies(membership: str, controller: str) -> tuple[Hierarchy, ...]:
-    """Those that may have ``controller``, v1's and the unified one, by a process's /proc/PID/cgroup."""
+    """Those that may have ``controller``, v1's and the unified one, by a process's /proc/PID/cgroup.
+
+    An answer is kept as long as this process lives: a cgroup file system that is mounted or unmounted later
+    is not noticed. Else each attach would read and parse all mounts.
+    """
     found = []
     seen = tuple(mounts(small_text(MOUNTINFO)))
     for line in membership.splitlines():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import subprocess
@@ -206,6 +207,59 @@ def test_the_quota_of_cores_is_that_of_this_process_own_cgroup_or_of_a_parent(
     level, text = level_and_text("cores")
     assert level == "warn"
     assert f"quota 1.5 (/none/cg/a/{next(iter(quota))})" in text
+
+
+@pytest.mark.parametrize("name", ["memory limit", "cores"])
+def test_limits_of_cgroups_that_cannot_be_read_are_not_said_to_be_none(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    mount = "31 24 0:27 / /none/cg rw - cgroup2 cgroup2 rw\n"
+    v1 = f"{mount}32 24 0:28 / /none/v1 rw - cgroup cgroup rw,memory,cpu\n"
+    unseen = "cannot be told: its cgroup /../a is not mounted here"
+    for own, mounted, level, words in (
+        ("0::/a\n", mount, "ok", ""),
+        ("0::/../a\n", mount, "warn", unseen),
+        ("0::/../a\n", "1 0 0:9999 / / rw - ext4 ext4 rw\n", "warn", unseen),
+        ("4:memory,cpu:/../a\n0::/\n", v1, "warn", unseen),
+        ("4:memory,cpu:/a\n0::/../b\n", v1, "ok", ""),  # no controller is in both
+        ("5:pids:/\n", mount, "warn", "names no cgroup for"),
+    ):
+        files |= {procfs.OWN_CGROUPS: own, procfs.MOUNTINFO: mounted}
+        procfs.hierarchies.cache_clear()
+        found = level_and_text(name)
+        assert found[0] == level, (own, found)
+        assert words in found[1]
+
+    def refuse(path: str) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    files |= {procfs.OWN_CGROUPS: "0::/a\n", procfs.MOUNTINFO: mount}
+    monkeypatch.setattr(host, "read_small", refuse)
+    level, text = level_and_text(name)
+    assert level == "warn"
+    assert "cannot be told: /none/cg/a/" in text
+    assert ": Permission denied" in text
+
+
+@pytest.mark.parametrize(
+    ("number", "level", "words"),
+    [
+        (errno.ENOSYS, "fail", "lacks pidfd_open"),
+        (errno.EPERM, "fail", "lacks pidfd_open"),  # what a seccomp filter says
+        (errno.EMFILE, "warn", "cannot be checked here: [Errno 24]"),
+    ],
+)
+def test_only_a_refused_pidfd_is_a_kernel_without_one(
+    monkeypatch: pytest.MonkeyPatch, number: int, level: str, words: str
+) -> None:
+    def fails(_pid: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pidfd_open", fails)
+    found = level_and_text("kernel")
+    assert found[0] == level
+    assert words in found[1]
 
 
 @pytest.mark.parametrize("value", ["2", "invisible"])

@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shmdriver._native import ffi, lib
 from shmdriver.client import Client, connect
 from shmdriver.driver.segments import collect
 from shmdriver.observe import Instance, diagnose
-from shmdriver.observe.host import segments_of
+from shmdriver.observe.host import check_host, segments_of
 from tests.chaos.stage import HEALTHY_S, wait_until
 from tests.tool import tool, tool_json
 
@@ -234,6 +236,47 @@ def test_gc_removes_what_a_killed_driver_left(driver: DriverProcess) -> None:
     (outcome,) = tool_json("gc", "-i", driver.instance)
     assert (outcome["action"], outcome["segments"]) == ("removed", len(left))
     assert not segments_of(driver.instance)
+
+
+def gc_and_doctor(instance: str, *options: str) -> tuple[str, str, str]:
+    """What a dry run would do, and why; then what doctor says."""
+    (outcome,) = tool_json("gc", "--dry-run", "-i", instance, *options)
+    (check,) = (each for each in check_host() if each.name == "instances")
+    return outcome["action"], outcome["reason"], f"{check.level} {check.found}; {check.advice}"
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)])
+def test_what_cannot_be_looked_at_is_not_said_to_have_no_driver(
+    driver: DriverProcess, options: tuple[str, ...]
+) -> None:
+    authority = Path(f"/dev/shm/shmd.{driver.instance}.authority")
+    assert gc_and_doctor(driver.instance, *options)[0] == "left"
+
+    def put_version(version: int) -> None:
+        with authority.open("r+b") as file:
+            file.seek(ffi.offsetof("shmd_header_t", "layout_version"))
+            file.write(version.to_bytes(4, sys.byteorder))
+
+    put_version(lib.SHMD_LAYOUT_VERSION + 1)
+    try:
+        action, reason, said = gc_and_doctor(driver.instance, *options)
+    finally:
+        put_version(lib.SHMD_LAYOUT_VERSION)
+    assert action == "may remove"
+    assert reason.startswith("cannot be looked at: ")
+    assert "layout version" in reason
+    assert said.startswith("warn 0 with a driver")
+    assert f"cannot be looked at: {driver.instance} (" in said
+    assert "without one" not in said
+    assert "remove them" not in said
+
+
+def test_segments_without_an_authority_have_no_driver(driver: DriverProcess) -> None:
+    driver.end(signal.SIGKILL)
+    Path(f"/dev/shm/shmd.{driver.instance}.authority").unlink()
+    action, reason, said = gc_and_doctor(driver.instance)
+    assert (action, reason) == ("would remove", "no driver holds it")
+    assert f"without one: {driver.instance} (" in said
 
 
 def test_shutdown_ends_the_driver_and_leaves_nothing(driver: DriverProcess) -> None:

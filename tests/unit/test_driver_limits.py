@@ -138,11 +138,19 @@ def test_cgroup_v1_counts_memory_and_swap_together(machine: Machine) -> None:
     assert shortage(64 * MIB, largest=1) == ""
 
 
-def test_unlimited_and_unreadable_limits_restrict_nothing(machine: Machine) -> None:
+def test_unlimited_and_unreadable_limits_restrict_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine("4:memory:/a\n", V1, **{"memory/a/memory.limit_in_bytes": 9223372036854771712,
                                     "memory/a/memory.usage_in_bytes": MIB})  # fmt: skip
     assert shortage(1 << 34, largest=1, pending=0).startswith("this machine's memory")
     machine("", "", "")
+    assert shortage(1 << 34, largest=1) == ""
+
+    def refuse(_cls: object) -> ShmSpace:
+        raise PermissionError(errno.EACCES, "Permission denied", "/dev/shm")
+
+    monkeypatch.setattr(ShmSpace, "now", classmethod(refuse))
     assert shortage(1 << 34, largest=1) == ""
 
 
@@ -179,6 +187,8 @@ def test_memory_that_cannot_be_locked_is_told_with_numbers_unless_the_limit_may_
     assert f"streams may take {8 * MIB} (shm.max_bytes" in text
     machine(status="CapEff:\t0000000000004000\nVmLck:\t    1024 kB\n")
     assert lock_shortage(8 * MIB) == ""
+    machine(status="")
+    assert lock_shortage(9 * MIB) == "", "what cannot be read restricts nothing"
 
 
 @pytest.mark.fault(18, how="a mount of one inode left")
@@ -319,6 +329,18 @@ def test_full_table_of_inodes_and_read_only_mounts_are_said_so(
         monkeypatch.setattr("posix_ipc.SharedMemory", fails)
         with pytest.raises(ShmDriverError, match=words):
             lock_authority(instance_name, Modes())
+
+
+@pytest.mark.fault(18, how="ENOSPC on a mount that counts no inodes")
+def test_mount_that_counts_no_inodes_is_not_said_to_have_none_left(
+    machine: Machine, instance_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("posix_ipc.SharedMemory", fails)
+    with pytest.raises(ShmSpaceError, match=r"^/dev/shm takes no more files, so /shmd"):
+        lock_authority(instance_name, Modes())
 
 
 def test_group_that_cannot_be_given_leaves_no_authority_behind(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -99,6 +100,29 @@ def test_what_was_frozen_above_the_mount_is_said_so(tree: Tree, tmp_path: Path) 
     assert (found.cgroup, found.thaw) == (f"{tmp_path}/2", "")
     process = ProcessStatus(42, "frozen", cgroup=found.cgroup)
     assert process.resume.startswith(f"thaw the cgroup above {tmp_path}/2, where that can be seen")
+
+
+@pytest.mark.fault(44, how="frozen in one hierarchy, the other not to be seen")
+def test_what_else_may_freeze_a_frozen_process_is_told(tree: Tree, tmp_path: Path) -> None:
+    frozen = {"1/c/freezer.state": "FROZEN", "1/c/freezer.self_freezing": "1"}
+    thaw = f"echo THAWED > {tmp_path}/1/c/freezer.state"
+    tree(frozen, ("/docker/c1", "/"))
+    unseen = freezer_in("6:freezer:/c\n0::/docker/c2\n")
+    assert (unseen.thaw, unseen.why) == (thaw, "its cgroup /docker/c2 (v2) is not mounted here")
+    tree({"2/cgroup.events": "frozen 1", "2/cgroup.freeze": "0"}, ("/docker/c1", "/"))
+    above = freezer_in("6:freezer:/c\n0::/docker/c1\n")
+    assert above.thaw == thaw
+    assert above.why == f"a cgroup above {tmp_path}/2 froze it, too, and cannot be seen here"
+    assert freezer_in("0::/docker/c1\n").why == "", "its text says that already"
+
+
+def test_a_process_that_more_may_have_frozen_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = freezer.Freezer("/c/a", THAW, "its cgroup /b (v2) is not mounted here")
+    monkeypatch.setattr("shmdriver.observe.process.freezer_of", lambda _pid: held)
+    found = process_status(os.getpid())
+    assert found.frozen is True
+    assert found.resume == f"thaw its cgroup: `{THAW}`; that may not be all that froze it: {held.why}"
+    assert str(found) == "frozen by cgroup /c/a"
 
 
 def test_roots_and_kernels_without_a_freezer_freeze_nothing(tree: Tree) -> None:

@@ -21,6 +21,7 @@ _HELP = """Remove shared memory that a killed driver left behind.
 An instance whose driver lives is left alone. So is one that a new driver is to take over: where clients still
 live and exchange messages, or cannot be proved dead, or after a handover. [bold]--force[/bold] removes
 those too: their streams cannot be adopted any more. Segments of an unknown layout version are never touched.
+What cannot be looked at is removed only if its lock shows that no driver holds it; a dry run takes no lock.
 Exit code 1: something could not be removed.
 """
 
@@ -36,39 +37,46 @@ class Outcome:
     reason: str
 
 
-def _keep_reason(instance: str) -> str:
-    """Why an instance without a driver should not be removed, "" when nothing speaks for it."""
+def _keep_reason(instance: str, *, force: bool) -> str:
+    """Why an instance should not be removed, "" when nothing speaks for it. Raises ShmDriverError.
+
+    With ``force`` only a driver that lives speaks for it.
+    """
     from shmdriver.observe import Instance
 
-    try:
-        with Instance(instance) as view:
-            driver = view.driver()
-            if driver.alive:
-                return driver.explanation
-            if driver.status == "handover":
-                return "its driver handed over and its successor has not started yet (--force removes it)"
-            kept = [client for client in view.clients() if not client.process.dead]
-            unproved = sorted({client.process.why for client in kept if client.process.unknown})
-            if kept:
-                pids = ", ".join(client.process.label for client in kept[:5])
-                why = f", or cannot be proved dead: {'; '.join(unproved)}" if unproved else ""
-                return (
-                    f"{len(kept)} of its clients live ({pids}){why}; start the driver and it adopts "
-                    f"them: {command('run', instance=instance)} (--force removes it)"
-                )
-    except ShmDriverError:
-        pass  # half made or not ours: collect() decides and explains
+    with Instance(instance) as view:
+        driver = view.driver()
+        if driver.alive:
+            return driver.explanation
+        if force:
+            return ""
+        if driver.status == "handover":
+            return "its driver handed over and its successor has not started yet (--force removes it)"
+        kept = [client for client in view.clients() if not client.process.dead]
+        unproved = sorted({client.process.why for client in kept if client.process.unknown})
+        if kept:
+            pids = ", ".join(client.process.label for client in kept[:5])
+            why = f", or cannot be proved dead: {'; '.join(unproved)}" if unproved else ""
+            return (
+                f"{len(kept)} of its clients live ({pids}){why}; start the driver and it adopts "
+                f"them: {command('run', instance=instance)} (--force removes it)"
+            )
     return ""
 
 
 def _collect(instance: str, *, dry_run: bool, force: bool) -> Outcome:
     from shmdriver.driver.segments import collect
-    from shmdriver.observe.host import segments_of
+    from shmdriver.observe.host import has_authority, segments_of
     from shmdriver.os_errors import remedy
 
     found = segments_of(instance)
     size = sum(found.values())
-    reason = "" if force else _keep_reason(instance)
+    try:
+        reason = "" if force and not dry_run else _keep_reason(instance, force=force)
+    except ShmDriverError as error:  # half made, of another version or user: collect() decides and explains
+        reason = ""
+        if dry_run and has_authority(instance):
+            return Outcome(instance, "may remove", len(found), size, f"cannot be looked at: {error}")
     if reason:
         return Outcome(instance, "left", len(found), size, reason)
     if dry_run:

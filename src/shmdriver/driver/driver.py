@@ -134,7 +134,7 @@ class Driver:
     def start(self) -> None:
         """Takes the lock, adopts or makes the segments, lets clients in.
 
-        Raises DriverAlreadyRunning, LayoutMismatch, ShmSpaceError, ShmDriverError.
+        Raises DriverAlreadyRunning, LayoutMismatch, ShmSpaceError, ShmDriverError, OSError.
         """
         if not guard_truncation():
             self._log("SHMDRIVER_TRUNCATION_GUARD is off: a client that truncates a segment ends this driver")

@@ -2,7 +2,8 @@
 
 Read before memory is touched: the mount (bytes and inodes), the machine, the memory cgroups from the own one
 up to the root (v1 and v2), RLIMIT_AS, RLIMIT_FSIZE. A limit that cannot be read restricts nothing. Nothing is
-changed. Called by admission, and by the helper thread for an attach that waits for memory to come back.
+changed. Called by admission, by the helper thread for an attach that waits for memory to come back, by the
+driver's start, and by ``shmdriver doctor``.
 
 RLIMIT_MEMLOCK refuses nothing: memory that cannot be locked serves as well, unlocked. A driver with shm.mlock
 warns at its start, with the numbers, when the limit is too small for all that streams may take.
@@ -85,19 +86,25 @@ def shortage(need: int, *, largest: int, pending: int = 0) -> str:
     most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if resource.RLIM_INFINITY != most < largest:
         return f"{errno_hint(errno.EFBIG)}, or {SMALLER}"
-    inodes = ShmSpace.now().inodes
+    space = _space()
+    inodes = space.inodes if space is not None else None
     if inodes is not None and inodes < 2:
         return f"{MOUNT} has {inodes} inodes left, and a stream takes 2: {MORE_INODES}"
     return ""
 
 
 def lock_shortage(need: int) -> str:
-    """Why RLIMIT_MEMLOCK would not let ``need`` more bytes be locked, with its numbers; "" when it does."""
+    """Why RLIMIT_MEMLOCK would not let ``need`` more bytes be locked, with its numbers; "" when it does.
+
+    What cannot be read restricts nothing.
+    """
     most = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     status = dict(line.partition(":")[::2] for line in _text("/proc/thread-self/status").splitlines())
-    may_pass = int(status.get("CapEff", "0"), 16) >> CAP_IPC_LOCK & 1
-    left = most - (int(status.get("VmLck", "0 kB").split()[0]) << 10)
-    if most == resource.RLIM_INFINITY or may_pass or left >= need:
+    if most == resource.RLIM_INFINITY or not {"CapEff", "VmLck"} <= status.keys():
+        return ""
+    may_pass = int(status["CapEff"], 16) >> CAP_IPC_LOCK & 1
+    left = most - (int(status["VmLck"].split()[0]) << 10)
+    if may_pass or left >= need:
         return ""
     return (
         f"shm.mlock: RLIMIT_MEMLOCK leaves {max(left, 0)} bytes (of {most}), and streams may take {need} "
@@ -106,14 +113,18 @@ def lock_shortage(need: int) -> str:
     )
 
 
+def _space() -> ShmSpace | None:
+    try:
+        return ShmSpace.now()
+    except OSError:
+        return None
+
+
 def _limits(need: int) -> Iterator[Limit]:
-    space = ShmSpace.now()
-    yield Limit(
-        MOUNT,
-        space.free,
-        space.total,
-        f"{SMALLER}, or make the mount larger (mount -o remount,size=... {MOUNT}; containers: --shm-size)",
-    )
+    space = _space()
+    if space is not None:
+        larger = f"make the mount larger (mount -o remount,size=... {MOUNT}; containers: --shm-size)"
+        yield Limit(MOUNT, space.free, space.total, f"{SMALLER}, or {larger}")
     margin = need // 64 + (1 << 20)  # the kernel's own tables for it count, too
     machine = _machine()
     if machine is not None:

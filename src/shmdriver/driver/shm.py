@@ -117,8 +117,9 @@ def _with_errno(error: Exception) -> OSError:
 def _not_made(name: str, error: OSError) -> ShmDriverError:
     space = ShmSpace.now()
     if error.errno == errno.ENOSPC:  # an empty object takes no bytes
+        left = "takes no more files" if space.inodes is None else f"has {space.inodes} inodes left"
         return ShmSpaceError(
-            f"{MOUNT} has {space.inodes or 0} inodes left, so {name} cannot be made: {MORE_INODES}",
+            f"{MOUNT} {left}, so {name} cannot be made: {MORE_INODES}",
             need=0,
             free=space.free,
         )

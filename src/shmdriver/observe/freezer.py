@@ -20,7 +20,7 @@ class Freezer(NamedTuple):
     """``cgroup``: the folder of the frozen cgroup, "" when none is known.
 
     ``thaw``: the shell command that thaws it, "" when what froze it cannot be seen here. ``why``: what
-    hinders the answer, "" when nothing does.
+    hinders the answer, "" when nothing does; of a frozen one: why ``thaw`` may not be all that is needed.
     """
 
     cgroup: str = ""
@@ -43,6 +43,7 @@ def freezer_in(membership: str) -> Freezer:
     """What freezes a process with this /proc/PID/cgroup. It may be frozen in two hierarchies at once."""
     frozen: list[str] = []
     thaws: list[str] = []
+    above: list[str] = []
     whys: list[str] = []
     for hierarchy in hierarchies(membership, "freezer"):
         version = "v1 freezer" if hierarchy.is_v1 else "v2"
@@ -56,9 +57,12 @@ def freezer_in(membership: str) -> Freezer:
             continue
         frozen += found
         thaws += thaw
-    if frozen:
-        return Freezer(frozen[0], " && ".join(thaws))
-    return Freezer(why="; ".join(whys))
+        if not thaw:
+            above += [f"a cgroup above {each} froze it, too, and cannot be seen here" for each in found]
+    if not frozen:
+        return Freezer(why="; ".join(whys))
+    whys += above if thaws else above[1:]  # the first one is ``cgroup``
+    return Freezer(frozen[0], " && ".join(thaws), "; ".join(whys))
 
 
 def _frozen(hierarchy: Hierarchy) -> tuple[list[str], list[str]]:

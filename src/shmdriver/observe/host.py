@@ -6,6 +6,7 @@ warning. Nothing is changed.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import pwd
@@ -25,7 +26,7 @@ from shmdriver.observe.instance import SHM_FOLDER, Instance
 from shmdriver.observe.process import own_namespace
 from shmdriver.observe.records import DriverStatus
 from shmdriver.os_errors import remedy
-from shmdriver.procfs import MOUNTINFO, OWN_CGROUPS, Mount, hierarchies, mounts, small_text
+from shmdriver.procfs import MOUNTINFO, OWN_CGROUPS, Mount, hierarchies, mounts, read_small, small_text
 
 _OBJECT: Final = re.compile(
     r"shmd\.(?P<instance>[A-Za-z0-9][A-Za-z0-9_-]{0,40})\.(?:[0-9a-f]{16}\.\d+\.\d+\.)?[a-z]+"
@@ -60,6 +61,11 @@ def segments_of(instance: str) -> dict[str, int]:
             except FileNotFoundError:
                 continue
     return found
+
+
+def has_authority(instance: str) -> bool:
+    """Whether it has an authority object, of any kind. Segments without one have no driver."""
+    return os.path.lexists(SHM_FOLDER / f"shmd.{instance}.authority")
 
 
 def instances_with_segments() -> list[str]:
@@ -127,15 +133,44 @@ def _shared_memory() -> Check:
     return Check(name, "ok", found)
 
 
+def _untold(controller: str, v2_file: str, v1_file: str) -> str:
+    """Why a limit of this process's cgroups may be missed; "" when all that are mounted can be read."""
+    found = hierarchies(small_text(OWN_CGROUPS), controller)
+    whys = [] if found else [f"{OWN_CGROUPS} names no cgroup for {controller}, or cannot be read"]
+    for hierarchy in [each for each in found if each.is_v1] or found:  # a controller is in one of them only
+        if not hierarchy.is_seen:
+            whys.append(f"its cgroup {hierarchy.path} is not mounted here")
+            continue
+        for folder in hierarchy.folders:
+            file = f"{folder}/{v1_file if hierarchy.is_v1 else v2_file}"
+            try:
+                read_small(file)
+            except FileNotFoundError:
+                pass  # a root, or the controller is off: no limit there
+            except OSError as error:
+                whys.append(f"{file}: {error.strerror}")
+    return "; ".join(whys)
+
+
+def _unless_untold(check: Check, untold: str) -> Check:
+    """The check; a warning when limits may have been missed."""
+    if not untold:
+        return check
+    found = f"{check.found}; limits of cgroups cannot be told: {untold}"
+    elsewhere = "look where its cgroup can be read (docker inspect, systemctl show)"
+    return Check(check.name, "warn", found, "; ".join(filter(None, (check.advice, elsewhere))))
+
+
 def _memory_limit() -> Check:
+    untold = _untold("memory", "memory.max", "memory.limit_in_bytes")
     limit = min(cgroup_limits(), key=lambda each: each.most, default=None)
     if limit is None:
-        return Check("memory limit", "ok", "no cgroup limit here")
+        return _unless_untold(Check("memory limit", "ok", "no cgroup limit is seen here"), untold)
     found = f"{limit.name} allows {_bytes(limit.most)}, shared memory included"
+    level, advice = "ok", ""
     if limit.most < 512 * _MIB:
-        advice = f"{limit.remedy}, or keep streams small: an overrun kills processes"
-        return Check("memory limit", "warn", found, advice)
-    return Check("memory limit", "ok", found)
+        level, advice = "warn", f"{limit.remedy}, or keep streams small: an overrun kills processes"
+    return _unless_untold(Check("memory limit", level, found, advice), untold)
 
 
 def _memlock() -> Check:
@@ -198,7 +233,10 @@ def _kernel() -> Check:
     missing = []
     try:
         os.close(os.pidfd_open(os.getpid()))
-    except (OSError, AttributeError):
+    except (OSError, AttributeError) as error:
+        # Of the own process only a seccomp filter refuses it (EPERM).
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
         missing.append("pidfd_open (Linux 5.3: death is proved with it)")
     word = ffi.new("uint32_t *", 1)
     if lib.shmd_futex_wait(word, 0, 1) != 0:
@@ -240,14 +278,11 @@ def _cores() -> Check:
     usable, total = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     limit, file = min(_cpu_quotas(), default=(float(usable), ""))
     found = f"{usable} of {total} usable" + (f", quota {limit:.1f} ({file})" if limit < usable else "")
+    level, advice = "ok", ""
     if min(usable, limit) < 2:
-        return Check(
-            "cores",
-            "warn",
-            found,
-            "producer and consumer take turns on one core: wait='sleep' fits better than spinning",
-        )
-    return Check("cores", "ok", found)
+        level = "warn"
+        advice = "producer and consumer take turns on one core: wait='sleep' fits better than spinning"
+    return _unless_untold(Check("cores", level, found, advice), _untold("cpu", "cpu.max", "cpu.cfs_quota_us"))
 
 
 def _python() -> Check:
@@ -261,14 +296,17 @@ def _python() -> Check:
 def _instances() -> Check:
     stale: list[str] = []
     living: list[str] = []
-    odd: list[str] = []
+    unseen: dict[str, ShmDriverError] = {}
     not_serving: dict[str, DriverStatus] = {}
     for name in instances_with_segments():
         try:
             with Instance(name) as view:
                 driver = view.driver()
-        except ShmDriverError:
-            odd.append(name)
+        except ShmDriverError as error:
+            if has_authority(name):
+                unseen[name] = error
+            else:
+                stale.append(name)
             continue
         (living if driver.alive else stale).append(name)
         if driver.alive and driver.status not in ("running", "starting"):
@@ -276,15 +314,17 @@ def _instances() -> Check:
     found = f"{len(living)} with a driver" + (f" ({', '.join(living)})" if living else "")
     found += "".join(f"; {name}: {driver.explanation}" for name, driver in not_serving.items())
     advice = [f"{name}: {driver.advice}" for name, driver in not_serving.items()]
-    left = stale + odd
-    if left:
-        size = sum(sum(segments_of(name).values()) for name in left)
-        found += f"; without one: {', '.join(left)} ({_bytes(size)})"
-        again = ", ".join(command("run", instance=name) for name in left)
+    if stale:
+        size = sum(sum(segments_of(name).values()) for name in stale)
+        found += f"; without one: {', '.join(stale)} ({_bytes(size)})"
+        again = ", ".join(command("run", instance=name) for name in stale)
         gone = command("gc", instance=None)
         advice.append(f"start the driver again and it adopts them: {again}; or remove them: {gone}")
     else:
         found += ", none stale"
+    if unseen:
+        found += "; cannot be looked at: " + ", ".join(f"{name} ({why})" for name, why in unseen.items())
+        advice.append("look as the user, and with the version of shmdriver, that made them")
     return Check("instances", "warn" if advice else "ok", found, "; ".join(advice))
 
 

@@ -38,8 +38,9 @@ class ProcessStatus:
     frozen (its cgroup is), zombie (dead, not yet waited for), gone, reused (the pid belongs to a younger
     process), blocked in the kernel, idle, elsewhere (another PID namespace), unknown (it cannot be proved
     alive or dead). ``why`` says what hinders the proof when state is elsewhere or unknown, and what hinders
-    the look at its cgroup otherwise; "" when nothing does. ``cgroup``: the folder of the cgroup that is
-    frozen. ``thaw``: the shell command that thaws it, "" when what froze it cannot be seen here.
+    the look at its cgroups otherwise (of a frozen one: at another cgroup); "" when nothing does. ``cgroup``:
+    the folder of the cgroup that is frozen. ``thaw``: the shell command that thaws it, "" when what froze it
+    cannot be seen here.
     """
 
     pid: int
@@ -69,7 +70,8 @@ class ProcessStatus:
         """What lets it run again, "" when nothing is known to hold it."""
         if self.state == "frozen":
             above = f"the cgroup above {self.cgroup}, where that can be seen (docker unpause, systemctl thaw)"
-            return f"thaw its cgroup: `{self.thaw}`" if self.thaw else f"thaw {above}"
+            what = f"its cgroup: `{self.thaw}`" if self.thaw else above
+            return f"thaw {what}{f'; {self.doubt}' if self.why else ''}"
         if self.state == "traced":
             return "let its debugger continue it, or detach it"
         return f"let it run again: `kill -CONT {self.pid}`" if self.state == "stopped" else ""
@@ -80,6 +82,8 @@ class ProcessStatus:
         if not self.why:
             return ""
         unsure = "it cannot be proved alive or dead" if self.unknown else "its cgroup may be frozen"
+        if self.state == "frozen":
+            unsure = "that may not be all that froze it"
         return f"{unsure}: {self.why}"
 
     @property
@@ -133,7 +137,7 @@ def process_status(
         return ProcessStatus(pid, "unknown", command, look.text)
     freezer = freezer_of(pid) if letter else Freezer()
     if freezer.cgroup:
-        return ProcessStatus(pid, "frozen", command, cgroup=freezer.cgroup, thaw=freezer.thaw)
+        return ProcessStatus(pid, "frozen", command, freezer.why, freezer.cgroup, freezer.thaw)
     # A zombie whose pidfd has not fired has threads that run: only its main thread has ended.
     state = _STATES.get(letter, "running") if letter != "Z" else "running"
     return ProcessStatus(pid, state, command, freezer.why)

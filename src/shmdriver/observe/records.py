@@ -43,7 +43,7 @@ class DriverStatus:
 
     @property
     def alive(self) -> bool:
-        """Whether a driver process serves (or will, once it is let run)."""
+        """Whether a driver process serves (or will, once it is let run). Unknown counts as alive."""
         return self.status in ("running", "starting", "paused", "hung", "silent")
 
     @property
