@@ -25,7 +25,7 @@ from shmdriver.hints import command
 from shmdriver.observe.instance import SHM_FOLDER, Instance
 from shmdriver.observe.process import own_namespace
 from shmdriver.observe.records import DriverStatus
-from shmdriver.os_errors import remedy
+from shmdriver.os_errors import errno_text, remedy
 from shmdriver.procfs import MOUNTINFO, OWN_CGROUPS, Mount, hierarchies, mounts, read_small, small_text
 
 _OBJECT: Final = re.compile(
@@ -148,7 +148,7 @@ def _untold(controller: str, v2_file: str, v1_file: str) -> str:
             except FileNotFoundError:
                 pass  # a root, or the controller is off: no limit there
             except OSError as error:
-                whys.append(f"{file}: {error.strerror}")
+                whys.append(f"{file}: {errno_text(error)}")
     return "; ".join(whys)
 
 
