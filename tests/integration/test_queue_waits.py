@@ -5,17 +5,20 @@ from __future__ import annotations
 import queue as standard
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 
 import shmdriver
-from shmdriver.client import lanes, link
+from shmdriver.client import lanes, link, turns
 from shmdriver.client import queue as queues
 from shmdriver.observe import Instance
 from tests.chaos.stage import wait_until
@@ -278,6 +281,39 @@ def test_a_handler_that_gets_is_not_kept_by_the_call_beneath_it(client: shmdrive
         signal.signal(signal.SIGALRM, before)
     putter.join()
     assert got == [None, "for the handler"]
+
+
+def raising_at(line: int, raised: list[int]) -> Callable[[FrameType, str, object], Any]:
+    """Raises Alarm at the line of turns.py that is the ``line``-th to run."""
+    lines = count(1)
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename != turns.__file__:
+            return None
+        if event == "line" and next(lines) == line:
+            raised.append(line)
+            raise Alarm
+        return trace
+
+    return trace
+
+
+@pytest.mark.fault(49, 52, how="an exception at each line of turns.py in turn")
+def test_an_exception_in_a_turn_reaches_the_caller_and_leaves_no_call(client: shmdriver.Client) -> None:
+    queue = used(client)
+    for line in count(1):
+        raised: list[int] = []
+        before = sys.gettrace()
+        sys.settrace(raising_at(line, raised))
+        try:
+            with pytest.raises((Alarm, standard.Empty)) as end:
+                queue.get(timeout=0.001)
+        finally:
+            sys.settrace(before)
+        assert (end.type is Alarm) == bool(raised)
+        if not raised:
+            break
+        assert Waiter(queue._get_turns.rest_ns).end() > ENDLESS_NS
 
 
 @pytest.mark.fault(52, 76, how="a signal's handler puts while its own thread waits for room")

@@ -7,8 +7,10 @@ queue.py. The lock itself is Python's own, taken by ``with`` alone: no signal ha
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+import weakref
 from typing import Any, Self
 
 from shmdriver._native import ffi, lib
@@ -16,31 +18,34 @@ from shmdriver.client import link
 
 __all__ = ["Call", "Turns"]
 
+_numbers = itertools.count()
+
 
 class Call:
-    """A call that wants a lock, noted from ``with`` on and as long as this lives."""
+    """A call that wants a lock, noted from ``with`` on and as long as this lives.
 
-    __slots__ = ("_noted",)
+    It has no finaliser: what a signal's handler raises in one reaches nobody.
+    """
+
+    __slots__ = ("__weakref__", "_noted", "_number")
 
     def __init__(self, turns: Turns, until_ns: int) -> None:
         self._noted = turns._noted  # noqa: SLF001 -- this module's own
-        self._noted[id(self)] = (threading.get_ident(), until_ns)
+        self._number = next(_numbers)
+        self.waits_until(until_ns)
         # Later than in a slice: the thread inside looks in time.
         if turns.is_slept_on and until_ns - time.monotonic_ns() < link.FOREVER_SLICE_NS:
             turns.knock()
 
     def waits_until(self, end_ns: int) -> None:
         """From now on other threads may wait inside, up to that time."""
-        self._noted[id(self)] = (threading.get_ident(), end_ns)
+        self._noted[self._number] = self._number, weakref.ref(self), threading.get_ident(), end_ns
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._noted.pop(id(self), None)
-
-    def __del__(self) -> None:
-        getattr(self, "_noted", {}).pop(id(self), None)  # a signal handler may raise before ``with`` has it
+        self._noted.pop(self._number, None)
 
 
 class Turns:
@@ -50,7 +55,8 @@ class Turns:
 
     def __init__(self) -> None:
         self.is_slept_on = False  # a thread inside may sleep on the word
-        self._noted: dict[int, tuple[int, int]] = {}  # by call: its thread, and when it wants to be inside
+        # By call's number: that, the call, its thread, and when it wants to be inside.
+        self._noted: dict[int, tuple[int, weakref.ref[Call], int, int]] = {}
         self._word = ffi.new("uint32_t *")
 
     def call(self, until_ns: int = 0) -> Call:
@@ -78,5 +84,10 @@ class Turns:
         if not self.are_several:
             return link.NEVER
         me = threading.get_ident()  # a signal handler's call does not give way to the call beneath it
-        ends_ns = [end_ns for thread, end_ns in list(self._noted.values()) if thread != me]
+        ends_ns = []
+        for number, call, thread, end_ns in list(self._noted.values()):
+            if call() is None:  # an exception came before ``with`` had it, or in its end
+                self._noted.pop(number, None)
+            elif thread != me:
+                ends_ns.append(end_ns)
         return max(0, min(ends_ns, default=link.NEVER) - time.monotonic_ns())
