@@ -948,11 +948,10 @@ void shmd_client_keep_authority(shmd_client *client);       /* the authority sta
 void shmd_client_drop_authority(shmd_client *client);       /* ... this, after which neither is used any more */
 uint64_t shmd_client_id(const shmd_client *client);
 uint64_t shmd_client_boot_id(const shmd_client *client);
-int shmd_driver_alive(const shmd_authority_t *authority);   /* 1 alive or not known, 0 provably gone, cleanly stopped or superseded; text says which */
 int shmd_driver_look(const shmd_authority_t *authority, int authority_fd, uint32_t *evidence);
     /* SHMD_PROCESS_* of its driver. authority_fd: an open descriptor of that segment, whose lock is tried when the process cannot
        be looked at: a free one proves in every namespace that no driver drives. -1: none. DEAD sets a text */
-int shmd_client_driver_alive(const shmd_client *client);    /* likewise; 0 also when its segments were removed and nobody has them locked */
+int shmd_client_driver_alive(const shmd_client *client);    /* 1 alive or not known, 0 provably gone, cleanly stopped or superseded, or its segments were removed and nobody has them locked; text says which */
 uint64_t shmd_streams_named(const shmd_authority_t *authority, const char *prefix, uint32_t *indexes, uint64_t limit);
     /* the streams whose name begins with prefix, at most limit of them: how many, and where in the directory */
 int shmd_client_request(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns);

@@ -73,12 +73,6 @@ int shmd_driver_look(const shmd_authority_t *a, int authority_fd, uint32_t *evid
                      pid_of_driver(a), a->instance);
 }
 
-int shmd_driver_alive(const shmd_authority_t *a)
-{
-    uint32_t evidence;
-    return shmd_driver_look(a, -1, &evidence) != SHMD_PROCESS_DEAD;
-}
-
 /* Whether authority_fd is ours. */
 static int has_fd(const shmd_client *client, struct stat *status)
 {
@@ -227,6 +221,8 @@ static int give_up_asking(const shmd_client *client, int is_full)
 
 static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t deadline_ns)
 {
+    /* A call that a signal interrupts asks anew, and the driver gives up what it was making for that call. With signals more often
+     * than the driver answers, that would never end. So no signal ends the wait before this time. */
     enum { UNINTERRUPTED_NS = 100000000 };
     uint32_t who = client->client_id == 0 ? (SHMD_WHO_PID | ((uint32_t)getpid() & (SHMD_WHO_PID - 1))) : client->index + 1;
     uint64_t cursor = shmd_load_acquire(&client->authority->event_head);
@@ -263,9 +259,7 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
             continue;
         }
         sleeps++; /* at once: the driver may need this very core to answer */
-        /* Whoever is interrupted asks anew, and what the driver was making for it is given up: with signals more often than
-         * the driver answers that would never end, so it gets a while first. */
-        /* An answer wakes; the death of a driver and a slot that is freed are looked for. */
+        /* An answer wakes this thread. Nothing does when the driver dies or a slot of the full ring is freed: so it looks, too. */
         uint64_t slice_ns = shmd_look_pause(now - began_ns, is_full ? FULL_NS : LOOK_NS, RESEND_NS);
         slice_ns = shmd_client_waits(client, now, shmd_min(deadline_ns - now, slice_ns));
         if (shmd_futex_wait(&client->authority->event_word, seen, slice_ns) == SHMD_E_INTERRUPTED &&
@@ -496,7 +490,7 @@ static int open_control(shmd_client *client, uint64_t deadline_ns)
         if (fd < 0 || client->control_bytes == shmd_control_footprint(client->tables.client_max, client->tables.lease_max))
             return fd;
         (void)close(fd);
-        if (!shmd_driver_alive(client->authority))
+        if (!may_answer(client))
             return SHMD_E_DRIVER_UNAVAILABLE;
         if (shmd_now_ns() >= deadline_ns)
             return shmd_fail(SHMD_E_LAYOUT, "control segment %s has %llu bytes, and the authority's counts make %llu: somebody truncated it", client->tables.control_name,

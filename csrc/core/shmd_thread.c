@@ -1,4 +1,4 @@
-/* shmd_thread.c: starts the library's own threads: the heartbeat and the notifier.
+/* shmd_thread.c: starts the library's own threads, the heartbeat and the notifier; settles threads that Python has started.
  *
  * A thread inherits the policy, the CPUs and the blocked signals of the thread that starts it, and its stack holds the
  * program's thread-local variables. The calling thread may be pinned to one CPU and spin there under SCHED_FIFO for ever;
@@ -169,6 +169,8 @@ int shmd_thread_start(const shmd_threads_t *threads, void *(*function)(void *), 
     return SHMD_OK;
 }
 
+/* The calling thread, which Python has started, gets SCHED_OTHER and all CPUs, as far as the kernel lets it. A failure is ignored:
+ * the thread runs with what it inherited, which is right unless the thread that started it spins. */
 void shmd_thread_settle(void)
 {
     shmd_cpus_t cpus;

@@ -1,4 +1,4 @@
-"""What the error number of a failed system call means here, and what to do about it.
+"""What a failed system call or C call says: its text, what its error number means here, what to do about it.
 
 The hints are those of the C core (csrc/core/shmd_errno.c), so C and Python say the same. ``call`` is an
 ``SHMD_CALL_*``: what the system call was for. Used wherever an OSError ends in a text.
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from shmdriver._native import ffi, lib
 
-__all__ = ["errno_hint", "errno_text", "explained", "remedy", "system_error"]
+__all__ = ["errno_hint", "errno_text", "explained", "last_error", "remedy", "system_error"]
 
 _Raised = TypeVar("_Raised", bound=BaseException)
 
@@ -39,6 +39,11 @@ def explained(error: _Raised) -> _Raised:
     return error
 
 
+def last_error() -> str:
+    """The C core's text of this thread's last failure; "" when it left none."""
+    return bytes(ffi.string(lib.shmd_last_error())).decode(errors="replace")
+
+
 def system_error() -> OSError:
     """The OSError of this thread's C call that has just failed, with the C core's text."""
-    return OSError(ffi.errno, bytes(ffi.string(lib.shmd_last_error())).decode(errors="replace"))
+    return OSError(ffi.errno, last_error())

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import sys
 
-from shmdriver._native import ffi, lib
+from shmdriver._native import lib
 from shmdriver.errors import ShmDriverError
+from shmdriver.os_errors import last_error
 
 __all__ = ["keep_standard_descriptors", "open_standard_streams"]
 
@@ -21,7 +22,7 @@ def keep_standard_descriptors() -> None:
     Raises ShmDriverError when /dev/null cannot be opened.
     """
     if lib.shmd_keep_standard_descriptors() != 0:
-        raise ShmDriverError(bytes(ffi.string(lib.shmd_last_error())).decode(errors="replace"))
+        raise ShmDriverError(last_error())
 
 
 def open_standard_streams() -> None:

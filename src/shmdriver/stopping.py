@@ -20,7 +20,8 @@ def raising(signals: Sequence[int], error: Callable[[int], BaseException]) -> It
     """Inside, the first of ``signals`` that comes raises ``error(signal)`` in the main thread.
 
     From then on each of them does again what it did before, so that a second one ends a program that does not
-    stop. Signals that are ignored stay so; blocked ones are unblocked. ValueError outside of the main thread.
+    stop. Signals that are ignored stay so. Blocked ones are unblocked, and stay unblocked afterwards. Raises
+    ValueError outside of the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         raise ValueError("Python runs handlers of signals in the main thread only: set them up there")

@@ -1,4 +1,4 @@
-"""Whether Python's threads are threads. gevent and eventlet replace them by greenlets of one thread.
+"""Refuses to work where gevent or eventlet replaced Python's threads by greenlets of one thread.
 
 This package waits in C: for messages, and for the driver's answers. A greenlet that waits so stops all others
 of its thread, also those that would end the wait. So the client and the embedded driver refuse to work there.
@@ -17,6 +17,7 @@ __all__ = ["check_threads"]
 
 def check_threads(*, for_driver: bool = False) -> None:
     """Raises ShmDriverError where threads, or what else a driver waits with, are not Python's own."""
+    # A name that this version of Python lacks is not replaced: `len`, a builtin function, stands in for it.
     replaced = [
         f"{function.__module__}.{function.__qualname__}"
         for name in ("start_new_thread", "start_joinable_thread")

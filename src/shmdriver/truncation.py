@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from shmdriver._native import ffi, lib
 from shmdriver.errors import ShmDriverError
+from shmdriver.os_errors import last_error
 
 __all__ = ["damaged_addresses", "guard_truncation"]
 
@@ -19,7 +20,7 @@ def guard_truncation() -> bool:
     """
     installed = int(lib.shmd_guard_truncation())
     if installed < 0:
-        raise ShmDriverError(bytes(ffi.string(lib.shmd_last_error())).decode(errors="replace"))
+        raise ShmDriverError(last_error())
     return bool(installed)
 
 

@@ -6,6 +6,7 @@ import logging
 import logging.handlers
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from queue import Empty
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import shmdriver
+from shmdriver.client.log import tell, tell_apart
 from shmdriver.driver.embedded import EmbeddedDriver
 
 
@@ -114,3 +116,32 @@ def test_a_program_that_has_not_set_up_logging_sees_nothing(client: Any) -> None
         [sys.executable, "-c", program, client.instance], capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_what_no_thread_could_tell_is_told_with_the_next_line(caplog: Any, monkeypatch: Any) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    caplog.set_level(logging.INFO, "shmdriver")
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    tell_apart("WARNING", "the %s", "first")
+    assert told(caplog) == []
+    tell("INFO", "the second")
+    assert told(caplog) == [("WARNING", "the first"), ("INFO", "the second")]
+
+
+def test_a_queues_holder_tells_its_trouble_to_nobody_where_logging_was_not_set_up(client: Any) -> None:
+    program = (
+        "import sys, shmdriver\n"
+        "def fail(holder): raise shmdriver.ShmDriverError('in vain')\n"
+        "with shmdriver.connect(sys.argv[1]) as client:\n"
+        "    queue = client.queue('q')\n"
+        "    holder = queue._holder\n"
+        "    type(holder)._holds_on = fail\n"
+        "    holder._turn()\n"
+        "    assert holder._told == 'in vain'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, client.instance], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -7,13 +7,16 @@ error. The same holds for handles whose driver was killed and whose segments wer
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import select
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from shmdriver._native import lib
 from shmdriver.driver.segments import collect
 from shmdriver.errors import DriverUnavailable
 
+PATIENCE_S = 60
 DEAD = r"embedded driver of instance \S+ \(in pid \d+\) is dead"
 # It runs the driver, and the peer: a producer of "in", and a consumer of "out" that never reads.
 PROGRAM = """
@@ -211,31 +215,67 @@ def test_writer_that_waits_for_room_gets_an_error(way: Callable[[shmdriver.Produ
             way(producer)
 
 
-@pytest.mark.fault(51, how="kill -9 of a driver, its segments removed")
-def test_handles_notice_that_their_driver_was_killed_and_its_segments_removed(
-    instance_name: str, tmp_path: Path
-) -> None:
+@contextmanager
+def serving(instance: str, runtime: Path) -> Iterator[subprocess.Popen[str]]:
+    """A driver in a process of its own. What it leaves is removed at the end."""
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, instance_name], stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+        [sys.executable, "-c", DRIVER, instance], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(runtime)},
     )  # fmt: skip
     try:
         assert driver.stderr is not None
         assert any(" serves: " in line for line in driver.stderr)
-        with shmdriver.connect(instance_name) as client:
-            producer, reader = client.producer("s", slots=4), client.consumer("t")
-            holds = client.consumer("s")
-            driver.kill()
-            driver.wait()
-            collect(instance_name)
-            for wait in (lambda: publish(producer), lambda: read(reader), lambda: read(holds)):
-                with pytest.raises(DriverUnavailable, match="segments were removed"):
-                    wait()
-            assert holds._info().consumed == producer._info().seq > 0, "what was committed is read first"
+        yield driver
     finally:
         driver.kill()
         driver.wait()
+        collect(instance)
+
+
+@pytest.mark.fault(51, how="kill -9 of a driver, its segments removed")
+def test_handles_notice_that_their_driver_was_killed_and_its_segments_removed(
+    instance_name: str, tmp_path: Path
+) -> None:
+    with serving(instance_name, tmp_path) as driver, shmdriver.connect(instance_name) as client:
+        producer, reader = client.producer("s", slots=4), client.consumer("t")
+        holds = client.consumer("s")
+        driver.kill()
+        driver.wait()
         collect(instance_name)
+        for wait in (lambda: publish(producer), lambda: read(reader), lambda: read(holds)):
+            with pytest.raises(DriverUnavailable, match="segments were removed"):
+                wait()
+        assert holds._info().consumed == producer._info().seq > 0, "what was committed is read first"
+
+
+@contextmanager
+def another_layout(instance: str) -> Iterator[None]:
+    """An authority of another layout version stands under the instance's name."""
+    path = Path(f"/dev/shm/shmd.{instance}.authority")
+    magic = int(lib.shmd_magic(lib.SHMD_SEGMENT_AUTHORITY))
+    path.write_bytes(struct.pack("<QIIQ", magic, 99, 1, 8192).ljust(8192, b"\0"))
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize("successor", [nullcontext, another_layout])
+def test_getter_notices_that_its_segments_were_removed_although_a_stranger_holds_their_lock(
+    instance_name: str, tmp_path: Path, successor: Any
+) -> None:
+    """As a child of the driver may. Only what stands under the name by now tells that they were removed."""
+    with serving(instance_name, tmp_path) as driver, shmdriver.connect(instance_name) as client:
+        queue = client.queue("q")
+        with pytest.raises(Empty):
+            queue.get(timeout=0)
+        with Path(f"/dev/shm/shmd.{instance_name}.authority").open("rb") as authority:
+            driver.kill()
+            driver.wait()
+            collect(instance_name)
+            fcntl.flock(authority, fcntl.LOCK_EX)
+            with successor(instance_name), pytest.raises(DriverUnavailable, match="segments were removed"):
+                queue.get(timeout=PATIENCE_S)
 
 
 def test_program_that_stays_alive_ends_nobodys_wait() -> None:

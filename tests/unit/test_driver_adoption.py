@@ -15,7 +15,8 @@ from shmdriver.driver import authority, epochs, events, leases, streams
 from shmdriver.driver.lifecycle import ShutdownMode
 from shmdriver.driver.segments import epoch_names
 from shmdriver.driver.shm import Modes, create_segment
-from shmdriver.errors import Reason
+from shmdriver.driver.tables import Tables
+from shmdriver.errors import Reason, ShmDriverError
 from tests.driver_rig import Requester, Rig, View
 
 FOLLOW: dict[str, Any] = {"flags": lib.SHMD_ATTACH_CREATE | lib.SHMD_ATTACH_FOLLOW}
@@ -167,6 +168,22 @@ def test_fresh_start_supersedes_and_seals_the_old_boot(rig: Rig) -> None:
     assert len(segments(rig)) == 2
     assert rig.client().produce().code == lib.SHMD_CODE_OK
     old.close()
+
+
+def test_fresh_start_that_fails_leaves_no_mapping_of_the_old_boot(rig: Rig, monkeypatch) -> None:
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count(f"shmd.{rig.instance}.")
+
+    def fail(*_: object) -> None:
+        raise ShmDriverError("no memory for the tables")
+
+    rig.crash()
+    before = mapped()
+    with monkeypatch.context() as patch:
+        patch.setattr(Tables, "of", fail)
+        with pytest.raises(ShmDriverError, match="no memory for the tables"):
+            rig.start(driver__boot="fresh")
+        assert mapped() == before
 
 
 def test_clean_exit_that_was_not_finished_is_finished_by_the_next_start(rig: Rig, monkeypatch) -> None:

@@ -165,6 +165,18 @@ def test_lock_on_an_object_that_has_no_name_any_more_is_no_other_driver(rig: Rig
     assert path.stat().st_ino == os.fstat(rig.driver.tables.authority.lock.fd).st_ino
 
 
+@pytest.mark.parametrize("look", ["_holder", "_names"])
+def test_a_held_lock_that_cannot_be_looked_at_leaves_no_descriptor(rig: Rig, monkeypatch, look: str) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptor is left")
+
+    before = set(Path("/proc/self/fd").iterdir())
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no descriptor is left"):
+        patch.setattr(segments, look, fail)
+        lock_authority(rig.instance, Modes())
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
 @pytest.mark.fault(15, 19, how="rm of the authority under a driver")
 def test_driver_says_loudly_that_its_lock_object_is_gone(rig: Rig) -> None:
     (SHM / authority_name(rig.instance)[1:]).unlink()

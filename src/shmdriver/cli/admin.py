@@ -124,7 +124,7 @@ def send(
     from shmdriver._native import ffi, lib
     from shmdriver.client.link import Deadline
     from shmdriver.driver.authentication import read_token
-    from shmdriver.observe.segment import last_error
+    from shmdriver.os_errors import last_error
 
     driver = view.driver()
     if driver.status not in ("running", "starting"):

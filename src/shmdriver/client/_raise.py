@@ -10,8 +10,9 @@ from shmdriver import errors
 from shmdriver._native import ffi, lib
 from shmdriver.client import exiting
 from shmdriver.errors import Code, Reason
+from shmdriver.os_errors import last_error
 
-__all__ = ["failure_of", "last_error", "raise_for"]
+__all__ = ["failure_of", "raise_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,6 @@ class _Failure:
     @property
     def why(self) -> str:
         return Reason(self.reason).words if self.reason else "no reason is known"
-
-
-def last_error() -> str:
-    """The C core's text of this thread's last failure; "" when it left none."""
-    return str(ffi.string(lib.shmd_last_error()).decode("utf-8", "replace"))
 
 
 def failure_of(code: int, **context: Any) -> Exception:

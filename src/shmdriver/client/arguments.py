@@ -38,7 +38,7 @@ def size(argument: str, value: int | None, default: int, limit: int, least: int 
 
 
 def limit_of(limit: int | None) -> int | None:
-    """Of the records in a batch. Raises TypeError, ValueError."""
+    """The most records that a batch may have; None: no limit. Raises TypeError, ValueError."""
     if limit is None:
         return None
     number = whole("limit", limit, "an int of 1 or more, or None")

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from shmdriver import errors, names
 from shmdriver._native import ffi, lib
 from shmdriver.client import directory
-from shmdriver.client._raise import failure_of, last_error
+from shmdriver.client._raise import failure_of
 from shmdriver.client.link import Deadline, wait_for_a_driver
 from shmdriver.late import LATE_IMPORT
+from shmdriver.os_errors import last_error
 from shmdriver.owners import keeping
 
 if TYPE_CHECKING:

@@ -3,12 +3,14 @@
 An Attempt is tried again and again until it succeeds, fails for good, or nobody wants it any more. The
 Attempts of one client share one thread, which ends when none of them is left.
 
-Called by what attaches anew (reattach.py). The threads that call here never wait for a driver.
+Called by what attaches anew (reattach.py). The threads that call here never wait for a driver, but for
+those of an interpreter that exits, which starts no thread.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
@@ -85,7 +87,7 @@ class Attempt:
         self._word[0] = 1
         lib.shmd_futex_wake(self._word)
         _change(_news)
-        ring = self.ring  # read after the word was set: who sets it later looks at the word then
+        ring = self.ring  # read after the word was set: a caller that sets it later looks at the word then
         if ring is not None:
             os.eventfd_write(ring[0], 1)
         return True
@@ -114,8 +116,14 @@ class Attempts:
         thread = self._thread = threading.Thread(target=self._run, name="shmdriver-attach", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # this interpreter ends, and starts no thread any more
-            attempt.make()
+        except RuntimeError as error:
+            if sys.is_finalizing() or "interpreter shutdown" in str(error):
+                attempt.make()  # no thread starts any more
+                return
+            # No thread can be made now (RLIMIT_NPROC, pids.max). The next look tries again.
+            ring, attempt.ring = attempt.ring, None
+            if ring is not None:  # the fd's reader is woken to look, and silences the fd again
+                os.eventfd_write(ring[0], 1)
 
     def _run(self) -> None:
         me = threading.current_thread()
@@ -129,15 +137,18 @@ class Attempts:
                 lib.shmd_futex_wait(self._added, seen, pause_after(time.monotonic_ns() - began_ns))
                 continue
             self._thread = None
-            if self._waiting and self._thread is None:  # one has come meanwhile, and saw this thread alive
+            if self._waiting and self._thread is None:  # one was added while this thread was still alive
                 self._thread = me
 
     def _go_round(self) -> bool:
-        """Makes each of them, up to one that has to wait: so have the others. Whether one waits."""
+        """Makes each attempt once, until one has to wait for the driver: the others would wait, too.
+
+        Returns whether any attempt is left.
+        """
         for attempt in list(self._waiting):
             is_over = attempt.make()
             self._waiting.pop(attempt, None)
             if not is_over:
-                self._waiting[attempt] = None  # the last one next time
+                self._waiting[attempt] = None  # at the end: the next round begins with the others
                 return True
         return bool(self._waiting)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from shmdriver._native import ffi, lib
-from shmdriver.client._raise import last_error
 from shmdriver.client.boundary import public
 from shmdriver.client.records import as_dtype, difference, dtype_of, schema_of
 from shmdriver.errors import EndOfStream, SchemaMismatch
+from shmdriver.os_errors import last_error
 
 if TYPE_CHECKING:
     from shmdriver.client.consumer import Consumer

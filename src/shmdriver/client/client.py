@@ -278,7 +278,10 @@ class Client(AsyncClosing):
 
     @property
     def driver_alive(self) -> bool:
-        """Whether the driver lives, as far as it can be proved. Messages flow without it."""
+        """False once the driver's death is proved; a death that cannot be proved counts as alive.
+
+        Messages flow without a driver.
+        """
         return self._connected().driver_alive()
 
     @property

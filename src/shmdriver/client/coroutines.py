@@ -1,4 +1,6 @@
-"""Blocking calls as coroutines. Each runs in a thread of its own, so the event loop goes on meanwhile.
+"""Blocking calls as coroutines (``coroutine_of``), context managers for ``async with`` (``AsyncClosing``).
+
+Each call runs in a thread of its own, so the event loop goes on meanwhile.
 
 The loop's executor is not used: its threads would stay, and its end would wait for a driver that does not
 answer. A call whose coroutine was cancelled is given up: its thread drops what it still makes, and ends.

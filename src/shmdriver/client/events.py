@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shmdriver._native import ffi, lib
-from shmdriver.client._raise import last_error
 from shmdriver.client.link import FOREVER_SLICE_NS, Link
 from shmdriver.errors import Code, Reason
+from shmdriver.os_errors import last_error
 
 __all__ = ["DriverEvent", "listen"]
 

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from typing import TYPE_CHECKING
 
 from shmdriver import errors
 from shmdriver.client.events import DriverEvent, listen
 from shmdriver.client.lanes import stream_name
+from shmdriver.client.log import tell
 from shmdriver.client.outlet import come_back, has_ended
 from shmdriver.client.reattach import OrphanLook
 
@@ -96,8 +96,7 @@ class Holder:
             self._again = True
             if str(error) != self._told and not self._client.closed:
                 self._told = str(error)
-                # Not at import: a fork waits for late imports, and holds logging's lock meanwhile.
-                logging.getLogger("shmdriver").warning("queue holder: %s", error)
+                tell("WARNING", "queue holder: %s", error)  # this thread holds no lock of the queue
 
     def _holds_on(self) -> bool:
         """Whether its lease stands, perhaps anew, and perhaps with another driver."""

@@ -89,7 +89,10 @@ _nothing = ffi.new("uint32_t *")
 
 
 def wait_for_a_driver(until: Deadline) -> None:
-    """A moment of the time that is left. Raises DriverUnavailable in a call that was given up."""
+    """Sleeps until the next look for a driver, at most until ``until``.
+
+    Raises DriverUnavailable when the coroutine that made this call was cancelled.
+    """
     if getattr(threading.current_thread(), "is_cancelled", False):  # coroutines.py
         raise DriverUnavailable("given up: the task that called was cancelled")
     nap(until.pause_ns())
@@ -198,7 +201,7 @@ class Link:
         return self.generation == lib.shmd_fork_generation()
 
     def driver_alive(self) -> bool:
-        """Whether the driver behind it lives, as far as it can be proved."""
+        """False once the driver's death is proved; a death that cannot be proved counts as alive."""
         return not self.closed and bool(lib.shmd_client_driver_alive(self.native))
 
     def event_head(self) -> int:

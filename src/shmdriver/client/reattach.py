@@ -50,10 +50,8 @@ __all__ = [
 
 KEPT = int(lib.SHMD_LOST_RANGES)
 ORPHAN_LOOK_NS = 1_000_000_000
-SEAL_NS = 1_000_000_000  # sealing takes microseconds; whoever does it may wait for a core
-ATTACH_S = (
-    1.0  # an attach takes microseconds; longer than this the driver hangs, and the caller's time counts
-)
+SEAL_NS = 1_000_000_000  # sealing takes microseconds, but the driver may have to wait for a core
+ATTACH_S = 1.0  # an attach takes microseconds: a driver that has not answered by then hangs
 GRACE_NS = 100_000_000  # the first call waits so long: a driver that serves answers far sooner
 UNKNOWN_SEQ = 2**64 - 1
 DRIVER_ENDS = (Reason.SHUTDOWN, Reason.SUPERSEDED)
@@ -132,17 +130,17 @@ def _goes_over(client: Client, link: Link) -> bool:
 
 
 def _was_removed(link: Link) -> bool:
-    """Whether the instance has other segments by now, or none."""
+    """Whether the instance has other segments by now, or none. Those of another layout version are others."""
     with LATE_IMPORT:
         from shmdriver.observe import Instance
 
     try:
         with Instance(link.instance) as instance:
             return instance.boot_id != link.boot_id
-    except errors.DriverUnavailable:
+    except (errors.DriverUnavailable, errors.LayoutMismatch):  # ours were complete, and of this version
         return True
     except errors.ShmDriverError:
-        return False  # it is just being made
+        return False  # it cannot be told now
 
 
 def removed_error(link: Link, who: str) -> errors.DriverUnavailable:
@@ -229,7 +227,10 @@ class _Comeback:
         return attempt.take()
 
     def _try_once(self) -> tuple[Any, Link] | None:
-        """In the client's thread. None: not yet. Raises AttachRejected for good reasons, HandleClosed."""
+        """One attach, made in the client's attach thread. Returns None when it has to be tried again.
+
+        Raises AttachRejected when the driver refuses for good, HandleClosed.
+        """
         try:
             found = acquire(self.spec, ATTACH_S, waits=False)
             if self.prepare is not None:
@@ -256,7 +257,7 @@ class ConsumerComeback(_Comeback):
         self._base_epoch = 0
 
     def note_base(self, consumer: Consumer) -> None:
-        """After an attach: epochs up to this one are none of its business, if it never sees one."""
+        """After an attach: remembers the last epoch before it. Messages up to there do not count as lost."""
         self._base_epoch = epoch_before(consumer)
 
     def come_back(self, consumer: Consumer, reason: int, wait_ns: int, spoilt: int = 0) -> None:

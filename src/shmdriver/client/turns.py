@@ -22,7 +22,7 @@ _numbers = itertools.count()
 
 
 class Call:
-    """A call that wants a lock, noted from ``with`` on and as long as this lives.
+    """A call that wants a lock. Noted from its construction until its ``with`` block or its life ends.
 
     It has no finaliser: what a signal's handler raises in one reaches nobody.
     """

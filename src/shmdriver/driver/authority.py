@@ -27,7 +27,6 @@ from shmdriver.driver.shm import (
     check_space,
     create_segment,
     is_whole,
-    last_error,
     make_whole,
     open_segment,
     set_modes,
@@ -35,7 +34,7 @@ from shmdriver.driver.shm import (
 )
 from shmdriver.errors import LayoutMismatch, ShmDriverError
 from shmdriver.hints import command
-from shmdriver.os_errors import remedy
+from shmdriver.os_errors import last_error, remedy
 
 __all__ = [
     "Authority",

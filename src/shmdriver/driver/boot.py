@@ -231,12 +231,15 @@ def _clear(
 def _end_former(
     lock: InstanceLock, config: Config, modes: Modes, clock: Callable[[], int], *, superseded: bool
 ) -> None:
-    authority = Authority.adopt(lock, modes)
-    tables = Tables.of(authority, config, InlineMemory(), clock)
     reason, text = Reason.SHUTDOWN, "the driver was shut down, and killed in its last steps: attach again"
     if superseded:
         reason, text = Reason.SUPERSEDED, "another driver starts afresh in place of this one: attach again"
-    try:
+    with ExitStack() as undo:
+        authority = Authority.adopt(lock, modes)
+        undo.callback(authority.unmap)
+        tables = Tables.of(authority, config, InlineMemory(), clock)
+        for table in (tables.streams, tables.clients, tables.events):
+            undo.callback(table.close)
         now_ns = clock()
         if int(authority.base.exit_kind) == lib.SHMD_EXIT_SUPERSEDED or not superseded:
             # It was ending already: a consumer whose lease has ended keeps its bits, and drains to the seal.
@@ -253,9 +256,3 @@ def _end_former(
         if not superseded:  # after the last seal: whoever finds this seals no more
             authority.store("exit_kind", lib.SHMD_EXIT_CLEAN)
         authority.wake_everybody()
-    finally:
-        tables.events.close()
-        tables.clients.close()
-        tables.streams.close()
-        authority.map.close()
-        authority.control_map.close()

@@ -16,9 +16,9 @@ from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import Authority, text_of
 from shmdriver.driver.clients import ClientTable
 from shmdriver.driver.failpoints import failpoint
-from shmdriver.driver.shm import last_error
 from shmdriver.errors import Code, Reason, ShmDriverError
 from shmdriver.liveness import Verdict, look_at_process
+from shmdriver.os_errors import last_error
 
 __all__ = ["ControlRing", "Request"]
 

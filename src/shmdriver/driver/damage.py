@@ -1,7 +1,7 @@
 """Notices what other processes do to the files of segments: they truncate, overwrite or remove them.
 
-A stream whose segments are damaged is ended. The control segment is mended. The rest is said, each
-thing once. Only a truncated authority ends the driver, because its tables are lost.
+A stream whose segments are damaged is ended. The control segment is mended, which is said again each time.
+Other damage is said once. Only a truncated authority ends the driver, because its tables are lost.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Memory work: allocating, filling, unmapping. Large pieces go to a helper thread, so that no tick waits.
 
-A job only touches memory: it reads and writes no table. Its result comes back as a completion, which
-the driver handles in its own thread. Small jobs (up to 8 MiB) run at once; with :class:`InlineMemory`
-all do, which makes tests and simulations deterministic. The helper thread runs its jobs in order, so a
-job that follows an unmap finds its memory free.
+A job touches memory, and no table but the note of the work in progress (work.py). Its result comes back as
+a completion, which the driver handles in its own thread. Small jobs (up to 8 MiB) run at once; with
+:class:`InlineMemory` all do, which makes tests and simulations deterministic. The helper thread runs its
+jobs in order, so a job that follows an unmap finds its memory free.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from shmdriver.driver.shm import (
     ShmSpaceError,
     create_segment,
     is_whole,
-    last_error,
     lock_memory,
     open_segment,
     remove_orphan,
@@ -36,6 +35,7 @@ from shmdriver.driver.shm import (
 )
 from shmdriver.driver.undo import undone_on_error
 from shmdriver.errors import LayoutMismatch, ShmDriverError
+from shmdriver.os_errors import last_error
 
 __all__ = ["Completion", "EpochMemory", "InlineMemory", "MemoryThread", "MemoryWorker", "Provision", "Unmap"]
 

@@ -29,10 +29,10 @@ __all__ = ["Rest"]
 
 
 class Rest:
-    """What the look looks at, noted anew after each tick: nothing else changes the tables.
+    """What an idle check reads. It is noted anew after each tick, because only ticks change the tables.
 
-    ``native`` (``shmd_rest_t *``) is the driver's own memory. ``gap_ns``: after so long without a look or a
-    tick only a tick may go on.
+    ``native`` (``shmd_rest_t *``) is the driver's own memory. ``gap_ns``: when neither an idle check nor a
+    tick has run for so long, the sleep ends and a tick follows.
     """
 
     def __init__(self, config: Config, tables: Tables, ring: ControlRing, *, gap_ns: int) -> None:

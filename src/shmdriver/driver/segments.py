@@ -156,8 +156,10 @@ def lock_authority(instance: str, modes: Modes, *, patience: int = LOCK_TURNS) -
                     _set_modes_or_remove(fd, name, modes)
                 return InstanceLock(instance, fd)
         except BlockingIOError:
-            (pid, told, look), is_passing = _holder(fd), not _names(name, os.fstat(fd))
-            os.close(fd)
+            try:
+                (pid, told, look), is_passing = _holder(fd), not _names(name, os.fstat(fd))
+            finally:
+                os.close(fd)
             if is_passing:  # of an object without a name: a client that makes sure that nobody drives it
                 continue
             # Unless a driver is proved alive: it is being made or collected, or clients make sure that nobody

@@ -21,7 +21,7 @@ import posix_ipc
 from shmdriver._native import ffi, lib
 from shmdriver.driver.limits import MORE_INODES, MOUNT, SMALLER, ShmSpace
 from shmdriver.errors import LayoutMismatch, ShmDriverError
-from shmdriver.os_errors import errno_text
+from shmdriver.os_errors import errno_text, last_error
 from shmdriver.standard_descriptors import keep_standard_descriptors
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "check_space",
     "create_segment",
     "is_whole",
-    "last_error",
     "lock_memory",
     "make_object",
     "make_whole",
@@ -325,8 +324,3 @@ def lock_memory(*maps: SegmentMap) -> str:
         f"shm.mlock: {len(refused)} of {len(maps)} segments ({sum(size for size, _ in refused)} bytes) "
         f"are not locked in memory: {refused[0][1]}, or set shm.mlock = false"
     )
-
-
-def last_error() -> str:
-    """The text of this thread's last failed C call."""
-    return bytes(ffi.string(lib.shmd_last_error())).decode(errors="replace")

@@ -1,8 +1,8 @@
-"""The signals of a driver process: blocked until the driver's handlers stand, and unblocked then.
+"""Blocks the signals of a driver process until the driver's handlers stand.
 
-So a signal that comes early waits in the kernel and is obeyed. A mask that the parent process left
-behind is undone. This module imports nothing heavy, because the command line holds the signals
-before it imports anything else.
+A signal that comes early waits in the kernel and is obeyed then. The command line blocks the signals for
+every command, before it imports anything else; for all commands but ``run`` it unblocks them once the command
+begins. Unblocking also undoes a mask that the parent process left behind. This module imports nothing heavy.
 """
 
 from __future__ import annotations

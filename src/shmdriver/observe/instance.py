@@ -39,7 +39,8 @@ from shmdriver.observe.records import (
     LeaseStatus,
     StreamStatus,
 )
-from shmdriver.observe.segment import Segment, last_error
+from shmdriver.observe.segment import Segment
+from shmdriver.os_errors import last_error
 
 SHM_FOLDER = Path("/dev/shm")  # noqa: S108  where POSIX shared memory stands on Linux
 _COPY_ATTEMPTS = 8

@@ -7,14 +7,9 @@ from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.errors import DriverUnavailable, LayoutMismatch
+from shmdriver.os_errors import last_error
 from shmdriver.owners import descriptor, view
 from shmdriver.truncation import guard_truncation
-
-
-def last_error() -> str:
-    """The C core's text of the last failure in this thread."""
-    text: bytes = ffi.string(lib.shmd_last_error())
-    return text.decode("utf-8", "replace")
 
 
 class Segment:
