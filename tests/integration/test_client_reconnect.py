@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import shmdriver
+from shmdriver.client import link
 from shmdriver.driver.config import Config
 from shmdriver.driver.control import Request
 from shmdriver.driver.driver import Driver
@@ -423,3 +424,27 @@ def test_closing_while_no_driver_is_there_is_clean(instance, client) -> None:
     consumer.close()
     assert consumer.closed
     assert producer.closed
+
+
+@pytest.mark.fault(46, how="a handle is closed by another thread while it waits for a driver")
+def test_a_close_ends_a_wait_for_several_that_wait_for_a_driver(
+    instance, client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "FOREVER_SLICE_NS", 10**17)  # only a wake-up ends a sleep
+    consumer = client.consumer("s")
+    instance.end()
+    while not consumer._is_away:
+        shmdriver.wait([consumer], 0.01)
+    errors: list[Exception] = []
+
+    def wait() -> None:
+        with pytest.raises(shmdriver.HandleClosed) as raised:
+            shmdriver.wait([consumer])
+        errors.append(raised.value)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    threading.Event().wait(0.2)  # it sleeps, most likely
+    consumer.close()
+    thread.join(PATIENCE_S)
+    assert len(errors) == 1

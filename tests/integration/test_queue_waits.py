@@ -299,21 +299,28 @@ def raising_at(line: int, raised: list[int]) -> Callable[[FrameType, str, object
 
 
 @pytest.mark.fault(49, 52, how="an exception at each line of turns.py in turn")
-def test_an_exception_in_a_turn_reaches_the_caller_and_leaves_no_call(client: shmdriver.Client) -> None:
-    queue = used(client)
+@pytest.mark.parametrize("call", ["get", "qsize", "full"])
+def test_an_exception_in_a_turn_reaches_the_caller_and_leaves_no_call(
+    client: shmdriver.Client, call: str
+) -> None:
+    queue = used(client, 5)
+    act = partial(queue.get, timeout=0.001) if call == "get" else getattr(queue, call)
     for line in count(1):
         raised: list[int] = []
+        kept: BaseException | None = None  # as a program may, with its traceback
         before = sys.gettrace()
         sys.settrace(raising_at(line, raised))
         try:
-            with pytest.raises((Alarm, standard.Empty)) as end:
-                queue.get(timeout=0.001)
+            act()
+        except (Alarm, standard.Empty) as error:
+            kept = error
         finally:
             sys.settrace(before)
-        assert (end.type is Alarm) == bool(raised)
+        assert isinstance(kept, Alarm) == bool(raised)
         if not raised:
             break
-        assert Waiter(queue._get_turns.rest_ns).end() > ENDLESS_NS
+        for each in (queue._get_turns, queue._put_turns):
+            assert Waiter(each.rest_ns).end() > ENDLESS_NS
 
 
 @pytest.mark.fault(52, 76, how="a signal's handler puts while its own thread waits for room")

@@ -21,14 +21,19 @@ from shmdriver._native import ffi, lib
 from shmdriver.client.boundary import outcome_of
 from shmdriver.client.link import pause_after
 
-__all__ = ["Attempt", "Attempts", "news"]
+__all__ = ["Attempt", "Attempts", "change_news", "news"]
 
 _news = ffi.new("uint32_t *")
 
 
 def news() -> tuple[Any, int]:
-    """A futex word that changes whenever an Attempt of this process is over, and its value now."""
+    """A futex word that changes whenever an Attempt of this process is over or given up, and what it is."""
     return _news, _news[0]
+
+
+def change_news() -> None:
+    """An Attempt is over, or given up."""
+    _change(_news)
 
 
 def _change(word: Any) -> None:
@@ -86,7 +91,7 @@ class Attempt:
         self._act = None
         self._word[0] = 1
         lib.shmd_futex_wake(self._word)
-        _change(_news)
+        change_news()
         ring = self.ring  # read after the word was set: a caller that sets it later looks at the word then
         if ring is not None:
             os.eventfd_write(ring[0], 1)

@@ -29,7 +29,7 @@ from shmdriver import errors, names
 from shmdriver.client import directory, exiting, pickling
 from shmdriver.client.arguments import size, whole
 from shmdriver.client.attempts import news
-from shmdriver.client.boundary import clear_frames
+from shmdriver.client.boundary import boundary, clear_frames
 from shmdriver.client.holding import Holder
 from shmdriver.client.lanes import Inlet, lane_name, loss, stream_name
 from shmdriver.client.link import FOREVER_SLICE_NS, TRY_AGAIN_NS, Deadline, nap, register
@@ -205,6 +205,7 @@ class Queue:
         """``get(block=False)``."""
         return self.get(block=False)
 
+    @boundary
     def qsize(self) -> int:
         """About how many objects were put and not got.
 
@@ -215,16 +216,19 @@ class Queue:
         self._see_to_feeder()
         return found
 
+    @boundary
     def empty(self) -> bool:
         """Whether there was nothing to get a moment ago. Raises OSError when closed."""
         if self._closed:
             raise self._is_closed()
         return self.qsize() == 0
 
+    @boundary
     def full(self) -> bool:
         """Whether a put of this process would have had to wait a moment ago."""
         return bool(self._maxsize) and self._own_unread() >= self._maxsize
 
+    @boundary
     def close(self) -> None:
         """This process puts and gets no more. What it has put is delivered. Twice is once."""
         if self._closed:

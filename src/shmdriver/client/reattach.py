@@ -24,7 +24,7 @@ from shmdriver._native import lib
 from shmdriver.client import directory
 from shmdriver.client.aio import silence
 from shmdriver.client.attach import acquire
-from shmdriver.client.attempts import Attempt
+from shmdriver.client.attempts import Attempt, change_news
 from shmdriver.client.link import TRY_AGAIN_NS, nap
 from shmdriver.client.log import tell_of
 from shmdriver.client.message import LostRange
@@ -203,6 +203,7 @@ class _Comeback:
     def give_up(self) -> None:
         """Its handle was closed: what is attached in vain ends at once."""
         self._attempt = None
+        change_news()  # whoever waits for it beside others looks again
 
     def _attached(self, handle: Consumer | Producer, wait_ns: int, fd_owner: Consumer | None = None) -> Any:
         """What was attached anew, as of acquire(), or None: not yet. ``wait_ns`` at most were waited.
