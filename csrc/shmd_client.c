@@ -145,7 +145,7 @@ int shmd_client_over_fail(const shmd_client *client, const char *stream)
     if (shmd_instance_is_embedded(a->instance))
         return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "stream %s: the embedded driver of instance %s (in %s) is dead, and nobody takes its streams over; "
                          "connect to another instance", stream, a->instance, pid_of_driver(a));
-    return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "stream %s: the driver of instance %s (%s) is gone and its segments were removed, so that nobody new can come; connect again",
+    return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "stream %s: the driver of instance %s (%s) is gone and its segments were removed, so that nobody new can come; connect again (in Python, reconnect=True does)",
                      stream, a->instance, pid_of_driver(a));
 }
 

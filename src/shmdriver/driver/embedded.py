@@ -27,10 +27,15 @@ STOP_NOW_S = 2.0
 
 
 class _Outcome:
-    """Of a start: it serves, or an error, once that is ``known``."""
+    """Of a start: it serves, or an error, once that is known: then ``unknown`` is free.
+
+    A lock, and no Event: an Event whose wait() a signal handler has ended by an exception may stay locked,
+    and its set() would never return. The release of a lock never waits.
+    """
 
     def __init__(self) -> None:
-        self.known = threading.Event()
+        self.unknown = threading.Lock()
+        self.unknown.acquire()
         self.error: BaseException | None = None
 
 
@@ -44,7 +49,7 @@ def _serve(driver: Driver, outcome: _Outcome) -> None:
         outcome.error = explained(error)
         return
     finally:
-        outcome.known.set()
+        outcome.unknown.release()
     try:
         driver.run()
     except BaseException:
@@ -89,7 +94,7 @@ class EmbeddedDriver:
         )
         try:
             self._thread.start()
-            outcome.known.wait()
+            outcome.unknown.acquire()
         except BaseException:
             driver.request_shutdown(ShutdownMode.END, "embedded driver not started")
             raise

@@ -138,24 +138,20 @@ def _limits(need: int) -> Iterator[Limit]:
         yield Limit("RLIMIT_AS", most - used - THREAD_BYTES, most, f"{SMALLER}, or raise it (ulimit -v)")
 
 
-def _fields(text: str) -> dict[str, int]:
-    """Lines of a word and a number, as memory.stat and /proc/meminfo have them (there in KiB)."""
-    found = {}
-    for line in text.splitlines():
-        word, _, rest = line.partition(" ")
-        number = rest.split()[0] if rest.split() else ""
-        if number.isdecimal():
-            found[word.rstrip(":")] = int(number)
-    return found
+def _number(text: str, word: str) -> int | None:
+    """Of a line of a word and a number, as memory.stat and /proc/meminfo (there in KiB) have them."""
+    _, found, rest = f"\n{text}".partition(f"\n{word}")
+    numbers = rest[:40].lstrip(": ").split(maxsplit=1)
+    return int(numbers[0]) if found and numbers and numbers[0].isdecimal() else None
 
 
 def _machine() -> tuple[int, int] | None:
     """Bytes that can be had, swap included, and all that there are; None: not known."""
-    found = _fields(_text("/proc/meminfo"))
-    if "MemAvailable" not in found or "MemTotal" not in found:
+    text = _text("/proc/meminfo")
+    free, most = _number(text, "MemAvailable"), _number(text, "MemTotal")
+    if free is None or most is None:
         return None
-    swap = found.get("SwapFree", 0), found.get("SwapTotal", 0)
-    return (found["MemAvailable"] + swap[0]) << 10, (found["MemTotal"] + swap[1]) << 10
+    return (free + (_number(text, "SwapFree") or 0)) << 10, (most + (_number(text, "SwapTotal") or 0)) << 10
 
 
 # ---- memory cgroups ----------------------------------------------------------------------------
@@ -189,10 +185,10 @@ def _limits_of(folder: Path, need: int, *, is_v1: bool) -> Iterator[Limit]:
 
 def _reclaimable(folder: Path, free: int, *, is_v1: bool) -> int:
     """Bytes of file pages and of swap that the kernel uses before it kills, beside what is ``free``."""
-    stat = _fields(_text(f"{folder}/memory.stat"))
-    prefix = "total_" if is_v1 and "total_active_file" in stat else ""
-    files = stat.get(f"{prefix}active_file", 0) + stat.get(f"{prefix}inactive_file", 0)
-    swap = _fields(_text("/proc/meminfo")).get("SwapFree", 0) << 10
+    stat = _text(f"{folder}/memory.stat")
+    prefix = "total_" if is_v1 and "\ntotal_active_file " in stat else ""
+    files = sum(_number(stat, f"{prefix}{kind}_file") or 0 for kind in ("active", "inactive"))
+    swap = (_number(_text("/proc/meminfo"), "SwapFree") or 0) << 10
     names = ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes")
     names = names if is_v1 else ("memory.swap.max", "memory.swap.current")
     most, used = (_text(f"{folder}/{name}").strip() for name in names)
