@@ -132,6 +132,10 @@ class Epoch:
         """Whether this gate's consumer may read this epoch."""
         return bool(int(self.hot.wired_mask) >> gate & 1)
 
+    def _wired_gates(self) -> list[int]:
+        mask = int(self.hot.wired_mask)
+        return [g for g in range(min(self.geometry.gate_count, mask.bit_length())) if mask >> g & 1]
+
     def has_left(self, lease: Lease) -> bool:
         """Whether this consumer says that it has drained this epoch."""
         return int(lib.shmd_gate_left(self.memory.gates, lease.gate)) == lease.lease_id
@@ -164,9 +168,8 @@ class Epoch:
 
     def note_left(self) -> None:
         """Remembers who has left it, before this is acted on: the difference shows who leaves later."""
-        for gate in range(self.geometry.gate_count):
-            if self.is_wired(gate):
-                self.watch.left[gate] = lib.shmd_gate_left(self.memory.gates, gate)
+        for gate in self._wired_gates():
+            self.watch.left[gate] = lib.shmd_gate_left(self.memory.gates, gate)
 
     def keep_only(self, gates: Iterable[int]) -> None:
         """Clears every bit without a live lease (after an adoption)."""
@@ -200,9 +203,8 @@ class Epoch:
     def wake(self) -> None:
         """Wakes the consumers and the producer that sleep in this epoch."""
         lib.shmd_futex_wake(ffi.addressof(self.memory.data, "wake_word"))
-        for gate in range(self.geometry.gate_count):
-            if self.is_wired(gate):
-                lib.shmd_futex_wake(ffi.addressof(lib.shmd_gates_gate(self.memory.gates, gate), "room_word"))
+        for gate in self._wired_gates():
+            lib.shmd_futex_wake(ffi.addressof(lib.shmd_gates_gate(self.memory.gates, gate), "room_word"))
 
     def retire(self) -> None:
         """Unlinks its segments and frees its record; mappings live on. State, names, then free."""

@@ -7,6 +7,7 @@ segment that others write.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from shmdriver._native import ffi, lib
@@ -54,7 +55,7 @@ class Geometry:
     @property
     def data_bytes(self) -> int:
         """Size of the data segment; 0 when the sizes are out of the layout's range."""
-        return int(lib.shmd_data_footprint(self.native(boot_id=0, stream_id=0, epoch=0)))
+        return _data_bytes(self)
 
     @property
     def gates_bytes(self) -> int:
@@ -65,6 +66,11 @@ class Geometry:
     def max_message(self) -> int:
         """Largest message in bytes."""
         return max(self.slot_bytes - lib.SHMD_SLOT_HEADER_BYTES, self.arena_bytes // 2)
+
+
+@lru_cache(maxsize=64)  # an attach asks several times
+def _data_bytes(geometry: Geometry) -> int:
+    return int(lib.shmd_data_footprint(geometry.native(boot_id=0, stream_id=0, epoch=0)))
 
 
 def derive_geometry(request: Any, profile: Profile, *, gate_count: int, stream_bytes_max: int) -> Geometry:
