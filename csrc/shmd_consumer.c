@@ -160,10 +160,15 @@ static int nothing_now(shmd_consumer *c)
     return c->is_over ? shmd_client_over_fail(c->client, c->stream) : 0;
 }
 
+static int is_given_up(const shmd_consumer *c)
+{
+    return shmd_epoch_given_up(&shmd_client_stream(c->client, c->stream_index)->epochs[c->record], c->epoch);
+}
+
 static int revoked(shmd_consumer *c)
 {
     uint32_t reason = SHMD_REASON_TRUNCATED;
-    if (!shmd_mapping_is_damaged(c->mapping)) /* that took the gate bit */
+    if (!shmd_mapping_is_damaged(c->mapping) && !(c->epoch != 0 && is_given_up(c))) /* that took the gate bit */
         (void)shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason);
     int is_delivered = reason == SHMD_REASON_DELIVERED;
     (void)end(c, is_delivered ? SHMD_E_END : SHMD_E_REVOKED, is_delivered ? (uint32_t)SHMD_REASON_CLOSED : reason);
@@ -178,11 +183,19 @@ static uint32_t look_back(shmd_consumer *c, int is_counted)
     uint32_t reason;
     uint64_t sealed_seq;
     if (!shmd_epoch_end(record, c->epoch, &sealed_seq, &reason))
-        return SHMD_REASON_ABORTED;
+        return is_given_up(c) ? SHMD_REASON_TRUNCATED : SHMD_REASON_ABORTED;
     c->sealed_seq = sealed_seq;
     if (!is_counted && c->delivery == SHMD_DELIVERY_LOSSY && c->position < sealed_seq)
         note_lost(c, c->position, sealed_seq);
     return reason != SHMD_REASON_NONE ? reason : (uint32_t)SHMD_REASON_ABORTED;
+}
+
+/* It had one epoch, which has ended like this. */
+static int end_with_epoch(shmd_consumer *c, uint32_t reason)
+{
+    int code = reason == SHMD_REASON_CLOSED ? SHMD_E_END : reason == SHMD_REASON_TRUNCATED ? SHMD_E_REVOKED : SHMD_E_PRODUCER_LOST;
+    (void)end(c, code, reason);
+    return ended(c);
 }
 
 /* Everything below the seal was handed out, or is counted: say so, then go on or end. */
@@ -198,8 +211,7 @@ static int leave_epoch(shmd_consumer *c, int is_counted)
     unmap(c);
     if ((c->flags & SHMD_ATTACH_FOLLOW) != 0)
         return 0;
-    (void)end(c, reason == SHMD_REASON_CLOSED ? SHMD_E_END : SHMD_E_PRODUCER_LOST, reason);
-    return ended(c);
+    return end_with_epoch(c, reason);
 }
 
 /* The first epoch that this consumer was wired to; 0: none yet, or its lease has ended. */
@@ -230,8 +242,7 @@ static int missed_its_epoch(shmd_consumer *c)
     shmd_store32_relaxed(&c->last_epoch, first);
     uint32_t reason = look_back(c, 0);
     c->epoch = 0;
-    (void)end(c, reason == SHMD_REASON_CLOSED ? SHMD_E_END : SHMD_E_PRODUCER_LOST, reason);
-    return ended(c);
+    return end_with_epoch(c, reason);
 }
 
 /* What a lossy follower never saw: epochs after `last` and before the one that it has just mapped. Their freed records tell how

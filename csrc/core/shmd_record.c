@@ -36,6 +36,14 @@ int shmd_epoch_end(const shmd_epoch_record_t *record, uint32_t epoch, uint64_t *
     return shmd_seqlock_same(&record->hot.state, seen) && (low == SHMD_EPOCH_SEALED || *reason != SHMD_REASON_NONE);
 }
 
+int shmd_epoch_given_up(const shmd_epoch_record_t *record, uint32_t epoch)
+{
+    uint64_t seen = shmd_seqlock_read(&record->hot.state);
+    uint32_t low = (uint32_t)(seen & 0xff);
+    int is_retired = seen >> 8 == epoch && (low == SHMD_EPOCH_RETIRED || low == SHMD_EPOCH_FREE);
+    return is_retired && shmd_load32_relaxed(&record->end_reason) == SHMD_REASON_NONE && shmd_seqlock_same(&record->hot.state, seen);
+}
+
 int shmd_lease_copy(const shmd_client *client, uint32_t index, uint64_t lease_id, shmd_lease_record_t *out)
 {
     const shmd_lease_record_t *record = shmd_client_lease(client, index);

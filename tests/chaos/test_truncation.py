@@ -268,19 +268,23 @@ def test_control_segment_that_is_damaged_between_two_drivers_is_adopted_and_nobo
 
 
 @pytest.mark.fault(48, how="ftruncate of data and gates between two drivers")
+@pytest.mark.parametrize("state", ["flowing", "asleep", "full"])
 @pytest.mark.parametrize("kind", ["data", "gates"])
 def test_stream_that_is_truncated_between_two_drivers_ends_and_others_notice_nothing(
-    make_stage: Callable[..., Stage], kind: str
+    make_stage: Callable[..., Stage], kind: str, state: str
 ) -> None:
     stage = shared_by_a_group(make_stage)
-    company = Company(stage, "flowing")
+    company = Company(stage, state)
     path = segment(stage, kind)
     assert stage.driver is not None
     stage.driver.kill()
     assert truncate(path, PAGE)
     stage.start_driver()
+    company.let_go()
     for actor in company.victims:
-        assert actor.wait_for("error")["error"] == "LeaseRevoked", actor.listen()
+        words = actor.wait_for("error")
+        assert words["error"] == "LeaseRevoked", words
+        assert words["reason"] == Reason.TRUNCATED, words
     company.writer.say("stop")
     for actor in company.victims:
         assert actor.join() == 0, actor.log_text()

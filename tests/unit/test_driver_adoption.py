@@ -72,12 +72,16 @@ def test_orphan_segments_are_removed_and_named_ones_kept(rig: Rig) -> None:
 @pytest.mark.fault(19, how="rm of an epoch's segments between two drivers")
 def test_lost_segments_of_an_epoch_end_it_without_harm(rig: Rig) -> None:
     client = rig.client()
-    client.produce()
+    parts = [client.consume(), client.consume(delivery=lib.SHMD_DELIVERY_LOSSY), client.produce()]
+    bystander = client.consume("t")
     for name in segments(rig):
         if name.endswith(".data"):
             (Path("/dev/shm") / name).unlink()
     rig.restart()
     assert "is lost" in " ".join(rig.logged)
+    for answer in parts:
+        assert rig.lease(answer).end_reason == Reason.TRUNCATED
+    assert rig.lease_state(bystander) == lib.SHMD_LEASE_ATTACHED
     assert client.produce().code == lib.SHMD_CODE_OK
 
 

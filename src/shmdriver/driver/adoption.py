@@ -73,6 +73,10 @@ def adopt_tables(
         _finish_epochs(stream, ends, now_ns)
         failpoint("adopt.epochs")
         _finish_wiring(stream, held[stream.stream_id])
+    for stream in streams:
+        for epoch in stream.given_up:  # what they had not read is gone
+            for lease in [lease for lease in stream.consumers if epoch.wired >> lease.gate & 1]:
+                tenure.revoke(lease, Reason.TRUNCATED, epoch.text, now_ns)
     for lease in leases:  # clients that died in a way that left no record of theirs
         if clients.by_id(lease.client_id) is None:
             tenure.end(lease, lib.SHMD_LEASE_EXPIRED, Reason.DIED, now_ns, quarantine=False)
@@ -92,7 +96,9 @@ def adopt_tables(
 def _undo_unopened(stream: Stream, leases: LeaseTable, now_ns: int) -> None:
     for lease in [lease for lease in stream.leases.values() if lease.is_producer]:
         if not any(int(epoch.record.producer_lease_id) == lease.lease_id for epoch in stream.in_order):
-            leases.end(lease, lib.SHMD_LEASE_DETACHED, Reason.ABORTED, now_ns, quarantine=False)
+            is_given_up = any(epoch.producer == lease.lease_id for epoch in stream.given_up)
+            reason = Reason.TRUNCATED if is_given_up else Reason.ABORTED
+            leases.end(lease, lib.SHMD_LEASE_DETACHED, reason, now_ns, quarantine=False)
             leases.forget_attach(lease)
             del stream.leases[lease.lease_id]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import (
@@ -34,10 +34,18 @@ from shmdriver.errors import LayoutMismatch, Reason
 __all__ = ["Stream", "StreamDirectory"]
 
 
+class GivenUp(NamedTuple):
+    """An epoch whose segments a driver did not find as the directory has them: who had a part in it."""
+
+    producer: int  # lease id
+    wired: int  # mask of its consumers' gates
+    text: str
+
+
 class Stream:
     """One stream record with its epochs in use and its live leases."""
 
-    __slots__ = ("epochs", "index", "leases", "name", "provisioning", "record")
+    __slots__ = ("epochs", "given_up", "index", "leases", "name", "provisioning", "record")
 
     def __init__(self, record: Any, index: int) -> None:
         self.record = record
@@ -46,6 +54,7 @@ class Stream:
         self.epochs: dict[int, Epoch] = {}  # by record slot
         self.leases: dict[int, Lease] = {}  # by lease id
         self.provisioning: object | None = None  # the attach that waits for an epoch's memory
+        self.given_up: list[GivenUp] = []  # by the load of an adoption
 
     @property
     def stream_id(self) -> int:
@@ -378,11 +387,14 @@ class StreamDirectory:
             # Its segments are gone or are not what they were: nobody can attach to it any more. Any
             # other error (no descriptor, no memory) says nothing of them: this start fails, and a
             # later one adopts.
+            wired = int(record.hot.wired_mask)
             lib.shmd_word_store_seq_cst(
                 ffi.addressof(record.hot, "state"), number << 8 | lib.SHMD_EPOCH_RETIRED
             )
+            text = f"epoch {number} of stream {stream.name!r} is lost: {error}"
+            stream.given_up.append(GivenUp(int(record.producer_lease_id), wired, text))
             free_record(record)
-            return [f"epoch {number} of stream {stream.name!r} is lost: {error}"]
+            return [text]
         with ExitStack() as undo:
             undo.callback(memory.close)
             stream.epochs[slot] = Epoch(record, slot, number, native, memory)
