@@ -9,6 +9,13 @@ typedef struct manual {
     shmd_heartbeat_t *line;
 } manual_t;
 
+/* There another start time proves that the driver of a rig, this very process, is dead. */
+#ifdef SHMD_EMULATED
+enum { IS_EMULATED = 1 };
+#else
+enum { IS_EMULATED = 0 };
+#endif
+
 static void begin(manual_t *m)
 {
     memset(m, 0, sizeof *m);
@@ -305,7 +312,8 @@ int main(void)
     RUN(test_a_consumer_that_waits_beats);
     RUN(test_a_wait_for_several_and_a_fetch_beat);
     RUN(test_a_producer_that_waits_for_room_beats);
-    RUN(test_a_client_that_waits_for_the_driver_beats);
+    if (!IS_EMULATED)
+        RUN(test_a_client_that_waits_for_the_driver_beats);
     RUN(test_a_client_with_a_thread_leaves_the_beats_to_it);
     RUN(test_a_wait_sleeps_no_longer_than_until_the_next_beat);
     return test_report();

@@ -422,7 +422,7 @@ static void *sleep_beside(void *argument)
 {
     static const uint32_t never_changes;
     int rc = SHMD_OK;
-    while (rc == SHMD_OK)
+    while (rc == SHMD_OK || rc == SHMD_E_TIMEOUT) /* of a slice, where the kernel cannot wait for several words */
         rc = shmd_producer_sleep(producer, &never_changes, 0, UINT64_MAX);
     *(int *)argument = rc;
     return NULL;
