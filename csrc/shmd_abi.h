@@ -102,7 +102,7 @@ enum {
     SHMD_REASON_TRUNCATED = 43
 };
 
-/* What a system call was for: errors have hints of their own by it (shmd_errno_hint). */
+/* The purpose of a system call. One errno has different hints for different purposes (shmd_errno_hint). */
 enum {
     SHMD_CALL_OTHER = 1,
     SHMD_CALL_OPEN = 2,             /* an existing segment */
@@ -798,8 +798,8 @@ uint32_t shmd_last_reason(void);                /* SHMD_REASON_* of the last SHM
 uint32_t shmd_last_code(void);                  /* SHMD_CODE_* likewise */
 const char *shmd_reason_text(uint32_t reason);  /* SHMD_REASON_* in a few words, for the middle of a sentence; a thread's until its next call */
 const char *shmd_errno_hint(uint32_t call, int error);
-    /* What an errno of a call (SHMD_CALL_*) means and what to do, for behind strerror and a colon; "" when there is nothing to say.
-       A thread's until its next call. */
+    /* What an errno means for a call (SHMD_CALL_*), and what to do about it; "" when nothing is known. The text is the calling thread's,
+       and is valid until that thread's next call. */
 uint64_t shmd_now_ns(void);                     /* CLOCK_MONOTONIC */
 uint64_t shmd_hash(const void *data, uint64_t bytes, uint64_t seed);
 void shmd_process_self(shmd_process_t *out);                      /* the calling one; what cannot be read is 0 */

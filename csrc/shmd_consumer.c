@@ -144,11 +144,8 @@ static int ended(const shmd_consumer *c)
     if (code == SHMD_E_PRODUCER_LOST)
         return shmd_fail(code, "stream %s: its producer was lost (%s) at seq %llu of epoch %u; all that it committed was delivered",
                          c->stream, shmd_reason_text(c->end_reason), (unsigned long long)c->sealed_seq, c->last_epoch);
-    if (c->end_reason == SHMD_REASON_TRUNCATED && shmd_mapping_is_damaged(c->mapping))
-        return shmd_mapping_refuse(c->mapping, c->stream);
     if (c->end_reason == SHMD_REASON_TRUNCATED)
-        return shmd_fail(code, "stream %s: another process truncated a segment of the stream, or the instance's authority; attach again, and find the "
-                         "process that writes to /dev/shm", c->stream);
+        return shmd_mapping_refuse(c->mapping, c->stream);
     int is_over = c->end_reason == SHMD_REASON_SHUTDOWN || c->end_reason == SHMD_REASON_SUPERSEDED;
     return shmd_fail(code, "stream %s: consumer lease %llu has ended (%s)%s", c->stream, (unsigned long long)c->lease_id, shmd_reason_text(c->end_reason),
                      is_over ? "" : "; views of it may be overwritten from now on");

@@ -218,7 +218,7 @@ static int count_held(shmd_consumer **consumers, size_t n)
     return held;
 }
 
-/* What ends a wait beside its consumers. */
+/* The conditions that end a wait although none of its consumers is ready. */
 typedef struct wait_ends {
     const shmd_word_t *others; /* H3: words of the caller's */
     uint32_t count;

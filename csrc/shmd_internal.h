@@ -96,7 +96,7 @@ static inline int shmd_mapping_is_damaged(const shmd_mapping *mapping)
 /* A handle is mapped to it, until disowned: damage stores `value` to the handle's word, so its hot path notices at no cost. */
 void shmd_mapping_own(shmd_mapping *mapping, uint64_t *word, uint64_t value);
 void shmd_mapping_disown(shmd_mapping *mapping); /* NULL: nothing */
-int shmd_mapping_refuse(const shmd_mapping *mapping, const char *stream); /* SHMD_E_REVOKED: which segment was truncated */
+int shmd_mapping_refuse(const shmd_mapping *mapping, const char *stream); /* SHMD_E_REVOKED: which segment was truncated, as far as this process has met it. NULL: none */
 
 /* The first seq at or past `seq` that this consumer reads. */
 static inline uint64_t shmd_shard_next(const shmd_consumer *c, uint64_t seq)

@@ -123,6 +123,9 @@ void shmd_mapping_disown(shmd_mapping *mapping)
 
 int shmd_mapping_refuse(const shmd_mapping *mapping, const char *stream)
 {
+    if (!shmd_mapping_is_damaged(mapping)) /* this process has not met it: the driver says so */
+        return shmd_fail(SHMD_E_REVOKED, "stream %s: another process truncated or removed a segment of the stream, or truncated the instance's authority; attach "
+                         "again, and find the process that writes to /dev/shm", stream);
     int is_data = (shmd_load32_acquire(&mapping->damage.damaged) & SHMD_DAMAGED_DATA) != 0;
     return shmd_fail(SHMD_E_REVOKED, "stream %s: another process truncated segment %s (expected %llu bytes); attach again, and find the process "
                      "that writes to /dev/shm", stream, is_data ? mapping->data_name : mapping->gates_name,

@@ -311,8 +311,7 @@ int shmd_producer_ended(shmd_producer *p)
     if (shmd_epoch_given_up(record, p->epoch))
         p->end_reason = SHMD_REASON_TRUNCATED;
     if (p->end_reason == SHMD_REASON_TRUNCATED && p->ended_seal == UINT64_MAX)
-        return shmd_fail(SHMD_E_REVOKED, "stream %s: another process truncated or removed a segment of the stream; attach again, and find the process that "
-                         "writes to /dev/shm", p->stream);
+        return shmd_mapping_refuse(p->mapping, p->stream);
     if (p->ended_seal == UINT64_MAX)
         return shmd_fail(SHMD_E_REVOKED, "stream %s: producer lease %llu has ended; its epoch %u is being sealed", p->stream,
                          (unsigned long long)p->lease_id, p->epoch);

@@ -46,7 +46,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
             "/proc/thread-self/status": status,
         }  # fmt: skip
         texts |= {f"/sys/fs/cgroup/{name}": f"{text}\n" for name, text in files.items()}
-        for module, name in ((limits, "_text"), (procfs, "small_text")):
+        for module, name in ((limits, "small_text"), (procfs, "small_text")):
             monkeypatch.setattr(module, name, lambda path: texts.get(str(path), ""))
         procfs.hierarchies.cache_clear()
 

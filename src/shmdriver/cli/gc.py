@@ -21,7 +21,8 @@ _HELP = """Remove shared memory that a killed driver left behind.
 An instance whose driver lives is left alone. So is one that a new driver is to take over: where clients still
 live and exchange messages, or cannot be proved dead, or after a handover. [bold]--force[/bold] removes
 those too: their streams cannot be adopted any more. Segments of an unknown layout version are never touched.
-What cannot be looked at is removed only if its lock shows that no driver holds it; a dry run takes no lock.
+An instance that cannot be looked at is removed only if its lock is free: then no driver holds it. A dry run
+takes no lock, so it says "may remove".
 Exit code 1: something could not be removed.
 """
 

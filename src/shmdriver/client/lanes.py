@@ -240,7 +240,7 @@ class Inlet:
         if handle is not None and lib.shmd_guarded_wait_room(handle, 1, 0) == _REVOKED:
             self._leave(self.producer._failure(_REVOKED, 0))
 
-    def has_room(self, length: int = 1) -> bool:
+    def has_room(self, length: int) -> bool:
         """Whether an object of this size would go in now, or the first part of one that goes in parts."""
         handle = self.producer._handle
         return handle is not None and lib.shmd_guarded_wait_room(handle, min(length, self.max_part), 0) == 0

@@ -13,7 +13,7 @@ import time
 import weakref
 from typing import Any, Self
 
-from shmdriver._native import ffi, lib
+from shmdriver._native import ffi
 from shmdriver.client import link
 
 __all__ = ["Call", "Turns"]
@@ -66,11 +66,10 @@ class Turns:
     def knock(self) -> None:
         """Ends the sleep of the thread inside."""
         self.is_slept_on = False
-        self._word[0] = (self._word[0] + 1) & 0xFFFF_FFFF  # H3: after the call was noted
-        lib.shmd_futex_wake(self._word)
+        link.change_word(self._word)  # H3: after the call was noted
 
     def word(self) -> tuple[Any, int]:
-        """What the thread inside is to sleep on. To be asked for before :meth:`rest_ns` (H3)."""
+        """The futex word on which the thread inside sleeps, and its value. Read it before rest_ns() (H3)."""
         self.is_slept_on = True
         return self._word, self._word[0]
 

@@ -133,8 +133,7 @@ class Epoch:
         return bool(int(self.hot.wired_mask) >> gate & 1)
 
     def _wired_gates(self) -> list[int]:
-        mask = int(self.hot.wired_mask)
-        return [g for g in range(min(self.geometry.gate_count, mask.bit_length())) if mask >> g & 1]
+        return [gate for gate in _gates_of(int(self.hot.wired_mask)) if gate < self.geometry.gate_count]
 
     def has_left(self, lease: Lease) -> bool:
         """Whether this consumer says that it has drained this epoch."""
@@ -176,9 +175,8 @@ class Epoch:
         live = sum(1 << gate for gate in set(gates))
         bits = int(self.hot.wired_mask) | int(self.hot.gate_mask) | int(self.hot.sleep_mask)
         stale = bits & ~live
-        for gate in range(stale.bit_length()):
-            if stale >> gate & 1:
-                self.leave(gate)
+        for gate in _gates_of(stale):
+            self.leave(gate)
 
     # -- the end
 
@@ -231,6 +229,10 @@ def fill_record(record: Any, job: Provision, *, lease_id: int, pid: int) -> None
     put_text(record.data_name, job.data_name)
     put_text(record.gates_name, job.gates_name)
     record.hot.sealed_seq = 0
+
+
+def _gates_of(mask: int) -> list[int]:
+    return [gate for gate in range(mask.bit_length()) if mask >> gate & 1]
 
 
 def free_record(record: Any) -> None:

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shmdriver.os_errors import errno_hint
-from shmdriver.procfs import OWN_CGROUPS, hierarchies
-from shmdriver.procfs import small_text as _text
+from shmdriver.procfs import OWN_CGROUPS, controlling, small_text
 
 __all__ = [
     "MORE_INODES",
@@ -96,10 +95,10 @@ def shortage(need: int, *, largest: int, pending: int = 0) -> str:
 def lock_shortage(need: int) -> str:
     """Why RLIMIT_MEMLOCK would not let ``need`` more bytes be locked, with its numbers; "" when it does.
 
-    What cannot be read restricts nothing.
+    A limit that cannot be read counts as no limit.
     """
     most = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    status = dict(line.partition(":")[::2] for line in _text("/proc/thread-self/status").splitlines())
+    status = dict(line.partition(":")[::2] for line in small_text("/proc/thread-self/status").splitlines())
     if most == resource.RLIM_INFINITY or not {"CapEff", "VmLck"} <= status.keys():
         return ""
     may_pass = int(status["CapEff"], 16) >> CAP_IPC_LOCK & 1
@@ -132,7 +131,7 @@ def _limits(need: int) -> Iterator[Limit]:
     for limit in cgroup_limits(need + margin):
         yield Limit(limit.name, limit.free - margin, limit.most, f"{SMALLER}, or {limit.remedy}")
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
-    pages = _text("/proc/self/statm").split() if most != resource.RLIM_INFINITY else []
+    pages = small_text("/proc/self/statm").split() if most != resource.RLIM_INFINITY else []
     if pages:
         used = int(pages[0]) * resource.getpagesize()
         yield Limit("RLIMIT_AS", most - used - THREAD_BYTES, most, f"{SMALLER}, or raise it (ulimit -v)")
@@ -147,7 +146,7 @@ def _number(text: str, word: str) -> int | None:
 
 def _machine() -> tuple[int, int] | None:
     """Bytes that can be had, swap included, and all that there are; None: not known."""
-    text = _text("/proc/meminfo")
+    text = small_text("/proc/meminfo")
     free, most = _number(text, "MemAvailable"), _number(text, "MemTotal")
     if free is None or most is None:
         return None
@@ -162,18 +161,18 @@ def cgroup_limits(need: int = UNLIMITED) -> Iterator[Limit]:
 
     ``need``: what can be reclaimed is only read where so many bytes do not fit at once.
     """
-    for hierarchy in hierarchies(_text(OWN_CGROUPS), "memory"):
+    for hierarchy in controlling(small_text(OWN_CGROUPS), "memory"):
         for folder in hierarchy.folders:
             yield from _limits_of(folder, need, is_v1=hierarchy.is_v1)
 
 
 def _limits_of(folder: Path, need: int, *, is_v1: bool) -> Iterator[Limit]:
     names = ("memory.limit_in_bytes",) if is_v1 else ("memory.max", "memory.high")
-    texts = {name: _text(f"{folder}/{name}").strip() for name in names}
+    texts = {name: small_text(f"{folder}/{name}").strip() for name in names}
     limits = {name: text for name, text in texts.items() if text.isdecimal() and int(text) < UNLIMITED}
     if not limits:
         return
-    usage = _text(f"{folder}/memory.{'usage_in_bytes' if is_v1 else 'current'}").strip()
+    usage = small_text(f"{folder}/memory.{'usage_in_bytes' if is_v1 else 'current'}").strip()
     if not usage.isdecimal():
         return
     for name, text in limits.items():
@@ -185,13 +184,13 @@ def _limits_of(folder: Path, need: int, *, is_v1: bool) -> Iterator[Limit]:
 
 def _reclaimable(folder: Path, free: int, *, is_v1: bool) -> int:
     """Bytes of file pages and of swap that the kernel uses before it kills, beside what is ``free``."""
-    stat = _text(f"{folder}/memory.stat")
+    stat = small_text(f"{folder}/memory.stat")
     prefix = "total_" if is_v1 and "\ntotal_active_file " in stat else ""
     files = sum(_number(stat, f"{prefix}{kind}_file") or 0 for kind in ("active", "inactive"))
-    swap = (_number(_text("/proc/meminfo"), "SwapFree") or 0) << 10
+    swap = (_number(small_text("/proc/meminfo"), "SwapFree") or 0) << 10
     names = ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes")
     names = names if is_v1 else ("memory.swap.max", "memory.swap.current")
-    most, used = (_text(f"{folder}/{name}").strip() for name in names)
+    most, used = (small_text(f"{folder}/{name}").strip() for name in names)
     if most.isdecimal() and used.isdecimal():
         own = int(most) - int(used) - (free if is_v1 else 0)  # v1 counts memory and swap together
         swap = min(swap, max(own, 0))

@@ -26,7 +26,7 @@ from shmdriver.observe.instance import SHM_FOLDER, Instance
 from shmdriver.observe.process import own_namespace
 from shmdriver.observe.records import DriverStatus
 from shmdriver.os_errors import errno_text, remedy
-from shmdriver.procfs import MOUNTINFO, OWN_CGROUPS, Mount, hierarchies, mounts, read_small, small_text
+from shmdriver.procfs import MOUNTINFO, OWN_CGROUPS, Mount, controlling, mounts, read_small, small_text
 
 _OBJECT: Final = re.compile(
     r"shmd\.(?P<instance>[A-Za-z0-9][A-Za-z0-9_-]{0,40})\.(?:[0-9a-f]{16}\.\d+\.\d+\.)?[a-z]+"
@@ -135,9 +135,9 @@ def _shared_memory() -> Check:
 
 def _untold(controller: str, v2_file: str, v1_file: str) -> str:
     """Why a limit of this process's cgroups may be missed; "" when all that are mounted can be read."""
-    found = hierarchies(small_text(OWN_CGROUPS), controller)
+    found = controlling(small_text(OWN_CGROUPS), controller)
     whys = [] if found else [f"{OWN_CGROUPS} names no cgroup for {controller}, or cannot be read"]
-    for hierarchy in [each for each in found if each.is_v1] or found:  # a controller is in one of them only
+    for hierarchy in found:
         if not hierarchy.is_seen:
             whys.append(f"its cgroup {hierarchy.path} is not mounted here")
             continue
@@ -266,7 +266,7 @@ def _clock() -> Check:
 
 def _cpu_quotas() -> Iterator[tuple[float, str]]:
     """Cores that the cgroups of this process allow, and the file that says so; its own first."""
-    for hierarchy in hierarchies(small_text(OWN_CGROUPS), "cpu"):
+    for hierarchy in controlling(small_text(OWN_CGROUPS), "cpu"):
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if hierarchy.is_v1 else ("cpu.max",)
         for folder in hierarchy.folders:
             words = " ".join(small_text(f"{folder}/{name}") for name in names).split()
