@@ -26,7 +26,7 @@ from shmdriver.driver.segments import epoch_names
 from shmdriver.driver.shm import Modes, ShmSpaceError, unlink_segment
 from shmdriver.driver.streams import Stream
 from shmdriver.driver.tables import Tables
-from shmdriver.driver.undo import undone_on_error
+from shmdriver.driver.undo import UndoneOnError
 from shmdriver.driver.work import Work
 from shmdriver.errors import Code, Reason
 from shmdriver.names import nearest
@@ -109,7 +109,7 @@ class Admission:
 
         ``refusal``: why the driver admits nobody any more, None while it does.
         """
-        with undone_on_error() as undo:
+        with UndoneOnError() as undo:
             undo.callback(self._abandon, completion)
             self._finish(completion, now_ns, refusal)
 
@@ -252,7 +252,7 @@ class Admission:
             noted=self._work.making(request, waiting.size),
             follows_unmaps=not has_room,
         )
-        with undone_on_error() as undo:
+        with UndoneOnError() as undo:
             undo.callback(self._give_up, waiting)
             stream.provisioning = waiting
             self._waiting[request.correlation_id] = waiting
@@ -268,7 +268,7 @@ class Admission:
         return sum(waiting.size for waiting in self._waiting.values())
 
     def _grant_producer(self, waiting: _Waiting, job: Provision, memory: EpochMemory, now_ns: int) -> None:
-        with undone_on_error() as undo:  # the memory is the caller's
+        with UndoneOnError() as undo:  # the memory is the caller's
             self._grant(undo, waiting, job, memory, now_ns)
 
     def _grant(
@@ -397,7 +397,7 @@ class Admission:
                     "with "
                     "delivery='lossy' or 'latest'",
                 )
-        with undone_on_error() as undo:  # each step's undoing stands here before the step
+        with UndoneOnError() as undo:  # each step's undoing stands here before the step
             undo.callback(stream.restore_gates, int(stream.record.gates_used))
             gate = stream.take_gate()
             lease = self._fill(request, client, stream, now_ns)

@@ -62,11 +62,13 @@ def text_of(field: Any) -> str:
     return bytes(ffi.string(field)).decode(errors="replace")
 
 
-def put_text(field: Any, text: str) -> None:
-    """Fills a char array: cut to fit (never inside a character), zeros to its end."""
-    size = ffi.sizeof(field)
-    data = text.encode()[: size - 1].decode(errors="ignore").encode()
+def put_text(field: Any, text: str) -> int:
+    """Fills a char array: cut to fit (never inside a character), zeros to its end. How many bytes stand."""
+    size, data = ffi.sizeof(field), text.encode()
+    if len(data) >= size:
+        data = data[: size - 1].decode(errors="ignore").encode()
     ffi.memmove(field, data.ljust(size, b"\0"), size)
+    return len(data)
 
 
 def record_state(record: Any) -> int:

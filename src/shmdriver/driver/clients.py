@@ -29,7 +29,7 @@ from shmdriver.driver.authority import (
 )
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.rejection import Rejection
-from shmdriver.driver.undo import undone_on_error
+from shmdriver.driver.undo import UndoneOnError
 from shmdriver.errors import Code, Reason
 from shmdriver.liveness import Look, Verdict, look_at_process, pid_text
 from shmdriver.os_errors import errno_hint
@@ -157,7 +157,7 @@ class ClientTable:
         client = Client(record, self._free[-1])
         # Data, then state: a record that was filled and not published is free for a successor.
         clear_record(record)
-        with undone_on_error() as undo:
+        with UndoneOnError() as undo:
             self._free.pop()
             undo.callback(self.remove, client)
             self._fill(client, request, now_ns)

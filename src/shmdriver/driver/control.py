@@ -35,20 +35,23 @@ ANSWER_KINDS = {
 
 
 class Request:
-    """A private copy of one request (``raw``: ``shmd_request_t *``), and its most used fields."""
+    """A private copy of one request (``raw``: ``shmd_request_t *``), and its most used fields.
 
-    __slots__ = ("client_id", "correlation_id", "kind", "raw")
+    ``stream``: its name, "" when the kind has none. ``attach_hash``: of an attach's stream and role, else 0.
+    """
+
+    __slots__ = ("attach_hash", "client_id", "correlation_id", "kind", "raw", "stream")
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
         self.kind = int(raw.kind)
         self.correlation_id = int(raw.correlation_id)
         self.client_id = int(raw.client_id)
-
-    @property
-    def stream(self) -> str:
-        """Name of the stream, "" when the kind has none."""
-        return text_of(self.raw.stream)
+        self.stream = text_of(raw.stream)
+        self.attach_hash = 0
+        if self.kind == lib.SHMD_REQUEST_ATTACH:
+            name = self.stream.encode()
+            self.attach_hash = int(lib.shmd_hash(name, len(name), int(raw.role)))
 
     @property
     def deadline_ns(self) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.authority import Authority, put_text, record_state, text_of
+from shmdriver.driver.authority import Authority, put_text, record_state
 from shmdriver.errors import Code, Reason, ShmDriverError
 
 __all__ = ["EventLog"]
@@ -148,8 +148,7 @@ class EventLog:
         event = self._event
         ffi.memmove(event, b"\0" * 160, 160)  # all that stands before the text
         event.kind, event.code, event.reason = kind, code, reason
-        put_text(event.text, text)
-        event.text_bytes = len(text_of(event.text).encode())
+        event.text_bytes = put_text(event.text, text)
         event.time_ns = self._clock()
         return event
 

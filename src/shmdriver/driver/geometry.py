@@ -6,8 +6,7 @@ segment that others write.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
 from shmdriver._native import ffi, lib
@@ -23,15 +22,25 @@ DEFAULT_RING_BYTES = 4 << 20  # a ring whose slot count nobody chose is not larg
 DEFAULT_SLOTS_MIN = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Geometry:
-    """Sizes of one epoch. ``flags``: ``SHMD_ATTACH_*``, as in its record."""
+    """Sizes of one epoch; it does not change. ``flags``: ``SHMD_ATTACH_*``, as in its record.
+
+    ``data_bytes``: size of the data segment; 0 when the sizes are out of the layout's range. ``gates_bytes``:
+    size of the gates segment.
+    """
 
     slots: int
     slot_bytes: int
     arena_bytes: int
     gate_count: int
     flags: int
+    data_bytes: int = field(init=False)
+    gates_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.data_bytes = int(lib.shmd_data_footprint(self.native(boot_id=0, stream_id=0, epoch=0)))
+        self.gates_bytes = int(lib.shmd_gates_footprint(self.gate_count))
 
     @classmethod
     def of_record(cls, record: Any) -> Geometry:
@@ -53,24 +62,9 @@ class Geometry:
         return native
 
     @property
-    def data_bytes(self) -> int:
-        """Size of the data segment; 0 when the sizes are out of the layout's range."""
-        return _data_bytes(self)
-
-    @property
-    def gates_bytes(self) -> int:
-        """Size of the gates segment."""
-        return int(lib.shmd_gates_footprint(self.gate_count))
-
-    @property
     def max_message(self) -> int:
         """Largest message in bytes."""
         return max(self.slot_bytes - lib.SHMD_SLOT_HEADER_BYTES, self.arena_bytes // 2)
-
-
-@lru_cache(maxsize=64)  # an attach asks several times
-def _data_bytes(geometry: Geometry) -> int:
-    return int(lib.shmd_data_footprint(geometry.native(boot_id=0, stream_id=0, epoch=0)))
 
 
 def derive_geometry(request: Any, profile: Profile, *, gate_count: int, stream_bytes_max: int) -> Geometry:

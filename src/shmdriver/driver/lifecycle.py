@@ -248,6 +248,9 @@ class Occurrence(NamedTuple):
     mode: ShutdownMode
 
 
+_STATES = {state.value: state for state in State}  # several times a request: State(value) costs more
+
+
 class _State(NestedState):
     separator = SEPARATOR
 
@@ -287,7 +290,7 @@ class Lifecycle:
     @property
     def state(self) -> State:
         """The present state, one of the six that are not ``RUNNING``."""
-        return State(self._model.state)
+        return _STATES[self._model.state]
 
     @property
     def lifecycle_code(self) -> int:

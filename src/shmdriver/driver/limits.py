@@ -78,14 +78,14 @@ def shortage(need: int, *, largest: int, pending: int = 0) -> str:
 
     ``largest``: bytes of the largest single file among them. ``pending``: bytes that are being taken already.
     """
-    for limit in _limits(need + pending):
+    space = _space()
+    for limit in _limits(space, need + pending):
         if need + pending > limit.free:
             left = max(limit.free - pending, 0)
             return f"{limit.name} leaves {left} bytes (of {limit.most}): {limit.remedy}"
     most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if resource.RLIM_INFINITY != most < largest:
         return f"{errno_hint(errno.EFBIG)}, or {SMALLER}"
-    space = _space()
     inodes = space.inodes if space is not None else None
     if inodes is not None and inodes < 2:
         return f"{MOUNT} has {inodes} inodes left, and a stream takes 2: {MORE_INODES}"
@@ -119,8 +119,7 @@ def _space() -> ShmSpace | None:
         return None
 
 
-def _limits(need: int) -> Iterator[Limit]:
-    space = _space()
+def _limits(space: ShmSpace | None, need: int) -> Iterator[Limit]:
     if space is not None:
         larger = f"make the mount larger (mount -o remount,size=... {MOUNT}; containers: --shm-size)"
         yield Limit(MOUNT, space.free, space.total, f"{SMALLER}, or {larger}")
@@ -139,9 +138,9 @@ def _limits(need: int) -> Iterator[Limit]:
 
 def _number(text: str, word: str) -> int | None:
     """Of a line of a word and a number, as memory.stat and /proc/meminfo (there in KiB) have them."""
-    _, found, rest = f"\n{text}".partition(f"\n{word}")
-    numbers = rest[:40].lstrip(": ").split(maxsplit=1)
-    return int(numbers[0]) if found and numbers and numbers[0].isdecimal() else None
+    at = 0 if text.startswith(word) else text.find(f"\n{word}") + 1
+    numbers = text[at + len(word) : at + len(word) + 40].lstrip(": ").split(maxsplit=1)
+    return int(numbers[0]) if text.startswith(word, at) and numbers and numbers[0].isdecimal() else None
 
 
 def _machine() -> tuple[int, int] | None:

@@ -33,7 +33,7 @@ from shmdriver.driver.shm import (
     remove_orphan,
     unlink_segment,
 )
-from shmdriver.driver.undo import undone_on_error
+from shmdriver.driver.undo import UndoneOnError
 from shmdriver.errors import LayoutMismatch, ShmDriverError
 from shmdriver.os_errors import last_error
 
@@ -127,7 +127,7 @@ class Provision:
 
     def run(self) -> EpochMemory:
         """Raises ShmSpaceError, ShmDriverError, OSError."""
-        with undone_on_error() as undo, self.noted:
+        with UndoneOnError() as undo, self.noted:
             if self.follows_unmaps:
                 self._check_limits()
             memory = self._make()

@@ -13,7 +13,6 @@ import grp
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import posix_ipc
@@ -200,7 +199,7 @@ def remove_orphan(name: str) -> None:
     """
     path = object_path(name)
     try:
-        found = Path(path).lstat()
+        found = os.lstat(path)
     except FileNotFoundError:
         return
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
@@ -274,7 +273,7 @@ def open_segment(name: str, *, writable: bool) -> tuple[int, int]:
         return fd, int(size[0])
     text = last_error()
     try:
-        found = Path(object_path(name)).lstat()
+        found = os.lstat(object_path(name))
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, "no such shared-memory object", name) from None
     if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():

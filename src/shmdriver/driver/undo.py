@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from types import TracebackType
 
-__all__ = ["undone_on_error"]
+__all__ = ["UndoneOnError"]
 
 
-@contextmanager
-def undone_on_error() -> Iterator[ExitStack]:
+class UndoneOnError(ExitStack):
     """Calls what is registered, the last first, when the block raises an Exception.
 
     What ends the process (KeyboardInterrupt, SystemExit) leaves the tables as a kill does: an adopting driver
     mends them.
     """
-    with ExitStack() as undo:
-        try:
-            yield undo
-        except Exception:
-            raise
-        except BaseException:
-            undo.pop_all()
-            raise
-        undo.pop_all()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """Undoes, or forgets what was registered."""
+        if kind is None or not issubclass(kind, Exception):
+            self.pop_all()
+        return super().__exit__(kind, error, trace)

@@ -56,7 +56,7 @@ class _Note:
         entry = self._entry = self._work.entry_of(self._bytes)
         request = self._request
         _fill(entry, request.client_id, request.correlation_id, self._bytes, self._deaths)
-        entry.stream_hash = _attach_hash(request)
+        entry.stream_hash = request.attach_hash
         _store_state(entry, NOTED)
 
     def __exit__(
@@ -156,7 +156,7 @@ class Work:
     def _untold_like(self, request: Request) -> Any | None:
         if not self._died or request.kind != lib.SHMD_REQUEST_ATTACH:
             return None
-        wanted = _attach_hash(request)
+        wanted = request.attach_hash
         for (client_id, _), entry in self._died.items():
             is_like = client_id == request.client_id and int(entry.stream_hash) == wanted
             if is_like and int(entry.state) == NOTED:
@@ -192,14 +192,6 @@ def _key(entry: Any) -> tuple[int, int]:
 def _fill(entry: Any, client_id: int, correlation_id: int, size: int, deaths: int) -> None:
     entry.client_id, entry.correlation_id = client_id, correlation_id
     entry.bytes, entry.deaths = size, deaths
-
-
-def _attach_hash(request: Request) -> int:
-    """Of an attach's stream and role; 0 for other requests."""
-    if request.kind != lib.SHMD_REQUEST_ATTACH:
-        return 0
-    name = request.stream.encode()
-    return int(lib.shmd_hash(name, len(name), int(request.raw.role)))
 
 
 def _store_state(entry: Any, state: int) -> None:
