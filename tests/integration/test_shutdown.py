@@ -16,10 +16,17 @@ import pytest
 
 import shmdriver
 from shmdriver._native import ffi, lib
-from shmdriver.cli.admin import signed_request, token_path
+from shmdriver.cli.admin import send, signed_request, token_path
 from shmdriver.driver.authentication import read_token
 from shmdriver.driver.segments import collect
-from shmdriver.errors import AttachRejected, DriverUnavailable, LeaseRevoked, ProducerLost, Reason
+from shmdriver.errors import (
+    AttachRejected,
+    DriverUnavailable,
+    LeaseRevoked,
+    ProducerLost,
+    Reason,
+    ShmDriverError,
+)
 from shmdriver.observe import Instance
 from tests.chaos.stage import HEALTHY_S, wait_until
 from tests.tool import tool
@@ -80,6 +87,24 @@ def driver(instance_name: str, tmp_path: Path, request: pytest.FixtureRequest) -
 
 def segments(instance: str) -> list[str]:
     return [path.name for path in Path("/dev/shm").glob(f"shmd.{instance}.*")]
+
+
+def test_a_driver_that_cannot_be_asked_is_not_told_to_be_gone(
+    driver: DriverProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", driver.environment["XDG_RUNTIME_DIR"])
+    control = Path(f"/dev/shm/shmd.{driver.instance}.control")
+    kept = control.rename(control.with_name(f"{control.name}.kept"))
+    control.symlink_to("nowhere")
+    try:
+        with (
+            Instance(driver.instance) as view,
+            pytest.raises(ShmDriverError, match="Too many levels") as told,
+        ):
+            send(view, lib.SHMD_REQUEST_ADMIN, 0, reason="", token_file=None, timeout_s=PATIENCE_S)
+        assert told.type is ShmDriverError
+    finally:
+        kept.rename(control)
 
 
 # ---- clients that hold on

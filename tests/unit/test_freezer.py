@@ -15,18 +15,21 @@ from typing import Any
 import pytest
 
 from shmdriver import procfs
+from shmdriver._native import lib
 from shmdriver.cli.admin import _kill
 from shmdriver.cli.stat import health
 from shmdriver.observe import Instance, ProcessStatus, diagnose, freezer, process_status
 from shmdriver.observe.driver_status import advice_for, judge
 from shmdriver.observe.freezer import freezer_in
 from shmdriver.observe.records import BackPressure
+from shmdriver.os_errors import errno_text
 from tests.driver_rig import Rig, start_time_of
 from tests.real_cgroups import freezable
 
 SECOND = 1_000_000_000
 THAW = "echo 0 > /c/a/cgroup.freeze"
 FROZEN = ProcessStatus(42, "frozen", "model", cgroup="/c/a", thaw=THAW)
+DENIED = errno_text(PermissionError(errno.EACCES, "Permission denied"), lib.SHMD_CALL_FILE)
 DOUBTFUL = ProcessStatus(42, "sleeping", "model", "its cgroup /a (v2) cannot be read (Permission denied)")
 Tree = Callable[..., None]
 
@@ -143,10 +146,36 @@ def test_what_cannot_be_read_is_no_answer(tree: Tree, monkeypatch: pytest.Monkey
         raise PermissionError(errno.EACCES, "Permission denied", path)
 
     monkeypatch.setattr(freezer, "read_small", refuse)
-    assert freezer_in("0::/docker/c1/a\n").why == (
-        "its cgroup /docker/c1/a (v2) cannot be read (Permission denied)"
-    )
-    assert freezer.freezer_of(1).why == "/proc/1/cgroup cannot be read (Permission denied)"
+    assert freezer_in("0::/docker/c1/a\n").why == (f"its cgroup /docker/c1/a (v2) cannot be read ({DENIED})")
+    assert freezer.freezer_of(1).why == f"/proc/1/cgroup cannot be read ({DENIED})"
+
+
+@pytest.mark.fault(44, how="a parent's cgroup.freeze cannot be read")
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_switch_that_cannot_be_read_is_not_off(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: int
+) -> None:
+    tree({"2/a/b/cgroup.events": f"frozen {frozen}", "2/a/b/cgroup.freeze": "0", "2/a/cgroup.freeze": "1"})
+    real, hidden = procfs.read_small, f"{tmp_path}/2/a/cgroup.freeze"
+
+    def refuse(path: str) -> bytes:
+        if path == hidden:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(freezer, "read_small", refuse)
+    found = freezer_in("0::/a/b\n")
+    assert (found.cgroup, found.thaw) == (f"{tmp_path}/2/a/b" if frozen else "", "")
+    assert found.why == f"{hidden} cannot be read ({DENIED})"
+    monkeypatch.setattr("shmdriver.observe.process.freezer_of", lambda _pid: found)
+    shown = process_status(os.getpid())
+    assert shown.frozen is (True if frozen else None)
+    if frozen:
+        assert shown.resume.startswith(
+            f"thaw the cgroup at or above {tmp_path}/2/a/b, where that can be seen"
+        )
+    else:
+        assert shown.doubt == f"its cgroup may be frozen: {found.why}"
 
 
 # ---- what the tools say of it

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ import pytest
 from shmdriver._native import lib
 from shmdriver.driver.lifecycle import DegradedBy
 from shmdriver.errors import DriverUnavailable, LayoutMismatch, ShmDriverError
-from shmdriver.observe import Instance, ProcessStatus, instance_names, names, process_status
+from shmdriver.observe import Instance, ProcessStatus, instance_names, names, process, process_status
 from shmdriver.observe.driver_status import advice_for, judge
-from shmdriver.observe.host import instances_with_segments, segments_of
+from shmdriver.observe.host import check_host, instances_with_segments, segments_of
 from tests.driver_rig import start_time_of
+from tests.tool import tool, tool_json
 
 SECOND = 1_000_000_000
 RUNNING = ProcessStatus(42, "sleeping", "shmdriver run")
@@ -122,6 +124,59 @@ def test_missing_instance_is_unavailable(instance_name: str) -> None:
     with pytest.raises(DriverUnavailable, match="no driver runs as instance") as caught:
         Instance(instance_name)
     assert caught.value.instance == instance_name
+
+
+@pytest.fixture
+def planted(instance_name: str) -> Iterator[Path]:
+    """An authority segment that cannot be opened, also not by root."""
+    path = Path(f"/dev/shm/shmd.{instance_name}.authority")
+    path.symlink_to("nowhere")
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("command", ["config", "stat", "stat clients", "why x"])
+def test_a_tool_that_cannot_open_an_instance_does_not_say_that_there_is_none(
+    instance_name: str, planted: Path, command: str
+) -> None:
+    assert planted.is_symlink()
+    done = tool(*command.split(), "-i", instance_name)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Too many levels of symbolic links: it is no shared-memory object" in done.stderr
+    assert "no driver runs" not in done.stderr
+
+
+def test_what_cannot_be_opened_is_neither_stale_nor_living(instance_name: str, planted: Path) -> None:
+    assert planted.is_symlink()
+    (outcome,) = tool_json("gc", "--dry-run", "-i", instance_name)
+    assert outcome["action"] == "may remove"
+    assert outcome["reason"].startswith("cannot be looked at: ")
+    (check,) = [check for check in check_host() if check.name == "instances"]
+    assert f"cannot be looked at: {instance_name} (" in check.found
+    planted.unlink()
+    Path(f"/dev/shm/shmd.{instance_name}.control").touch()
+    try:
+        (outcome,) = tool_json("gc", "--dry-run", "-i", instance_name)
+        assert outcome["action"] == "would remove"
+        (check,) = [check for check in check_host() if check.name == "instances"]
+        assert f"without one: {instance_name}" in check.found
+    finally:
+        Path(f"/dev/shm/shmd.{instance_name}.control").unlink()
+
+
+def test_a_process_whose_state_cannot_be_read_is_not_said_to_run_freely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(path: str) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    monkeypatch.setattr(process, "read_small", refuse)
+    found = process_status(os.getpid(), start_time_of(os.getpid()))
+    assert (found.dead, found.unknown, found.frozen) == (False, False, None)
+    assert (
+        found.doubt
+        == f"it may be stopped or frozen: /proc/{os.getpid()}/stat cannot be read (Input/output error)"
+    )
 
 
 def test_bad_instance_name_is_refused() -> None:

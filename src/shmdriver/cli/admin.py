@@ -12,7 +12,7 @@ import typer
 
 from shmdriver.cli.options import ERROR, OK, ConnectOption, InstanceOption, JsonOption
 from shmdriver.cli.output import note, print_json
-from shmdriver.errors import AttachRejected, AttachTimeout, ConfigError, DriverUnavailable
+from shmdriver.errors import AttachRejected, ConfigError, DriverUnavailable
 
 if TYPE_CHECKING:
     from shmdriver.observe import Instance
@@ -84,12 +84,14 @@ def token_path(view: Instance, given: Path | None) -> Path:
     from shmdriver.driver.authentication import default_token_path
 
     made = default_token_path(view.name)
-    if not made.exists():
+    try:
+        made.stat()
+    except FileNotFoundError:
         raise ConfigError(
             f"the driver of instance {view.name!r} has no shutdown token, so it can only be stopped by a "
             f"signal: {_kill(view.driver().process)}; or set policies.shutdown_token_file",
             key="policies.shutdown_token_file",
-        )
+        ) from None
     return made
 
 
@@ -119,7 +121,8 @@ def send(
 ) -> str:
     """Send one authenticated request; the driver's answer.
 
-    Raises ConfigError (no token), DriverUnavailable, AttachRejected (the driver said no), AttachTimeout.
+    Raises ConfigError (no token), DriverUnavailable, AttachRejected (the driver said no), AttachTimeout;
+    ShmDriverError when the driver cannot be asked (no descriptor, no permission, no memory).
     """
     from shmdriver._native import ffi, lib
     from shmdriver.client.link import Deadline
@@ -136,7 +139,7 @@ def send(
     options = ffi.new("shmd_client_options *", {"name": name, "timeout_ns": timeout_ns})
     code = lib.shmd_client_connect(view.name.encode(), options, out)
     if code < 0:
-        raise DriverUnavailable(last_error(), instance=view.name)
+        raise _failure(view, code, timeout_s)
     try:
         request = signed_request(view, token, kind, what, reason, int(lib.shmd_client_id(out[0])))
         answer = ffi.new("shmd_event_t *")
@@ -144,11 +147,22 @@ def send(
         if code == lib.SHMD_E_REJECTED:
             raise AttachRejected(last_error(), code=int(answer.code), reason=int(answer.reason))
         if code < 0:
-            raise AttachTimeout(last_error(), timeout_s=timeout_s)
+            raise _failure(view, code, timeout_s)
         text: bytes = ffi.string(answer.text)
         return text.decode("utf-8", "replace")
     finally:
         lib.shmd_disconnect(out[0])
+
+
+def _failure(view: Instance, code: int, timeout_s: float) -> Exception:
+    """What a C call that has just failed with ``code`` means."""
+    from shmdriver._native import lib
+    from shmdriver.client._raise import failure_of
+    from shmdriver.os_errors import last_error
+
+    if code == lib.SHMD_E_DRIVER_UNAVAILABLE:
+        return DriverUnavailable(last_error(), instance=view.name)
+    return failure_of(code, instance=view.name, timeout_s=timeout_s)
 
 
 def wait_for_end(view: Instance, timeout_s: float) -> bool:

@@ -9,7 +9,7 @@ import typer
 
 from shmdriver.cli.options import ERROR, OK, InstanceOption, JsonOption
 from shmdriver.cli.output import bytes_text, print_json
-from shmdriver.errors import DriverAlreadyRunning, ShmDriverError
+from shmdriver.errors import DriverAlreadyRunning, DriverUnavailable, ShmDriverError
 from shmdriver.hints import command
 
 _HELP = """Remove shared memory that a killed driver left behind.
@@ -67,16 +67,18 @@ def _keep_reason(instance: str, *, force: bool) -> str:
 
 def _collect(instance: str, *, dry_run: bool, force: bool) -> Outcome:
     from shmdriver.driver.segments import collect
-    from shmdriver.observe.host import has_authority, segments_of
+    from shmdriver.observe.host import segments_of
     from shmdriver.os_errors import remedy
 
     found = segments_of(instance)
     size = sum(found.values())
     try:
         reason = "" if force and not dry_run else _keep_reason(instance, force=force)
+    except DriverUnavailable:
+        reason = ""  # without an authority there is no driver
     except ShmDriverError as error:  # half made, of another version or user: collect() decides and explains
         reason = ""
-        if dry_run and has_authority(instance):
+        if dry_run:
             return Outcome(instance, "may remove", len(found), size, f"cannot be looked at: {error}")
     if reason:
         return Outcome(instance, "left", len(found), size, reason)

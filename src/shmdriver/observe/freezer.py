@@ -9,7 +9,9 @@ from __future__ import annotations
 import shlex
 from typing import Final, NamedTuple
 
-from shmdriver.procfs import Hierarchy, hierarchies, read_small, small_text
+from shmdriver._native import lib
+from shmdriver.os_errors import errno_text
+from shmdriver.procfs import Hierarchy, hierarchies, read_small
 
 __all__ = ["Freezer", "freezer_in", "freezer_of"]
 
@@ -35,7 +37,7 @@ def freezer_of(pid: int) -> Freezer:
     except (FileNotFoundError, ProcessLookupError):
         return Freezer()  # a kernel without cgroups, or the process has gone
     except OSError as error:
-        return Freezer(why=f"/proc/{pid}/cgroup cannot be read ({error.strerror})")
+        return Freezer(why=f"/proc/{pid}/cgroup cannot be read ({errno_text(error, lib.SHMD_CALL_FILE)})")
     return freezer_in(membership)
 
 
@@ -51,13 +53,15 @@ def freezer_in(membership: str) -> Freezer:
             whys.append(f"its cgroup {hierarchy.path} ({version}) is not mounted here")
             continue
         try:
-            found, thaw = _frozen(hierarchy)
+            found, thaw, unread = _frozen(hierarchy)
         except OSError as error:
-            whys.append(f"its cgroup {hierarchy.path} ({version}) cannot be read ({error.strerror})")
+            told = errno_text(error, lib.SHMD_CALL_FILE)
+            whys.append(f"its cgroup {hierarchy.path} ({version}) cannot be read ({told})")
             continue
         frozen += found
         thaws += thaw
-        if not thaw:
+        whys += unread
+        if not (thaw or unread):
             above += [f"a cgroup above {each} froze it, too, and cannot be seen here" for each in found]
     if not frozen:
         return Freezer(why="; ".join(whys))
@@ -65,8 +69,11 @@ def freezer_in(membership: str) -> Freezer:
     return Freezer(frozen[0], " && ".join(thaws), "; ".join(whys))
 
 
-def _frozen(hierarchy: Hierarchy) -> tuple[list[str], list[str]]:
-    """The folder of the cgroup that is frozen, when one is, and the commands that thaw it. Raises OSError."""
+def _frozen(hierarchy: Hierarchy) -> tuple[list[str], list[str], list[str]]:
+    """The folder of the cgroup that is frozen, when one is; the commands that thaw it; what cannot be told.
+
+    Raises OSError when the process's own cgroup cannot be read.
+    """
     if hierarchy.is_v1:
         state, switch, thaw, word = "freezer.state", "freezer.self_freezing", "freezer.state", "THAWED"
     else:
@@ -77,10 +84,18 @@ def _frozen(hierarchy: Hierarchy) -> tuple[list[str], list[str]]:
     except FileNotFoundError:
         own.stat()  # that there is such a cgroup
         text = ""  # the root of all has no such file: it cannot be frozen
-    switched = [folder for folder in hierarchy.folders if small_text(f"{folder}/{switch}").strip() == "1"]
+    switched, unread = [], []
+    for folder in hierarchy.folders:
+        try:
+            if read_small(f"{folder}/{switch}").strip() == b"1":
+                switched.append(folder)
+        except FileNotFoundError:
+            pass  # the root of all, again
+        except OSError as error:
+            unread.append(f"{folder}/{switch} cannot be read ({errno_text(error, lib.SHMD_CALL_FILE)})")
     if switched:
         commands = [f"echo {word} > {shlex.quote(f'{folder}/{thaw}')}" for folder in switched]
-        return [str(switched[0])], commands
+        return [str(switched[0])], commands, unread
     if _FROZEN.isdisjoint(text.splitlines()):
-        return [], []
-    return [str(own)], []  # a cgroup above the mounted one was frozen
+        return [], [], unread
+    return [str(own)], [], unread  # none of those that were read: a cgroup above the mounted one, if all were

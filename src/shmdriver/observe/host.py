@@ -20,9 +20,9 @@ from typing import Final
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.limits import MORE_INODES, cgroup_limits
-from shmdriver.errors import ShmDriverError
+from shmdriver.errors import DriverUnavailable, ShmDriverError
 from shmdriver.hints import command
-from shmdriver.observe.instance import SHM_FOLDER, Instance
+from shmdriver.observe.instance import SHM_FOLDER, Instance, shared_objects
 from shmdriver.observe.process import own_namespace
 from shmdriver.observe.records import DriverStatus
 from shmdriver.os_errors import errno_text, remedy
@@ -51,26 +51,21 @@ class Check:
 
 
 def segments_of(instance: str) -> dict[str, int]:
-    """Names (as /dev/shm shows them) and bytes of an instance's segments."""
+    """Names (as /dev/shm shows them) and bytes of an instance's segments. Raises OSError."""
     found = {}
-    for path in SHM_FOLDER.glob(f"shmd.{instance}.*"):
-        match = _OBJECT.fullmatch(path.name)
+    for name in shared_objects():
+        match = _OBJECT.fullmatch(name)
         if match and match["instance"] == instance:
             try:
-                found[path.name] = path.lstat().st_size
+                found[name] = (SHM_FOLDER / name).lstat().st_size
             except FileNotFoundError:
                 continue
     return found
 
 
-def has_authority(instance: str) -> bool:
-    """Whether it has an authority object, of any kind. Segments without one have no driver."""
-    return os.path.lexists(SHM_FOLDER / f"shmd.{instance}.authority")
-
-
 def instances_with_segments() -> list[str]:
-    """Every instance that has at least one segment, with or without an authority."""
-    matches = (_OBJECT.fullmatch(path.name) for path in SHM_FOLDER.glob("shmd.*"))
+    """Every instance that has at least one segment, with or without an authority. Raises OSError."""
+    matches = map(_OBJECT.fullmatch, shared_objects())
     return sorted({match["instance"] for match in matches if match})
 
 
@@ -302,11 +297,11 @@ def _instances() -> Check:
         try:
             with Instance(name) as view:
                 driver = view.driver()
+        except DriverUnavailable:
+            stale.append(name)  # without an authority there is no driver
+            continue
         except ShmDriverError as error:
-            if has_authority(name):
-                unseen[name] = error
-            else:
-                stale.append(name)
+            unseen[name] = error
             continue
         (living if driver.alive else stale).append(name)
         if driver.alive and driver.status not in ("running", "starting"):

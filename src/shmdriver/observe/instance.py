@@ -40,7 +40,7 @@ from shmdriver.observe.records import (
     StreamStatus,
 )
 from shmdriver.observe.segment import Segment
-from shmdriver.os_errors import last_error
+from shmdriver.os_errors import explained, last_error
 
 SHM_FOLDER = Path("/dev/shm")  # noqa: S108  where POSIX shared memory stands on Linux
 _COPY_ATTEMPTS = 8
@@ -49,10 +49,20 @@ _CLIENTS = {"alive", "stalled"}
 _FOLLOW = int(lib.SHMD_ATTACH_FOLLOW)
 
 
+def shared_objects() -> list[str]:
+    """The names in /dev/shm. Raises OSError when they cannot be listed."""
+    try:
+        return os.listdir(SHM_FOLDER)  # noqa: PTH208 -- there may be thousands
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise explained(error) from None
+
+
 def instance_names() -> tuple[str, ...]:
-    """Names of all instances that have an authority segment on this machine."""
-    found = (path.name.split(".") for path in SHM_FOLDER.glob("shmd.*.authority"))
-    return tuple(sorted(parts[1] for parts in found if len(parts) == 3))
+    """Names of all instances that have an authority segment on this machine. Raises OSError."""
+    found = (name.split(".") for name in shared_objects())
+    return tuple(sorted(each[1] for each in found if each[::2] == ["shmd", "authority"]))
 
 
 def default_instance() -> str:
@@ -60,11 +70,21 @@ def default_instance() -> str:
     return os.environ.get("SHMDRIVER_DRIVER_INSTANCE") or "default"
 
 
+def _others(name: str) -> str:
+    """A hint at the instances that there are, "" when there are none, or they cannot be listed."""
+    try:
+        others = instance_names()
+    except OSError:
+        return ""
+    near = nearest(name, others)
+    return f"; did you mean {near!r}?" if near else f"; there are: {', '.join(others)}" if others else ""
+
+
 class Instance:
     """The segments of the instance ``name`` (None: the default one), mapped read-only.
 
     Raises DriverUnavailable when there is no such instance, LayoutMismatch when its segments are of
-    another version. Usable from one thread at a time.
+    another version, ShmDriverError when that cannot be told. Usable from one thread at a time.
     """
 
     def __init__(self, name: str | None = None) -> None:
@@ -78,18 +98,14 @@ class Instance:
 
     def _open(self) -> None:
         path = f"/shmd.{self.name}.authority"
-        if not (SHM_FOLDER / path[1:]).exists():
-            others = instance_names()
-            near = nearest(self.name, others)
-            hint = (
-                f"; did you mean {near!r}?" if near else f"; there are: {', '.join(others)}" if others else ""
-            )
+        try:
+            segment = Segment(path, lib.SHMD_SEGMENT_AUTHORITY)
+        except DriverUnavailable:
             raise DriverUnavailable(
-                f"no driver runs as instance {self.name!r}{hint}; start one: "
+                f"no driver runs as instance {self.name!r}{_others(self.name)}; start one: "
                 + command("run", instance=self.name),
                 instance=self.name,
-            )
-        segment = Segment(path, lib.SHMD_SEGMENT_AUTHORITY)
+            ) from None
         if lib.shmd_authority_check(segment.base, segment.bytes) < 0:
             message = last_error()
             segment.close()
@@ -118,7 +134,7 @@ class Instance:
     def reopen_if_replaced(self) -> bool:
         """Follow a driver that started afresh: True when other segments stand under the name now.
 
-        Raises DriverUnavailable when the instance is gone.
+        Raises DriverUnavailable when the instance is gone, OSError when that cannot be told.
         """
         try:
             inode = (SHM_FOLDER / f"shmd.{self.name}.authority").stat().st_ino

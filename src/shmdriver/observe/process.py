@@ -9,6 +9,7 @@ from typing import Final
 from shmdriver._native import ffi, lib
 from shmdriver.liveness import Look, Verdict, look_at_process
 from shmdriver.observe.freezer import Freezer, freezer_of
+from shmdriver.os_errors import errno_text
 from shmdriver.procfs import read_small
 
 _STATES: Final = {
@@ -36,9 +37,10 @@ class ProcessStatus:
 
     ``state`` is one of running, sleeping, stopped (by SIGSTOP or ^Z), traced (a debugger holds it),
     frozen (its cgroup is), zombie (dead, not yet waited for), gone, reused (the pid belongs to a younger
-    process), blocked in the kernel, idle, elsewhere (another PID namespace), unknown (it cannot be proved
-    alive or dead). ``why`` says what hinders the proof when state is elsewhere or unknown, and what hinders
-    the look at its cgroups otherwise (of a frozen one: at another cgroup); "" when nothing does. ``cgroup``:
+    process), blocked in the kernel, idle, alive (what it does cannot be read), elsewhere (another PID
+    namespace), unknown (it cannot be proved alive or dead). ``why`` says what hinders the proof when state is
+    elsewhere or unknown, and what hinders the look at its state or its cgroups otherwise (of a frozen one: at
+    another cgroup); "" when nothing does. ``cgroup``:
     the folder of the cgroup that is frozen. ``thaw``: the shell command that thaws it, "" when what froze it
     cannot be seen here.
     """
@@ -69,7 +71,10 @@ class ProcessStatus:
     def resume(self) -> str:
         """What lets it run again, "" when nothing is known to hold it."""
         if self.state == "frozen":
-            above = f"the cgroup above {self.cgroup}, where that can be seen (docker unpause, systemctl thaw)"
+            place = "at or above" if self.why else "above"
+            above = (
+                f"the cgroup {place} {self.cgroup}, where that can be seen (docker unpause, systemctl thaw)"
+            )
             what = f"its cgroup: `{self.thaw}`" if self.thaw else above
             return f"thaw {what}{f'; {self.doubt}' if self.why else ''}"
         if self.state == "traced":
@@ -81,10 +86,9 @@ class ProcessStatus:
         """What cannot be told of it, and why; "" when nothing."""
         if not self.why:
             return ""
-        unsure = "it cannot be proved alive or dead" if self.unknown else "its cgroup may be frozen"
-        if self.state == "frozen":
-            unsure = "that may not be all that froze it"
-        return f"{unsure}: {self.why}"
+        unsure = {"frozen": "that may not be all that froze it", "alive": "it may be stopped or frozen"}
+        known = "it cannot be proved alive or dead" if self.unknown else "its cgroup may be frozen"
+        return f"{unsure.get(self.state, known)}: {self.why}"
 
     @property
     def label(self) -> str:
@@ -132,9 +136,11 @@ def process_status(
         return _dead(pid, look)
     if look.evidence == lib.SHMD_EVIDENCE_PID_NAMESPACE:
         return ProcessStatus(pid, "elsewhere", why=look.text)
-    letter, command = _shown(pid) if look.evidence in _SHOWN else ("", "")
+    letter, command, why = _shown(pid) if look.evidence in _SHOWN else ("", "", "")
     if look.verdict is Verdict.UNKNOWN and not (start_time == 0 and letter):
         return ProcessStatus(pid, "unknown", command, look.text)
+    if why:
+        return ProcessStatus(pid, "alive", why=why)
     freezer = freezer_of(pid) if letter else Freezer()
     if freezer.cgroup:
         return ProcessStatus(pid, "frozen", command, freezer.why, freezer.cgroup, freezer.thaw)
@@ -149,14 +155,16 @@ def _dead(pid: int, look: Look) -> ProcessStatus:
     return ProcessStatus(pid, "zombie" if look.evidence == lib.SHMD_EVIDENCE_PIDFD else "gone")
 
 
-def _shown(pid: int) -> tuple[str, str]:
-    """State's letter and command as /proc shows them, "" when it does not."""
+def _shown(pid: int) -> tuple[str, str, str]:
+    """State's letter and command as /proc shows them, "" when it does not; why it may have more of them."""
     try:
         text = read_small(f"/proc/{pid}/stat").decode("utf-8", "replace")
-    except OSError:
-        return "", ""
+    except (FileNotFoundError, ProcessLookupError):
+        return "", "", ""
+    except OSError as error:
+        return "", "", f"/proc/{pid}/stat cannot be read ({errno_text(error, lib.SHMD_CALL_FILE)})"
     name, _, rest = text.partition("(")[2].rpartition(")")
-    return rest.split()[0], _command(pid) or name
+    return rest.split()[0], _command(pid) or name, ""
 
 
 def _command(pid: int) -> str:

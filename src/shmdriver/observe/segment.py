@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
 from shmdriver._native import ffi, lib
-from shmdriver.errors import DriverUnavailable, LayoutMismatch
+from shmdriver.errors import DriverUnavailable, LayoutMismatch, ShmDriverError
 from shmdriver.os_errors import last_error
 from shmdriver.owners import descriptor, view
 from shmdriver.truncation import guard_truncation
@@ -17,8 +18,8 @@ class Segment:
 
     ``map_bytes`` maps only the beginning (what a tool needs of a data segment is its header page).
     ``expected_bytes`` comes from the authority's tables: a segment of another size is refused before
-    it is mapped. Raises DriverUnavailable when it cannot be opened, LayoutMismatch when it is not
-    what it should be.
+    it is mapped. Raises DriverUnavailable when there is no such segment, LayoutMismatch when it is not
+    what it should be, ShmDriverError when neither can be told (no descriptor, no permission, no memory).
     """
 
     __slots__ = ("_view", "base", "bytes", "inode", "name")
@@ -42,8 +43,7 @@ class Segment:
         fd = descriptor()
         code = lib.shmd_descriptor_open_segment(name.encode(), size, fd)
         if code < 0:
-            error = LayoutMismatch if code == lib.SHMD_E_LAYOUT else DriverUnavailable
-            raise error(last_error() or f"cannot open the segment {name}")
+            raise _not_opened(code, ffi.errno)
         try:
             self.bytes = int(size[0])
             if expected_bytes is not None and self.bytes != expected_bytes:
@@ -54,13 +54,15 @@ class Segment:
             self.inode = os.fstat(fd[0]).st_ino
             code = lib.shmd_view_map(self._view, fd[0], min(self.bytes, map_bytes or self.bytes))
             if code < 0:
-                raise DriverUnavailable(last_error() or f"cannot map the segment {name}")
+                has_no_bytes = code == lib.SHMD_E_INVALID
+                error = LayoutMismatch if has_no_bytes else ShmDriverError
+                raise error(f"segment {name}: {last_error()}")
             self.base = self._view.base
         finally:
             lib.shmd_descriptor_close(fd)
         code = lib.shmd_header_check(self.base, self.bytes, kind, boot_id, stream_id, epoch)
         if code < 0:
-            text = last_error() or f"segment {name} has a wrong header"
+            text = last_error()
             self.close()
             raise LayoutMismatch(text)
 
@@ -68,3 +70,11 @@ class Segment:
         """Unmap. Pointers into the segment are invalid afterwards."""
         self.base = None
         lib.shmd_view_drop(self._view)
+
+
+def _not_opened(code: int, error: int) -> ShmDriverError:
+    """Of all failures only ENOENT says that there is no such segment."""
+    if code == lib.SHMD_E_LAYOUT:
+        return LayoutMismatch(last_error())
+    is_absent = code == lib.SHMD_E_SYSTEM and error == errno.ENOENT
+    return (DriverUnavailable if is_absent else ShmDriverError)(last_error())
