@@ -15,6 +15,7 @@ import pytest
 
 import shmdriver
 from shmdriver import _native
+from tests.tool import tool
 
 
 def until(condition, seconds=60.0):
@@ -38,7 +39,7 @@ def driver(instance_name):
     yield process
     process.send_signal(signal.SIGCONT)
     process.terminate()
-    process.wait(60)
+    process.wait()
     output.close()
 
 
@@ -60,10 +61,7 @@ def test_a_dead_driver_that_nobody_waited_for_is_noticed_at_once(driver, instanc
         with pytest.raises(shmdriver.DriverUnavailable, match="dead"):
             client.consumer("s", attach_timeout=60.0)
     driver.wait()
-    again = subprocess.run(
-        [sys.executable, "-m", "shmdriver", "gc", "--instance", instance_name, "--force"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    again = tool("gc", "--instance", instance_name, "--force")
     assert again.returncode == 0, again.stdout + again.stderr
 
 
@@ -165,7 +163,7 @@ print("fine")
 def test_a_client_may_be_closed_while_other_threads_look_at_what_it_has(driver, instance_name):
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", LOOK_ON, instance_name],
-        capture_output=True, text=True, timeout=400, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
 

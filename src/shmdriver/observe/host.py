@@ -22,7 +22,8 @@ from shmdriver._native import ffi, lib
 from shmdriver.driver.limits import MORE_INODES, cgroup_limits
 from shmdriver.errors import DriverUnavailable, ShmDriverError
 from shmdriver.hints import command
-from shmdriver.observe.instance import SHM_FOLDER, Instance, shared_objects
+from shmdriver.observe.instance import Instance
+from shmdriver.observe.objects import SHM_FOLDER, shared_objects
 from shmdriver.observe.process import own_namespace
 from shmdriver.observe.records import DriverStatus
 from shmdriver.os_errors import errno_text, remedy

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from io import FileIO
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,6 +28,7 @@ from shmdriver.observe import names
 from shmdriver.observe.driver_status import HUNG_AFTER_NS, advice_for, judge
 from shmdriver.observe.epochs import EpochSegments, epoch_status, live_consumers, text
 from shmdriver.observe.names import word
+from shmdriver.observe.objects import SHM_FOLDER, default_instance, others_hint
 from shmdriver.observe.process import ProcessStatus, process_status
 from shmdriver.observe.records import (
     ClientStatus,
@@ -40,44 +40,12 @@ from shmdriver.observe.records import (
     StreamStatus,
 )
 from shmdriver.observe.segment import Segment
-from shmdriver.os_errors import explained, last_error
+from shmdriver.os_errors import last_error
 
-SHM_FOLDER = Path("/dev/shm")  # noqa: S108  where POSIX shared memory stands on Linux
 _COPY_ATTEMPTS = 8
 _READABLE_EPOCHS = {"open", "sealing", "sealed"}
 _CLIENTS = {"alive", "stalled"}
 _FOLLOW = int(lib.SHMD_ATTACH_FOLLOW)
-
-
-def shared_objects() -> list[str]:
-    """The names in /dev/shm. Raises OSError when they cannot be listed."""
-    try:
-        return os.listdir(SHM_FOLDER)  # noqa: PTH208 -- there may be thousands
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise explained(error) from None
-
-
-def instance_names() -> tuple[str, ...]:
-    """Names of all instances that have an authority segment on this machine. Raises OSError."""
-    found = (name.split(".") for name in shared_objects())
-    return tuple(sorted(each[1] for each in found if each[::2] == ["shmd", "authority"]))
-
-
-def default_instance() -> str:
-    """The instance that is meant when none is named: SHMDRIVER_DRIVER_INSTANCE, else ``default``."""
-    return os.environ.get("SHMDRIVER_DRIVER_INSTANCE") or "default"
-
-
-def _others(name: str) -> str:
-    """A hint at the instances that there are, "" when there are none, or they cannot be listed."""
-    try:
-        others = instance_names()
-    except OSError:
-        return ""
-    near = nearest(name, others)
-    return f"; did you mean {near!r}?" if near else f"; there are: {', '.join(others)}" if others else ""
 
 
 class Instance:
@@ -102,7 +70,7 @@ class Instance:
             segment = Segment(path, lib.SHMD_SEGMENT_AUTHORITY)
         except DriverUnavailable:
             raise DriverUnavailable(
-                f"no driver runs as instance {self.name!r}{_others(self.name)}; start one: "
+                f"no driver runs as instance {self.name!r}{others_hint(self.name)}; start one: "
                 + command("run", instance=self.name),
                 instance=self.name,
             ) from None
