@@ -113,7 +113,7 @@ CONSUMER = (
 DRIVER = (
     *_many(Scene.DRIVER, 1, "boot.locked adopt.mapped adopt.loaded adopt.wired adopt.settled adopt.done"),
     *_many(Scene.DRIVER, 1, "adopt.counted introduce.began introduce.exit start.filled start.complete"),
-    *_many(Scene.DRIVER, 1, "adopt.undone adopt.epochs"),
+    *_many(Scene.DRIVER, 1, "adopt.undone adopt.epochs adopt.revoked"),
     *_many(Scene.DRIVER, 1, "adopt.modes", _SHARED),  # the one before it had others
     *_many(Scene.DRIVER, 10, "change.word"),
     *_many(Scene.DRIVER, 30, "slot.claimed slot.open slot.written slot.committed event.head event.word"),

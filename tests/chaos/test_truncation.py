@@ -11,9 +11,11 @@ import errno
 import grp
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +25,23 @@ import shmdriver
 from shmdriver._native import lib
 from shmdriver.errors import Reason
 from shmdriver.observe import Instance
-from tests.chaos.stage import Actor, Stage, moves_on, wait_until
+from tests.chaos.stage import Actor, Stage, Zygote, moves_on, wait_until
 
 SHM = Path("/dev/shm")
 MEMBER = 65533  # a uid without a name will do
 IS_ROOT = os.geteuid() == 0
 PUNCH_HOLE_KEEP_SIZE = 3
 PAGE = os.sysconf("SC_PAGESIZE")
+SHARED = {
+    "shm.mode": "0660",
+    "shm.group": grp.getgrgid(os.getegid()).gr_name,
+    "policies.announce_interval_ms": 200,
+}
 OPTIONS = {"slots": 256, "max_message": 16 << 10}
 
 
 def shared_by_a_group(make_stage: Callable[..., Stage]) -> Stage:
-    group = grp.getgrgid(os.getegid()).gr_name
-    return make_stage({"shm.mode": "0660", "shm.group": group, "policies.announce_interval_ms": 200})
+    return make_stage(SHARED)
 
 
 def as_member(work: Callable[[], None]) -> bool:
@@ -290,6 +296,33 @@ def test_stream_that_is_truncated_between_two_drivers_ends_and_others_notice_not
         assert actor.join() == 0, actor.log_text()
     newcomers_are_served(stage)
     company.bystanders_notice_nothing()
+
+
+@pytest.mark.fault(48, how="ftruncate of data between two drivers, the second killed in its adoption")
+@pytest.mark.parametrize("failpoint", ["adopt.undone", "end.told", "adopt.revoked", "retire.marked"])
+def test_readers_of_a_truncated_stream_are_told_once_by_whichever_driver_adopts_to_the_end(
+    striking: Zygote, instance_name: str, tmp_path: Path, failpoint: str
+) -> None:
+    with Stage(instance_name, tmp_path, striking, **SHARED) as stage, ExitStack() as stack:
+        first = stage.start_driver()
+        client = stack.enter_context(shmdriver.connect(instance_name, timeout=60))
+        out = client.producer("victim")
+        kinds: list[dict[str, Any]] = [{}, {"delivery": "lossy"}, {"follow": True}]
+        readers = [client.consumer("victim", **kind) for kind in kinds]
+        out.publish(b"nobody reads this")
+        path = segment(stage, "data")
+        first.kill()
+        assert truncate(path, PAGE)
+        assert stage.start_driver(failpoint=f"{failpoint}:1:kill").join() == -signal.SIGKILL
+        stage.start_driver()
+        for reader in readers:
+            with pytest.raises(shmdriver.LeaseRevoked, match="truncated") as caught:
+                reader.read(timeout=60)
+            assert caught.value.reason == Reason.TRUNCATED
+        with pytest.raises(shmdriver.LeaseRevoked, match="truncated"):
+            out.publish(b"x")
+        out.abort()
+        assert stage.counters()["leases_revoked"] == len(readers)
 
 
 @pytest.mark.fault(48, how="ftruncate of the authority: refused to members, done by its owner")

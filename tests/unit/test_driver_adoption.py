@@ -16,6 +16,7 @@ from shmdriver.driver.lifecycle import ShutdownMode
 from shmdriver.driver.segments import epoch_names
 from shmdriver.driver.shm import Modes, create_segment
 from shmdriver.driver.tables import Tables
+from shmdriver.driver.tenure import Tenure
 from shmdriver.errors import Reason, ShmDriverError
 from tests.driver_rig import Requester, Rig, View
 
@@ -69,20 +70,38 @@ def test_orphan_segments_are_removed_and_named_ones_kept(rig: Rig) -> None:
     assert segments(rig) == before
 
 
+def lose_data_segments(rig: Rig) -> None:
+    for name in segments(rig):
+        if name.endswith(".data"):
+            (Path("/dev/shm") / name).unlink()
+
+
 @pytest.mark.fault(19, how="rm of an epoch's segments between two drivers")
 def test_lost_segments_of_an_epoch_end_it_without_harm(rig: Rig) -> None:
     client = rig.client()
     parts = [client.consume(), client.consume(delivery=lib.SHMD_DELIVERY_LOSSY), client.produce()]
     bystander = client.consume("t")
-    for name in segments(rig):
-        if name.endswith(".data"):
-            (Path("/dev/shm") / name).unlink()
+    lose_data_segments(rig)
     rig.restart()
     assert "is lost" in " ".join(rig.logged)
     for answer in parts:
         assert rig.lease(answer).end_reason == Reason.TRUNCATED
     assert rig.lease_state(bystander) == lib.SHMD_LEASE_ATTACHED
     assert client.produce().code == lib.SHMD_CODE_OK
+
+
+def test_superseding_driver_that_is_killed_leaves_no_lost_epoch_open(rig: Rig, monkeypatch) -> None:
+    producer = rig.client().produce()
+    rig.crash()
+    with monkeypatch.context() as patch:
+        patch.setattr(Tenure, "seal_all", die)
+        with pytest.raises(Killed):
+            rig.start(driver__boot="fresh")
+    lose_data_segments(rig)
+    record = rig.epoch(producer)
+    rig.start(driver__boot="fresh")
+    assert int(record.hot.state) & 0xFF == lib.SHMD_EPOCH_FREE
+    assert rig.lease(producer).end_reason == Reason.SUPERSEDED
 
 
 def test_limits_in_configuration_may_change_between_drivers(rig: Rig) -> None:
@@ -211,6 +230,10 @@ class Killed(BaseException):
     """The process ends here."""
 
 
+def die(*_: object) -> None:
+    raise Killed
+
+
 class StoreCounter:
     """The native library, which kills the driver before its n-th store into a table."""
 
@@ -235,6 +258,52 @@ class StoreCounter:
         for module in (authority, epochs, events, leases, streams):
             if hasattr(module, "lib"):
                 monkeypatch.setattr(module, "lib", self)
+
+
+def lost_epoch(rig: Rig, *, sealed: bool) -> list[SimpleNamespace]:
+    """A dead driver, and the leases of a stream whose segments are lost; nobody has read anything of it."""
+    client = rig.client()
+    parts = [client.consume(), client.consume(delivery=lib.SHMD_DELIVERY_LOSSY), client.consume(**FOLLOW)]
+    producer = client.produce()
+    rig.publish(producer, 3)
+    if sealed:
+        client.detach(producer)
+    else:
+        parts.append(producer)
+    rig.crash()
+    lose_data_segments(rig)
+    return parts
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.fault(19, how="rm of an epoch's segments, and the adopting driver killed before its n-th store")
+def test_whichever_store_was_the_last_of_an_adoption_all_readers_of_a_lost_epoch_are_told_once(
+    make_instance_name, sealed: bool
+) -> None:
+    limit = kills = 0
+    while kills == limit:
+        rig, patch = Rig(make_instance_name()), pytest.MonkeyPatch()
+        try:
+            parts = lost_epoch(rig, sealed=sealed)
+            StoreCounter(limit).install(patch)
+            try:
+                rig.start()
+            except Killed:
+                kills += 1
+                patch.undo()
+                rig.start()
+            patch.undo()
+            for answer in parts:
+                assert rig.lease(answer).end_reason == Reason.TRUNCATED, f"killed before store {limit}"
+            revoked = [event.lease_id for event in rig.events_of(lib.SHMD_EVENT_LEASE_REVOKED)]
+            assert len(revoked) == len(set(revoked)), f"killed before store {limit}"
+            assert rig.epoch(parts[0], 1) is None
+            check(rig)
+        finally:
+            patch.undo()
+            rig.close()
+        limit += 1
+    assert kills > 10
 
 
 class Scenario:

@@ -56,6 +56,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     procfs.hierarchies.cache_clear()
 
 
+def cannot_look(_path: str) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/dev/shm")
+
+
 def limited(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
     """Soft limits of resources, by name."""
     real = resource.getrlimit
@@ -329,6 +333,42 @@ def test_full_table_of_inodes_and_read_only_mounts_are_said_so(
         monkeypatch.setattr("posix_ipc.SharedMemory", fails)
         with pytest.raises(ShmDriverError, match=words):
             lock_authority(instance_name, Modes())
+
+
+@pytest.mark.fault(18, how="statvfs fails beside shm_open and fallocate")
+@pytest.mark.parametrize(
+    ("function", "number", "words"),
+    [
+        ("posix_ipc.SharedMemory", errno.ENOSPC, r"^/dev/shm takes no more files, so /shmd"),
+        ("posix_ipc.SharedMemory", errno.EROFS, "read-only"),
+        ("os.posix_fallocate", errno.ENOSPC, r"it needs 4096 bytes; ask for less"),
+        ("os.posix_fallocate", errno.EIO, "posix_fallocate of 4096 bytes"),
+    ],
+)
+def test_mount_that_cannot_be_looked_at_hides_no_other_error(
+    instance_name: str, monkeypatch: pytest.MonkeyPatch, function: str, number: int, words: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "statvfs", cannot_look)
+    monkeypatch.setattr(function, fails)
+    with pytest.raises(ShmDriverError, match=words):
+        create_segment(f"/shmd.{instance_name}.x", 4096, Modes())
+
+
+@pytest.mark.fault(18, how="statvfs fails while a driver starts, serves and checks its files")
+def test_driver_serves_while_its_mount_cannot_be_looked_at(
+    instance_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", cannot_look)
+    rig = Rig(instance_name, shm__max_bytes=16 * MIB)
+    try:
+        assert rig.client().produce().code == lib.SHMD_CODE_OK
+        rig.tick(2000)
+        assert "error in a tick" not in " ".join(rig.logged)
+    finally:
+        rig.close()
 
 
 @pytest.mark.fault(18, how="ENOSPC on a mount that counts no inodes")

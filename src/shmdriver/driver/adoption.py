@@ -8,6 +8,7 @@ so what can be found half done is a short list. Each step below is idempotent:
 * an open epoch that the stream's words do not name yet: the words are stored;
 * an ended lease whose bits, gate or epoch are as before: bits cleared, epoch sealed;
 * an epoch that was being sealed or retired: sealed, retired;
+* an epoch whose segments are lost: its leases end, and only then its record is free;
 * segments of this boot that no record names: unlinked.
 
 Events that were lost with the old driver are not repeated: clients repeat what was not answered, and every
@@ -75,8 +76,11 @@ def adopt_tables(
         _finish_wiring(stream, held[stream.stream_id])
     for stream in streams:
         for epoch in stream.given_up:  # what they had not read is gone
-            for lease in [lease for lease in stream.consumers if epoch.wired >> lease.gate & 1]:
+            wired = int(epoch.record.hot.wired_mask)
+            for lease in [lease for lease in stream.consumers if wired >> lease.gate & 1]:
                 tenure.revoke(lease, Reason.TRUNCATED, epoch.text, now_ns)
+    failpoint("adopt.revoked")
+    streams.retire_given_up()  # last: until then a successor finds it as lost, and who is not told yet
     for lease in leases:  # clients that died in a way that left no record of theirs
         if clients.by_id(lease.client_id) is None:
             tenure.end(lease, lib.SHMD_LEASE_EXPIRED, Reason.DIED, now_ns, quarantine=False)
@@ -96,7 +100,9 @@ def adopt_tables(
 def _undo_unopened(stream: Stream, leases: LeaseTable, now_ns: int) -> None:
     for lease in [lease for lease in stream.leases.values() if lease.is_producer]:
         if not any(int(epoch.record.producer_lease_id) == lease.lease_id for epoch in stream.in_order):
-            is_given_up = any(epoch.producer == lease.lease_id for epoch in stream.given_up)
+            is_given_up = any(
+                int(epoch.record.producer_lease_id) == lease.lease_id for epoch in stream.given_up
+            )
             reason = Reason.TRUNCATED if is_given_up else Reason.ABORTED
             leases.end(lease, lib.SHMD_LEASE_DETACHED, reason, now_ns, quarantine=False)
             leases.forget_attach(lease)

@@ -244,6 +244,7 @@ def _end_former(
         if int(authority.base.exit_kind) == lib.SHMD_EXIT_SUPERSEDED or not superseded:
             # It was ending already: a consumer whose lease has ended keeps its bits, and drains to the seal.
             load_tables(tables.clients, tables.leases, tables.streams, now_ns)
+            tables.streams.retire_given_up()
         else:
             adopt_tables(authority, tables.clients, tables.leases, tables.streams, tables.tenure, now_ns)
         if superseded:  # before the first seal: a successor must not adopt what is half superseded

@@ -140,26 +140,22 @@ class Driver:
             self._log("SHMDRIVER_TRUNCATION_GUARD is off: a client that truncates a segment ends this driver")
         shm = self._config.shm
         modes = Modes.of_group(shm.mode_bits, shm.group, mlock=shm.mlock, prefault=shm.prefault)
-        free = ShmSpace.now().free
-        if shm.mlock and (text := lock_shortage(shm.max_bytes or free // 2)):
+        most = shm.max_bytes or ShmSpace.now().free // 2
+        if shm.mlock and (text := lock_shortage(most)):
             self._log(text)
         tables, adopted = boot(self._config, modes, self._memory, self._clock, self._log)
         self._tables = tables
         try:
-            self._begin(tables, modes, free, adopted=adopted)
+            self._begin(tables, modes, most, adopted=adopted)
         except BaseException as error:
             if not adopted and isinstance(error, Exception):  # nobody was let in: nothing of it stays
                 tables.authority.unlink()
             self.close()
             raise
 
-    def _begin(self, tables: Tables, modes: Modes, free: int, *, adopted: bool) -> None:
+    def _begin(self, tables: Tables, modes: Modes, most: int, *, adopted: bool) -> None:
         shm, now_ns = self._config.shm, self._clock()
-        self._assemble(
-            tables,
-            modes,
-            (shm.max_bytes or free // 2) + (0 if shm.max_bytes else tables.streams.segment_bytes),
-        )
+        self._assemble(tables, modes, most + (0 if shm.max_bytes else tables.streams.segment_bytes))
         for text in self._notes.inherit(now_ns):
             tables.authority.log_error(text, now_ns)
             self._log(text)

@@ -21,7 +21,7 @@ from shmdriver.driver.memory import EpochMemory, Provision
 from shmdriver.driver.shm import unlink_segment
 from shmdriver.errors import Reason
 
-__all__ = ["COUNTERS", "Epoch", "fill_record", "free_record"]
+__all__ = ["COUNTERS", "Epoch", "fill_record", "free_record", "retire_record"]
 
 COUNTERS = 5  # of the numbers of Epoch.activity
 # An end after which the producer is known to write no more: it said so itself, or is dead.
@@ -204,14 +204,6 @@ class Epoch:
         for gate in self._wired_gates():
             lib.shmd_futex_wake(ffi.addressof(lib.shmd_gates_gate(self.memory.gates, gate), "room_word"))
 
-    def retire(self) -> None:
-        """Unlinks its segments and frees its record; mappings live on. State, names, then free."""
-        lib.shmd_word_store_seq_cst(
-            ffi.addressof(self.hot, "state"), self.number << 8 | lib.SHMD_EPOCH_RETIRED
-        )
-        failpoint("retire.marked")
-        free_record(self.record)
-
 
 def fill_record(record: Any, job: Provision, *, lease_id: int, pid: int) -> None:
     """All of a new epoch's record but its masks. From here on it says nothing of the epoch before."""
@@ -233,6 +225,14 @@ def fill_record(record: Any, job: Provision, *, lease_id: int, pid: int) -> None
 
 def _gates_of(mask: int) -> list[int]:
     return [gate for gate in range(mask.bit_length()) if mask >> gate & 1]
+
+
+def retire_record(record: Any) -> None:
+    """Unlinks an epoch's segments and frees its record; mappings live on. State, names, then free."""
+    number = int(record.hot.state) >> 8
+    lib.shmd_word_store_seq_cst(ffi.addressof(record.hot, "state"), number << 8 | lib.SHMD_EPOCH_RETIRED)
+    failpoint("retire.marked")
+    free_record(record)
 
 
 def free_record(record: Any) -> None:

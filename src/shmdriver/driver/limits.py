@@ -62,6 +62,14 @@ class ShmSpace:
             inodes=found.f_favail if found.f_files else None,
         )
 
+    @classmethod
+    def known(cls) -> ShmSpace | None:
+        """As ``now``; None when the mount cannot be looked at."""
+        try:
+            return cls.now()
+        except OSError:
+            return None
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -78,7 +86,7 @@ def shortage(need: int, *, largest: int, pending: int = 0) -> str:
 
     ``largest``: bytes of the largest single file among them. ``pending``: bytes that are being taken already.
     """
-    space = _space()
+    space = ShmSpace.known()
     for limit in _limits(space, need + pending):
         if need + pending > limit.free:
             left = max(limit.free - pending, 0)
@@ -110,13 +118,6 @@ def lock_shortage(need: int) -> str:
         f"(shm.max_bytes, by default half of {MOUNT}). Memory beyond it is used unlocked: raise it "
         "(LimitMEMLOCK= of the unit, ulimit -l), set shm.max_bytes lower, or set shm.mlock = false"
     )
-
-
-def _space() -> ShmSpace | None:
-    try:
-        return ShmSpace.now()
-    except OSError:
-        return None
 
 
 def _limits(space: ShmSpace | None, need: int) -> Iterator[Limit]:

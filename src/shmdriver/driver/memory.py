@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from shmdriver._native import ffi, lib
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry
-from shmdriver.driver.limits import ShmSpace, shortage
+from shmdriver.driver.limits import shortage
 from shmdriver.driver.shm import (
     Modes,
     SegmentMap,
@@ -139,7 +139,7 @@ class Provision:
         text = shortage(self.size, largest=self.geometry.data_bytes)  # those after it have counted it
         if text:
             text = f"{self.data_name} needs {self.size} bytes, and {text}"
-            raise ShmSpaceError(text, need=self.size, free=ShmSpace.now().free)
+            raise ShmSpaceError(text, need=self.size)
 
     def _make(self) -> EpochMemory:
         native = self.geometry.native(

@@ -200,8 +200,10 @@ class HealthWatch:
         self._hold("truncated_control", control is not Control.WHOLE, CONTROL_HOLD_NS, now_ns)
 
     def check_memory(self) -> None:
-        """What the mount has left."""
-        space = ShmSpace.now()
+        """What the mount has left. While it cannot be looked at, the last answer holds."""
+        space = ShmSpace.known()
+        if space is None:
+            return
         share = LOW_MEMORY_SHARE * (2 if self._low_memory else 1)
         self._low_memory = space.total > 0 and space.free < space.total * share
         self._set("low_memory", self._low_memory)

@@ -47,12 +47,11 @@ BLOCK_BYTES = 512  # of st_blocks
 
 
 class ShmSpaceError(ShmDriverError):
-    """There is no memory for a segment: ``need`` and the mount's ``free`` in bytes, ``mount`` its path."""
+    """There is no memory for a segment: ``need`` in bytes, ``mount`` its path."""
 
-    def __init__(self, text: str, *, need: int, free: int, mount: str = MOUNT) -> None:
+    def __init__(self, text: str, *, need: int, mount: str = MOUNT) -> None:
         super().__init__(text)
         self.need = need
-        self.free = free
         self.mount = mount
 
 
@@ -113,14 +112,11 @@ def _with_errno(error: Exception) -> OSError:
 
 
 def _not_made(name: str, error: OSError) -> ShmDriverError:
-    space = ShmSpace.now()
     if error.errno == errno.ENOSPC:  # an empty object takes no bytes
-        left = "takes no more files" if space.inodes is None else f"has {space.inodes} inodes left"
-        return ShmSpaceError(
-            f"{MOUNT} {left}, so {name} cannot be made: {MORE_INODES}",
-            need=0,
-            free=space.free,
-        )
+        space = ShmSpace.known()
+        inodes = None if space is None else space.inodes
+        left = "takes no more files" if inodes is None else f"has {inodes} inodes left"
+        return ShmSpaceError(f"{MOUNT} {left}, so {name} cannot be made: {MORE_INODES}", need=0)
     text = errno_text(error, lib.SHMD_CALL_CREATE)
     return ShmDriverError(f"cannot make {object_path(name)} as uid {os.geteuid()}: {text}")
 
@@ -145,9 +141,9 @@ def create_segment(name: str, size: int, modes: Modes, *, write_group: bool = Tr
 
 def check_space(name: str, size: int) -> None:
     """Raises ShmSpaceError when the mount has less than ``size`` bytes free."""
-    space = ShmSpace.now()
-    if size > space.free:
-        raise _no_space(name, size, space.free)
+    space = ShmSpace.known()
+    if space is not None and size > space.free:
+        raise _no_space(name, size, space)
 
 
 def allocate(fd: int, name: str, size: int) -> None:
@@ -160,12 +156,11 @@ def allocate(fd: int, name: str, size: int) -> None:
 
 
 def _not_allocated(name: str, size: int, error: OSError) -> ShmDriverError:
-    free = ShmSpace.now().free
     if error.errno == errno.ENOSPC:
-        return _no_space(name, size, free)
+        return _no_space(name, size, ShmSpace.known())
     text = f"posix_fallocate of {size} bytes for {name}: {errno_text(error, lib.SHMD_CALL_ALLOCATE)}"
     if error.errno in (errno.EFBIG, errno.ENOMEM):
-        return ShmSpaceError(text, need=size, free=free)
+        return ShmSpaceError(text, need=size)
     return ShmDriverError(text)
 
 
@@ -211,12 +206,12 @@ def remove_orphan(name: str) -> None:
     unlink_segment(name)
 
 
-def _no_space(name: str, need: int, free: int) -> ShmSpaceError:
+def _no_space(name: str, need: int, space: ShmSpace | None) -> ShmSpaceError:
+    free = "" if space is None else f" and {space.free} are free"
     return ShmSpaceError(
-        f"{MOUNT} is too small for {name}: it needs {need} bytes and {free} are free; {SMALLER}, or make the "
+        f"{MOUNT} is too small for {name}: it needs {need} bytes{free}; {SMALLER}, or make the "
         f"mount larger (mount -o remount,size=... {MOUNT}; containers: --shm-size)",
         need=need,
-        free=free,
     )
 
 

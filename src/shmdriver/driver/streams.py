@@ -22,7 +22,7 @@ from shmdriver.driver.authority import (
     room_advice,
     text_of,
 )
-from shmdriver.driver.epochs import Epoch, fill_record, free_record
+from shmdriver.driver.epochs import Epoch, fill_record, free_record, retire_record
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry
 from shmdriver.driver.leases import Activity, Lease
@@ -35,10 +35,9 @@ __all__ = ["Stream", "StreamDirectory"]
 
 
 class GivenUp(NamedTuple):
-    """An epoch whose segments a driver did not find as the directory has them: who had a part in it."""
+    """An epoch whose segments a driver did not find as the directory has them."""
 
-    producer: int  # lease id
-    wired: int  # mask of its consumers' gates
+    record: Any  # as it was: it names its producer, and its consumers' gates
     text: str
 
 
@@ -54,7 +53,7 @@ class Stream:
         self.epochs: dict[int, Epoch] = {}  # by record slot
         self.leases: dict[int, Lease] = {}  # by lease id
         self.provisioning: object | None = None  # the attach that waits for an epoch's memory
-        self.given_up: list[GivenUp] = []  # by the load of an adoption
+        self.given_up: list[GivenUp] = []  # by the load, until ``retire_given_up``
 
     @property
     def stream_id(self) -> int:
@@ -317,7 +316,7 @@ class StreamDirectory:
 
     def retire(self, stream: Stream, epoch: Epoch) -> None:
         """Takes a sealed epoch out of the directory, unlinks its segments, gives its memory back."""
-        epoch.retire()
+        retire_record(epoch.record)
         del stream.epochs[epoch.slot]
         self.add_epoch_bytes(-epoch.memory.size)
         self._authority.count(lib.SHMD_COUNTER_EPOCHS_RETIRED)
@@ -332,7 +331,11 @@ class StreamDirectory:
                 self._authority.count(lib.SHMD_COUNTER_SEGMENTS_UNLINKED)
 
     def load(self, leases: Iterator[Lease] | list[Lease]) -> list[str]:
-        """Takes over what the tables show; texts about what could not be (its epochs are given up)."""
+        """Takes over what the tables show; texts about what could not be.
+
+        Epochs whose segments are lost are in ``given_up``. Their records stay until the caller has told
+        their readers, and calls ``retire_given_up``.
+        """
         problems: list[str] = []
         self._free.clear()
         for index in range(self._authority.sizes.streams - 1, -1, -1):
@@ -348,6 +351,13 @@ class StreamDirectory:
         for lease in leases:
             self.of(lease).leases[lease.lease_id] = lease
         return problems
+
+    def retire_given_up(self) -> None:
+        """Frees the records of epochs whose segments are lost. Nobody finds after that who read them."""
+        for stream in self:
+            for epoch in stream.given_up:
+                retire_record(epoch.record)
+            stream.given_up.clear()
 
     def segment_names(self) -> set[str]:
         """The names of all segments that records point to."""
@@ -387,13 +397,8 @@ class StreamDirectory:
             # Its segments are gone or are not what they were: nobody can attach to it any more. Any
             # other error (no descriptor, no memory) says nothing of them: this start fails, and a
             # later one adopts.
-            wired = int(record.hot.wired_mask)
-            lib.shmd_word_store_seq_cst(
-                ffi.addressof(record.hot, "state"), number << 8 | lib.SHMD_EPOCH_RETIRED
-            )
             text = f"epoch {number} of stream {stream.name!r} is lost: {error}"
-            stream.given_up.append(GivenUp(int(record.producer_lease_id), wired, text))
-            free_record(record)
+            stream.given_up.append(GivenUp(record, text))
             return [text]
         with ExitStack() as undo:
             undo.callback(memory.close)
