@@ -157,15 +157,10 @@ static int nothing_now(shmd_consumer *c)
     return c->is_over ? shmd_client_over_fail(c->client, c->stream) : 0;
 }
 
-static int is_given_up(const shmd_consumer *c)
-{
-    return shmd_epoch_given_up(&shmd_client_stream(c->client, c->stream_index)->epochs[c->record], c->epoch);
-}
-
 static int revoked(shmd_consumer *c)
 {
     uint32_t reason = SHMD_REASON_TRUNCATED;
-    if (!shmd_mapping_is_damaged(c->mapping) && !(c->epoch != 0 && is_given_up(c))) /* that took the gate bit */
+    if (!shmd_mapping_is_damaged(c->mapping)) /* that took the gate bit */
         (void)shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason);
     int is_delivered = reason == SHMD_REASON_DELIVERED;
     (void)end(c, is_delivered ? SHMD_E_END : SHMD_E_REVOKED, is_delivered ? (uint32_t)SHMD_REASON_CLOSED : reason);
@@ -179,8 +174,10 @@ static uint32_t look_back(shmd_consumer *c, int is_counted)
     const shmd_epoch_record_t *record = &shmd_client_stream(c->client, c->stream_index)->epochs[c->record];
     uint32_t reason;
     uint64_t sealed_seq;
-    if (!shmd_epoch_end(record, c->epoch, &sealed_seq, &reason))
-        return is_given_up(c) ? SHMD_REASON_TRUNCATED : SHMD_REASON_ABORTED;
+    if (!shmd_epoch_end(record, c->epoch, &sealed_seq, &reason)) {
+        (void)shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason);
+        return reason == SHMD_REASON_TRUNCATED ? reason : SHMD_REASON_ABORTED;
+    }
     c->sealed_seq = sealed_seq;
     if (!is_counted && c->delivery == SHMD_DELIVERY_LOSSY && c->position < sealed_seq)
         note_lost(c, c->position, sealed_seq);

@@ -299,8 +299,6 @@ const shmd_epoch_hot_t *shmd_stream_hot(const shmd_client *client, uint32_t stre
 int shmd_epoch_record_check(const shmd_epoch_record_t *record); /* its geometry against the limits */
 int shmd_lease_live(const shmd_client *client, uint32_t lease_index, uint64_t lease_id, uint32_t *end_reason);
 /* 1: a whole copy of its record. 0: that serves another lease by now, or changes as fast as one looks. */
-/* A driver that adopted found other segments than the directory says, and gave that epoch up: it has no reason and no seal. */
-int shmd_epoch_given_up(const shmd_epoch_record_t *record, uint32_t epoch);
 int shmd_lease_copy(const shmd_client *client, uint32_t lease_index, uint64_t lease_id, shmd_lease_record_t *out);
 
 int shmd_mapping_open(const shmd_client *client, const shmd_epoch_record_t *record, uint32_t role, shmd_mapping **out);

@@ -308,8 +308,6 @@ int shmd_producer_ended(shmd_producer *p)
         (void)shmd_lease_live(p->client, p->lease_index, p->lease_id, &p->end_reason);
     if (p->end_reason == 0 && is_told) /* a driver that stops seals before it ends the leases: the epoch's record says why */
         p->end_reason = reason;
-    if (shmd_epoch_given_up(record, p->epoch))
-        p->end_reason = SHMD_REASON_TRUNCATED;
     if (p->end_reason == SHMD_REASON_TRUNCATED && p->ended_seal == UINT64_MAX)
         return shmd_mapping_refuse(p->mapping, p->stream);
     if (p->ended_seal == UINT64_MAX)

@@ -32,16 +32,8 @@ int shmd_epoch_end(const shmd_epoch_record_t *record, uint32_t epoch, uint64_t *
         return 0;
     *reason = shmd_load32_relaxed(&record->end_reason);
     *sealed_seq = shmd_load_relaxed(&record->hot.sealed_seq);
-    /* An epoch whose segments were lost is retired without a reason and without a seal. */
+    /* An epoch whose segments were lost is retired without a reason and without a seal: its leases have ended before, and tell. */
     return shmd_seqlock_same(&record->hot.state, seen) && (low == SHMD_EPOCH_SEALED || *reason != SHMD_REASON_NONE);
-}
-
-int shmd_epoch_given_up(const shmd_epoch_record_t *record, uint32_t epoch)
-{
-    uint64_t seen = shmd_seqlock_read(&record->hot.state);
-    uint32_t low = (uint32_t)(seen & 0xff);
-    int is_retired = seen >> 8 == epoch && (low == SHMD_EPOCH_RETIRED || low == SHMD_EPOCH_FREE);
-    return is_retired && shmd_load32_relaxed(&record->end_reason) == SHMD_REASON_NONE && shmd_seqlock_same(&record->hot.state, seen);
 }
 
 int shmd_lease_copy(const shmd_client *client, uint32_t index, uint64_t lease_id, shmd_lease_record_t *out)

@@ -90,8 +90,10 @@ class Hierarchy(NamedTuple):
 def hierarchies(membership: str, controller: str) -> tuple[Hierarchy, ...]:
     """Those that may have ``controller``, v1's and the unified one, by a process's /proc/PID/cgroup.
 
-    An answer is kept as long as this process lives: a cgroup file system that is mounted or unmounted later
-    is not noticed. Else each attach would read and parse all mounts.
+    An answer is kept as long as this process lives, because each attach would read and parse all mounts
+    otherwise. One that is unmounted later limits nothing, as its files cannot be read. A cgroup file system
+    that is mounted later is not noticed: a poll of /proc/self/mountinfo would tell, but it takes a descriptor
+    that is open for life. A forked child would share its notices, and a program may close it.
     """
     found = []
     seen = tuple(mounts(small_text(MOUNTINFO)))

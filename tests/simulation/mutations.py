@@ -63,7 +63,7 @@ MUTATIONS = {
     "a dead producer is sealed at its head": Mutation(
         Epoch, "seal", "int(self.record.end_reason == Reason.CLOSED),", "1,"),
     "a gate is free before its owner is proved gone": Mutation(
-        Tenure, "end", "free_gate=not quarantine", "free_gate=True"),
+        Tenure, "end", "if not quarantine:", "if True:"),
     "an epoch is retired before it is drained": Mutation(
         Tenure, "may_retire", " or stream.holders(epoch, reliable_only=True)", ""),
     "a process that cannot be looked at is taken for dead": Mutation(

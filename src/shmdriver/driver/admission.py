@@ -19,7 +19,7 @@ from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry, derive_geometry
 from shmdriver.driver.leases import Lease
 from shmdriver.driver.limits import MOUNT, SMALLER, shortage
-from shmdriver.driver.memory import Completion, EpochMemory, MemoryWorker, Provision, Unmap
+from shmdriver.driver.memory import Completion, EpochMemory, InlineMemory, Provision, Unmap
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.schema import check_consumer_schema, check_producer_schema
 from shmdriver.driver.segments import epoch_names
@@ -58,7 +58,7 @@ class Admission:
         self,
         config: Config,
         tables: Tables,
-        memory: MemoryWorker,
+        memory: InlineMemory,
         work: Work,
         *,
         modes: Modes,

@@ -125,8 +125,8 @@ def _finish_epochs(stream: Stream, ends: Mapping[int, int], now_ns: int) -> None
 
 
 def _finish_wiring(stream: Stream, held: int) -> None:
-    live = {lease.gate for lease in stream.consumers}
-    lib.shmd_word_store(ffi.addressof(stream.record, "gates_used"), held | sum(1 << gate for gate in live))
+    live = sum(1 << gate for gate in {lease.gate for lease in stream.consumers})
+    lib.shmd_word_store(ffi.addressof(stream.record, "gates_used"), held | live)
     for epoch in stream.in_order:
         epoch.keep_only(live)
         for lease in stream.consumers:

@@ -19,7 +19,7 @@ from shmdriver.driver.adoption import adopt_tables, load_tables
 from shmdriver.driver.authority import Authority, TableSizes
 from shmdriver.driver.config import Config
 from shmdriver.driver.failpoints import failpoint
-from shmdriver.driver.memory import InlineMemory, MemoryWorker
+from shmdriver.driver.memory import InlineMemory
 from shmdriver.driver.segments import (
     InstanceLock,
     control_name,
@@ -39,7 +39,7 @@ BEAT_NS_MAX = 10_000 * MILLISECOND_NS  # no client sleeps longer than that betwe
 
 
 def boot(
-    config: Config, modes: Modes, memory: MemoryWorker, clock: Callable[[], int], log: Callable[[str], None]
+    config: Config, modes: Modes, memory: InlineMemory, clock: Callable[[], int], log: Callable[[str], None]
 ) -> tuple[Tables, bool]:
     """The instance's tables, locked, and whether they were adopted.
 
@@ -99,7 +99,7 @@ def _adopt(
     lock: InstanceLock,
     config: Config,
     modes: Modes,
-    memory: MemoryWorker,
+    memory: InlineMemory,
     clock: Callable[[], int],
     log: Callable[[str], None],
 ) -> Tables:
@@ -244,13 +244,13 @@ def _end_former(
         if int(authority.base.exit_kind) == lib.SHMD_EXIT_SUPERSEDED or not superseded:
             # It was ending already: a consumer whose lease has ended keeps its bits, and drains to the seal.
             load_tables(tables.clients, tables.leases, tables.streams, now_ns)
-            tables.streams.retire_given_up()
         else:
             adopt_tables(authority, tables.clients, tables.leases, tables.streams, tables.tenure, now_ns)
         if superseded:  # before the first seal: a successor must not adopt what is half superseded
             authority.store("exit_kind", lib.SHMD_EXIT_SUPERSEDED)
         failpoint("supersede.marked")
         tables.tenure.seal_all(reason, text, now_ns)
+        tables.streams.retire_given_up()
         failpoint("supersede.sealed")
         tables.events.driver_shutdown(lib.SHMD_SHUTDOWN_END, reason, text)
         authority.store("lifecycle", lib.SHMD_LIFECYCLE_STOPPED)

@@ -35,7 +35,7 @@ from shmdriver.driver.inheritance import Inheritance
 from shmdriver.driver.leasewatch import LeaseWatch
 from shmdriver.driver.lifecycle import DegradedBy, Event, Lifecycle, ShutdownMode, State
 from shmdriver.driver.limits import lock_shortage
-from shmdriver.driver.memory import Completion, MemoryThread, MemoryWorker
+from shmdriver.driver.memory import Completion, InlineMemory, MemoryThread
 from shmdriver.driver.notify import Notifier
 from shmdriver.driver.oversight import HealthWatch, StreamWatch
 from shmdriver.driver.rest import Rest
@@ -78,7 +78,7 @@ class Driver:
         config: Config,
         *,
         clock: Callable[[], int] = lib.shmd_now_ns,
-        memory: MemoryWorker | None = None,
+        memory: InlineMemory | None = None,
         log: Callable[[str], None] = lambda _line: None,
         token: bytes | None = None,
         notifier: Notifier | None = None,

@@ -170,9 +170,8 @@ class Epoch:
         for gate in self._wired_gates():
             self.watch.left[gate] = lib.shmd_gate_left(self.memory.gates, gate)
 
-    def keep_only(self, gates: Iterable[int]) -> None:
-        """Clears every bit without a live lease (after an adoption)."""
-        live = sum(1 << gate for gate in set(gates))
+    def keep_only(self, live: int) -> None:
+        """Clears every bit without a live lease (after an adoption); ``live``: mask of their gates."""
         bits = int(self.hot.wired_mask) | int(self.hot.gate_mask) | int(self.hot.sleep_mask)
         stale = bits & ~live
         for gate in _gates_of(stale):

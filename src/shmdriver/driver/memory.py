@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.failpoints import failpoint
@@ -37,7 +37,7 @@ from shmdriver.driver.undo import UndoneOnError
 from shmdriver.errors import LayoutMismatch, ShmDriverError
 from shmdriver.os_errors import last_error
 
-__all__ = ["Completion", "EpochMemory", "InlineMemory", "MemoryThread", "MemoryWorker", "Provision", "Unmap"]
+__all__ = ["Completion", "EpochMemory", "InlineMemory", "MemoryThread", "Provision", "Unmap"]
 
 INLINE_BYTES_MAX = 8 << 20
 RING_OFFSET = -(-lib.SHMD_DATA_HEADER_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -237,20 +237,8 @@ class Completion:
             self.result.close()
 
 
-class MemoryWorker(Protocol):
-    """Runs jobs, now or elsewhere, and hands back their completions in order."""
-
-    def submit(self, job: Job) -> None: ...
-    def completions(self) -> Iterator[Completion]: ...
-    @property
-    def pending(self) -> int: ...
-    @property
-    def is_unmapping(self) -> bool: ...
-    def close(self) -> None: ...
-
-
 class InlineMemory:
-    """Runs every job at once, in the caller's thread."""
+    """Runs every job at once, in the caller's thread, and hands back the completions in order."""
 
     def __init__(self) -> None:
         self._done: deque[Completion] = deque()

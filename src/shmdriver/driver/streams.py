@@ -145,9 +145,10 @@ class Stream:
         self._store("gates_used", used)
 
     def unwire(self, gate: int) -> None:
-        """Clears a gate's bits in all epochs."""
+        """Clears a gate's bits in all epochs that it is wired to."""
         for epoch in self.in_order:
-            epoch.leave(gate)
+            if epoch.is_wired(gate):
+                epoch.leave(gate)
 
     def holders(self, epoch: Epoch, *, reliable_only: bool) -> list[Lease]:
         """Consumers that are wired to an epoch and have not left it."""

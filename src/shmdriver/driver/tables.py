@@ -11,7 +11,7 @@ from shmdriver.driver.clients import ClientTable
 from shmdriver.driver.config import Config
 from shmdriver.driver.events import EventLog
 from shmdriver.driver.leases import LeaseTable
-from shmdriver.driver.memory import MemoryWorker
+from shmdriver.driver.memory import InlineMemory
 from shmdriver.driver.streams import StreamDirectory
 from shmdriver.driver.tenure import Tenure
 
@@ -33,7 +33,7 @@ class Tables:
 
     @classmethod
     def of(
-        cls, authority: Authority, config: Config, memory: MemoryWorker, clock: Callable[[], int]
+        cls, authority: Authority, config: Config, memory: InlineMemory, clock: Callable[[], int]
     ) -> Tables:
         """For an authority that this process holds the lock of."""
         limits = config.policies.limits

@@ -100,7 +100,9 @@ class Tenure:
         epoch = self._stop_producing(stream, lease, reason, now_ns) if lease.is_producer else None
         failpoint("end.sealed")
         if not lease.is_producer:
-            self._stop_consuming(stream, lease, free_gate=not quarantine)
+            stream.unwire(lease.gate)
+            if not quarantine:
+                stream.free_gate(lease.gate)
         failpoint("end.unwired")
         if state == lib.SHMD_LEASE_DETACHED:
             self._authority.count(lib.SHMD_COUNTER_DETACHES)
@@ -265,19 +267,11 @@ class Tenure:
         self._authority.count(lib.SHMD_COUNTER_EPOCHS_SEALED)
         self._authority.count(lib.SHMD_COUNTER_EPOCHS_UNPROVEN, int(epoch.record.unproven))
 
-    @staticmethod
-    def _stop_consuming(stream: Stream, lease: Lease, *, free_gate: bool) -> None:
-        for epoch in stream.in_order:
-            if epoch.is_wired(lease.gate):
-                epoch.leave(lease.gate)
-        if free_gate:
-            stream.free_gate(lease.gate)
-
     def _deliver(self, stream: Stream, lease: Lease, now_ns: int) -> None:
         # Its handle is open yet, so its gate stays its own until it detaches.
         self._leases.end(lease, lib.SHMD_LEASE_DETACHED, Reason.DELIVERED, now_ns, quarantine=True)
         stream.leases.pop(lease.lease_id, None)
-        self._stop_consuming(stream, lease, free_gate=False)
+        stream.unwire(lease.gate)
         self._events.detach_response(lease.record, stream.name)
 
     def _forget(self, client: Client) -> None:
