@@ -32,7 +32,7 @@ int shmd_epoch_end(const shmd_epoch_record_t *record, uint32_t epoch, uint64_t *
         return 0;
     *reason = shmd_load32_relaxed(&record->end_reason);
     *sealed_seq = shmd_load_relaxed(&record->hot.sealed_seq);
-    /* An epoch whose segments were lost is retired without a reason and without a seal: its leases have ended before, and tell. */
+    /* An epoch whose segments were lost is retired without a reason and without a seal: its leases have ended before (X2), and tell. */
     return shmd_seqlock_same(&record->hot.state, seen) && (low == SHMD_EPOCH_SEALED || *reason != SHMD_REASON_NONE);
 }
 

@@ -292,7 +292,7 @@ class World:
 
         publish, run, make = LeaseTable.publish, Provision.run, Provision._make
         serve, finish = Driver._serve, Driver._finish_attach
-        decide, grant = Admission._decide, Admission._grant_producer
+        decide, grant = Admission._decide, Admission._grant
 
         def served(driver: Driver, request: Any, now_ns: int) -> None:
             self.in_work = request
@@ -332,7 +332,7 @@ class World:
             (Driver, "_serve", served), (Driver, "_finish_attach", finished),
             (Provision, "_make", once(make, lambda job: job.subject.request)),
             (Admission, "_decide", once(decide, lambda _self, request, *_: request)),
-            (Admission, "_grant_producer", once(grant, lambda _self, waiting, *_: waiting.request)),
+            (Admission, "_grant", once(grant, lambda _self, _undo, waiting, *_: waiting.request)),
         ]  # fmt: skip
         originals = [(owner, name, vars(owner)[name]) for owner, name, _ in patched]
         for owner, name, function in patched:

@@ -111,9 +111,11 @@ class Admission:
         """
         with UndoneOnError() as undo:
             undo.callback(self._abandon, completion)
-            self._finish(completion, now_ns, refusal)
+            self._finish(undo, completion, now_ns, refusal)
 
-    def _finish(self, completion: Completion, now_ns: int, refusal: tuple[Reason, str] | None) -> None:
+    def _finish(
+        self, undo: ExitStack, completion: Completion, now_ns: int, refusal: tuple[Reason, str] | None
+    ) -> None:
         job = completion.job
         if not isinstance(job, Provision):
             return
@@ -127,7 +129,7 @@ class Admission:
             raise Rejection(*refusal)
         if gone or waiting.request.deadline_ns < now_ns:
             raise Rejection(Reason.UNCONFIRMED, "its client gave up before the memory was there")
-        self._grant_producer(waiting, job, completion.result, now_ns)
+        self._grant(undo, waiting, job, completion.result, now_ns)
 
     def abandon_waiting(self, completion: Completion) -> None:
         """Gives up an attach that still waits for this memory: something failed before :meth:`finish`."""
@@ -224,10 +226,8 @@ class Admission:
         demanded = self._config.schema_of(stream.name)
         check_producer_schema(stream, _schema_of(request), demanded, self._owner)
         self._check_consumers(request, stream)
-        if not self._leases.has_room:
-            self._leases.fill(
-                request.raw, client, stream.record, now_ns, deadline_ns=0
-            )  # raises with the numbers
+        if not self._leases.has_room:  # this raises with the numbers
+            self._leases.fill(request.raw, client, stream.record, now_ns, deadline_ns=0)
         geometry = derive_geometry(
             request.raw,
             self._config.profile_of(stream.name),
@@ -267,10 +267,6 @@ class Admission:
     def _provisioning_bytes(self) -> int:
         return sum(waiting.size for waiting in self._waiting.values())
 
-    def _grant_producer(self, waiting: _Waiting, job: Provision, memory: EpochMemory, now_ns: int) -> None:
-        with UndoneOnError() as undo:  # the memory is the caller's
-            self._grant(undo, waiting, job, memory, now_ns)
-
     def _grant(
         self, undo: ExitStack, waiting: _Waiting, job: Provision, memory: EpochMemory, now_ns: int
     ) -> None:
@@ -300,8 +296,8 @@ class Admission:
             owner = self._owner(producer)
             raise Rejection(
                 Reason.PRODUCER_EXISTS,
-                f"stream {stream.name!r} has a producer already: {owner}, lease {producer.lease_id}; a "
-                "stream has one",
+                f"stream {stream.name!r} has a producer already: {owner}, lease {producer.lease_id}; "
+                "a stream has one",
             )
         if stream.provisioning is not None:
             raise Rejection(
@@ -315,8 +311,7 @@ class Admission:
             raise Rejection(
                 Reason.LIMIT,
                 f"min_consumers={int(request.raw.min_consumers)}, but stream {stream.name!r} admits "
-                f"{limit} consumers "
-                "(profile's max_consumers)",
+                f"{limit} consumers (profile's max_consumers)",
                 Code.INVALID_PARAMS,
             )
         reliable = [lease for lease in stream.consumers if lease.is_reliable]
@@ -324,9 +319,8 @@ class Admission:
             owner = self._owner(reliable[0])
             raise Rejection(
                 Reason.REFUSED_RELIABLE,
-                f"slow_consumer='refuse', but stream {stream.name!r} has {len(reliable)} reliable "
-                "consumers already, "
-                f"the first is {owner}: attach them with delivery='lossy'",
+                f"slow_consumer='refuse', but stream {stream.name!r} has {len(reliable)} reliable consumers "
+                f"already, the first is {owner}: attach them with delivery='lossy'",
             )
 
     def _free_slot(self, stream: Stream, now_ns: int) -> int:
@@ -345,8 +339,7 @@ class Admission:
         raise Rejection(
             Reason.UNDRAINED,
             f"stream {stream.name!r} has {len(stream.epochs)} epochs that are not drained, which is all it "
-            "keeps; "
-            f"waiting for {', '.join(sorted(holders)) or 'nobody'}: let them read on, or close them",
+            f"keeps; waiting for {', '.join(sorted(holders)) or 'nobody'}: let them read on, or close them",
         )
 
     def _make_room(self, stream: Stream, geometry: Geometry, now_ns: int) -> bool:
@@ -394,8 +387,7 @@ class Admission:
                 raise Rejection(
                     Reason.REFUSED_RELIABLE,
                     f"stream {stream.name!r} admits no reliable consumers (slow_consumer='refuse'): attach "
-                    "with "
-                    "delivery='lossy' or 'latest'",
+                    "with delivery='lossy' or 'latest'",
                 )
         with UndoneOnError() as undo:  # each step's undoing stands here before the step
             undo.callback(stream.restore_gates, int(stream.record.gates_used))

@@ -80,7 +80,7 @@ def adopt_tables(
             for lease in [lease for lease in stream.consumers if wired >> lease.gate & 1]:
                 tenure.revoke(lease, Reason.TRUNCATED, epoch.text, now_ns)
     failpoint("adopt.revoked")
-    streams.retire_given_up()  # last: until then a successor finds it as lost, and who is not told yet
+    streams.retire_given_up()  # X2; and until then a successor finds these epochs, and the leases to end
     for lease in leases:  # clients that died in a way that left no record of theirs
         if clients.by_id(lease.client_id) is None:
             tenure.end(lease, lib.SHMD_LEASE_EXPIRED, Reason.DIED, now_ns, quarantine=False)

@@ -73,10 +73,8 @@ class Work:
         self._tables = tables
         base = tables.authority.base
         entries = [ffi.addressof(base.work, index) for index in range(lib.SHMD_WORK_ENTRIES)]
-        self._notes, self._remembered = (
-            entries[: lib.SHMD_WORK_REMEMBERED],
-            entries[lib.SHMD_WORK_REMEMBERED :],
-        )
+        first = lib.SHMD_WORK_REMEMBERED
+        self._notes, self._remembered = entries[:first], entries[first:]
         self._loop_thread = threading.get_ident()
         self._died: dict[tuple[int, int], Any] = {}  # client and correlation id: its entry
         for entry in self._remembered:
