@@ -819,6 +819,7 @@ void shmd_word_store_seq_cst(uint64_t *word, uint64_t value);
 uint32_t shmd_futex_load(const uint32_t *word);                   /* acquire */
 int shmd_futex_wait(const uint32_t *word, uint32_t seen, uint64_t timeout_ns); /* 0 woken or changed, SHMD_E_TIMEOUT, SHMD_E_INTERRUPTED */
 void shmd_futex_wake(const uint32_t *word);                       /* everybody */
+void shmd_futex_change(uint32_t *word);                           /* + 1 (seq_cst), then wakes everybody */
 void shmd_record_rewrite(uint64_t *word, uint64_t value);         /* from here on its fields are rewritten (core/shmd_seqlock.h); ends with shmd_word_store */
 int shmd_record_copy(void *out, const void *record, uint64_t bytes);
     /* of a table entry. 1: consistent copy; 0: it changed meanwhile, or is being rewritten. The first 8 bytes are its word */

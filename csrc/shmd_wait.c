@@ -61,3 +61,9 @@ int shmd_futex_wait_any(const shmd_word_t *words, uint32_t n, uint64_t timeout_n
 }
 
 void shmd_futex_wake(const uint32_t *word) { (void)syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0); }
+
+void shmd_futex_change(uint32_t *word)
+{
+    shmd_add32(word, 1);
+    shmd_futex_wake(word);
+}

@@ -283,19 +283,28 @@ def test_a_handler_that_gets_is_not_kept_by_the_call_beneath_it(client: shmdrive
     assert got == [None, "for the handler"]
 
 
-def raising_at(line: int, raised: list[int]) -> Callable[[FrameType, str, object], Any]:
-    """Raises Alarm at the line of turns.py that is the ``line``-th to run."""
+def interrupting_at(line: int, act: Callable[[], object]) -> Callable[[FrameType, str, object], Any]:
+    """Calls ``act`` at the line of turns.py that is the ``line``-th to run."""
     lines = count(1)
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         if frame.f_code.co_filename != turns.__file__:
             return None
         if event == "line" and next(lines) == line:
-            raised.append(line)
-            raise Alarm
+            act()
         return trace
 
     return trace
+
+
+def traced(trace: Any, act: Callable[[], object]) -> None:
+    """Calls ``act`` under a trace function, and lets its exceptions out."""
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
 
 
 @pytest.mark.fault(49, 52, how="an exception at each line of turns.py in turn")
@@ -305,22 +314,50 @@ def test_an_exception_in_a_turn_reaches_the_caller_and_leaves_no_call(
 ) -> None:
     queue = used(client, 5)
     act = partial(queue.get, timeout=0.001) if call == "get" else getattr(queue, call)
+
+    def raise_alarm() -> None:
+        raised.append(line)
+        raise Alarm
+
     for line in count(1):
         raised: list[int] = []
         kept: BaseException | None = None  # as a program may, with its traceback
-        before = sys.gettrace()
-        sys.settrace(raising_at(line, raised))
         try:
-            act()
+            traced(interrupting_at(line, raise_alarm), act)
         except (Alarm, standard.Empty) as error:
             kept = error
-        finally:
-            sys.settrace(before)
         assert isinstance(kept, Alarm) == bool(raised)
         if not raised:
             break
         for each in (queue._get_turns, queue._put_turns):
             assert Waiter(each.rest_ns).end() > ENDLESS_NS
+
+
+@pytest.mark.fault(49, 52, 76, how="a call that is interrupted at each line of turns.py in turn")
+@pytest.mark.usefixtures("_endless")
+@pytest.mark.parametrize("how", ["raises", "gets"])
+def test_a_call_that_is_interrupted_keeps_no_other_one_waiting(client: shmdriver.Client, how: str) -> None:
+    """By a handler that raises, or gets itself; another thread waits inside, and only a wake-up ends that."""
+    queue = used(client)
+    waiter = Waiter(queue.get)
+
+    def interrupt() -> None:
+        interrupted.append(line)
+        if how == "raises":
+            raise Alarm
+        with pytest.raises(standard.Empty):
+            queue.get(timeout=0)
+
+    for line in count(1):
+        interrupted: list[int] = []
+        wait_until(lambda: is_getting(client), "a thread to wait", PATIENCE_S)
+        act = partial(traced, interrupting_at(line, interrupt), partial(queue.get, timeout=0))
+        assert isinstance(Waiter(act).end(), Alarm if interrupted and how == "raises" else standard.Empty)
+        assert isinstance(Waiter(partial(queue.get, timeout=0)).end(), standard.Empty)
+        if not interrupted:
+            break
+    queue.put("news")
+    assert waiter.end() == "news"
 
 
 @pytest.mark.fault(52, 76, how="a signal's handler puts while its own thread waits for room")

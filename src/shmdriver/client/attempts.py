@@ -19,7 +19,7 @@ from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.client.boundary import outcome_of
-from shmdriver.client.link import change_word, pause_after
+from shmdriver.client.link import pause_after
 
 __all__ = ["Attempt", "Attempts", "change_news", "news"]
 
@@ -33,7 +33,7 @@ def news() -> tuple[Any, int]:
 
 def change_news() -> None:
     """An Attempt is over, or given up."""
-    change_word(_news)  # H3: after what it tells of
+    lib.shmd_futex_change(_news)  # H3: after what it tells of
 
 
 class Attempt:
@@ -109,7 +109,7 @@ class Attempts:
             return
         if attempt not in self._waiting:
             self._waiting[attempt] = None
-            change_word(self._added)
+            lib.shmd_futex_change(self._added)
         thread = self._thread
         if thread is not None and thread.is_alive():
             return

@@ -34,7 +34,6 @@ __all__ = [
     "Deadline",
     "Handle",
     "Link",
-    "change_word",
     "nap",
     "open_handles",
     "pause_after",
@@ -87,12 +86,6 @@ def pause_after(lasted_ns: int) -> int:
 
 
 _nothing = ffi.new("uint32_t *")
-
-
-def change_word(word: Any) -> None:
-    """Gives a futex word of this process another value, and wakes whoever sleeps on it (H3)."""
-    word[0] = (word[0] + 1) & 0xFFFF_FFFF
-    lib.shmd_futex_wake(word)
 
 
 def wait_for_a_driver(until: Deadline) -> None:

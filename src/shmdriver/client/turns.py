@@ -13,7 +13,7 @@ import time
 import weakref
 from typing import Any, Self
 
-from shmdriver._native import ffi
+from shmdriver._native import ffi, lib
 from shmdriver.client import link
 
 __all__ = ["Call", "Turns"]
@@ -51,10 +51,10 @@ class Call:
 class Turns:
     """Of one lock: the calls that want it, and the word on which the thread inside sleeps."""
 
-    __slots__ = ("_noted", "_word", "is_slept_on")
+    __slots__ = ("_noted", "_slept_on", "_word")
 
     def __init__(self) -> None:
-        self.is_slept_on = False  # a thread inside may sleep on the word
+        self._slept_on = -1  # that value of the word, by the thread that was inside last
         # By call's number: that, the call, its thread, and when it wants to be inside.
         self._noted: dict[int, tuple[int, weakref.ref[Call], int, int]] = {}
         self._word = ffi.new("uint32_t *")
@@ -63,15 +63,19 @@ class Turns:
         """Notes a call that wants the lock at ``until_ns`` (monotonic; 0: at once), for a ``with``."""
         return Call(self, until_ns)
 
+    @property
+    def is_slept_on(self) -> bool:
+        """Whether a thread inside may sleep on the word."""
+        return bool(self._slept_on == self._word[0])
+
     def knock(self) -> None:
-        """Ends the sleep of the thread inside."""
-        self.is_slept_on = False
-        link.change_word(self._word)  # H3: after the call was noted
+        """Ends the sleep of the thread inside, in one step: a signal's handler comes before or after it."""
+        lib.shmd_futex_change(self._word)  # H3: after the call was noted
 
     def word(self) -> tuple[Any, int]:
         """The futex word on which the thread inside sleeps, and its value. Read it before rest_ns() (H3)."""
-        self.is_slept_on = True
-        return self._word, self._word[0]
+        self._slept_on = seen = self._word[0]
+        return self._word, seen
 
     @property
     def are_several(self) -> bool:
