@@ -3,8 +3,8 @@
 A model says in its first comment what it proves, which functions it stands for (`C:`), and which mutations
 it catches (`mutation NAME text`); `also NAME=VALUE ...` is another size to run at, `limit NAME text` a
 weakness that the design accepts, shown by a run that fails. A mutation is a macro: the same model with a
-fence dropped or a store moved. Everything is also run with -DTSO, the memory of x86-64, which tells what no
-test on such a machine could ever show.
+fence dropped or a store moved. A model that includes weak_memory.pml is also run with -DTSO, the memory of
+x86-64, which tells what no test on such a machine could ever show.
 
     python scripts/check_models.py [MODEL ...]   run; exit 1: wrong, or a mutation lives; 77: no spin
     python scripts/check_models.py --write         run, and write the results into models/README.md
@@ -54,6 +54,7 @@ class Model:
     stands_for: str
     sizes: tuple[tuple[str, ...], ...]
     mutations: tuple[Mutation, ...]
+    memories: tuple[tuple[str, ...], ...]  # the weak machine, and x86-64's if that is another one
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def one_line(text: str) -> str:
 
 def read_model(path: Path) -> Model:
     """Raises ValueError for a model without a property, code that it stands for, or a mutation."""
-    comment = path.read_text().split("*/", 1)[0]
+    comment, body = path.read_text().split("*/", 1)
     proves, code = PROPERTY.search(comment), CODE.search(comment)
     mutations = tuple(
         Mutation(match[2], one_line(match[3]), match[1] == "limit") for match in MUTATION.finditer(comment)
@@ -86,7 +87,8 @@ def read_model(path: Path) -> Model:
     if proves is None or code is None or not any(not mutation.is_limit for mutation in mutations):
         raise ValueError(f"{path.name} names no property, no C functions or no mutation in its first comment")
     sizes = ((), *(tuple(match[1].split()) for match in SIZES.finditer(comment)))
-    return Model(path.stem, path, one_line(proves[1]), one_line(code[1]), sizes, mutations)
+    memories = ((), ("TSO",)) if MACHINE in body else ((),)
+    return Model(path.stem, path, one_line(proves[1]), one_line(code[1]), sizes, mutations, memories)
 
 
 def all_models() -> list[Model]:
@@ -96,7 +98,7 @@ def all_models() -> list[Model]:
 def missing_functions(model: Model) -> list[str]:
     """Names in the model's `C:` line that the file after them does not have (any more)."""
     missing = []
-    for names, file in re.findall(r"([\w, .]+?) \((\w+\.[ch]|driver/\w+\.py)\)", model.stands_for):
+    for names, file in re.findall(r"([\w, .]+?) \((\w+\.[ch]|(?:driver|client)/\w+\.py)\)", model.stands_for):
         folder = CSRC if file.endswith((".c", ".h")) else ROOT / "src" / "shmdriver"
         text = "".join(path.read_text() for path in folder.rglob(file))
         for name in names.split(","):
@@ -151,10 +153,10 @@ def run(model: Model, macros: tuple[str, ...], build: Path) -> Result:
 Results = dict[tuple[str, tuple[str, ...]], Result]
 
 
-def jobs_of(models: list[Model], with_tso: bool) -> list[tuple[Model, tuple[str, ...]]]:
+def jobs_of(models: list[Model]) -> list[tuple[Model, tuple[str, ...]]]:
     jobs: list[tuple[Model, tuple[str, ...]]] = []
     for model in models:
-        for memory in ((), ("TSO",)) if with_tso else ((),):
+        for memory in model.memories:
             for size in model.sizes:
                 jobs.append((model, (*memory, *size)))
                 jobs.extend((model, (*memory, *size, mutation.name)) for mutation in model.mutations)
@@ -171,7 +173,7 @@ def complaints(models: list[Model], results: Results) -> list[str]:
     found = []
     for model in models:
         found += [f"{model.name} stands for {name}, which is not there" for name in missing_functions(model)]
-        for memory in ((), ("TSO",)):
+        for memory in model.memories:
             for size in model.sizes:
                 result = results.get((model.name, (*memory, *size)))
                 if result is not None and not result.holds:
@@ -189,7 +191,7 @@ def table(models: list[Model], results: Results) -> str:
     lines = []
     for model in models:
         weak_states = sum(results[model.name, size].states for size in model.sizes)
-        tso_states = sum(results[model.name, ("TSO", *size)].states for size in model.sizes)
+        tso_states = sum(results[model.name, (*model.memories[-1], *size)].states for size in model.sizes)
         lines += [
             f"### {model.name}", "", f"Stands for: {model.stands_for}", "", f"**Proves**: {model.proves}", "",
             f"Holds in all {weak_states:,} states of the weak machine and {tso_states:,} of x86-64's.", "",
@@ -197,7 +199,7 @@ def table(models: list[Model], results: Results) -> str:
         ]  # fmt: skip
         for mutation in model.mutations:
             weak = "caught" if is_caught(model, (), mutation, results) else "NOT CAUGHT"
-            strong = "caught" if is_caught(model, ("TSO",), mutation, results) else "no effect"
+            strong = "caught" if is_caught(model, model.memories[-1], mutation, results) else "no effect"
             name = f"{mutation.name} (accepted limit)" if mutation.is_limit else mutation.name
             lines.append(f"| {name} | {mutation.text} | {weak} | {strong} |")
         lines.append("")
@@ -219,7 +221,7 @@ def main() -> int:
     jobs = (
         [(model, size) for model in models for size in model.sizes]
         if arguments.no_mutations
-        else jobs_of(models, with_tso=True)
+        else jobs_of(models)
     )
     build = ROOT / "build" / "models"
     started = time.monotonic()

@@ -45,10 +45,12 @@ def test_model_without_a_mutation_is_refused(tmp_path: Path) -> None:
 def test_model_of_a_function_that_is_gone_is_found(tmp_path: Path) -> None:
     path = tmp_path / "stale.pml"
     path.write_text(
-        "/* stale.pml.\n *\n * C: shmd_abort, shmd_gone (shmd_producer.c); X.way (driver/control.py).\n *\n"
+        "/* stale.pml.\n *\n * C: shmd_abort, shmd_gone (shmd_producer.c); X.way (driver/control.py);\n"
+        " *    X.knock, gone (client/turns.py).\n *\n"
         " * Property: none.\n *\n * mutation NO_FENCE  a fence less\n */\n#ifdef NO_FENCE\n#endif\n"
     )
     assert check_models.missing_functions(check_models.read_model(path)) == [
         "shmd_gone in shmd_producer.c",
         "way in driver/control.py",
+        "gone in client/turns.py",
     ]
