@@ -19,7 +19,7 @@ from shmdriver.driver.driver import Driver
 from shmdriver.driver.embedded import EmbeddedDriver, collect_dead_embedded
 from shmdriver.driver.memory import InlineMemory, MemoryThread, Provision
 from shmdriver.driver.segments import authority_name, collect, control_name, lock_authority
-from shmdriver.driver.shm import Modes, ShmSpace, ShmSpaceError, create_segment
+from shmdriver.driver.shm import Modes, ShmSpace, ShmSpaceError, create_segment, is_absent
 from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, Reason, ShmDriverError
 from tests.driver_rig import FakeClock, Rig
 
@@ -436,3 +436,14 @@ def test_dead_embedded_instances_are_collected_by_the_next_one() -> None:
 def test_config_text_fits_and_is_readable(rig: Rig) -> None:
     text = ffi.string(lib.shmd_authority_config(rig.view.authority)).decode()
     assert f'instance = "{rig.instance}"' in text
+
+
+def test_name_that_cannot_be_looked_at_is_neither_absent_nor_there() -> None:
+    name = f"/shmd.test-{os.getpid()}"
+    assert is_absent(name) is True
+    os.close(create_segment(name, 4096, Modes()))
+    try:
+        assert is_absent(name) is False
+    finally:
+        Path(f"/dev/shm{name}").unlink()
+    assert is_absent("/" + "x" * 300) is None  # ENAMETOOLONG

@@ -6,7 +6,6 @@ private memory and with the driver's clock; nothing here uses it as an index or 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator
 
 from shmdriver._native import lib
@@ -15,7 +14,7 @@ from shmdriver.driver.clients import ClientTable, describe
 from shmdriver.driver.config import Config
 from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.leases import Lease
-from shmdriver.driver.shm import ShmSpace, object_path
+from shmdriver.driver.shm import ShmSpace, is_absent
 from shmdriver.driver.streams import Stream
 from shmdriver.driver.tables import Tables
 from shmdriver.errors import Reason
@@ -61,7 +60,7 @@ class StreamWatch:
         found = list(self._look_at_segments())
         missing = {name for _, _, name, is_gone in found if is_gone}
         control = text_of(self._authority.base.control_name)
-        if not os.path.lexists(object_path(control)):
+        if is_absent(control):
             missing.add(control)
         told, self._missing = self._missing, missing
         ended = [

@@ -20,6 +20,7 @@ from shmdriver.driver.shm import (
     Modes,
     SegmentMap,
     ShmSpace,
+    is_absent,
     make_object,
     object_path,
     set_modes,
@@ -266,9 +267,9 @@ def collect(instance: str) -> list[str]:
     from starting meanwhile. An authority of a wrong magic or layout version is refused (LayoutMismatch),
     never deleted. The authority object goes last, so that an interrupted collection can be repeated.
     """
-    had_authority = os.path.lexists(object_path(authority_name(instance)))
+    had_authority = not is_absent(authority_name(instance))  # what cannot be told is told by the opening
     others = control_name(instance), *epoch_objects(instance)
-    if not had_authority and not any(os.path.lexists(object_path(name)) for name in others):
+    if not had_authority and all(is_absent(name) for name in others):
         return []
     lock = lock_authority(instance, Modes(), patience=COLLECTOR_TURNS)
     try:

@@ -32,6 +32,7 @@ __all__ = [
     "allocate",
     "check_space",
     "create_segment",
+    "is_absent",
     "is_whole",
     "lock_memory",
     "make_object",
@@ -274,6 +275,17 @@ def open_segment(name: str, *, writable: bool) -> tuple[int, int]:
     if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
         raise ShmDriverError(text)
     raise LayoutMismatch(text, segment=name)
+
+
+def is_absent(name: str) -> bool | None:
+    """Whether nothing has this name; None: that cannot be told."""
+    try:
+        os.lstat(object_path(name))
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 def is_whole(name: str, mapped: SegmentMap) -> bool | None:
