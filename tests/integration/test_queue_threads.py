@@ -262,6 +262,39 @@ def test_a_handler_that_raises_leaves_no_lock_locked(client, maxsize):
     assert answers == ["still there"]
 
 
+class RaisingLock:
+    """A lock. From this thread's first acquire() on, a handler raises at the end of each of its calls."""
+
+    def __init__(self, lock):
+        self._lock = lock
+        self._thread = threading.get_ident()
+        self._has_begun = False
+
+    def __getattr__(self, name):
+        def call(*arguments, **named):
+            found = getattr(self._lock, name)(*arguments, **named)
+            if self._thread == threading.get_ident():
+                self._has_begun = self._has_begun or name == "acquire"
+                if self._has_begun:
+                    raise InterruptionError
+            return found
+
+        return call
+
+
+@pytest.mark.fault(49, 52, how="a signal's handler that raises again where its first exception is handled")
+@pytest.mark.parametrize("name", ["_put_lock", "_get_lock"])
+def test_a_handler_that_raises_twice_leaves_no_lock_locked(client, name):
+    queue = client.queue("q")
+    queue.put(1)
+    assert queue.get(timeout=PATIENCE_S) == 1
+    lock = getattr(queue, name)
+    setattr(queue, name, RaisingLock(lock))
+    with pytest.raises(InterruptionError):
+        queue.put(2) if name == "_put_lock" else queue.get()
+    assert not lock._is_owned()
+
+
 # ---- questions and ends beside a thread that waits
 
 

@@ -142,8 +142,10 @@ class Queue:
                     )
                     lock.release()
             except BaseException:
-                if lock._is_owned():
-                    lock.release()
+                try:
+                    lock.release()  # the first call here: at the end of any, a handler may raise again
+                except RuntimeError:
+                    pass  # it was not taken, or is released
                 raise
             if not is_put:
                 self._put_slow(head, buffers, Deadline(0) if not block else deadline or Deadline(None))
@@ -182,8 +184,10 @@ class Queue:
                         has_looked = True
                         lock.release()
                 except BaseException:
-                    if lock._is_owned():
-                        lock.release()
+                    try:
+                        lock.release()  # the first call here: at the end of any, a handler may raise again
+                    except RuntimeError:
+                        pass  # it was not taken, or is released
                     raise
             if found is NOTHING:
                 deadline = Deadline(0) if not block else deadline or Deadline(None)
