@@ -19,7 +19,7 @@
 enum { SHMD_PAGE_BYTES_MIN = 4096 };
 #define SHMD_ATTACH_TIMEOUT_NS 5000000000u /* where the caller leaves it to us */
 
-/* Sets this thread's text (printf-like) and returns code, so that a refusal is one line. */
+/* Sets this thread's text (printf-like), with what could drive a terminal escaped, and returns code: a refusal is one line. */
 int shmd_fail(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 int shmd_fail_errno(uint32_t call, const char *format, ...) __attribute__((format(printf, 2, 3))); /* SHMD_E_SYSTEM; appends strerror and the hint; errno stays */
 void shmd_fail_answer(uint32_t code, uint32_t reason);                              /* what shmd_last_code, shmd_last_reason say */

@@ -15,12 +15,74 @@ static _Thread_local char last_error[SHMD_TEXT_BYTES + 256];
 static _Thread_local uint32_t last_reason;
 static _Thread_local uint32_t last_code;
 
+/* The bytes of a character that begins at p, of at most left bytes; 0: it is not UTF-8. Writes its code point. */
+static size_t character(const unsigned char *p, size_t left, uint32_t *point)
+{
+    size_t more = p[0] < 0x80 ? 0 : p[0] >= 0xc2 && p[0] < 0xe0 ? 1 : p[0] >= 0xe0 && p[0] < 0xf0 ? 2 : p[0] >= 0xf0 && p[0] < 0xf5 ? 3 : left;
+    if (more >= left)
+        return 0;
+    *point = more == 0 ? p[0] : p[0] & (0x3fu >> more);
+    for (size_t i = 1; i <= more; i++) {
+        if ((p[i] & 0xc0) != 0x80)
+            return 0;
+        *point = *point << 6 | (p[i] & 0x3fu);
+    }
+    return more + 1;
+}
+
+/* Whether it could drive a terminal, turn a line around, hide in it or forge one. */
+static int is_control(uint32_t point)
+{
+    return point < 0x20 || (point >= 0x7f && point < 0xa0) || point == 0xad || point == 0x061c || (point >= 0x200b && point <= 0x200f) ||
+           (point >= 0x2028 && point <= 0x202e) || (point >= 0x2060 && point <= 0x206f) || point == 0xfeff || (point >= 0xe0000 && point <= 0xe007f);
+}
+
+/* Copies text to out with what is_control escaped (\x1b, \u202e), and with each byte that is not UTF-8. */
+static void escape(char *out, size_t out_bytes, const char *text)
+{
+    const unsigned char *p = (const unsigned char *)text;
+    size_t left = strlen(text), used = 0;
+    while (left != 0) {
+        char piece[12];
+        uint32_t point;
+        size_t taken = character(p, left, &point), length = taken;
+        if (taken == 0)
+            point = p[0];
+        if (taken == 0 || is_control(point))
+            length = (size_t)snprintf(piece, sizeof piece, taken == 0 || point < 0x100 ? "\\x%02x" : point < 0x10000 ? "\\u%04x" : "\\U%08x", point);
+        else
+            memcpy(piece, p, taken);
+        if (used + length >= out_bytes)
+            break; /* never half a character */
+        memcpy(out + used, piece, length);
+        used += length;
+        taken = taken == 0 ? 1 : taken;
+        p += taken;
+        left -= taken;
+    }
+    out[used] = '\0';
+}
+
+/* Names, reasons and answers in a text are of other processes. */
+static void escape_last_error(void)
+{
+    char text[sizeof last_error];
+    const unsigned char *p = (const unsigned char *)last_error;
+    while (*p >= 0x20 && *p < 0x7f)
+        p++;
+    if (*p == 0)
+        return;
+    memcpy(text, last_error, sizeof text);
+    escape(last_error, sizeof last_error, text);
+}
+
 int shmd_fail(int code, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
     (void)vsnprintf(last_error, sizeof last_error, format, arguments);
     va_end(arguments);
+    escape_last_error();
     return code;
 }
 
@@ -33,6 +95,7 @@ int shmd_fail_errno(uint32_t call, const char *format, ...)
     va_end(arguments);
     if (used >= 0 && (size_t)used < sizeof last_error)
         (void)snprintf(last_error + used, sizeof last_error - (size_t)used, ": %s: %s", strerror(error), shmd_errno_hint(call, error));
+    escape_last_error();
     errno = error;
     return SHMD_E_SYSTEM;
 }

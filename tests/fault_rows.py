@@ -189,6 +189,9 @@ _TRIED = (
      "next to no processor time; what a wait is for ends it at once", "sleeps counted, endless sleeps"),
     (77, "a system call fails: a limit of the process, a read-only mount, a right that is missing",
      "told with its cause and a remedy, by C and Python alike; `errno` stays", "RLIMIT_*, another uid, ro"),
+    (85, "names, reasons, schemas, command lines and file names of others that contain controls",
+     "shown escaped by every tool, log and exception: none drives a terminal or forges a line",
+     "escape sequences, C1 controls, bidirectional marks, newlines"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

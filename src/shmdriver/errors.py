@@ -23,7 +23,6 @@
 
 Each takes one text and optional keyword attributes, so that all of them can be pickled, copied and
 raised by hand. A text names the object, what was found, what was expected and what to do next.
-This module loads nothing but the standard library; the words of a Reason are asked of the C core.
 """
 # ruff: noqa: N818 -- these are names of the API, and most say more than an "Error" at their end would
 
@@ -34,6 +33,7 @@ from enum import IntEnum, unique
 from typing import TypeVar
 
 from shmdriver.late import LATE_IMPORT
+from shmdriver.shown import shown
 
 __all__ = [
     "AttachRejected",
@@ -145,7 +145,10 @@ class Reason(IntEnum):
 
 
 class ShmDriverError(Exception):
-    """The base of everything that shmdriver raises on its own account."""
+    """The base of everything that shmdriver raises on its own account. What no terminal shows is escaped."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(shown(text))
 
 
 class DriverUnavailable(ShmDriverError, ConnectionError):

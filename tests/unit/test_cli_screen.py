@@ -55,8 +55,8 @@ def test_no_text_is_lost_whatever_the_width(width: int) -> None:
     assert "".join(plain((line, Styled(line, "bold")), width=width)) == line * 2
 
 
-def test_line_breaks_between_words_and_where_it_says_so() -> None:
-    assert plain(("driver dead\n→ start it again",), width=12) == ["driver dead", "→ start it ", "again"]
+def test_line_breaks_between_words() -> None:
+    assert plain(("→ start it again",), width=12) == ["→ start it ", "again"]
 
 
 def test_wide_characters_take_two_columns_and_combining_ones_none() -> None:
@@ -68,9 +68,8 @@ def test_wide_characters_take_two_columns_and_combining_ones_none() -> None:
 def test_names_cannot_drive_the_terminal() -> None:
     page: Page = [Table("t", ("n",), (("\x1b[2Jevil\r\n",),)), ("\x1b]0;title\x07",)]
     text = "\n".join(render(page, 80, colour=False))
-    assert "\x1b" not in text
-    assert "\r" not in text
-    assert "?[2Jevil" in text
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert r"\x1b[2Jevil\r\n" in text
 
 
 def test_screen_writes_what_has_changed_and_gives_the_terminal_back() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shmdriver.client import records
+from shmdriver.driver.schema import schema_difference
 from shmdriver.errors import SchemaMismatch
 
 TICK = np.dtype([("ts", "<i8"), ("px", "<f8"), ("qty", "<f8"), ("id", "<u8")])
@@ -58,6 +59,14 @@ def test_a_schema_longer_than_the_directory_keeps_is_refused():
 def test_a_text_that_is_no_dtype_is_refused(text):
     with pytest.raises(SchemaMismatch, match="no numpy dtype"):
         records.dtype_of(text)
+
+
+@pytest.mark.parametrize("text", ["(('a', 'b'),)", "('<f8',)", "()", "[('a',)]", "[()]"])
+def test_tuple_schema_is_refused_in_words(text):
+    with pytest.raises(SchemaMismatch, match="no numpy dtype") as refused:
+        records.dtype_of(text)
+    assert text in str(refused.value)
+    assert f"carries {text}" in schema_difference(text, "bytes")
 
 
 def test_difference_names_the_fields():

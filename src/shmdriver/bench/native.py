@@ -82,7 +82,7 @@ def _compile(command: list[str], sources: list[Path], library: Path, ready: Path
             words += ["-o", str(Path(place, source.stem)), str(source), str(library), "-pthread", "-lrt"]
             done = subprocess.run(words, capture_output=True, text=True, check=False)
             if done.returncode != 0:
-                raise ShmDriverError(f"{shlex.join(words)} failed:\n{done.stderr.strip()}")
+                raise ShmDriverError(f"{shlex.join(words)} failed: {' '.join(done.stderr.split())}")
         made = Path(place) / "made"
         made.mkdir()
         for source in sources:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shmdriver.cli.options import ERROR, OK, ConnectOption, InstanceOption, JsonOption
-from shmdriver.cli.output import note, print_json
+from shmdriver.cli.output import note, print_json, say
 from shmdriver.errors import AttachRejected, ConfigError, DriverUnavailable
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def register(app: typer.Typer) -> None:
         if json:
             print_json({"maintenance": state.value, "lifecycle": lifecycle, "text": text})
         else:
-            print(text or f"maintenance is {state.value}")
+            say(text or f"maintenance is {state.value}")
 
     @app.command("drain", help=_DRAIN)
     def drain(
@@ -255,9 +255,9 @@ def _shut_down(
     if json:
         print_json({"pid": process.pid, "ended": ended, "status": now.status, "leases": leases, "text": text})
     elif ended:
-        print(f"the driver ({process.label}) has ended: {now.status}")
+        say(f"the driver ({process.label}) has ended: {now.status}")
     elif not wait_s:
-        print(text or f"the driver ({process.label}) drains: {leases} leases left")
+        say(text or f"the driver ({process.label}) drains: {leases} leases left")
     if wait_s and not ended:
         what = f"the driver ({process.label}) lives after {wait_s:g} s: {leases} leases left"
         note(f"{what}; to end it: {_kill(now.process)}")

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from shmdriver.cli import admin, config, doctor, gc, options, pub, run_command, stat, sub, tail, why
-from shmdriver.cli.output import note, print_plainly
+from shmdriver.cli.output import note, print_plainly, say
 from shmdriver.cli.signals import drop_stdout, pipe_closed
 from shmdriver.driver.signals import release_signals
 from shmdriver.errors import ShmDriverError
@@ -47,7 +47,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        print(f"shmdriver {version('shmdriver')}")
+        say(f"shmdriver {version('shmdriver')}")
         raise typer.Exit
 
 

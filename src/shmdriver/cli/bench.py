@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from shmdriver.cli import options
-from shmdriver.cli.output import note, print_json
+from shmdriver.cli.output import note, print_json, say, say_all
 from shmdriver.errors import ShmDriverError
 
 _HELP = """Measure throughput and latency on this machine: C to C and Python to Python, two pinned processes.
@@ -121,7 +121,7 @@ def _measure(groups: list[str], given: dict[str, Any]) -> int:
     report.options = {"groups": groups, "rounds": count} | {
         name: value for name, value in given.items() if name not in ("out", "plots", "json", "rounds")
     }
-    print_json(report.as_json()) if given["json"] else print(tables.text(report))
+    print_json(report.as_json()) if given["json"] else say_all(tables.text(report))
     for problem in report.problems if given["json"] else ():
         note(problem)
     if given["out"] is not None:
@@ -175,7 +175,7 @@ def register(app: typer.Typer) -> None:
         from shmdriver.bench.report import Report
 
         reports = Report.load(before), Report.load(after)
-        print_json(comparing.as_json(*reports)) if json else print(comparing.text(*reports))
+        print_json(comparing.as_json(*reports)) if json else say_all(comparing.text(*reports))
 
     @app.command("plot")
     def plot(
@@ -188,4 +188,4 @@ def register(app: typer.Typer) -> None:
         from shmdriver.bench.report import Report
 
         for path in plots.draw(Report.load(report), to):
-            print(path)
+            say(str(path))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from shmdriver.cli.options import InstanceOption, JsonOption
-from shmdriver.cli.output import note, print_json
+from shmdriver.cli.output import note, print_json, say, say_all
 from shmdriver.cli.run_command import overrides_of
 from shmdriver.errors import DriverUnavailable, ShmDriverError
 
@@ -83,7 +83,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         if cflags or libs:
             flags = compiler_flags(cflags=cflags, libs=libs)
-            print_json({"flags": flags.split()}) if json else print(flags)
+            print_json({"flags": flags.split()}) if json else say(flags)
             return
         text = None if local or file or settings else _running_text(instance)
         if text is None:
@@ -95,4 +95,4 @@ def register(app: typer.Typer) -> None:
         if json:
             print_json(tomllib.loads(text))
         else:
-            print(text, end="" if text.endswith("\n") else "\n")
+            say_all(text)

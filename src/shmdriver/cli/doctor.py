@@ -6,6 +6,7 @@ import typer
 
 from shmdriver.cli.options import ERROR, OK, JsonOption
 from shmdriver.cli.output import print_json
+from shmdriver.shown import shown
 
 _MARKS = {"ok": "[green]ok[/green]  ", "warn": "[yellow]warn[/yellow]", "fail": "[bold red]FAIL[/bold red]"}
 
@@ -37,9 +38,9 @@ def register(app: typer.Typer) -> None:
             screen = console()
             for check in checks:
                 screen.print(
-                    f"{_MARKS[check.level]}  [bold]{check.name:<18}[/bold] {escape(check.found)}",
+                    f"{_MARKS[check.level]}  [bold]{check.name:<18}[/bold] {escape(shown(check.found))}",
                     soft_wrap=True,
                 )
                 if check.advice:
-                    screen.print(f"      {'':<18} → {escape(check.advice)}", soft_wrap=True)
+                    screen.print(f"      {'':<18} → {escape(shown(check.advice))}", soft_wrap=True)
         raise typer.Exit(ERROR if any(check.level == "fail" for check in checks) else OK)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shmdriver.cli.options import ERROR, OK, InstanceOption, JsonOption
-from shmdriver.cli.output import bytes_text, print_json
+from shmdriver.cli.output import bytes_text, print_json, say
 from shmdriver.errors import DriverAlreadyRunning, DriverUnavailable, ShmDriverError
 from shmdriver.hints import command
 
@@ -118,7 +118,7 @@ def register(app: typer.Typer) -> None:
         else:
             for one in outcomes:
                 what = f"{one.segments} segments, {bytes_text(one.bytes)}"
-                print(f"{one.instance}: {one.action} {what}: {one.reason}")
+                say(f"{one.instance}: {one.action} {what}: {one.reason}")
             if not outcomes:
-                print("nothing to do: no instance has segments on this machine")
+                say("nothing to do: no instance has segments on this machine")
         raise typer.Exit(ERROR if any(one.action == "failed" for one in outcomes) else OK)

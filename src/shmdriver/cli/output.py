@@ -10,6 +10,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from shmdriver.shown import shown
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -64,10 +66,20 @@ def print_json(value: Any) -> None:
     print(json.dumps(plain(value), indent=2))
 
 
+def say(text: str) -> None:
+    """A line for people on stdout."""
+    print(shown(text), flush=True)
+
+
+def say_all(text: str) -> None:
+    """A text of several lines for people on stdout."""
+    print(shown(text, keep="\n").removesuffix("\n"))
+
+
 def note(text: str) -> None:
     """A line for people on stderr, where it cannot mix with data."""
     with contextlib.suppress(OSError):  # nobody reads stderr: then there is nowhere to say anything
-        print(f"shmdriver: {text}", file=sys.stderr, flush=True)
+        print(f"shmdriver: {shown(text)}", file=sys.stderr, flush=True)
 
 
 def count_text(number: float) -> str:

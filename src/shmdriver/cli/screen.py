@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import NamedTuple, Self, TextIO
 from unicodedata import combining, east_asian_width
 
+from shmdriver.shown import shown
+
 __all__ = ["Cell", "Line", "Page", "Screen", "Styled", "Table", "is_live", "print_page", "render"]
 
 PIPE_WIDTH = 160  # where there is no terminal
@@ -119,9 +121,7 @@ def _has_colours() -> bool:
 
 def _parts(cell: Cell) -> tuple[str, str]:
     text, style = cell if isinstance(cell, Styled) else (cell, "")
-    if not text.isprintable():  # names are whatever their owners chose
-        text = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-    return text, style
+    return shown(text), style  # names are whatever their owners chose
 
 
 def _paint(cell: Cell, text: str, style: str, *, colour: bool) -> str:
@@ -144,16 +144,13 @@ def _columns_of(text: str) -> int:
 def _line(line: Line, width: int, *, colour: bool) -> list[str]:
     rows, room = [""], width
     for cell in line:
-        text, style = _parts(cell)
-        for number, rest in enumerate(text.split("\n")):
-            if number:
+        rest, style = _parts(cell)
+        while rest:
+            piece = _cut(rest, room, width)
+            rows[-1] += _paint(cell, piece, style, colour=colour)
+            rest, room = rest[len(piece) :], room - _columns_of(piece)
+            if rest:
                 rows, room = [*rows, ""], width
-            while rest:
-                piece = _cut(rest, room, width)
-                rows[-1] += _paint(cell, piece, style, colour=colour)
-                rest, room = rest[len(piece) :], room - _columns_of(piece)
-                if rest:
-                    rows, room = [*rows, ""], width
     return rows
 
 
@@ -216,7 +213,7 @@ def _row(cells: Iterable[Cell], widths: list[int], right: list[bool], gap: int, 
 
 
 def _folded(cell: Cell, width: int) -> tuple[Cell, list[str]]:
-    text = _parts(cell)[0].replace("\n", " ")
+    text = _parts(cell)[0]
     if _columns_of(text) <= width:
         return cell, [text]
     pieces = []

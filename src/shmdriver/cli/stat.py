@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shmdriver.cli.options import InstanceOption, JsonOption
-from shmdriver.cli.output import note, print_json
+from shmdriver.cli.output import note, print_json, say
 from shmdriver.errors import DriverUnavailable, ShmDriverError
 from shmdriver.hints import command
 
@@ -113,7 +113,7 @@ def _check(instance: str | None, *, json: bool) -> int:
     if json:
         print_json({"code": code, "status": words[code], "text": text})
     else:
-        print(f"{words[code]}: {text}")
+        say(f"{words[code]}: {text}")
     return code
 
 

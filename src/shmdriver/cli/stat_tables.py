@@ -19,7 +19,7 @@ _ODD = ("stopped", "zombie", "gone", "traced", "frozen", "reused")
 EVENTS_SHOWN = 30
 
 
-def driver_line(driver: DriverStatus) -> Line:
+def driver_lines(driver: DriverStatus) -> list[Line]:
     """The driver in one line, and what to do about it in a second one when there is something."""
     parts: list[Cell] = [
         Styled(f"{driver.instance}  ", "bold"),
@@ -35,9 +35,7 @@ def driver_line(driver: DriverStatus) -> Line:
             parts.append(Styled(f"  degraded by {', '.join(driver.degraded)}", "yellow"))
     else:
         parts.append(f"  {driver.explanation}")
-    if driver.advice:
-        parts.append(f"\n→ {driver.advice}")
-    return tuple(parts)
+    return [tuple(parts), *([(f"→ {driver.advice}",)] if driver.advice else [])]
 
 
 def _who(name: str, process: ProcessStatus) -> Cell:
@@ -232,7 +230,7 @@ def overview(instance: Instance, rates: dict[str, Rate], streams: tuple[StreamSt
         f"{len(clients)} clients ({stalled} stalled), {leases} leases, "
         f"{len(streams)} streams with {bytes_text(total)}, {sum(error.count for error in errors)} errors"
     )
-    page: list[Line | Table] = [driver_line(instance.driver()), streams_table(streams, rates), (summary,)]
+    page: list[Line | Table] = [*driver_lines(instance.driver()), streams_table(streams, rates), (summary,)]
     if errors:
         last = f"last error, {span_text(errors[0].last_age_ns)} ago: {errors[0].text}"
         page.append((Styled(last, "yellow"),))

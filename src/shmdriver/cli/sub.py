@@ -27,6 +27,7 @@ from shmdriver.cli.output import note
 from shmdriver.cli.pub import chosen_format
 from shmdriver.cli.signals import exit_code, pipe_closed, stoppable
 from shmdriver.errors import EndOfStream, ProducerLost
+from shmdriver.shown import shown
 
 if TYPE_CHECKING:
     from shmdriver.client import Consumer, Message
@@ -40,7 +41,8 @@ _HELP = """Write a stream's messages to stdout, until its producer closes it.
     $ shmdriver sub s --length-prefixed | ./user   # u32 little endian, then that many bytes
     $ shmdriver sub quotes --delivery latest --count 1 --json
 
-Payloads are written one after the other, unchanged (on a terminal with a newline after each that has none).
+Payloads are written one after the other, unchanged. On a terminal each ends with a newline, and what is not
+printable is escaped; --raw writes it as it is.
 As a reliable consumer, sub holds the producer back rather than miss anything: [bold]tail[/bold] just looks.
 It may be started before its producer; a stream that has just been closed is there with --start oldest.
 
@@ -80,6 +82,12 @@ def _line(message: Message) -> bytes:
     return data if data.endswith(b"\n") else data + b"\n"
 
 
+def _shown_line(message: Message) -> bytes:
+    """For a terminal, which no payload shall drive."""
+    text = _line(message).decode(errors="backslashreplace")
+    return shown(text, keep="\n\t").encode()
+
+
 def _npy(message: Message) -> bytes:
     return wire.npy_bytes(message.array)
 
@@ -106,8 +114,8 @@ def _json_line(message: Message) -> bytes:
 def _encoder(form: str, *, json: bool) -> Callable[[Message], bytes]:
     if json:
         return _json_line
-    if not form and sys.stdout.isatty():
-        return _line
+    if form in ("", "lines") and sys.stdout.isatty():
+        return _shown_line
     encoders: dict[str, Callable[[Message], bytes]] = {
         "lines": _line,
         "length-prefixed": _length_prefixed,

@@ -18,7 +18,7 @@ from shmdriver.cli.options import (
     TimeoutOption,
     client_name,
 )
-from shmdriver.cli.output import bytes_text, note
+from shmdriver.cli.output import bytes_text, note, say
 from shmdriver.cli.signals import exit_code, pipe_closed, stoppable
 from shmdriver.cli.sub import Start, as_json
 from shmdriver.errors import EndOfStream, ProducerLost, SchemaMismatch
@@ -105,20 +105,20 @@ def _show(
     offset_ns = time.time_ns() - time.monotonic_ns()
     shown, lost = 0, 0
     if not json:
-        print(f"{'seq':>12}  {'time':15}  {'type':>5}  {'size':>10}  payload", flush=True)
+        say(f"{'seq':>12}  {'time':15}  {'type':>5}  {'size':>10}  payload")
     while count is None or shown < count:
         message = consumer.read(timeout=timeout)
         if message is None:
             return TIMEOUT
         if consumer.lost > lost and not json:
-            print(f"{'':>12}  ... {consumer.lost - lost} messages missed ...")
+            say(f"{'':>12}  ... {consumer.lost - lost} messages missed ...")
         lost = consumer.lost
         if json:
-            print(json_module.dumps(as_json(message) | {"stream": stream, "lost": lost}), flush=True)
+            say(json_module.dumps(as_json(message) | {"stream": stream, "lost": lost}))
         else:
             when = _clock(message.timestamp_ns, offset_ns)
             size, text = bytes_text(len(message)), preview(message, _dtype_of(consumer), width)
-            print(f"{message.seq:>12}  {when:15}  {message.type:>5}  {size:>10}  {text}", flush=True)
+            say(f"{message.seq:>12}  {when:15}  {message.type:>5}  {size:>10}  {text}")
         shown += 1
     return 0
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shmdriver.cli.options import InstanceOption, JsonOption, StreamArgument
-from shmdriver.cli.output import print_json
+from shmdriver.cli.output import print_json, say
 
 _HELP = """Say who holds a stream's producer back, since when, what that process is doing, and what to do.
 
@@ -51,8 +51,8 @@ def register(app: typer.Typer) -> None:
         if json:
             print_json(found)
             return
-        print(found.summary)
+        say(found.summary)
         for line in found.details:
-            print(f"  {line}")
+            say(f"  {line}")
         for line in found.advice:
-            print(f"  → {line}")
+            say(f"  → {line}")

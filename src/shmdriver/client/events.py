@@ -12,6 +12,7 @@ from shmdriver._native import ffi, lib
 from shmdriver.client.link import FOREVER_SLICE_NS, Link
 from shmdriver.errors import Code, Reason
 from shmdriver.os_errors import last_error
+from shmdriver.shown import shown
 
 __all__ = ["DriverEvent", "listen"]
 
@@ -144,7 +145,7 @@ def _copy(event: object, missed: int) -> DriverEvent:
         code=Code(e.code),
         reason=Reason(e.reason),
         stream=ffi.string(e.stream).decode("utf-8", "replace"),
-        text=ffi.string(e.text).decode("utf-8", "replace"),
+        text=shown(ffi.string(e.text).decode("utf-8", "replace")),
         client_id=int(e.client_id),
         lease_id=int(e.lease_id),
         epoch=int(e.epoch),

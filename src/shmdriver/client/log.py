@@ -12,6 +12,7 @@ import threading
 from collections import deque
 
 from shmdriver import names
+from shmdriver.shown import shown
 
 __all__ = ["tell", "tell_apart", "tell_of"]
 
@@ -21,7 +22,7 @@ _untold: deque[tuple[str, str, tuple[object, ...]]] = deque(maxlen=64)
 
 def tell(level: str, text: str, *values: object) -> None:
     """One line; ``level`` as logging calls it. The text has logging's own placeholders."""
-    _untold.append((level, text, values))
+    _untold.append((level, text, tuple(shown(each) if isinstance(each, str) else each for each in values)))
     _tell_all()
 
 

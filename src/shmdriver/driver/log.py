@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
+from shmdriver.shown import shown
+
 __all__ = ["LINES_MAX", "Log"]
 
 LINES_MAX = 1024
@@ -35,7 +37,7 @@ class Log:
         return self
 
     def __call__(self, text: str) -> None:
-        """Never waits. Control characters become ``?``, so that nobody forges lines."""
+        """Never waits. What is not printable is escaped, so that nobody forges lines."""
         if self._lines.qsize() >= LINES_MAX:
             self._lost += 1
         else:
@@ -73,6 +75,5 @@ class Log:
 
 
 def _line(text: str) -> str:
-    clean = "".join(c if c.isprintable() else "?" for c in text)
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    return f"{stamp} shmdriver {clean}\n"
+    return f"{stamp} shmdriver {shown(text)}\n"
