@@ -222,6 +222,16 @@ def test_refusals_are_rate_limited(rig: Rig) -> None:
     assert client.ask(_signed(client, lib.SHMD_REQUEST_SHUTDOWN, 1)).code == lib.SHMD_CODE_OK
 
 
+@pytest.mark.fault(29, how="wrong tokens of one client, many a second, beside the administrator")
+def test_refusals_of_one_client_lock_nobody_else_out(rig: Rig) -> None:
+    client, admin = rig.client(), rig.client()
+    for _ in range(20):
+        client.ask(_signed(client, lib.SHMD_REQUEST_SHUTDOWN, 1, token=b"wrong" * 8))
+    assert client.ask(_signed(client, lib.SHMD_REQUEST_SHUTDOWN, 1)).reason == Reason.RATE
+    snapshot = _signed(admin, lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_SNAPSHOT, nonce=1)
+    assert admin.ask(snapshot).code == lib.SHMD_CODE_OK
+
+
 def test_maintenance_refuses_attaches_and_ends(rig: Rig) -> None:
     client = rig.client()
     attached = client.consume()
@@ -321,7 +331,7 @@ def test_token_files_are_private_and_checked(tmp_path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     assert read_token(path) == token
     path.chmod(0o644)
-    with pytest.raises(ShmDriverError, match="anybody can read it"):
+    with pytest.raises(ShmDriverError, match=r"mode 0644, so others .* 0640 at most: make a new token"):
         read_token(path)
     path.chmod(0o600)
     path.write_bytes(b"short")

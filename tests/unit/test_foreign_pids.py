@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import signal
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +18,8 @@ from shmdriver.cli.stat import health
 from shmdriver.client import directory
 from shmdriver.liveness import pid_text
 from shmdriver.observe import Instance, diagnose
-from shmdriver.observe.process import ProcessStatus, own_namespace
+from shmdriver.observe.driver_status import advice_for
+from shmdriver.observe.process import ProcessStatus, own_namespace, process_status
 from shmdriver.observe.records import BackPressure
 from tests.driver_rig import Rig
 
@@ -78,3 +82,48 @@ def test_a_driver_elsewhere_is_not_to_be_killed_by_a_number_of_here() -> None:
     text = _kill(ProcessStatus(1, "elsewhere", why="it is in another PID namespace"))
     assert "kill" not in text
     assert "another PID namespace" in text
+
+
+def test_nothing_is_to_be_killed_whose_start_time_was_not_compared(rig: Rig) -> None:
+    """Its number may have passed to another process."""
+    sleeper = subprocess.Popen(["sleep", "1000"])
+    try:
+        sleeper.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED | os.WNOWAIT)
+        start_time = int(Path(f"/proc/{sleeper.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        known, unknown = process_status(sleeper.pid, start_time), process_status(sleeper.pid)
+        elsewhen = process_status(sleeper.pid, start_time, None, 1)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert (known.state, unknown.state, elsewhen.state) == ("stopped", "stopped", "unknown")
+    assert _kill(known) == f"let it run again: `kill -CONT {sleeper.pid}`; then `kill -TERM {sleeper.pid}`"
+    rig.client().produce()
+    client = rig.client()
+    client.consume()
+    for process in (unknown, elsewhen):
+        texts = [_kill(process), process.resume]
+        texts += [advice_for(status, "md", process) for status in ("paused", "hung", "silent")]
+        texts += _advice_about(rig, process)
+        for text in texts:
+            assert not re.search(rf"\b(kill|dump) [^`]*{sleeper.pid}", text), text
+    assert f"kill -KILL {sleeper.pid}" in " ".join(_advice_about(rig, known))
+
+
+def _advice_about(rig: Rig, process: ProcessStatus) -> list[str]:
+    """What `why` advises about a consumer with this process, of those that can hold a producer back."""
+    with Instance(rig.instance) as view:
+        stream, driver = view.stream("s"), view.driver()
+    (lease,) = stream.consumers
+    epoch = stream.epochs[-1]
+    found: list[str] = []
+    for held in (0, 5):
+        gate = dataclasses.replace(epoch.gates[0], process=process, pid=process.pid, lag=5, held=held)
+        blocked = BackPressure(gate=gate.gate, for_ns=10**9, position=0)
+        seen = dataclasses.replace(
+            stream,
+            consumers=(dataclasses.replace(lease, process=process),),
+            epochs=(dataclasses.replace(epoch, blocked=blocked, gates=(gate,)),),
+        )
+        found += diagnose(_seen(seen, driver), "s").advice
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import tomllib
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,8 +19,9 @@ if TYPE_CHECKING:
 
 _WHO_MAY = """
 
-Needs the driver's token: of the file that policies.shutdown_token_file names, or of the one that `run` made
-for its own user. Other users are refused, and counted.
+Needs the driver's token: --token-file, else the file that policies.shutdown_token_file names in this user's
+configuration of the same instance (SHMDRIVER_CONFIG, environment), else the one that `run` made for its own
+user. A file that only the driver names is not opened. Other users are refused, and counted.
 """
 _MAINTENANCE = (
     """Turn maintenance on or off: while it is on, everything attached goes on, and nobody new may attach.
@@ -57,7 +57,7 @@ TokenOption = Annotated[
     typer.Option(
         "--token-file",
         metavar="FILE",
-        help="Default: what the driver's configuration names.",
+        help="Default: policies.shutdown_token_file of the configuration here, else what `run` made here.",
         show_default=False,
     ),
 ]
@@ -72,24 +72,26 @@ class Switch(StrEnum):
 
 
 def token_path(view: Instance, given: Path | None) -> Path:
-    """Where the token of the running driver stands. Raises ConfigError when it has none."""
+    """Where the token of the running driver stands. Raises ConfigError when none is known here.
+
+    Nothing of this is read from a segment: its owner could name the token of another driver.
+    """
     if given is not None:
         return given
-    try:
-        named = tomllib.loads(view.config_text()).get("policies", {}).get("shutdown_token_file")
-    except tomllib.TOMLDecodeError:
-        named = None
-    if named:
-        return Path(named)
     from shmdriver.driver.authentication import default_token_path
+    from shmdriver.driver.config import Config
 
+    config = Config.load()
+    if config.driver.instance == view.name and config.policies.shutdown_token_file is not None:
+        return config.policies.shutdown_token_file
     made = default_token_path(view.name)
     try:
         made.stat()
     except FileNotFoundError:
         raise ConfigError(
-            f"the driver of instance {view.name!r} has no shutdown token, so it can only be stopped by a "
-            f"signal: {_kill(view.driver().process)}; or set policies.shutdown_token_file",
+            f"no shutdown token of instance {view.name!r} is known here: there is no {made}. Name the file "
+            "that its driver was started with (--token-file, or policies.shutdown_token_file in the "
+            f"configuration here), or stop it by a signal: {_kill(view.driver().process)}",
             key="policies.shutdown_token_file",
         ) from None
     return made
@@ -97,10 +99,8 @@ def token_path(view: Instance, given: Path | None) -> Path:
 
 def _kill(process: ProcessStatus) -> str:
     """The command that ends a driver, or where its number is known."""
-    if process.unknown:
-        return f"SIGTERM, sent where its process can be seen ({process.why})"
     resume = f"{process.resume}; then " if process.resume else ""
-    return f"{resume}`kill -TERM {process.pid}`"
+    return f"{resume}{process.kill('TERM')}"
 
 
 def signed_request(view: Instance, token: bytes, kind: int, what: int, reason: str, client_id: int) -> Any:
@@ -132,7 +132,7 @@ def send(
     driver = view.driver()
     if driver.status not in ("running", "starting"):
         raise DriverUnavailable(f"{driver.explanation}; {driver.advice}", instance=view.name)
-    token = read_token(token_path(view, token_file))
+    token = read_token(token_path(view, token_file), owners=(view.owner,))
     out = ffi.new("shmd_client **")
     timeout_ns = Deadline(timeout_s, "--connect-timeout").rest_ns()
     name = ffi.new("char[]", b"shmdriver admin")

@@ -7,11 +7,13 @@ id and deadline. A nonce that must increase makes each request good for one use.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import os
 import stat
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,15 @@ __all__ = [
 TOKEN_BYTES_MIN = 16
 REFUSALS_PER_SECOND = 5
 FALLBACK = "/tmp/shmdriver-{uid}"  # noqa: S108 -- made with mode 0700, checked to be ours
+TOKEN_BYTES_MAX = 4096
 SECOND_NS = 1_000_000_000
+_KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symlink",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+}
 # Filled by the sending core after signing, so not covered.
 _FILLED_LATER = ("checksum", "position", "correlation_id", "deadline_ns", "hmac")
 
@@ -69,19 +79,23 @@ class Authentication:
         self._token = token
         self._note = note
         self._window_ns = 0
-        self._refusals = 0
+        self._refusals: Counter[int] = Counter()  # in this second, by client: none locks another one out
 
     def check(self, request: Any, now_ns: int) -> None:
         """Raises Rejection unless the request was signed with the token, for the first time.
 
         The nonce is stored before anybody acts on the request.
         """
+        client = int(request.client_id)
         if now_ns - self._window_ns >= SECOND_NS:
-            self._window_ns, self._refusals = now_ns, 0
-        if self._refusals >= REFUSALS_PER_SECOND:
-            self._refuse(Reason.RATE, "too many refused requests in this second: wait, and check the token")
+            self._window_ns = now_ns
+            self._refusals.clear()
+        if self._refusals[client] >= REFUSALS_PER_SECOND:
+            text = "too many refused requests of this client in this second: wait, and check the token"
+            self._refuse(client, Reason.RATE, text)
         if self._token is None:
             self._refuse(
+                client,
                 Reason.TOKEN,
                 "this driver has no shutdown token, so it takes no such request: set "
                 "policies.shutdown_token_file, "
@@ -91,19 +105,17 @@ class Authentication:
             expected = authentication_code(self._token, self._authority.boot_id, request)
             found = bytes(ffi.buffer(request.hmac, lib.SHMD_HMAC_BYTES))
             if not hmac.compare_digest(expected, found):
-                self._refuse(
-                    Reason.TOKEN, "wrong shutdown token: use the file that this driver was started with"
-                )
+                text = "wrong shutdown token: use the file that this driver was started with"
+                self._refuse(client, Reason.TOKEN, text)
         last = int(self._authority.base.last_nonce)
         if int(request.nonce) <= last:
-            self._refuse(
-                Reason.TOKEN, f"nonce {int(request.nonce)} was used already; expected more than {last}"
-            )
+            text = f"nonce {int(request.nonce)} was used already; expected more than {last}"
+            self._refuse(client, Reason.TOKEN, text)
         self._authority.store("last_nonce", int(request.nonce))
         failpoint("nonce.stored")
 
-    def _refuse(self, reason: Reason, text: str) -> None:
-        self._refusals += 1
+    def _refuse(self, client: int, reason: Reason, text: str) -> None:
+        self._refusals[client] += 1
         self._authority.count(lib.SHMD_COUNTER_AUTH_REFUSED)
         self._note(text)
         raise Rejection(reason, text)
@@ -127,10 +139,13 @@ def runtime_directory() -> Path:
     except OSError as error:
         raise ShmDriverError(_not_writable(f"runtime directory {path}", error)) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        ours = found.st_uid == os.geteuid()
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a special file")
         raise ShmDriverError(
-            f"runtime directory {path} has mode {stat.S_IMODE(found.st_mode):04o} and belongs to uid "
-            f"{found.st_uid}; "
-            f"expected a directory of mode 0700 of uid {os.geteuid()}: remove it, or set XDG_RUNTIME_DIR"
+            f"runtime directory {path} is {kind} of mode {stat.S_IMODE(found.st_mode):04o} and of uid "
+            f"{found.st_uid}; expected a directory of mode 0700 of uid {os.geteuid()}: "
+            f"{'remove it, or ' if ours else ''}set XDG_RUNTIME_DIR to a directory that no other user can "
+            "write"
         )
     return path
 
@@ -159,21 +174,43 @@ def _not_writable(what: str, error: OSError) -> str:
     return f"{what} cannot be written as uid {os.geteuid()}: {errno_text(error, lib.SHMD_CALL_RUNTIME)}"
 
 
-def read_token(path: Path) -> bytes:
-    """The token in a file. Raises ShmDriverError: not readable, too short, or open to others."""
+def read_token(path: Path, *, owners: Collection[int] = (), mode_max: int = 0o640) -> bytes:
+    """The token in a file. Never waits, whatever stands there.
+
+    It is a regular file of this user, of root or of one of ``owners``, with permissions within ``mode_max``:
+    who could write it would choose the token. Raises ShmDriverError.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise ShmDriverError(_not_taken(path, "is a symlink", "name the file that it leads to")) from None
         raise ShmDriverError(f"shutdown token {path}: {errno_text(error, lib.SHMD_CALL_READ)}") from error
-    with os.fdopen(fd, "rb") as file:
-        mode = stat.S_IMODE(os.fstat(fd).st_mode)
-        token = file.read(4096).strip()
-    if mode & 0o007:
-        raise ShmDriverError(
-            f"shutdown token {path} has mode {mode:04o}, so anybody can read it: chmod 0600 it"
-        )
+    try:
+        found = os.fstat(fd)
+        mode, kind = stat.S_IMODE(found.st_mode), stat.S_IFMT(found.st_mode)
+        if kind != stat.S_IFREG:
+            kind_text = f"is {_KINDS.get(kind, 'a special file')}"
+            raise ShmDriverError(_not_taken(path, kind_text, "remove it, or name another file"))
+        if found.st_uid not in (os.geteuid(), 0, *owners):
+            owner_text = f"belongs to uid {found.st_uid}"
+            raise ShmDriverError(_not_taken(path, owner_text, "make a new token in a file of this user"))
+        if mode & 0o777 & ~mode_max & ~0o700:
+            mode_text = f"has mode {mode:04o}, so others may know or choose it"
+            advice = f"make a new token, and chmod {mode_max:04o} it"
+            raise ShmDriverError(_not_taken(path, mode_text, advice, mode_max))
+        token = os.read(fd, TOKEN_BYTES_MAX).strip()
+    finally:
+        os.close(fd)
     if len(token) < TOKEN_BYTES_MIN:
         raise ShmDriverError(
             f"shutdown token {path} has {len(token)} bytes, expected at least {TOKEN_BYTES_MIN}"
         )
     return token
+
+
+def _not_taken(path: Path, found: str, advice: str, mode_max: int = 0o640) -> str:
+    return (
+        f"shutdown token {path} {found}; expected a regular file of uid {os.geteuid()} or root with mode "
+        f"{mode_max:04o} at most: {advice}"
+    )

@@ -70,7 +70,8 @@ class Driver:
     """One instance's driver. ``start``, then ``run`` (or ``tick`` by ``tick``), then ``close``.
 
     ``clock`` returns monotonic nanoseconds. ``memory`` None: a helper thread for large segments.
-    ``token``: who has it may send Shutdown and Admin requests; None: nobody may.
+    ``token``: who has it may send Shutdown and Admin requests; None: nobody may. A function is called for it
+    when the instance is locked, and only then.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Driver:
         clock: Callable[[], int] = lib.shmd_now_ns,
         memory: InlineMemory | None = None,
         log: Callable[[str], None] = lambda _line: None,
-        token: bytes | None = None,
+        token: bytes | Callable[[], bytes] | None = None,
         notifier: Notifier | None = None,
     ) -> None:
         self._config = config
@@ -450,8 +451,9 @@ class Driver:
         self._admission = Admission(
             self._config, tables, self._memory, self._notes, modes=modes, segment_bytes_max=segment_bytes_max
         )
+        token = self._token() if callable(self._token) else self._token
         authentication = Authentication(
-            tables.authority, self._token, lambda text: tables.authority.log_error(text, self._last_tick_ns)
+            tables.authority, token, lambda text: tables.authority.log_error(text, self._last_tick_ns)
         )
         self._desk = RequestDesk(tables, self._admission, authentication, self, self._log)
         self._ring = ControlRing(

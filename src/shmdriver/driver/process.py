@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
+from functools import partial
 
 from shmdriver.driver.authentication import create_token, default_token_path, read_token
 from shmdriver.driver.clients import RESERVED_DESCRIPTORS
@@ -79,12 +80,14 @@ def raise_descriptor_limit(clients: int, log: Callable[[str], None]) -> None:
         )
 
 
-def _token(config: Config) -> bytes:
+def _token(config: Config) -> Callable[[], bytes]:
+    """What gives the token once this driver has the instance's lock. Until then no file is changed."""
     configured = config.policies.shutdown_token_file
-    if configured is not None:
-        return read_token(configured)
-    path = default_token_path(config.driver.instance)
+    path = configured or default_token_path(config.driver.instance)
     try:
-        return read_token(path)  # kept across restarts: who has read it stays able to shut down
-    except ShmDriverError:
-        return create_token(path)
+        token = read_token(path, mode_max=0o640 if configured else 0o600)
+    except ShmDriverError as error:
+        if configured or not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        return partial(create_token, path)
+    return lambda: token  # kept across restarts: who has read it stays able to shut down

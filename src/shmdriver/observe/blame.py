@@ -167,7 +167,7 @@ def _blocked(
         advice = (f"the driver frees its gate as soon as it sees the death; is it running? {look}",)
         return "consumer_gone", f"{start}, which is {culprit.process.state}", details, advice, culprit
     if culprit.process.frozen:
-        end = f"or end it: `kill -9 {pid}` (its gate is freed at once)"
+        end = f"or end it: {culprit.process.kill('KILL')} (its gate is freed at once)"
         advice = (culprit.process.resume, *(() if culprit.process.state == "frozen" else (end,)))
         return "consumer_stopped", f"{start}, which is {culprit.process}", details, advice, culprit
     if culprit.held and culprit.held >= culprit.lag:
@@ -183,7 +183,7 @@ def _blocked(
             culprit,
         )
     advice = (f"see what it is doing: `py-spy dump --pid {pid}`", *softer)
-    if culprit.process.doubt:
+    if culprit.process.doubt or culprit.process.mistakable:
         advice = ("look at it where its process can be seen: its own namespaces, its user or root", *softer)
     return (
         "consumer_slow",

@@ -17,8 +17,8 @@ _ADVICE: Final = {
     "running": "",
     "starting": "wait a moment; if it stays so, look at the driver's log",
     "paused": "{resume}",
-    "hung": "look at what the process does (`py-spy dump --pid {pid}`); if it is beyond help, "
-    "`kill -9 {pid}` and start it again with {run}: it adopts everything",
+    "hung": "look at what the process does ({look}); if it is beyond help, "
+    "{kill} and start it again with {run}: it adopts everything",
     "silent": "look at it where its process can be seen: in its own namespaces, as its user or as root",
     "dead": "start it again: {run} (it adopts all segments and leases)",
     "stopped": "start it: {run}",
@@ -62,7 +62,10 @@ def judge(
 def advice_for(status: str, instance: str, process: ProcessStatus) -> str:
     """What to do about a driver in this status, "" when nothing."""
     text = _ADVICE.get(status, "").format(
-        run=command("run", instance=instance), pid=process.pid, resume=process.resume
+        run=command("run", instance=instance),
+        resume=process.resume,
+        kill=process.kill("KILL"),
+        look=process.mistakable or f"`py-spy dump --pid {process.pid}`",
     )
     if status == "hung" and process.frozen is None:
         first = "look first whether its cgroup is frozen, where that can be read (as root, on the host)"

@@ -81,6 +81,7 @@ class Instance:
         self._segment = segment
         self._authority = ffi.cast("shmd_authority_t *", segment.base)
         self.boot_id = int(self._authority.header.boot_id)
+        self.owner = segment.owner
 
     def __enter__(self) -> Self:
         return self

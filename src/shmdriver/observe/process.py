@@ -42,7 +42,8 @@ class ProcessStatus:
     elsewhere or unknown, and what hinders the look at its state or its cgroups otherwise (of a frozen one: at
     another cgroup); "" when nothing does. ``cgroup``:
     the folder of the cgroup that is frozen. ``thaw``: the shell command that thaws it, "" when what froze it
-    cannot be seen here.
+    cannot be seen here. ``uncompared``: why the number may have passed to another process, which must not be
+    killed in its place; "" when start time and namespaces were compared.
     """
 
     pid: int
@@ -51,6 +52,7 @@ class ProcessStatus:
     why: str = ""
     cgroup: str = ""
     thaw: str = ""
+    uncompared: str = ""
 
     @property
     def dead(self) -> bool:
@@ -79,7 +81,18 @@ class ProcessStatus:
             return f"thaw {what}{f'; {self.doubt}' if self.why else ''}"
         if self.state == "traced":
             return "let its debugger continue it, or detach it"
-        return f"let it run again: `kill -CONT {self.pid}`" if self.state == "stopped" else ""
+        return f"let it run again: {self.kill('CONT')}" if self.state == "stopped" else ""
+
+    @property
+    def mistakable(self) -> str:
+        """Why its number may be another process's here; "" when that was compared."""
+        return self.why if self.unknown else self.uncompared
+
+    def kill(self, name: str) -> str:
+        """The command that sends it a signal; what to do instead where its number may be another's."""
+        if self.mistakable:
+            return f"SIG{name}, sent where its process can be seen ({self.mistakable})"
+        return f"`kill -{name} {self.pid}`"
 
     @property
     def doubt(self) -> str:
@@ -139,14 +152,15 @@ def process_status(
     letter, command, why = _shown(pid) if look.evidence in _SHOWN else ("", "", "")
     if look.verdict is Verdict.UNKNOWN and not (start_time == 0 and letter):
         return ProcessStatus(pid, "unknown", command, look.text)
+    uncompared = "" if look.verdict is Verdict.ALIVE else look.text
     if why:
-        return ProcessStatus(pid, "alive", why=why)
+        return ProcessStatus(pid, "alive", why=why, uncompared=uncompared)
     freezer = freezer_of(pid) if letter else Freezer()
     if freezer.cgroup:
-        return ProcessStatus(pid, "frozen", command, freezer.why, freezer.cgroup, freezer.thaw)
+        return ProcessStatus(pid, "frozen", command, freezer.why, freezer.cgroup, freezer.thaw, uncompared)
     # A zombie whose pidfd has not fired has threads that run: only its main thread has ended.
     state = _STATES.get(letter, "running") if letter != "Z" else "running"
-    return ProcessStatus(pid, state, command, freezer.why)
+    return ProcessStatus(pid, state, command, freezer.why, uncompared=uncompared)
 
 
 def _dead(pid: int, look: Look) -> ProcessStatus:

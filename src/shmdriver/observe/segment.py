@@ -22,7 +22,7 @@ class Segment:
     what it should be, ShmDriverError when neither can be told (no descriptor, no permission, no memory).
     """
 
-    __slots__ = ("_view", "base", "bytes", "inode", "name")
+    __slots__ = ("_view", "base", "bytes", "inode", "name", "owner")
 
     def __init__(
         self,
@@ -51,7 +51,8 @@ class Segment:
                     f"segment {name} has {self.bytes} bytes, the directory says {expected_bytes}: "
                     "something other than the driver changed it"
                 )
-            self.inode = os.fstat(fd[0]).st_ino
+            found = os.fstat(fd[0])
+            self.inode, self.owner = found.st_ino, found.st_uid
             code = lib.shmd_view_map(self._view, fd[0], min(self.bytes, map_bytes or self.bytes))
             if code < 0:
                 has_no_bytes = code == lib.SHMD_E_INVALID
