@@ -192,6 +192,9 @@ _TRIED = (
     (85, "names, reasons, schemas, command lines and file names of others that contain controls",
      "shown escaped by every tool, log and exception: none drives a terminal or forges a line",
      "escape sequences, C1 controls, bidirectional marks, newlines"),
+    (86, "hard links to segments, which keep memory and messages after their end",
+     "counted and told at retirement, adoption and the end; `doctor` lists them; nobody is refused",
+     "link into /dev/shm and a folder of it"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

@@ -28,7 +28,7 @@ from shmdriver.driver.authority import Authority
 from shmdriver.driver.clients import Client, ClientTable
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.leases import LeaseTable
-from shmdriver.driver.segments import epoch_objects
+from shmdriver.driver.segments import control_name, epoch_objects
 from shmdriver.driver.shm import unlink_segment
 from shmdriver.driver.streams import Stream, StreamDirectory
 from shmdriver.driver.tenure import Tenure
@@ -91,6 +91,7 @@ def adopt_tables(
         tenure.settle(stream, now_ns)
     failpoint("adopt.settled")
     known = streams.segment_names()
+    problems += authority.tell_links(*sorted(known), control_name(authority.instance))
     for name in epoch_objects(authority.instance, authority.boot_id):
         if name not in known and unlink_segment(name):
             problems.append(f"{name} belonged to no epoch: removed")

@@ -30,6 +30,7 @@ from shmdriver.driver.shm import (
     make_whole,
     open_segment,
     set_modes,
+    told_links,
     unlink_segment,
 )
 from shmdriver.errors import LayoutMismatch, ShmDriverError
@@ -331,6 +332,14 @@ class Authority:
     def log_error(self, text: str, now_ns: int) -> None:
         """Notes an error once, counted, where tools show it."""
         lib.shmd_error_log_add(self.base, text.encode()[: lib.SHMD_ERROR_TEXT_BYTES - 1], now_ns)
+
+    def tell_links(self, *names: str) -> list[str]:
+        """Notes and counts which of these segments have hard links, and will outlive their end; in words."""
+        texts = [text for text in map(told_links, names) if text]
+        for text in texts:
+            self.count(lib.SHMD_COUNTER_HARD_LINKS)
+            self.log_error(text, int(self.base.heartbeat_ns))
+        return texts
 
     def mend_control(self, now_ns: int) -> Control:
         """Makes the control segment again what it has to be, whatever clients did to it; how it was found.

@@ -27,7 +27,7 @@ from shmdriver.driver.segments import (
     lock_authority,
     refuse_foreign,
 )
-from shmdriver.driver.shm import Modes, open_segment, set_modes, unlink_segment
+from shmdriver.driver.shm import Modes, open_segment, set_modes, told_links, unlink_segment
 from shmdriver.driver.tables import Tables
 from shmdriver.errors import LayoutMismatch, Reason
 from shmdriver.hints import command
@@ -223,6 +223,8 @@ def _clear(
             log(f"{former.value}: {error}")
     for name in [*epoch_objects(lock.instance), control_name(lock.instance)]:
         failpoint("boot.clearing")
+        if text := told_links(name):
+            log(f"{former.value}: {text}")
         unlink_segment(name)
     if lock.still_named():
         unlink_segment(lock.name)

@@ -39,6 +39,7 @@ from shmdriver.driver.memory import Completion, InlineMemory, MemoryThread
 from shmdriver.driver.notify import Notifier
 from shmdriver.driver.oversight import HealthWatch, StreamWatch
 from shmdriver.driver.rest import Rest
+from shmdriver.driver.segments import control_name
 from shmdriver.driver.shm import Modes, ShmSpace, lock_memory
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.timers import Timers
@@ -406,8 +407,11 @@ class Driver:
             failpoint("stop.leases_ended")
             tables.authority.store("exit_kind", lib.SHMD_EXIT_CLEAN)
             failpoint("stop.exit")
+            authority = tables.authority
+            for text in authority.tell_links(*tables.streams.segment_names(), control_name(self.instance)):
+                self._log(text)
             tables.streams.unlink_all()
-            tables.authority.unlink()
+            authority.unlink()
         else:
             tables.authority.store("exit_kind", lib.SHMD_EXIT_HANDOVER)
             failpoint("handover.exit")

@@ -20,6 +20,7 @@ import posix_ipc
 from shmdriver._native import ffi, lib
 from shmdriver.driver.limits import MORE_INODES, MOUNT, SMALLER, ShmSpace
 from shmdriver.errors import LayoutMismatch, ShmDriverError
+from shmdriver.hints import command
 from shmdriver.os_errors import errno_text, last_error
 from shmdriver.standard_descriptors import keep_standard_descriptors
 
@@ -41,6 +42,7 @@ __all__ = [
     "open_segment",
     "remove_orphan",
     "set_modes",
+    "told_links",
     "unlink_segment",
 ]
 
@@ -186,6 +188,21 @@ def unlink_segment(name: str) -> bool:
     except posix_ipc.ExistentialError:
         return False
     return True
+
+
+def told_links(name: str) -> str:
+    """That a segment has hard links beside its name, in words; "" when it has none, or the name is gone."""
+    try:
+        links = os.lstat(object_path(name)).st_nlink - 1
+    except FileNotFoundError:
+        return ""
+    if links < 1:
+        return ""
+    return (
+        f"{name} has {links} hard link{'s' if links != 1 else ''} beside its name: it can be read through "
+        "them, and takes memory after its end until they are removed; "
+        f"{command('doctor', instance=None)} lists them"
+    )
 
 
 def remove_orphan(name: str) -> None:

@@ -317,6 +317,7 @@ class StreamDirectory:
 
     def retire(self, stream: Stream, epoch: Epoch) -> None:
         """Takes a sealed epoch out of the directory, unlinks its segments, gives its memory back."""
+        self._authority.tell_links(text_of(epoch.record.data_name), text_of(epoch.record.gates_name))
         retire_record(epoch.record)
         del stream.epochs[epoch.slot]
         self.add_epoch_bytes(-epoch.memory.size)

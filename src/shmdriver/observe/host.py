@@ -10,7 +10,6 @@ import errno
 import os
 import platform
 import pwd
-import re
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -23,19 +22,18 @@ from shmdriver.driver.limits import MORE_INODES, cgroup_limits
 from shmdriver.errors import DriverUnavailable, ShmDriverError
 from shmdriver.hints import command
 from shmdriver.observe.instance import Instance
-from shmdriver.observe.objects import SHM_FOLDER, shared_objects
+from shmdriver.observe.links import linked_segments
+from shmdriver.observe.objects import SEGMENT, SHM_FOLDER, shared_objects
 from shmdriver.observe.process import own_namespace
 from shmdriver.observe.records import DriverStatus
 from shmdriver.os_errors import errno_text, remedy
 from shmdriver.procfs import MOUNTINFO, OWN_CGROUPS, Mount, controlling, mounts, read_small, small_text
 
-_OBJECT: Final = re.compile(
-    r"shmd\.(?P<instance>[A-Za-z0-9][A-Za-z0-9_-]{0,40})\.(?:[0-9a-f]{16}\.\d+\.\d+\.)?[a-z]+"
-)
 _INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
 _MIB: Final = 1 << 20
 _INODES: Final = 4  # of a driver and a stream
 _FEW_INODES: Final = 64
+_SHOWN: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ def segments_of(instance: str) -> dict[str, int]:
     """Names (as /dev/shm shows them) and bytes of an instance's segments. Raises OSError."""
     found = {}
     for name in shared_objects():
-        match = _OBJECT.fullmatch(name)
+        match = SEGMENT.fullmatch(name)
         if match and match["instance"] == instance:
             try:
                 found[name] = (SHM_FOLDER / name).lstat().st_size
@@ -66,7 +64,7 @@ def segments_of(instance: str) -> dict[str, int]:
 
 def instances_with_segments() -> list[str]:
     """Every instance that has at least one segment, with or without an authority. Raises OSError."""
-    matches = map(_OBJECT.fullmatch, shared_objects())
+    matches = map(SEGMENT.fullmatch, shared_objects())
     return sorted({match["instance"] for match in matches if match})
 
 
@@ -324,6 +322,22 @@ def _instances() -> Check:
     return Check("instances", "warn" if advice else "ok", found, "; ".join(advice))
 
 
+def _hard_links() -> Check:
+    name = "hard links"
+    found, unread = linked_segments()
+    untold = f"; {unread} files of others cannot be read" if unread else ""
+    if not found:
+        return Check(name, "ok", f"no segment has another name{untold}")
+    size = sum({each.inode: each.bytes for each in found}.values())
+    paths = ", ".join(each.path for each in found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+    advice = (
+        "they keep the memory of what has ended, and can be read: find who made them (a process that may "
+        "write the segments, or any where the sysctl fs.protected_hardlinks is 0), and remove them"
+    )
+    text = f"{len(found)} names of linked segments ({_bytes(size)}): {paths}{untold}"
+    return Check(name, "warn", text, advice)
+
+
 _CHECKS: Final = (
     _shared_memory,
     _memory_limit,
@@ -335,4 +349,5 @@ _CHECKS: Final = (
     _cores,
     _python,
     _instances,
+    _hard_links,
 )

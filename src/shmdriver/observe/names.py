@@ -53,7 +53,7 @@ COUNTERS: Final = _labels(
     *("clients_stalled", "epochs_opened", "epochs_sealed", "epochs_unproven", "epochs_retired"),
     *("segments_created", "segments_unlinked", "segment_bytes", "claims_skipped"),
     *("claims_quarantined", "events", "errors", "tick_overruns", "tick_late_max_ns"),
-    *("adoptions", "auth_refused", "evictions", "bad_gates", "idle_checks"),
+    *("adoptions", "auth_refused", "evictions", "bad_gates", "idle_checks", "hard_links"),
 )
 
 # Bits of shmd_authority.degraded, from bit 0 on; a test compares them with the driver's own list.

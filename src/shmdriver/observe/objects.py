@@ -6,15 +6,19 @@ Only ENOENT says that something is absent. What cannot be listed is an error.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Final
 
 from shmdriver.names import nearest
 from shmdriver.os_errors import explained
 
-__all__ = ["SHM_FOLDER", "default_instance", "instance_names", "others_hint", "shared_objects"]
+__all__ = ["SEGMENT", "SHM_FOLDER", "default_instance", "instance_names", "others_hint", "shared_objects"]
 
 SHM_FOLDER: Final = Path("/dev/shm")  # noqa: S108  where POSIX shared memory stands on Linux
+SEGMENT: Final = re.compile(
+    r"shmd\.(?P<instance>[A-Za-z0-9][A-Za-z0-9_-]{0,40})\.(?:[0-9a-f]{16}\.\d+\.\d+\.)?[a-z]+"
+)
 
 
 def shared_objects() -> list[str]:
