@@ -34,7 +34,7 @@ from shmdriver.client.holding import Holder
 from shmdriver.client.lanes import Inlet, lane_name, loss, stream_name
 from shmdriver.client.link import FOREVER_SLICE_NS, TRY_AGAIN_NS, Deadline, nap, register
 from shmdriver.client.outlet import NOTHING, Outlet
-from shmdriver.client.turns import Call, Turns
+from shmdriver.client.turns import NAP_NS, Call, GivingWay, Turns
 
 if TYPE_CHECKING:
     from shmdriver.client.client import Client
@@ -49,7 +49,6 @@ MAX_BYTES_MOST = 1 << 40
 # Of a wait in which nothing comes; the next is twice as long, up to FOREVER_SLICE_NS. For what nobody tells:
 # objects lost with their putter's memory, the end of the getter's lease alone, an error of the feeder.
 FIRST_SLICE_NS = 50_000_000
-BREATH_NS = 50_000  # outside of a lock that another thread wants
 # Of a putter behind the overflow, up to TRY_AGAIN_NS only: the feeder and the getter make room, and neither
 # of them tells it.
 OVERFLOW_SLICE_NS = 1_000_000
@@ -266,7 +265,7 @@ class Queue:
     def _put_slow(self, head: bytes, buffers: list[memoryview], deadline: Deadline) -> None:
         if self._inlet is None:
             self._make_inlet()
-        behind_ns = OVERFLOW_SLICE_NS
+        behind_ns, giving_way = OVERFLOW_SLICE_NS, GivingWay()
         with self._put_turns.call() as call:
             while True:
                 with self._put_lock:
@@ -281,7 +280,7 @@ class Queue:
                     nap(min(left_ns, behind_ns))
                     behind_ns = min(2 * behind_ns, TRY_AGAIN_NS)
                 else:
-                    nap(BREATH_NS)
+                    giving_way.nap(left_ns)
         raise standard.Full
 
     def _put_inside(self, head: bytes, buffers: list[memoryview], deadline: Deadline, call: Call) -> bool:
@@ -402,7 +401,7 @@ class Queue:
                 inlet.await_room(inlet.needs, min(slice_ns, self._put_turns.rest_ns()), word)
         if not has_moved:
             self._look_for_readers()
-            nap(BREATH_NS)
+            nap(NAP_NS)
         return True
 
     def _move_first(self, inlet: Inlet) -> bool:
@@ -468,6 +467,7 @@ class Queue:
 
     def _get_slow(self, deadline: Deadline, has_looked: bool) -> Any:
         """One thread waits inside for all of them, and for each until its deadline."""
+        giving_way = GivingWay()
         with self._get_turns.call(deadline.end_ns):
             while True:
                 with self._get_lock:
@@ -475,9 +475,10 @@ class Queue:
                 has_looked = False
                 if found is not NOTHING:
                     return found
-                if deadline.slice_ns() == 0:
+                left_ns = deadline.slice_ns()
+                if left_ns == 0:
                     break
-                nap(BREATH_NS)
+                giving_way.nap(left_ns)
         raise standard.Empty
 
     def _get_inside(self, deadline: Deadline, has_looked: bool) -> Any:

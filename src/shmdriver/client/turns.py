@@ -16,7 +16,9 @@ from typing import Any, Self
 from shmdriver._native import ffi, lib
 from shmdriver.client import link
 
-__all__ = ["Call", "Turns"]
+__all__ = ["NAP_NS", "Call", "GivingWay", "Turns"]
+
+NAP_NS, NAP_MAX_NS = 50_000, 5_000_000  # outside of a lock that another thread wants
 
 _numbers = itertools.count()
 
@@ -94,3 +96,24 @@ class Turns:
             elif thread != me:
                 ends_ns.append(end_ns)
         return max(0, min(ends_ns, default=link.NEVER) - time.monotonic_ns())
+
+
+class GivingWay:
+    """The naps of one call outside of a lock that another thread wants.
+
+    Each is twice as long as the one before while the call's turns inside are shorter than its naps: then the
+    other thread was not inside between them. It may have no CPU, or be in a signal's handler.
+    """
+
+    __slots__ = ("_nap_ns", "_since_ns")
+
+    def __init__(self) -> None:
+        self._nap_ns = NAP_NS
+        self._since_ns = 0
+
+    def nap(self, left_ns: int) -> None:
+        """Lets the other thread in, for ``left_ns`` at most."""
+        is_in_vain = time.monotonic_ns() - self._since_ns < self._nap_ns
+        self._nap_ns = min(2 * self._nap_ns, NAP_MAX_NS) if is_in_vain else NAP_NS
+        link.nap(min(self._nap_ns, left_ns))
+        self._since_ns = time.monotonic_ns()
