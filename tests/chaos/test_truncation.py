@@ -325,6 +325,40 @@ def test_readers_of_a_truncated_stream_are_told_once_by_whichever_driver_adopts_
         assert stage.counters()["leases_revoked"] == len(readers)
 
 
+@pytest.mark.fault(48, how="ftruncate of a sealed epoch between two drivers, some have drained it")
+@pytest.mark.parametrize("kinds", [("data",), ("data", "gates")])
+def test_followers_that_have_drained_a_truncated_epoch_read_on(
+    make_stage: Callable[..., Stage], kinds: tuple[str, ...]
+) -> None:
+    stage = shared_by_a_group(make_stage)
+    with shmdriver.connect(stage.instance, timeout=60) as client, ExitStack() as stack:
+        readers = [
+            stack.enter_context(client.consumer("victim", follow=True, delivery=delivery))
+            for delivery in ("reliable", "lossy")
+        ]
+        with client.producer("victim") as out:
+            out.publish(b"first")
+            paths = [segment(stage, kind) for kind in kinds]
+        later = stack.enter_context(client.producer("victim"))
+        for reader in readers:
+            message = reader.read(timeout=60)
+            assert message is not None
+            assert bytes(message) == b"first"
+            assert reader.read(timeout=0) is None  # it has left the first epoch, and begun the next
+        assert stage.driver is not None
+        stage.driver.kill()
+        for path in paths:
+            assert truncate(path, PAGE)
+        stage.start_driver()
+        later.publish(b"second", timeout=60)
+        for reader in readers:
+            message = reader.read(timeout=60)
+            assert message is not None
+            assert bytes(message) == b"second"
+            assert reader.lost == 0
+        assert stage.counters()["leases_revoked"] == 0
+
+
 @pytest.mark.fault(48, how="ftruncate of the authority: refused to members, done by its owner")
 def test_truncated_authority_ends_the_driver_in_order_and_its_successor_begins_anew(
     make_stage: Callable[..., Stage],

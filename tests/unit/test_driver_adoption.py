@@ -260,19 +260,21 @@ class StoreCounter:
                 monkeypatch.setattr(module, "lib", self)
 
 
-def lost_epoch(rig: Rig, *, sealed: bool) -> list[SimpleNamespace]:
-    """A dead driver, and the leases of a stream whose segments are lost; nobody has read anything of it."""
+def lost_epoch(rig: Rig, *, sealed: bool) -> tuple[list[SimpleNamespace], list[SimpleNamespace]]:
+    """A dead driver, and a stream whose data is lost: who has read nothing of it, and who has drained it."""
     client = rig.client()
     parts = [client.consume(), client.consume(delivery=lib.SHMD_DELIVERY_LOSSY), client.consume(**FOLLOW)]
+    drained = [client.consume(**FOLLOW)] if sealed else []
     producer = client.produce()
     rig.publish(producer, 3)
     if sealed:
         client.detach(producer)
+        rig.leave(drained[0], 1)
     else:
         parts.append(producer)
     rig.crash()
     lose_data_segments(rig)
-    return parts
+    return parts, drained
 
 
 @pytest.mark.parametrize("sealed", [False, True])
@@ -284,7 +286,7 @@ def test_whichever_store_was_the_last_of_an_adoption_all_readers_of_a_lost_epoch
     while kills == limit:
         rig, patch = Rig(make_instance_name()), pytest.MonkeyPatch()
         try:
-            parts = lost_epoch(rig, sealed=sealed)
+            parts, drained = lost_epoch(rig, sealed=sealed)
             StoreCounter(limit).install(patch)
             try:
                 rig.start()
@@ -295,6 +297,8 @@ def test_whichever_store_was_the_last_of_an_adoption_all_readers_of_a_lost_epoch
             patch.undo()
             for answer in parts:
                 assert rig.lease(answer).end_reason == Reason.TRUNCATED, f"killed before store {limit}"
+            for answer in drained:
+                assert rig.lease(answer).end_reason == Reason.NONE, f"killed before store {limit}"
             revoked = [event.lease_id for event in rig.events_of(lib.SHMD_EVENT_LEASE_REVOKED)]
             assert len(revoked) == len(set(revoked)), f"killed before store {limit}"
             assert rig.epoch(parts[0], 1) is None

@@ -8,7 +8,7 @@ so what can be found half done is a short list. Each step below is idempotent:
 * an open epoch that the stream's words do not name yet: the words are stored;
 * an ended lease whose bits, gate or epoch are as before: bits cleared, epoch sealed;
 * an epoch that was being sealed or retired: sealed, retired;
-* an epoch whose segments are lost: its leases end, and only then its record is free;
+* an epoch whose segments are lost: leases of who has not drained it end, and only then its record is free;
 * segments of this boot that no record names: unlinked.
 
 Events that were lost with the old driver are not repeated: clients repeat what was not answered, and every
@@ -75,10 +75,13 @@ def adopt_tables(
         failpoint("adopt.epochs")
         _finish_wiring(stream, held[stream.stream_id])
     for stream in streams:
-        for epoch in stream.given_up:  # what they had not read is gone
-            wired = int(epoch.record.hot.wired_mask)
+        for epoch in stream.given_up:
+            wired, number = int(epoch.record.hot.wired_mask), int(epoch.record.hot.state) >> 8
             for lease in [lease for lease in stream.consumers if wired >> lease.gate & 1]:
-                tenure.revoke(lease, Reason.TRUNCATED, epoch.text, now_ns)
+                if lease.lease_id not in epoch.left and not stream.has_read_on(lease, number):
+                    tenure.revoke(lease, Reason.TRUNCATED, epoch.text, now_ns)  # what it had not read is gone
+                elif not lease.follows:
+                    tenure.deliver(stream, lease, now_ns)
     failpoint("adopt.revoked")
     streams.retire_given_up()  # X2; and until then a successor finds these epochs, and the leases to end
     for lease in leases:  # clients that died in a way that left no record of theirs

@@ -37,7 +37,7 @@ from shmdriver.driver.undo import UndoneOnError
 from shmdriver.errors import LayoutMismatch, ShmDriverError
 from shmdriver.os_errors import last_error
 
-__all__ = ["Completion", "EpochMemory", "InlineMemory", "MemoryThread", "Provision", "Unmap"]
+__all__ = ["Completion", "EpochMemory", "InlineMemory", "MemoryThread", "Provision", "Unmap", "left_marks"]
 
 INLINE_BYTES_MAX = 8 << 20
 RING_OFFSET = -(-lib.SHMD_DATA_HEADER_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -335,6 +335,22 @@ def _complete(job: Job) -> Completion:
     except Exception as error:
         done.error = error
     return done
+
+
+def left_marks(gates_name: str, gates_bytes: int, gate_count: int) -> frozenset[int]:
+    """The leases that say in these gates that they have drained the epoch; none when the gates are lost, too.
+
+    Raises ShmDriverError.
+    """
+    try:
+        mapped = _map_existing(gates_name, gates_bytes, writable=False)
+    except (FileNotFoundError, LayoutMismatch):
+        return frozenset()
+    try:
+        gates = mapped.view("shmd_gates_t *")
+        return frozenset(int(lib.shmd_gate_left(gates, gate)) for gate in range(gate_count))
+    finally:
+        mapped.close()
 
 
 def _map_existing(name: str, size: int, *, writable: bool) -> SegmentMap:

@@ -94,7 +94,10 @@ class StreamWatch:
         text = f"another process truncated {name}: epoch {epoch.number} of stream {stream.name!r} has ended"
         # Consumers first: what they have not read is gone, and the seal that follows must look like no end.
         for lease in [lease for lease in stream.consumers if epoch.is_wired(lease.gate)]:
-            self._tenure.revoke(lease, Reason.TRUNCATED, text, now_ns)
+            if stream.has_read_on(lease, epoch.number):
+                epoch.leave(lease.gate)  # its own mark may be lost with the gates
+            elif not (epoch.is_sealed and epoch.has_left(lease)):
+                self._tenure.revoke(lease, Reason.TRUNCATED, text, now_ns)
         producer = stream.leases.get(int(epoch.record.producer_lease_id))
         if producer is not None:
             self._tenure.revoke(producer, Reason.TRUNCATED, text, now_ns)

@@ -26,7 +26,7 @@ from shmdriver.driver.epochs import Epoch, fill_record, free_record, retire_reco
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry
 from shmdriver.driver.leases import Activity, Lease
-from shmdriver.driver.memory import EpochMemory, Provision, Unmap
+from shmdriver.driver.memory import EpochMemory, Provision, Unmap, left_marks
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.shm import unlink_segment
 from shmdriver.errors import LayoutMismatch, Reason
@@ -38,6 +38,7 @@ class GivenUp(NamedTuple):
     """An epoch whose segments a driver did not find as the directory has them."""
 
     record: Any  # as it was: it names its producer, and its consumers' gates
+    left: frozenset[int]  # leases whose owners have drained it, as far as that is not lost, too
     text: str
 
 
@@ -159,6 +160,13 @@ class Stream:
             and epoch.is_wired(lease.gate)
             and not epoch.has_left(lease)
         ]
+
+    def has_read_on(self, lease: Lease, number: int) -> bool:
+        """Whether a consumer has begun an epoch after that one, as it does only once it has left that one."""
+        return any(
+            epoch.number > number and epoch.has_part(lease) and any(epoch.activity(lease))
+            for epoch in self.epochs.values()
+        )
 
     # -- schema
 
@@ -400,7 +408,8 @@ class StreamDirectory:
             # other error (no descriptor, no memory) says nothing of them: this start fails, and a
             # later one adopts.
             text = f"epoch {number} of stream {stream.name!r} is lost: {error}"
-            stream.given_up.append(GivenUp(record, text))
+            left = left_marks(text_of(record.gates_name), int(record.gates_bytes), int(record.gate_count))
+            stream.given_up.append(GivenUp(record, left, text))
             return [text]
         with ExitStack() as undo:
             undo.callback(memory.close)

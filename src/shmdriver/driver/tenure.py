@@ -116,6 +116,16 @@ class Tenure:
         failpoint("end.told")
         self.settle(stream, now_ns)
 
+    def deliver(self, stream: Stream, lease: Lease, now_ns: int) -> None:
+        """Ends the lease of a consumer that has read its only epoch to the end.
+
+        Its handle is open yet, so its gate stays its own until it detaches.
+        """
+        self._leases.end(lease, lib.SHMD_LEASE_DETACHED, Reason.DELIVERED, now_ns, quarantine=True)
+        stream.leases.pop(lease.lease_id, None)
+        stream.unwire(lease.gate)
+        self._events.detach_response(lease.record, stream.name)
+
     def release(self, lease: Lease) -> None:
         """The owner of an ended, quarantined lease has detached itself or is proved dead."""
         if not lease.is_producer:
@@ -184,7 +194,7 @@ class Tenure:
                 if not lease.follows and epoch.is_wired(lease.gate) and epoch.has_left(lease)
             ]
             for lease in delivered:
-                self._deliver(stream, lease, now_ns)
+                self.deliver(stream, lease, now_ns)
             if self.may_retire(stream, epoch, now_ns):
                 self._streams.retire(stream, epoch)
 
@@ -266,13 +276,6 @@ class Tenure:
         epoch.seal(reason, now_ns)
         self._authority.count(lib.SHMD_COUNTER_EPOCHS_SEALED)
         self._authority.count(lib.SHMD_COUNTER_EPOCHS_UNPROVEN, int(epoch.record.unproven))
-
-    def _deliver(self, stream: Stream, lease: Lease, now_ns: int) -> None:
-        # Its handle is open yet, so its gate stays its own until it detaches.
-        self._leases.end(lease, lib.SHMD_LEASE_DETACHED, Reason.DELIVERED, now_ns, quarantine=True)
-        stream.leases.pop(lease.lease_id, None)
-        stream.unwire(lease.gate)
-        self._events.detach_response(lease.record, stream.name)
 
     def _forget(self, client: Client) -> None:
         for lease in self._leases.quarantined_of_client(client.client_id):
