@@ -71,6 +71,7 @@ def test_names_cannot_drive_a_terminal(
     driver: tuple[subprocess.Popen[bytes], Path], evil_consumer: subprocess.Popen[str], instance_name: str
 ) -> None:
     planted = SHM / f"shmd.{WILD}.authority"
+    linked = SHM / WILD  # doctor lists hard links to segments by their names
     planted.write_bytes(b"")
     record = np.dtype([(f"f{WILD}", "<i4"), ("text", "S60")])
     try:
@@ -104,12 +105,16 @@ def test_names_cannot_drive_a_terminal(
                 check(tool(*words, "-i", instance_name).stdout, words[0])
             why = tool("why", "s", "--sample", "0", "-i", instance_name).stdout
             assert r"n\nforged" in why, "shown, and escaped"
+            with Instance(instance_name) as view:
+                linked.hardlink_to(SHM / view.stream("s").epochs[-1].data_name.removeprefix("/"))
             for words in (["doctor"], ["gc", "--dry-run"], ["stat", "-i", "nobody-here"]):
                 done = tool(*words)
                 check(done.stdout + done.stderr, words[0])
+                assert words[0] == "gc" or r"\nforged" in done.stdout + done.stderr, words[0]
             out.close()
     finally:
         planted.unlink()
+        linked.unlink(missing_ok=True)
     check(driver[1].read_text(), "the driver's log")
     assert r"n\nforged" in driver[1].read_text()
 
