@@ -798,7 +798,7 @@ uint32_t shmd_last_reason(void);                /* SHMD_REASON_* of the last SHM
 uint32_t shmd_last_code(void);                  /* SHMD_CODE_* likewise */
 const char *shmd_reason_text(uint32_t reason);  /* SHMD_REASON_* in a few words, for the middle of a sentence; a thread's until its next call */
 const char *shmd_errno_hint(uint32_t call, int error);
-    /* What an errno means for a call (SHMD_CALL_*), and what to do about it; "" when nothing is known. The text is the calling thread's,
+    /* The meaning of an errno for a call (SHMD_CALL_*), with a remedy; "" when nothing is known. The text is the calling thread's,
        and is valid until that thread's next call. */
 uint64_t shmd_now_ns(void);                     /* CLOCK_MONOTONIC */
 uint64_t shmd_hash(const void *data, uint64_t bytes, uint64_t seed);

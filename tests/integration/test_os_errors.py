@@ -57,6 +57,9 @@ def tell(call, *arguments, **named):
 """
 
 
+USED_UP = "Too many open files: RLIMIT_NOFILE allows 64 descriptors: raise it (LimitNOFILE="
+
+
 def told(program: str, *arguments: str, mount: str = "") -> list[str]:
     """The lines of a program, with BEGIN before it. ``mount``: in a mount namespace, after that command."""
     command = [sys.executable, "-c", BEGIN + program, *arguments]
@@ -93,7 +96,7 @@ def test_no_descriptor_is_left(instance: str) -> None:
     )
     assert len(lines) == 5
     for line in lines:
-        assert "Too many open files: RLIMIT_NOFILE allows 64 descriptors: raise it (LimitNOFILE=" in line
+        assert USED_UP in line
         assert "XDG_RUNTIME_DIR" not in line
         assert line.count("RLIMIT_NOFILE") == 1
     assert lines[0].startswith(f"OSError {errno.EMFILE} ")
@@ -120,7 +123,7 @@ def test_an_instance_that_cannot_be_opened_is_not_told_to_have_no_driver(instanc
     assert len(lines) == 6
     assert lines[0].startswith("ShmDriverError")
     for line in lines[:4]:
-        assert "Too many open files: RLIMIT_NOFILE allows 64 descriptors: raise it (LimitNOFILE=" in line
+        assert USED_UP in line
     assert lines[4] == "False True"
     assert lines[5].startswith("False None it cannot be proved alive or dead: no descriptor was left")
 

@@ -20,7 +20,7 @@ from shmdriver.observe import Instance
 from tests.tool import tool
 
 SHM = Path("/dev/shm")
-# What a driver accepts in a name or a reason: UTF-8, no C0 controls but newline and tab.
+# Names and reasons may have these: a driver accepts UTF-8 without C0 controls, but for newline and tab.
 NAME = "n\nforged 0\t\x9b2J\x85\u202e\u2028\u2066"
 # What a command line, a file name and the names of a dtype's fields can contain besides.
 WILD = "w\nforged\x1b]0;owned\x07\r\x7f\x9b2J\u202e"

@@ -155,7 +155,7 @@ def send(
 
 
 def _failure(view: Instance, code: int, timeout_s: float) -> Exception:
-    """What a C call that has just failed with ``code`` means."""
+    """The exception for a C call that has just failed with ``code``."""
     from shmdriver._native import lib
     from shmdriver.client._raise import failure_of
     from shmdriver.os_errors import last_error

@@ -202,7 +202,7 @@ class HealthWatch:
         self._hold("truncated_control", control is not Control.WHOLE, CONTROL_HOLD_NS, now_ns)
 
     def check_memory(self) -> None:
-        """What the mount has left. While it cannot be looked at, the last answer holds."""
+        """Looks at the free share of the mount. While it cannot be looked at, the last answer holds."""
         space = ShmSpace.known()
         if space is None:
             return

@@ -81,7 +81,7 @@ def raise_descriptor_limit(clients: int, log: Callable[[str], None]) -> None:
 
 
 def _token(config: Config) -> Callable[[], bytes]:
-    """What gives the token once this driver has the instance's lock. Until then no file is changed."""
+    """A function that gives the token. Only the instance's driver may call it: it may make the file."""
     configured = config.policies.shutdown_token_file
     path = configured or default_token_path(config.driver.instance)
     try:

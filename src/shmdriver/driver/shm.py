@@ -88,6 +88,14 @@ def object_path(name: str) -> str:
     return f"{MOUNT}{name}"
 
 
+def _status(name: str) -> os.stat_result | None:
+    """Of what has a POSIX name; None: nothing has it. Raises OSError when that cannot be told."""
+    try:
+        return os.lstat(object_path(name))
+    except FileNotFoundError:
+        return None
+
+
 # ---- making ------------------------------------------------------------------------------------
 
 
@@ -192,10 +200,8 @@ def unlink_segment(name: str) -> bool:
 
 def told_links(name: str) -> str:
     """That a segment has hard links beside its name, in words; "" when it has none, or the name is gone."""
-    try:
-        links = os.lstat(object_path(name)).st_nlink - 1
-    except FileNotFoundError:
-        return ""
+    found = _status(name)
+    links = 0 if found is None else found.st_nlink - 1
     if links < 1:
         return ""
     return (
@@ -211,9 +217,8 @@ def remove_orphan(name: str) -> None:
     Raises LayoutMismatch for what cannot be that, a symlink, a FIFO, a file of another user: it stays.
     """
     path = object_path(name)
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
+    found = _status(name)
+    if found is None:
         return
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
         raise LayoutMismatch(
@@ -285,10 +290,9 @@ def open_segment(name: str, *, writable: bool) -> tuple[int, int]:
     if fd >= 0:
         return fd, int(size[0])
     text = last_error()
-    try:
-        found = os.lstat(object_path(name))
-    except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, "no such shared-memory object", name) from None
+    found = _status(name)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, "no such shared-memory object", name)
     if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
         raise ShmDriverError(text)
     raise LayoutMismatch(text, segment=name)
@@ -297,21 +301,15 @@ def open_segment(name: str, *, writable: bool) -> tuple[int, int]:
 def is_absent(name: str) -> bool | None:
     """Whether nothing has this name; None: that cannot be told."""
     try:
-        os.lstat(object_path(name))
-    except FileNotFoundError:
-        return True
+        return _status(name) is None
     except OSError:
         return None
-    return False
 
 
 def is_whole(name: str, mapped: SegmentMap) -> bool | None:
     """Whether a mapped object has all its bytes, allocated; None: its name is gone, or another object's."""
-    try:
-        found = os.lstat(object_path(name))
-    except FileNotFoundError:
-        return None
-    if found.st_ino != mapped.inode:
+    found = _status(name)
+    if found is None or found.st_ino != mapped.inode:
         return None
     return found.st_size == mapped.size and found.st_blocks * BLOCK_BYTES >= mapped.size
 

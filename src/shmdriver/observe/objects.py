@@ -1,4 +1,4 @@
-"""What stands in /dev/shm: the names of objects and of instances. Nothing is opened.
+"""The names of objects and of instances in /dev/shm. Nothing is opened.
 
 Only ENOENT says that something is absent. What cannot be listed is an error.
 """
