@@ -21,7 +21,7 @@ extern "C" {
 /* ---- limits and sizes ---------------------------------------------------------------- */
 
 enum {
-    SHMD_LAYOUT_VERSION = 3,
+    SHMD_LAYOUT_VERSION = 4,
     SHMD_LINE_BYTES = 128,
     SHMD_NAME_BYTES = 64,           /* stream, client and instance names, with the final NUL */
     SHMD_TEXT_BYTES = 1024,         /* text of an answer, with the final NUL */
@@ -201,21 +201,32 @@ typedef struct shmd_header {        /* 128 bytes */
 
 /* ---- authority: W:driver R:clients, tools -------------------------------------------- */
 
-typedef struct shmd_client_record { /* 256 bytes */
+typedef struct shmd_client_record { /* 512 bytes */
     uint64_t word;                  /* @0   W:driver(release) R:all(acquire); generation << 8 | SHMD_CLIENT_* */
     uint64_t client_id;             /* @8   never reused */
-    uint64_t correlation_id;        /* @16  of the Hello */
+    uint64_t serial;                /* @16  of the newest Hello; one with a lower number is not heeded */
     uint64_t nonce;                 /* @24  brought by the Hello; keys the checksums of this client's requests */
-    int64_t pid;                    /* @32  as the client sees it */
-    uint64_t start_time;            /* @40  of the process, clock ticks since boot (/proc/PID/stat field 22) */
-    uint64_t pid_namespace;         /* @48  inode */
+    int64_t pid;                    /* @32  as the driver that heard the Hello read it; 0: a process of another PID namespace */
+    uint64_t start_time;            /* @40  likewise, clock ticks since boot (/proc/PID/stat field 22); 0: not known */
+    uint64_t pid_namespace;         /* @48  inode; that driver's */
     uint64_t attached_ns;           /* @56 */
     uint64_t seen_ns;               /* @64  W:driver(relaxed) when it saw the heartbeat change */
     uint32_t provable;              /* @72  1: death can be proved by pidfd */
     uint32_t index;                 /* @76 */
     char name[64];                  /* @80 */
-    uint64_t time_namespace;        /* @144 inode; in which start_time was read. 0: not known */
-    uint8_t pad[104];               /* @152 */
+    uint64_t time_namespace;        /* @144 inode; that driver's, in which start_time was read. 0: not known */
+    uint64_t image;                 /* @152 as the Hello says; 0: not known */
+    uint32_t uid;                   /* @160 of the process that connected, as the kernel says */
+    uint32_t gid;                   /* @164 likewise */
+    uint32_t connected;             /* @168 W:driver(relaxed) R:tools; 1: it has a connection */
+    uint32_t reserved;              /* @172 */
+    uint8_t secret_sha256[32];      /* @176 of the secret that the first Hello brought */
+    uint8_t pad0[48];               /* @208 */
+    uint64_t control_cursor;        /* @256 W:driver(release) R:that client(acquire), successor; for a control ring of its own */
+    uint8_t pad1[120];              /* @264 */
+    char control_name[96];          /* @384 likewise: its segment */
+    uint64_t control_bytes;         /* @480 */
+    uint8_t pad2[24];               /* @488 */
 } shmd_client_record_t;
 
 typedef struct shmd_lease_record {  /* 256 bytes */
@@ -470,6 +481,46 @@ typedef struct shmd_control {       /* 512 bytes, then slots, heartbeats, lease 
     uint8_t pad2[124];              /* @388 */
 } shmd_control_t;
 
+/* ---- Hello: one message each way on a connection of type SOCK_SEQPACKET ---------------- */
+
+enum { SHMD_MESSAGE_HELLO = 16, SHMD_MESSAGE_WELCOME = 17 }; /* kinds, for shmd_magic */
+enum { SHMD_SECRET_BYTES = 16 };
+
+typedef struct shmd_hello {         /* 512 bytes; W:client R:driver, a copy. The first 16 bytes have this meaning in every layout */
+    uint64_t magic;                 /* @0 */
+    uint32_t layout_version;        /* @8 */
+    uint32_t bytes;                 /* @12  of the message */
+    uint64_t boot_id;               /* @16  of the former registration; 0: none */
+    uint64_t client_id;             /* @24  likewise; 0: a new client */
+    uint64_t serial;                /* @32  from 1 on; grows with each Hello of this client */
+    uint64_t image;                 /* @40  shmd_image of the instance: who has called exec has another one. 0: not known */
+    uint64_t nonce;                 /* @48  keys the checksums of this client's requests */
+    uint64_t start_time;            /* @56  as the client reads its own, to be refused by only; 0: it cannot */
+    uint64_t pid_namespace;         /* @64  likewise */
+    uint64_t time_namespace;        /* @72  likewise */
+    uint8_t secret[16];             /* @80  drawn once a client; proves a former registration */
+    uint32_t flags;                 /* @96  zero */
+    uint32_t reserved;              /* @100 zero */
+    char name[64];                  /* @104 the client's */
+    uint8_t pad[344];               /* @168 zero */
+} shmd_hello_t;
+
+typedef struct shmd_welcome {       /* 2048 bytes; W:driver R:client, a copy. The first 16 bytes likewise */
+    uint64_t magic;                 /* @0 */
+    uint32_t layout_version;        /* @8 */
+    uint32_t bytes;                 /* @12  of the message */
+    uint32_t code;                  /* @16  SHMD_CODE_*; OK: comes with two descriptors, authority and control */
+    uint32_t reason;                /* @20  SHMD_REASON_* */
+    uint64_t boot_id;               /* @24 */
+    uint64_t client_id;             /* @32 */
+    uint32_t client_index;          /* @40 */
+    uint32_t text_bytes;            /* @44  without the NUL */
+    uint64_t authority_bytes;       /* @48 */
+    uint64_t control_bytes;         /* @56 */
+    char text[1024];                /* @64 */
+    uint8_t pad[960];               /* @1088 zero */
+} shmd_welcome_t;
+
 /* ---- data: W:one producer R:its consumers, driver, tools ------------------------------ */
 
 typedef struct shmd_slot {          /* the first 24 bytes of a slot; the payload follows */
@@ -610,6 +661,35 @@ enum {
     SHMD_EVIDENCE_NO_DESCRIPTOR = 10, SHMD_EVIDENCE_NO_PIDFD = 11, SHMD_EVIDENCE_PROC_HIDDEN = 12, SHMD_EVIDENCE_PROC_FOREIGN = 13,
     SHMD_EVIDENCE_PROC_UNREADABLE = 14, SHMD_EVIDENCE_NO_START_TIME = 15, SHMD_EVIDENCE_ZOMBIE = 16
 };
+
+/* The driver's socket. Not in shared memory; `waiting` and `entries` are the listener's own. */
+enum { SHMD_LISTENER_WAITING = 64 };    /* connections that have not said Hello yet */
+typedef struct shmd_listener {
+    int32_t fd;                     /* the socket; -1: none */
+    int32_t epoll;                  /* readable while accept or hello has something to do; put only this one into an epoll of your own */
+    int32_t spare;                  /* given up when there is no descriptor left to accept with */
+    uint32_t uid;                   /* of this driver: the share of other users is limited */
+    uint64_t device;                /* of the socket's name, */
+    uint64_t inode;                 /* as shmd_listener_check compares it */
+    uint64_t accepted;              /* connections, ever */
+    uint64_t refused;               /* of those, by this listener: no descriptor, no share, no Hello in time, no Hello */
+    uint32_t count;                 /* connections that have not said Hello yet */
+    uint32_t reserved;
+    void *waiting;
+} shmd_listener_t;
+
+/* Who has connected, as the kernel says. */
+typedef struct shmd_peer {
+    int32_t fd;                     /* the connection; -1: none (any more) */
+    int32_t pidfd;                  /* -1: none, pidfd_error says why, and that proves nothing */
+    int32_t pidfd_error;            /* errno: EMFILE, EPERM, ENOSYS, ENODATA, ...; ESRCH: the process has ended */
+    uint32_t is_of_peer;            /* 1: the pidfd is the kernel's of this connection; 0: it was opened by number, and the start time compared */
+    uint32_t uid;
+    uint32_t gid;
+    uint64_t pidfd_inode;           /* the same for all pidfds of one process, of no other one ever (Linux 6.9); 0: not known */
+    shmd_process_t process;         /* pid (0: another PID namespace) and start time (0: not known) as read here; the namespaces are this process's */
+    uint64_t accepted_ns;
+} shmd_peer_t;
 
 enum { SHMD_CHECK_CONFIRMED = 1, SHMD_CHECK_UNCONFIRMED = 2, SHMD_CHECK_CLIENT_STALLED = 3,
        SHMD_CHECK_CLIENT_RECOVERED = 4, SHMD_CHECK_CLIENT_EXPIRED = 5 };
@@ -826,6 +906,40 @@ int shmd_record_copy(void *out, const void *record, uint64_t bytes);
 int shmd_epoch_copy(shmd_epoch_record_t *out, const shmd_epoch_record_t *record); /* likewise, of an epoch; out->epoch says of which */
 int shmd_epoch_end(const shmd_epoch_record_t *record, uint32_t epoch, uint64_t *sealed_seq, uint32_t *reason);
     /* 1: how that epoch ended and where its seal is; 0: it has not ended, or the record does not say (any more) */
+
+/* ---- exported functions: the driver's socket (driver/shmd_listener.c) ------------------- */
+
+int shmd_listener_open(int folder_fd, const char *folder_path, uint32_t gid, int replace, shmd_listener_t *out);
+    /* A socket that listens, under the name `socket` in the folder; mode 0600, with a group (UINT32_MAX: none) 0660. It is made aside and
+       put in place whole. replace 1: over whatever stands there; 0: only where nothing stands, else SHMD_E_INVALID.
+       folder_path: only used where /proc is not mounted. 0, SHMD_E_INVALID, SHMD_E_SYSTEM, SHMD_E_NO_MEMORY */
+int shmd_listener_check(const shmd_listener_t *listener, int folder_fd);
+    /* 1: its name leads to it; 0: the name is missing (open another one with replace 0, and close this one); SHMD_E_INVALID: something
+       else stands there; SHMD_E_SYSTEM: cannot be told */
+int shmd_listener_accept(shmd_listener_t *listener, uint64_t now_ns, uint32_t budget);
+    /* Accepts at most so many, which then wait to say Hello: 2 s, at most SHMD_LISTENER_WAITING, of another user's than this driver's
+       and root's at most 8, of all of those at most 32. How many were accepted, those refused included. SHMD_E_SYSTEM: accept fails; text, and
+       errno of it in the text. Without a descriptor to accept with one is refused by number (counted in `refused`) */
+int shmd_listener_hello(shmd_listener_t *listener, uint64_t now_ns, shmd_peer_t *peer, shmd_hello_t *hello);
+    /* 1: a Hello that is well-formed (what it claims is not checked), the descriptors of peer are the caller's now; 0: no more at this
+       time. Negative: one was answered with a refusal and closed, or closed; the text says why, peer who (its fd and pidfd are -1), and the
+       caller calls again: SHMD_E_LAYOUT another layout, SHMD_E_INVALID no Hello, SHMD_E_TIMEOUT none in time, SHMD_E_CLOSED it left without
+       one, SHMD_E_SYSTEM. No descriptor that comes with a Hello is ever installed */
+int shmd_listener_answer(int fd, shmd_welcome_t *welcome, int authority_fd, int control_fd);
+    /* Never waits. Fills magic, version and bytes. Descriptors only with SHMD_CODE_OK. 0; SHMD_E_SYSTEM: close this connection (ETOOMANYREFS
+       and others concern it alone); SHMD_E_CLOSED: it has left */
+int shmd_listener_look(int fd, uint32_t budget);
+    /* Of a connection that has said Hello: reads and drops at most so many messages. 0: open; 1: open, and more may stand there;
+       SHMD_E_CLOSED: it has ended, or sent an empty message. Not a proof of anybody's death */
+void shmd_listener_close(shmd_listener_t *listener);
+    /* Also in a forked child, where it changes nothing for the parent. Names in the folder stay. Twice is once */
+uint64_t shmd_image(const char *instance);
+    /* A keyed one-way function of the instance's name; the key is new at each exec, and the same for all copies of this library in
+       one image. 0: not known */
+void shmd_hello_begin(shmd_hello_t *hello, const char *instance);
+    /* Zeros, then what says that it is a Hello, and the calling process's own image, start time and namespaces */
+int shmd_hello_check(const void *message, uint64_t bytes, shmd_hello_t *out);
+    /* a private copy of a whole message: 0; SHMD_E_INVALID, SHMD_E_LAYOUT with a text */
 
 /* ---- exported functions: segments ------------------------------------------------------ */
 
