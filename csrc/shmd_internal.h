@@ -29,6 +29,9 @@ static inline uint64_t shmd_min(uint64_t a, uint64_t b) { return a < b ? a : b; 
 static inline uint64_t shmd_max(uint64_t a, uint64_t b) { return a > b ? a : b; }
 uint64_t shmd_page_bytes(void);
 
+uint64_t shmd_process_start_time(int64_t pid);  /* of the process of that number in this PID namespace; 0: not known */
+int shmd_pidfd_has_fired(int pidfd);            /* 1: all threads of its process have ended */
+
 /* The turn word of a control slot. */
 static inline uint64_t shmd_turn(uint32_t lap, uint32_t who, uint32_t phase)
 {

@@ -96,9 +96,16 @@ void shmd_process_self(shmd_process_t *out)
         out->start_time = 0;
 }
 
+uint64_t shmd_process_start_time(int64_t pid)
+{
+    uint64_t start_time = 0;
+    char state;
+    return proc_is_ours() && read_stat(pid, &start_time, &state) == 0 ? start_time : 0;
+}
+
 static int is_short_of_descriptors(int error) { return error == EMFILE || error == ENFILE || error == ENOMEM; }
 
-static int has_fired(int pidfd)
+int shmd_pidfd_has_fired(int pidfd)
 {
     struct pollfd one = {.fd = pidfd, .events = POLLIN};
     return poll(&one, 1, 0) == 1 && (one.revents & POLLIN) != 0; /* POLLIN: all of its threads have ended */
@@ -147,10 +154,10 @@ static uint32_t look_by_pidfd(const shmd_process_t *process, int *pidfd)
     *pidfd = (int)syscall(SYS_pidfd_open, (pid_t)process->pid, 0);
     if (*pidfd < 0)
         return look_without_pidfd(process, errno);
-    if (has_fired(*pidfd))
+    if (shmd_pidfd_has_fired(*pidfd))
         return SHMD_EVIDENCE_PIDFD;
     uint32_t found = compare_start(process, &state);
-    return found != SHMD_EVIDENCE_OTHER_START && has_fired(*pidfd) ? SHMD_EVIDENCE_PIDFD : found;
+    return found != SHMD_EVIDENCE_OTHER_START && shmd_pidfd_has_fired(*pidfd) ? SHMD_EVIDENCE_PIDFD : found;
 }
 
 static int verdict_of(uint32_t evidence)

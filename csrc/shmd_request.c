@@ -1,4 +1,5 @@
 /* shmd_request.c: what a request may look like. Works on a private copy only; nothing here reads shared memory. */
+#include "core/shmd_hello.h"
 #include "shmd_internal.h"
 
 #include <ctype.h>
@@ -27,7 +28,7 @@ int shmd_name_check(const char *name)
 }
 
 /* Well-formed UTF-8 without control characters but newline and tab, terminated within limit bytes. */
-static int text_check(const char *what, const char *text, size_t limit)
+int shmd_text_check(const char *what, const char *text, size_t limit)
 {
     const unsigned char *p = (const unsigned char *)text;
     size_t length = strnlen(text, limit);
@@ -89,7 +90,7 @@ static int attach_check(const shmd_request_t *r)
     int rc = name_in_request("stream name", r->stream);
     rc = rc ? rc : range("role", r->role, SHMD_ROLE_PRODUCER, SHMD_ROLE_CONSUMER);
     rc = rc ? rc : range("schema length", r->schema_bytes, 0, SHMD_SCHEMA_BYTES - 1);
-    rc = rc ? rc : text_check("schema", r->schema, SHMD_SCHEMA_BYTES);
+    rc = rc ? rc : shmd_text_check("schema", r->schema, SHMD_SCHEMA_BYTES);
     if (rc == SHMD_OK && strnlen(r->schema, SHMD_SCHEMA_BYTES) != r->schema_bytes)
         rc = shmd_fail(SHMD_E_INVALID, "schema length is %u, its text has %zu bytes", r->schema_bytes, strnlen(r->schema, SHMD_SCHEMA_BYTES));
     if (rc != SHMD_OK)
@@ -121,12 +122,12 @@ int shmd_request_check(const shmd_request_t *r)
                          r->layout_version, (unsigned)SHMD_LAYOUT_VERSION);
     if (r->correlation_id == 0)
         return shmd_fail(SHMD_E_INVALID, "correlation id is 0");
-    rc = text_check("reason text", r->text, SHMD_REASON_BYTES);
+    rc = shmd_text_check("reason text", r->text, SHMD_REASON_BYTES);
     if (rc != SHMD_OK)
         return rc;
     switch (r->kind) {
     case SHMD_REQUEST_HELLO:
-        rc = text_check("client name", r->name, SHMD_NAME_BYTES);
+        rc = shmd_text_check("client name", r->name, SHMD_NAME_BYTES);
         return rc ? rc : range("pid", (uint64_t)r->pid, 1, 1u << 22);
     case SHMD_REQUEST_ATTACH:
         return attach_check(r);

@@ -1,0 +1,415 @@
+/* shmd_listener.c: the driver's socket. Who connects is what the kernel says (SO_PEERCRED, SO_PEERPIDFD); a Hello is a claim.
+ *
+ * What others can do to it is bounded: connections that say nothing end after 2 s, one user has a share of them, each call accepts
+ * at most as many as its caller says, and messages are received without room for descriptors, so that none is ever installed here.
+ * Nothing waits. What fails for one connection ends that connection alone.
+ *
+ * A forked child shares the epoll instance's registrations with its parent. So a connection's registration is taken back before it
+ * is closed here, and a child that closes everything takes nothing back.
+ */
+#include "shmd_listener.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
+#define PIDFS_MAGIC 0x50494446
+
+static shmd_peer_t *waiting_of(const shmd_listener_t *listener) { return listener->waiting; }
+
+static void close_one(int32_t *fd)
+{
+    if (*fd >= 0)
+        (void)close(*fd);
+    *fd = -1;
+}
+
+/* ---- the socket and its name ---------------------------------------------------------------- */
+
+static int is_ours(int folder_fd, const char *name, struct stat *status)
+{
+    if (fstatat(folder_fd, name, status, AT_SYMLINK_NOFOLLOW) != 0)
+        return shmd_fail_errno(SHMD_CALL_RUNTIME, "fstatat of the socket %s that was just bound in the runtime folder", name);
+    return S_ISSOCK(status->st_mode) && status->st_uid == geteuid()
+               ? SHMD_OK : shmd_fail(SHMD_E_INVALID, "%s in the runtime folder is no socket of this user's, though one was just bound there: somebody else changes that folder", name);
+}
+
+/* Nobody connects before it listens, and nobody looks for this name: so the mode is right when the first client comes. */
+static int share(int folder_fd, const char *name, uint32_t gid)
+{
+    mode_t mode = gid == UINT32_MAX ? 0600 : 0660;
+    if (gid != UINT32_MAX && fchownat(folder_fd, name, (uid_t)-1, (gid_t)gid, AT_SYMLINK_NOFOLLOW) != 0)
+        return shmd_fail_errno(SHMD_CALL_SHARE, "fchownat of the driver's socket to group %u", gid);
+    return fchmodat(folder_fd, name, mode, 0) == 0 ? SHMD_OK : shmd_fail_errno(SHMD_CALL_SHARE, "fchmodat of the driver's socket to %04o", (unsigned)mode);
+}
+
+static int put_in_place(int folder_fd, const char *name, int replace)
+{
+    if (replace)
+        return renameat(folder_fd, name, folder_fd, SHMD_SOCKET_NAME) == 0
+                   ? SHMD_OK : shmd_fail_errno(SHMD_CALL_RUNTIME, "renameat of the driver's socket to %s in the runtime folder", SHMD_SOCKET_NAME);
+    if (linkat(folder_fd, name, folder_fd, SHMD_SOCKET_NAME, 0) == 0)
+        return unlinkat(folder_fd, name, 0) == 0 ? SHMD_OK : shmd_fail_errno(SHMD_CALL_RUNTIME, "unlinkat of %s in the runtime folder", name);
+    if (errno == EEXIST)
+        return shmd_fail(SHMD_E_INVALID, "something else stands in the runtime folder as %s: it is left there", SHMD_SOCKET_NAME);
+    return shmd_fail_errno(SHMD_CALL_RUNTIME, "linkat of the driver's socket to %s in the runtime folder", SHMD_SOCKET_NAME);
+}
+
+static int bind_and_listen(shmd_listener_t *listener, int folder_fd, const char *folder_path, uint32_t gid, int replace)
+{
+    struct sockaddr_un address;
+    struct stat status = {.st_ino = 0};
+    uint64_t drawn;
+    char name[32];
+    if (getrandom(&drawn, sizeof drawn, 0) != (ssize_t)sizeof drawn)
+        return shmd_fail_errno(SHMD_CALL_OTHER, "getrandom");
+    (void)snprintf(name, sizeof name, "%s.%016llx", SHMD_SOCKET_NAME, (unsigned long long)drawn);
+    int rc = shmd_socket_address(folder_fd, folder_path, name, &address);
+    if (rc != SHMD_OK)
+        return rc;
+    if (bind(listener->fd, (struct sockaddr *)&address, sizeof address) != 0)
+        return shmd_fail_errno(SHMD_CALL_RUNTIME, "bind of the driver's socket in %s", folder_path);
+    rc = is_ours(folder_fd, name, &status);
+    rc = rc ? rc : share(folder_fd, name, gid);
+    if (rc == SHMD_OK && listen(listener->fd, SHMD_LISTEN_BACKLOG) != 0)
+        rc = shmd_fail_errno(SHMD_CALL_OTHER, "listen on the driver's socket");
+    rc = rc ? rc : put_in_place(folder_fd, name, replace);
+    if (rc != SHMD_OK)
+        (void)unlinkat(folder_fd, name, 0);
+    listener->device = status.st_dev;
+    listener->inode = status.st_ino;
+    return rc;
+}
+
+/* Level-triggered: whoever sleeps on the epoll is woken as long as there is something to do. Not armed: there is, and it cannot be done. */
+static int watch(const shmd_listener_t *listener, int fd, int operation, int armed)
+{
+    struct epoll_event event = {.events = armed ? EPOLLIN : 0, .data.fd = fd};
+    return epoll_ctl(listener->epoll, operation, fd, &event) == 0 ? SHMD_OK : shmd_fail_errno(SHMD_CALL_OTHER, "epoll_ctl of the driver's socket");
+}
+
+static int open_spare(shmd_listener_t *listener)
+{
+    if (listener->spare < 0)
+        listener->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    return listener->spare >= 0;
+}
+
+int shmd_listener_open(int folder_fd, const char *folder_path, uint32_t gid, int replace, shmd_listener_t *out)
+{
+    *out = (shmd_listener_t){.fd = -1, .epoll = -1, .spare = -1, .uid = geteuid()};
+    int rc = shmd_keep_standard_descriptors();
+    if (rc != SHMD_OK)
+        return rc;
+    out->waiting = calloc(SHMD_LISTENER_WAITING, sizeof(shmd_peer_t));
+    if (out->waiting == NULL)
+        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for %d connections", SHMD_LISTENER_WAITING);
+    out->epoll = epoll_create1(EPOLL_CLOEXEC);
+    out->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (out->epoll < 0 || out->fd < 0 || !open_spare(out))
+        rc = shmd_fail_errno(SHMD_CALL_OTHER, "socket, epoll_create1 or open of /dev/null for the driver's socket");
+    rc = rc ? rc : watch(out, out->fd, EPOLL_CTL_ADD, 1);
+    rc = rc ? rc : bind_and_listen(out, folder_fd, folder_path, gid, replace);
+    if (rc != SHMD_OK)
+        shmd_listener_close(out);
+    return rc;
+}
+
+int shmd_listener_check(const shmd_listener_t *listener, int folder_fd)
+{
+    struct stat status;
+    if (fstatat(folder_fd, SHMD_SOCKET_NAME, &status, AT_SYMLINK_NOFOLLOW) != 0)
+        return errno == ENOENT ? 0 : shmd_fail_errno(SHMD_CALL_RUNTIME, "fstatat of %s in the runtime folder", SHMD_SOCKET_NAME);
+    if (status.st_dev == listener->device && status.st_ino == listener->inode)
+        return 1;
+    return shmd_fail(SHMD_E_INVALID, "%s in the runtime folder is not this driver's: uid %u put something else there", SHMD_SOCKET_NAME, (unsigned)status.st_uid);
+}
+
+void shmd_listener_close(shmd_listener_t *listener)
+{
+    shmd_peer_t *waiting = waiting_of(listener);
+    for (uint32_t i = 0; i < listener->count; i++) {
+        close_one(&waiting[i].fd);
+        close_one(&waiting[i].pidfd);
+    }
+    listener->count = 0;
+    close_one(&listener->fd);
+    close_one(&listener->epoll);
+    close_one(&listener->spare);
+    free(listener->waiting);
+    listener->waiting = NULL;
+}
+
+/* ---- who has connected ------------------------------------------------------------------------ */
+
+static uint64_t inode_of_pidfd(int pidfd)
+{
+    struct statfs file_system;
+    struct stat status;
+    if (fstatfs(pidfd, &file_system) != 0 || file_system.f_type != PIDFS_MAGIC || fstat(pidfd, &status) != 0)
+        return 0; /* before Linux 6.9 all pidfds have one inode */
+    return status.st_ino;
+}
+
+/* The kernel's own pidfd of the process that connected; else by number, which may be another process's by now: the start time that
+ * comes with the Hello tells. */
+static void take_pidfd(shmd_peer_t *peer)
+{
+    socklen_t bytes = sizeof peer->pidfd;
+    if (getsockopt(peer->fd, SOL_SOCKET, SO_PEERPIDFD, &peer->pidfd, &bytes) == 0) {
+        peer->is_of_peer = 1;
+    } else {
+        peer->pidfd_error = errno;
+        peer->pidfd = -1;
+        if (errno == ENOPROTOOPT && peer->process.pid > 0) {
+            peer->pidfd = (int)syscall(SYS_pidfd_open, (pid_t)peer->process.pid, 0);
+            peer->pidfd_error = peer->pidfd < 0 ? errno : 0;
+        }
+    }
+    if (peer->pidfd >= 0)
+        peer->pidfd_inode = inode_of_pidfd(peer->pidfd);
+}
+
+/* What a pidfd was opened for lives as long as it has not fired, and so long its number is its own. */
+static void take_start_time(shmd_peer_t *peer)
+{
+    if (peer->pidfd < 0 || peer->process.pid <= 0)
+        return;
+    uint64_t start_time = shmd_process_start_time(peer->process.pid);
+    peer->process.start_time = shmd_pidfd_has_fired(peer->pidfd) ? 0 : start_time;
+}
+
+static int identify(int fd, uint64_t now_ns, shmd_peer_t *out)
+{
+    struct ucred credentials;
+    socklen_t bytes = sizeof credentials;
+    *out = (shmd_peer_t){.fd = fd, .pidfd = -1, .accepted_ns = now_ns};
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &bytes) != 0)
+        return shmd_fail_errno(SHMD_CALL_OTHER, "SO_PEERCRED of a connection");
+    shmd_process_self(&out->process); /* its namespaces: those in which the numbers are read */
+    out->process.pid = credentials.pid;
+    out->process.start_time = 0;
+    out->uid = credentials.uid;
+    out->gid = credentials.gid;
+    take_pidfd(out);
+    take_start_time(out);
+    return SHMD_OK;
+}
+
+/* ---- accept ------------------------------------------------------------------------------------ */
+
+static int is_other(const shmd_listener_t *listener, uint32_t uid) { return uid != listener->uid && uid != 0; }
+
+static int has_share(const shmd_listener_t *listener, uint32_t uid)
+{
+    const shmd_peer_t *waiting = waiting_of(listener);
+    uint32_t same = 0, others = 0;
+    if (!is_other(listener, uid))
+        return 1;
+    for (uint32_t i = 0; i < listener->count; i++) {
+        same += waiting[i].uid == uid;
+        others += (uint32_t)is_other(listener, waiting[i].uid);
+    }
+    return same < SHMD_USER_SHARE && others < SHMD_OTHERS_SHARE;
+}
+
+static void refuse(int fd, uint32_t code, uint32_t reason, const char *text)
+{
+    shmd_welcome_t welcome;
+    memset(&welcome, 0, sizeof welcome);
+    welcome.code = code;
+    welcome.reason = reason;
+    (void)snprintf(welcome.text, sizeof welcome.text, "%s", text);
+    (void)shmd_listener_answer(fd, &welcome, -1, -1); /* it is closed now, whether it hears that or not */
+}
+
+/* No descriptor is left to accept with: the spare one is given up for as long as it takes to say so. */
+static int refuse_by_spare(shmd_listener_t *listener)
+{
+    struct rlimit limit = {.rlim_cur = 0};
+    char text[160];
+    int error = errno;
+    close_one(&listener->spare);
+    int fd = accept4(listener->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd >= 0) {
+        (void)getrlimit(RLIMIT_NOFILE, &limit);
+        (void)snprintf(text, sizeof text, "the driver has no descriptor left for another client (%s; its limit is %llu): raise LimitNOFILE",
+                       error == EMFILE ? "EMFILE" : "ENFILE, the whole system's", (unsigned long long)limit.rlim_cur);
+        refuse(fd, SHMD_CODE_REJECTED, SHMD_REASON_LIMIT, text);
+        (void)close(fd);
+        listener->accepted++;
+        listener->refused++;
+    }
+    (void)open_spare(listener);
+    errno = error;
+    return fd >= 0 ? 1 : shmd_fail_errno(SHMD_CALL_OTHER, "accept on the driver's socket");
+}
+
+/* 1: one was taken off the backlog; 0: there is none; SHMD_E_SYSTEM. */
+static int accept_one(shmd_listener_t *listener, uint64_t now_ns)
+{
+    shmd_peer_t *peer = &waiting_of(listener)[listener->count];
+    int fd = accept4(listener->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0 && (errno == EMFILE || errno == ENFILE))
+        return refuse_by_spare(listener);
+    if (fd < 0)
+        return errno == EAGAIN || errno == EINTR || errno == ECONNABORTED ? 0 : shmd_fail_errno(SHMD_CALL_OTHER, "accept on the driver's socket");
+    listener->accepted++;
+    if (identify(fd, now_ns, peer) == SHMD_OK && has_share(listener, peer->uid) && watch(listener, fd, EPOLL_CTL_ADD, 1) == SHMD_OK) {
+        listener->count++;
+        return 1;
+    }
+    listener->refused++; /* it sees the end of the connection, and tries again a little later */
+    close_one(&peer->fd);
+    close_one(&peer->pidfd);
+    return 1;
+}
+
+int shmd_listener_accept(shmd_listener_t *listener, uint64_t now_ns, uint32_t budget)
+{
+    int count = 0, rc = 1;
+    (void)open_spare(listener);
+    while (rc == 1 && (uint32_t)count < budget && listener->count < SHMD_LISTENER_WAITING) {
+        rc = accept_one(listener, now_ns);
+        count += rc == 1;
+    }
+    int armed = rc >= 0 && listener->count < SHMD_LISTENER_WAITING; /* else it would wake the driver for nothing, again and again */
+    int watched = watch(listener, listener->fd, EPOLL_CTL_MOD, armed);
+    return rc < 0 ? rc : watched != SHMD_OK ? watched : count;
+}
+
+/* ---- Hello --------------------------------------------------------------------------------------- */
+
+/* The connection is the caller's from here on, and wakes this listener's sleeper no more. */
+static void take_out(shmd_listener_t *listener, uint32_t at, shmd_peer_t *out)
+{
+    shmd_peer_t *waiting = waiting_of(listener);
+    *out = waiting[at];
+    (void)epoll_ctl(listener->epoll, EPOLL_CTL_DEL, out->fd, NULL);
+    waiting[at] = waiting[--listener->count];
+    if (listener->count == SHMD_LISTENER_WAITING - 1)
+        (void)watch(listener, listener->fd, EPOLL_CTL_MOD, 1);
+}
+
+static int same_namespaces(const shmd_peer_t *peer, const shmd_hello_t *hello)
+{
+    const shmd_process_t *own = &peer->process;
+    return own->pid_namespace != 0 && own->pid_namespace == hello->pid_namespace && own->time_namespace != 0 &&
+           own->time_namespace == hello->time_namespace;
+}
+
+/* What a process says of its own start time makes it nobody; another one than was read here shows that the number is another
+ * process's by now, or the connection. */
+static int start_check(const shmd_peer_t *peer, const shmd_hello_t *hello)
+{
+    uint64_t read_here = peer->process.start_time;
+    if (read_here == 0 || hello->start_time == 0 || !same_namespaces(peer, hello) || read_here == hello->start_time)
+        return SHMD_OK;
+    return shmd_fail(SHMD_E_INVALID, "the process that connected has pid %lld and began at %llu; the one that says Hello began at %llu: connect in the process that uses the connection",
+                     (long long)peer->process.pid, (unsigned long long)read_here, (unsigned long long)hello->start_time);
+}
+
+/* A whole message, or SHMD_BACK_PRESSURED: none yet. Without room for ancillary data the kernel drops descriptors that come with it. */
+static int receive(const shmd_peer_t *peer, shmd_hello_t *out)
+{
+    unsigned char message[sizeof *out];
+    ssize_t got = recv(peer->fd, message, sizeof message, MSG_DONTWAIT | MSG_TRUNC); /* MSG_TRUNC: its true length */
+    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+        return SHMD_BACK_PRESSURED;
+    if (got < 0 && errno != ECONNRESET)
+        return shmd_fail_errno(SHMD_CALL_OTHER, "recv of a Hello from uid %u", peer->uid);
+    if (got <= 0)
+        return shmd_fail(SHMD_E_CLOSED, "a process of uid %u, pid %lld, left without a Hello", peer->uid, (long long)peer->process.pid);
+    int rc = shmd_hello_check(message, (uint64_t)got, out);
+    return rc ? rc : start_check(peer, out);
+}
+
+static int end_refused(shmd_listener_t *listener, uint32_t at, int code, shmd_peer_t *out)
+{
+    take_out(listener, at, out);
+    if (code == SHMD_E_LAYOUT)
+        refuse(out->fd, SHMD_CODE_UNSUPPORTED, SHMD_REASON_LAYOUT, shmd_last_error());
+    else if (code == SHMD_E_INVALID)
+        refuse(out->fd, SHMD_CODE_INVALID_PARAMS, SHMD_REASON_NONE, shmd_last_error());
+    close_one(&out->fd);
+    close_one(&out->pidfd);
+    listener->refused++;
+    return code;
+}
+
+int shmd_listener_hello(shmd_listener_t *listener, uint64_t now_ns, shmd_peer_t *peer, shmd_hello_t *hello)
+{
+    const shmd_peer_t *waiting = waiting_of(listener);
+    for (uint32_t at = 0; at < listener->count; at++) {
+        int rc = receive(&waiting[at], hello);
+        if (rc == SHMD_OK) {
+            take_out(listener, at, peer);
+            return 1;
+        }
+        uint64_t accepted_ns = waiting[at].accepted_ns;
+        if (rc == SHMD_BACK_PRESSURED && now_ns > accepted_ns && now_ns - accepted_ns >= SHMD_HELLO_PATIENCE_NS)
+            rc = shmd_fail(SHMD_E_TIMEOUT, "a process of uid %u, pid %lld, connected and said nothing for %u s", waiting[at].uid,
+                           (long long)waiting[at].process.pid, SHMD_HELLO_PATIENCE_NS / 1000000000u);
+        if (rc != SHMD_BACK_PRESSURED)
+            return end_refused(listener, at, rc, peer);
+    }
+    return 0;
+}
+
+/* ---- answers ---------------------------------------------------------------------------------------- */
+
+int shmd_listener_answer(int fd, shmd_welcome_t *welcome, int authority_fd, int control_fd)
+{
+    union {
+        struct cmsghdr header;
+        unsigned char bytes[CMSG_SPACE(2 * sizeof(int))];
+    } ancillary;
+    int descriptors[2] = {authority_fd, control_fd};
+    struct iovec part = {.iov_base = welcome, .iov_len = sizeof *welcome};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    shmd_message_begin(welcome, SHMD_MESSAGE_WELCOME, sizeof *welcome);
+    welcome->text[sizeof welcome->text - 1] = 0;
+    welcome->text_bytes = (uint32_t)strlen(welcome->text);
+    if (welcome->code == SHMD_CODE_OK) {
+        memset(&ancillary, 0, sizeof ancillary);
+        ancillary.header.cmsg_level = SOL_SOCKET;
+        ancillary.header.cmsg_type = SCM_RIGHTS;
+        ancillary.header.cmsg_len = CMSG_LEN(sizeof descriptors);
+        memcpy(CMSG_DATA(&ancillary.header), descriptors, sizeof descriptors);
+        message.msg_control = &ancillary;
+        message.msg_controllen = sizeof ancillary;
+    }
+    ssize_t sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent == (ssize_t)sizeof *welcome)
+        return SHMD_OK;
+    if (sent < 0 && (errno == EPIPE || errno == ECONNRESET))
+        return shmd_fail(SHMD_E_CLOSED, "the client has left before its Hello was answered");
+    return shmd_fail_errno(SHMD_CALL_OTHER, "sendmsg of the answer to a Hello");
+}
+
+int shmd_listener_look(int fd, uint32_t budget)
+{
+    unsigned char dropped[64];
+    for (; budget > 0; budget--) {
+        ssize_t got = recv(fd, dropped, sizeof dropped, MSG_DONTWAIT);
+        if (got < 0 && (errno == EAGAIN || errno == EINTR))
+            return 0;
+        if (got < 0 && errno != ECONNRESET)
+            return shmd_fail_errno(SHMD_CALL_OTHER, "recv from a client's connection");
+        if (got <= 0)
+            return shmd_fail(SHMD_E_CLOSED, "the client's connection has ended");
+    }
+    return 1;
+}
