@@ -2,18 +2,17 @@
 
 A record goes FREE -> ALIVE <-> STALLED. From each of these two it becomes FREE when the client says
 Goodbye or is proved dead, and GONE when it was silent past its deadline without such a proof. The
-line of a client that is GONE is not used again before the proof (a pidfd that fires) or its own
-Goodbye.
+line of a client that is GONE is not used again before the proof (a pidfd that fires, or the Hello of another
+program of its process) or its own Goodbye.
 
 A look at a client's process says alive, dead or unknown. Unknown counts as alive. A client whose look
-failed because no descriptor was left is looked at again later.
+failed because no descriptor was left is looked at again later. Whose Hello it is identity.py says.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import resource
 import select
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,32 +21,42 @@ from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import (
     Authority,
     clear_record,
+    is_rewritten,
     publish_word,
     record_state,
     room_advice,
     text_of,
 )
 from shmdriver.driver.failpoints import failpoint
+from shmdriver.driver.identity import (
+    contradiction,
+    digest_of,
+    is_of,
+    look_at_client,
+    look_of,
+    name_process,
+)
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.undo import UndoneOnError
 from shmdriver.errors import Code, Reason
-from shmdriver.liveness import Look, Verdict, look_at_process, pid_text
+from shmdriver.liveness import Look, Verdict, pid_text
 from shmdriver.os_errors import errno_hint
 
-__all__ = ["RESERVED_DESCRIPTORS", "Client", "ClientTable", "describe", "look_at_client"]
-
-RESERVED_DESCRIPTORS = 48  # what the driver itself needs besides a pidfd a client: pidfds leave so many free
+__all__ = ["Client", "ClientTable", "describe"]
 
 
 class Client:
-    """One client record, and the pidfd that proves its process dead (-1: it cannot be proved)."""
+    """One client record, and the pidfd that proves its process dead (-1: it cannot be proved).
 
-    __slots__ = ("activity", "index", "pidfd", "record")
+    ``process``: the same number for all pidfds of its process, and for no other process; 0: not known.
+    """
+
+    __slots__ = ("activity", "index", "pidfd", "process", "record")
 
     def __init__(self, record: Any, index: int) -> None:
         self.record = record
         self.index = index
-        self.pidfd = -1
+        self.pidfd, self.process = -1, 0
         # The time of its last sign of life, and what its leases had read and written when it was silent then.
         self.activity: tuple[int, dict[int, dict[int, tuple[int, ...]]]] | None = None
 
@@ -62,16 +71,13 @@ class Client:
         return record_state(self.record)
 
     @property
-    def pid(self) -> int:
-        """As the client sees it."""
-        return int(self.record.pid)
-
-    @property
     def label(self) -> str:
-        """Name and pid, for texts."""
-        name = text_of(self.record.name)
-        pid = pid_text(self.pid, int(self.record.pid_namespace))
-        return f"{name!r} ({pid})" if name else pid
+        """Name and pid, for texts. The number of a process elsewhere is not known, so its user is told."""
+        name, pid = text_of(self.record.name), int(self.record.pid)
+        who = pid_text(pid, int(self.record.pid_namespace))
+        if pid == 0:
+            who = f"a process of another PID namespace, uid {self.record.uid}"
+        return f"{name!r} ({who})" if name else who
 
 
 class ClientTable:
@@ -81,7 +87,7 @@ class ClientTable:
         self._authority = authority
         self._limit = min(limit, authority.sizes.clients)
         self._by_id: dict[int, Client] = {}
-        self._by_correlation: dict[int, Client] = {}
+        self._by_nonce: dict[int, Client] = {}
         self._by_pidfd: dict[int, Client] = {}
         self._unproved: dict[int, Client] = {}  # no descriptor was left for them: looked at again later
         self._dead: dict[int, Client] = {}  # proved without a pidfd, by such a later look
@@ -89,6 +95,7 @@ class ClientTable:
         self._free = list(range(authority.sizes.clients - 1, -1, -1))
         self.watches = ffi.new("shmd_client_watch_t[]", authority.sizes.clients)
         self.on_pidfd: Callable[[int], None] | None = None  # told of each new pidfd
+        self.on_gone: Callable[[Client], None] = lambda _client: None  # told who has expired, died or left
 
     def __iter__(self) -> Iterator[Client]:
         return iter(list(self._by_id.values()))
@@ -111,9 +118,9 @@ class ClientTable:
         """Of all clients whose death can be proved."""
         return list(self._by_pidfd)
 
-    def of_hello(self, correlation_id: int) -> Client | None:
-        """The client that a repeated Hello made."""
-        return self._by_correlation.get(correlation_id)
+    def of_hello(self, nonce: int) -> Client | None:
+        """The client that a Hello with this nonce made."""
+        return self._by_nonce.get(nonce)
 
     def by_id(self, client_id: int) -> Client | None:
         """The client with this id, alive or gone."""
@@ -140,8 +147,60 @@ class ClientTable:
             )
         return client
 
-    def admit(self, request: Any, now_ns: int) -> Client:
-        """A new client from a checked Hello (``shmd_request_t *``, private copy). Raises Rejection."""
+    def returning(self, hello: Any, peer: Any) -> Client | None:
+        """The client that says Hello again, or whose welcome was lost; None: a new one. Raises Rejection.
+
+        ``hello`` (``shmd_hello_t *``, private copy) and ``peer`` (``shmd_peer_t *``): what it says, and who
+        has connected.
+        """
+        client_id = int(hello.client_id)
+        client = self._by_id.get(client_id) if client_id else self._by_nonce.get(int(hello.nonce))
+        if client_id and int(hello.boot_id) != self._authority.boot_id:
+            raise Rejection(
+                Reason.UNKNOWN_CLIENT,
+                f"client {client_id} was registered before this driver began afresh: connect again",
+            )
+        if client_id:
+            self.sender(client_id)
+        elif client is None or client.state == lib.SHMD_CLIENT_GONE:
+            return None
+        assert client is not None
+        wrong = contradiction(client.record, client.process, client.label, hello, peer)
+        if wrong:
+            self._authority.count(lib.SHMD_COUNTER_REQUESTS_CORRUPT)
+            raise Rejection(
+                Reason.NOT_OWNER,
+                f"this Hello names client {client.client_id}, but {wrong}: nothing was changed. Connect again, "
+                "as a new client",
+                Code.INVALID_PARAMS,
+            )
+        return client
+
+    def former_images(self, hello: Any, peer: Any) -> list[Client]:
+        """The clients that an earlier program of the process that says Hello had registered: they are gone."""
+        image = int(hello.image)
+        return [
+            client
+            for client in self
+            if image and int(client.record.image) not in (0, image) and is_of(client.record, client.process, peer)
+        ]
+
+    def renew(self, client: Client, hello: Any, peer: Any, now_ns: int) -> None:
+        """A client has said Hello again: it keeps its record. Takes the peer's pidfd when it had none."""
+        record, process = client.record, peer.process
+        if int(record.pid) == 0 or int(record.pid_namespace) != int(process.pid_namespace):
+            name_process(record, process)
+        if client.pidfd < 0:
+            self._take_pidfd(client, peer)
+            self._watch(client, look_of(peer, client.pidfd), now_ns)
+        self.seen(client, now_ns)
+        lib.shmd_word_store(ffi.addressof(record, "serial"), hello.serial)
+
+    def admit(self, hello: Any, peer: Any, now_ns: int) -> Client:
+        """A new client, as ``returning`` found. The peer's pidfd is the client's from now on. Raises Rejection.
+
+        ``hello`` (``shmd_hello_t *``, private copy), ``peer`` (``shmd_peer_t *``).
+        """
         if not self.has_room or not self._free:
             raise Rejection(
                 Reason.LIMIT,
@@ -153,6 +212,8 @@ class ClientTable:
                     self._authority.instance,
                 ),
             )
+        if peer.pidfd_error == errno.ESRCH:
+            raise Rejection(Reason.UNKNOWN_CLIENT, "the process that connected has ended")
         record = self._authority.client(self._free[-1])
         client = Client(record, self._free[-1])
         # Data, then state: a record that was filled and not published is free for a successor.
@@ -160,31 +221,30 @@ class ClientTable:
         with UndoneOnError() as undo:
             self._free.pop()
             undo.callback(self.remove, client)
-            self._fill(client, request, now_ns)
+            self._fill(client, hello, peer, now_ns)
             self._enter(client, now_ns)
-            look = self._look_at(client)
-            if look.verdict is Verdict.DEAD:
-                raise Rejection(
-                    Reason.UNKNOWN_CLIENT,
-                    f"process {int(request.pid)} is not the one that asks: {look.text}",
-                    Code.INVALID_PARAMS,
-                )
-            self._watch(client, look, now_ns)
+            self._take_pidfd(client, peer)
+            self._watch(client, look_of(peer, client.pidfd), now_ns)
             failpoint("client.filled")
             publish_word(record, lib.SHMD_CLIENT_ALIVE, reuse=True)
             failpoint("client.published")
         return client
 
-    def _fill(self, client: Client, request: Any, now_ns: int) -> None:
-        record = client.record
+    def _fill(self, client: Client, hello: Any, peer: Any, now_ns: int) -> None:
+        record, process = client.record, peer.process
         record.client_id = self._authority.take_id("next_client_id")
-        record.correlation_id = request.correlation_id
-        record.nonce = request.nonce
-        record.pid, record.start_time = request.pid, request.start_time
-        record.pid_namespace, record.time_namespace = request.pid_namespace, request.time_namespace
+        record.serial, record.nonce, record.image = hello.serial, hello.nonce, hello.image
+        record.pid, record.start_time = process.pid, process.start_time
+        record.pid_namespace, record.time_namespace = process.pid_namespace, process.time_namespace
+        record.uid, record.gid = peer.uid, peer.gid
+        record.secret_sha256 = digest_of(hello)
         record.attached_ns = record.seen_ns = now_ns
         record.index = client.index
-        ffi.memmove(record.name, request.name, ffi.sizeof(record.name))
+        ffi.memmove(record.name, hello.name, ffi.sizeof(record.name))
+
+    @staticmethod
+    def _take_pidfd(client: Client, peer: Any) -> None:
+        client.pidfd, client.process, peer.pidfd = int(peer.pidfd), int(peer.pidfd_inode), -1
 
     def load(self, now_ns: int) -> list[Client]:
         """Takes over what the tables show; the clients that turned out to be dead meanwhile."""
@@ -196,6 +256,10 @@ class ClientTable:
                 self._free.append(index)
                 continue
             client = Client(record, index)
+            record.connected = 0  # to the driver before
+            if is_rewritten(record):  # killed while it named the process anew: the next Hello names it
+                record.pid = 0
+                publish_word(record, record_state(record), reuse=True)
             # All start afresh: the silence was the driver's, not theirs.
             self._enter(client, now_ns)
             look = self._look_at(client)
@@ -234,6 +298,8 @@ class ClientTable:
     def mark(self, client: Client, state: int) -> None:
         """ALIVE, STALLED or GONE."""
         publish_word(client.record, state)
+        if state == lib.SHMD_CLIENT_GONE:
+            self.on_gone(client)
 
     def remove(self, client: Client) -> None:
         """The client left, or is proved dead: its record and heartbeat line are free again."""
@@ -241,11 +307,13 @@ class ClientTable:
         failpoint("client.removed")
         self.watches[client.index].client_id = 0
         self._by_id.pop(client.client_id, None)
-        self._by_correlation.pop(int(client.record.correlation_id), None)
+        if self._by_nonce.get(int(client.record.nonce)) is client:  # or of one that has said Hello anew
+            del self._by_nonce[int(client.record.nonce)]
         self._unproved.pop(client.client_id, None)
         self._dead.pop(client.client_id, None)
         self._forget_pidfd(client)
         self._free.append(client.index)
+        self.on_gone(client)
 
     def excuse(self, late_ns: int, now_ns: int) -> None:
         """The driver was late: so much of each client's silence does not count."""
@@ -277,7 +345,7 @@ class ClientTable:
         watch.beat = lib.shmd_word_load(ffi.addressof(line, "beat"))
         watch.seen_ns = now_ns
         self._by_id[client.client_id] = client
-        self._by_correlation[int(client.record.correlation_id)] = client
+        self._by_nonce[int(client.record.nonce)] = client
 
     @staticmethod
     def _look_at(client: Client) -> Look:
@@ -311,27 +379,6 @@ class ClientTable:
                 self._poll.unregister(client.pidfd)
             os.close(client.pidfd)
             client.pidfd = -1
-
-
-def look_at_client(named: Any) -> Look:
-    """Looks at the process that a Hello or a client record names. ``pidfd`` fires when it ends.
-
-    A pidfd counts also when the look is UNKNOWN. Whoever has the number now, its end proves that the client
-    has ended: a number is given to another only after that.
-    """
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    most = max(limit - RESERVED_DESCRIPTORS, 0)
-    look = look_at_process(
-        int(named.pid),
-        int(named.start_time),
-        int(named.pid_namespace),
-        int(named.time_namespace),
-        keeps_pidfd=True,
-    )
-    if limit != resource.RLIM_INFINITY and look.pidfd >= most:
-        os.close(look.pidfd)  # the driver's own work comes first
-        return Look(Verdict.UNKNOWN, int(lib.SHMD_EVIDENCE_NO_DESCRIPTOR))
-    return look
 
 
 def _has_fired(pidfd: int) -> bool:

@@ -17,16 +17,13 @@ from shmdriver.driver.authority import Authority, text_of
 from shmdriver.driver.clients import ClientTable
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.errors import Code, Reason, ShmDriverError
-from shmdriver.liveness import Verdict, look_at_process
 from shmdriver.os_errors import last_error
 
 __all__ = ["ControlRing", "Request"]
 
 WAITING_MAX = 1024
-PID_CLAIMER = 1 << 27  # a claimer that has no client record yet is its pid with this bit
 
 ANSWER_KINDS = {
-    lib.SHMD_REQUEST_HELLO: lib.SHMD_EVENT_HELLO_RESPONSE,
     lib.SHMD_REQUEST_ATTACH: lib.SHMD_EVENT_ATTACH_RESPONSE,
     lib.SHMD_REQUEST_DETACH: lib.SHMD_EVENT_DETACH_RESPONSE,
     lib.SHMD_REQUEST_SHUTDOWN: lib.SHMD_EVENT_ADMIN_RESPONSE,
@@ -147,7 +144,7 @@ class ControlRing:
         served: dict[int, int] = {}
         for client_id in list(self._waiting):  # round robin: who was served goes to the back
             pending = self._waiting[client_id]
-            turns = min(self._share_of(client_id), len(pending), left)
+            turns = min(self._share, len(pending), left)
             self._waiting.move_to_end(client_id)
             served[client_id] = turns
             left -= turns
@@ -168,7 +165,7 @@ class ControlRing:
                 continue
             client_id = request.client_id
             taken = served.get(client_id, 0)
-            if client_id in self._waiting or taken >= self._share_of(client_id) or left == 0:
+            if client_id in self._waiting or taken >= self._share or left == 0:
                 self._waiting.setdefault(client_id, deque()).append(request)
                 self._waiting_count += 1
             else:
@@ -177,9 +174,6 @@ class ControlRing:
                 self._is_serving = True
                 yield request
             self._advance()
-
-    def _share_of(self, client_id: int) -> int:
-        return self._share if client_id else max(1, self._budget // 2)  # id 0: everybody's Hellos
 
     def _advance(self) -> None:
         self._is_serving = False
@@ -238,11 +232,6 @@ class ControlRing:
         return True
 
     def _is_proved_dead(self, who: int) -> bool:
-        if who & PID_CLAIMER:
-            # A Hello under way. In another PID namespace this number may be somebody else's or nobody's; a
-            # claimer that writes late can then spoil one request, whose checksum tells.
-            namespace = int(lib.shmd_pid_namespace())
-            return look_at_process(who & ~PID_CLAIMER, 0, namespace, 0).verdict is Verdict.DEAD
         record = self._authority.client(who - 1) if who else ffi.NULL
         if record == ffi.NULL:
             return True  # no such record: garbage, not a claimer

@@ -1,7 +1,8 @@
-"""A thread that waits on all pidfds and wakes the driver when a client dies, and when a signal comes.
+"""A thread that waits on all pidfds and the driver's socket, and wakes the driver: a client dies, somebody
+connects or leaves, a signal comes.
 
-It decides nothing: what a death means is decided in the driver's own thread, which asks the pidfds
-itself. Without this thread deaths are noticed at the next lease check.
+It decides nothing: what a death means is decided in the driver's own thread, which asks the pidfds and the
+socket itself. Without this thread deaths and Hellos are noticed at the next lease check.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class DeathWatch:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self.rang = False
+        self._door = -1
         keep_standard_descriptors()
         with ExitStack() as undo:
             self._epoll = select.epoll()
@@ -45,6 +47,11 @@ class DeathWatch:
             self._epoll.register(pidfd, select.EPOLLIN | select.EPOLLONESHOT)
         except OSError:
             pass  # a limit of the kernel's (fs.epoll.max_user_watches): its death is found at a lease check
+
+    def add_door(self, fd: int) -> None:
+        """Wakes the driver each time that this descriptor has news, however many stand there already."""
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+        self._door = fd
 
     def close(self) -> None:
         """Ends the thread."""
@@ -72,6 +79,6 @@ class DeathWatch:
                 return
             if self._signalled in fired:
                 os.read(self._signalled, 4096)
-            if fired - {self._signalled}:
+            if fired - {self._signalled, self._door}:
                 self.rang = True
             self._wake()

@@ -1,4 +1,4 @@
-"""Carrying out requests: Hello, Detach, Goodbye, Shutdown, Admin. Attaches are decided in admission.py.
+"""Carrying out requests: Detach, Goodbye, Shutdown, Admin. Attaches are decided in admission.py.
 
 A refusal is a :class:`Rejection`, which becomes the request's answer here and nowhere else.
 """
@@ -67,16 +67,6 @@ class RequestDesk:
         """Answers no."""
         self._tables.authority.count(lib.SHMD_COUNTER_REQUESTS_REJECTED)
         self._tables.events.rejected(request.answer_kind, request, code, reason, text)
-
-    def hello(self, request: Request, now_ns: int) -> None:
-        """A client introduces itself, or says so again."""
-        clients = self._tables.clients
-        client = clients.of_hello(request.correlation_id)
-        if client is None:
-            if not clients.has_room:
-                self._tables.tenure.reap_dead(now_ns)
-            client = clients.admit(request.raw, now_ns)
-        self._tables.events.hello_response(request.correlation_id, client.record)
 
     def detach(self, request: Request, now_ns: int) -> None:
         """A lease's owner gives it up, by id or by the attach that asked for it. Idempotent."""

@@ -26,10 +26,12 @@ from shmdriver.driver.authentication import Authentication
 from shmdriver.driver.authority import Control
 from shmdriver.driver.boot import boot
 from shmdriver.driver.config import Config
+from shmdriver.driver.connections import Connections
 from shmdriver.driver.control import ControlRing, Request
 from shmdriver.driver.damage import DamageWatch
 from shmdriver.driver.deathwatch import DeathWatch
 from shmdriver.driver.desk import RequestDesk
+from shmdriver.driver.door import Door
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.inheritance import Inheritance
 from shmdriver.driver.leasewatch import LeaseWatch
@@ -103,6 +105,7 @@ class Driver:
         self._ring_bell: Callable[[], None] = lambda: None  # while there is a ring: wakes who sleeps on it
         self._bell = threading.RLock()  # reentrant: a signal handler may interrupt its own thread inside
         self._is_assembled = False
+        self._connections: Connections | None = None  # while clients can connect
         self.is_lost = False  # somebody truncated the authority: the driver cannot go on
         self._notes: Work
         self._ring: ControlRing
@@ -132,6 +135,12 @@ class Driver:
         """The tables, once started."""
         assert self._tables is not None, "the driver has not been started, or is closed"
         return self._tables
+
+    @property
+    def connections(self) -> Connections:
+        """Of its clients, once started."""
+        assert self._connections is not None, "the driver has not been started, or is closed"
+        return self._connections
 
     def start(self) -> None:
         """Takes the lock, adopts or makes the segments, lets clients in.
@@ -170,6 +179,8 @@ class Driver:
         if not adopted:
             tables.authority.complete()
         failpoint("start.complete")
+        self._open_door(modes)
+        failpoint("start.open")
         self.tables.announce_all()
         tables.authority.wake_everybody()  # a driver that was killed may not have come to it
         if shm.mlock:
@@ -219,7 +230,8 @@ class Driver:
         """When the next tick is due, if nobody rings before."""
         now_ns = self._clock()
         has_rung = self._deathwatch is not None and self._deathwatch.rang
-        if self._ring.has_waiting or self._orders or has_rung or self._damage.is_new:
+        has_news = has_rung or self.connections.has_news
+        if self._ring.has_waiting or self._orders or has_news or self._damage.is_new:
             return now_ns
         due_ns = self._timers.next_deadline_ns() or now_ns + ASLEEP_MAX_NS
         if self._memory.pending:
@@ -235,6 +247,7 @@ class Driver:
         """
         try:
             self._deathwatch = DeathWatch(self.wake)
+            self._deathwatch.add_door(self.connections.fileno())
             self.tables.clients.on_pidfd = self._deathwatch.add
             for pidfd in self.tables.clients.pidfds:
                 self._deathwatch.add(pidfd)
@@ -267,6 +280,9 @@ class Driver:
         self._memory.close()
         for completion in self._memory.completions():
             completion.abandon()
+        if self._connections is not None:
+            self._connections.close()
+            self._connections = None
         with self._bell:
             self._ring_bell = lambda: None
         if self._is_assembled:
@@ -411,6 +427,7 @@ class Driver:
             for text in authority.tell_links(*tables.streams.segment_names(), control_name(self.instance)):
                 self._log(text)
             tables.streams.unlink_all()
+            self.connections.remove()
             authority.unlink()
         else:
             tables.authority.store("exit_kind", lib.SHMD_EXIT_HANDOVER)
@@ -446,6 +463,7 @@ class Driver:
             and not (self._orders or self._memory.pending)
             and not (self._ring.has_waiting or self._ring.is_held_up)
             and self._health.has_seen_all_events
+            and self.connections.is_quiet
             and self._rest.is_possible
         )
 
@@ -477,6 +495,7 @@ class Driver:
         """Requests, memory, timers. Each becomes an event that is complete before the next one is asked for:
         so a request's slot is freed only when its consequences are in the tables.
         """
+        self._work += self.connections.take(now_ns)
         for request in self._ring.take(now_ns):
             self._work += 1
             with self._notes.serving(request):
@@ -502,8 +521,6 @@ class Driver:
             self._desk.refuse(request, Code.REJECTED, Reason.DRIVER_DIED, refusal)
         elif request.kind in (lib.SHMD_REQUEST_DETACH, lib.SHMD_REQUEST_GOODBYE):
             self._lifecycle.dispatch(Event.DETACH, now_ns, subject=request)
-        elif request.kind == lib.SHMD_REQUEST_HELLO:
-            self._desk.guarded(request, self._desk.hello, now_ns)
         else:
             shutdown = request.kind == lib.SHMD_REQUEST_SHUTDOWN
             self._desk.guarded(request, self._desk.shutdown if shutdown else self._desk.admin, now_ns)

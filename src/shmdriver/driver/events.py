@@ -45,14 +45,6 @@ class EventLog:
 
     # -- answers
 
-    def hello_response(self, correlation_id: int, client: Any) -> None:
-        """A client is known: its id and the index of its record and heartbeat line."""
-        event = self._begin(lib.SHMD_EVENT_HELLO_RESPONSE)
-        event.correlation_id = correlation_id
-        event.client_id = client.client_id
-        event.client_index = client.index
-        self._publish()
-
     def attach_response(self, lease: Any, stream_name: str) -> None:
         """A lease, wired as its record says (``shmd_lease_record_t *``)."""
         event = self._of_lease(lib.SHMD_EVENT_ATTACH_RESPONSE, lease, stream_name)

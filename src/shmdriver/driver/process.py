@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 
 from shmdriver.driver.authentication import create_token, default_token_path, read_token
-from shmdriver.driver.clients import RESERVED_DESCRIPTORS
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
+from shmdriver.driver.identity import DESCRIPTORS_EACH, RESERVED_DESCRIPTORS
 from shmdriver.driver.log import Log
 from shmdriver.driver.notify import Notifier
 from shmdriver.driver.signals import hold_signals, obey_signals
@@ -60,10 +60,9 @@ def _run(config: Config, log: Callable[[str], None]) -> int:
 
 
 def raise_descriptor_limit(clients: int, log: Callable[[str], None]) -> None:
-    """Raises this process's soft limit of descriptors to its hard one: each client takes one, a pidfd.
+    """Raises this process's soft limit of descriptors to its hard one: each client takes two.
 
-    The log is told when that is too little for ``clients``. The deaths of those beyond show by their
-    silence only.
+    The log is told when that is too little for ``clients``: those beyond are refused.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
@@ -71,11 +70,11 @@ def raise_descriptor_limit(clients: int, log: Callable[[str], None]) -> None:
         soft = hard
     except (OSError, ValueError) as error:
         log(f"RLIMIT_NOFILE stays at {soft}, it cannot be raised to {hard}: {error}")
-    need = clients + RESERVED_DESCRIPTORS
+    need = clients * DESCRIPTORS_EACH + RESERVED_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < need:
         log(
-            f"RLIMIT_NOFILE is {soft}, and {clients} clients (policies.limits.clients) need {need}: beyond "
-            f"{max(soft - RESERVED_DESCRIPTORS, 0)} of them a death shows by silence only. Raise the hard "
+            f"RLIMIT_NOFILE is {soft}, and {clients} clients (policies.limits.clients) need {need}: those "
+            f"beyond {max((soft - RESERVED_DESCRIPTORS) // DESCRIPTORS_EACH, 0)} are refused. Raise the hard "
             "limit (LimitNOFILE= in the unit, ulimit -Hn)"
         )
 

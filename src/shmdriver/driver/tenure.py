@@ -10,7 +10,6 @@ idempotent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from shmdriver._native import lib
@@ -67,7 +66,6 @@ class Tenure:
         self._streams = streams
         self._events = events
         self._grace_ns = grace_ns
-        self.on_client_gone: Callable[[Client], None] = lambda _client: None
 
     # -- leases
 
@@ -140,11 +138,11 @@ class Tenure:
             self.detach(lease, Reason.ABORTED, now_ns)
         self._forget(client)
 
-    def client_died(self, client: Client, now_ns: int) -> None:
+    def client_died(self, client: Client, now_ns: int, how: str = "it has died") -> None:
         """Proved: its leases end, its lines are free."""
         self._authority.count(lib.SHMD_COUNTER_CLIENTS_DIED)
         for lease in self._leases.of_client(client.client_id):
-            text = f"process {client.pid} has died"
+            text = f"{describe(client)}: {how}"
             self.end(lease, lib.SHMD_LEASE_EXPIRED, Reason.DIED, now_ns, quarantine=False, text=text)
         self._forget(client)
 
@@ -281,4 +279,3 @@ class Tenure:
         for lease in self._leases.quarantined_of_client(client.client_id):
             self.release(lease)
         self._clients.remove(client)
-        self.on_client_gone(client)

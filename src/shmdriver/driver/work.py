@@ -8,8 +8,8 @@ cause. So one attach kills one driver at most. Two things are done again, until 
 died at them:
 
 * a Detach or a Goodbye, which allocates nothing. It is sent once: refused, it would be lost;
-* the answer to an attach or a Hello whose lease or client stands in the tables. Only the event is written
-  again: refused, what was granted would be nobody's.
+* the answer to an attach or a Hello whose lease or client stands in the tables. Only the answer is given
+  again: refused, what was granted would be nobody's. (A Hello is known by its nonce, which a client keeps.)
 
 Requests that wait (in the ring, for the memory worker, for their grant) are never noted. A client that was
 told may ask again, which is a new request. A client that attaches anew by itself has another request for the
@@ -28,17 +28,29 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.control import Request
 from shmdriver.driver.tables import Tables
 
-__all__ = ["DEATHS_MAX", "Work"]
+__all__ = ["DEATHS_MAX", "Noted", "Work"]
 
 DEATHS_MAX = 3  # of drivers, at what must not be lost
 SENT_ONCE = (lib.SHMD_REQUEST_DETACH, lib.SHMD_REQUEST_GOODBYE)
 FREE, NOTED, TOLD = 0, 1, 2  # states of an entry
+
+
+class Noted(Protocol):
+    """A request, or a Hello, as far as its note needs it."""
+
+    @property
+    def kind(self) -> int: ...
+    @property
+    def client_id(self) -> int: ...
+    @property
+    def correlation_id(self) -> int: ...
+    @property
+    def attach_hash(self) -> int: ...
 
 
 class _Note:
@@ -46,7 +58,7 @@ class _Note:
 
     __slots__ = ("_bytes", "_deaths", "_entry", "_request", "_work")
 
-    def __init__(self, work: Work, request: Request, size: int) -> None:
+    def __init__(self, work: Work, request: Noted, size: int) -> None:
         self._work = work
         self._request = request
         self._bytes = size
@@ -102,12 +114,12 @@ class Work:
                 _store_state(entry, FREE)
         return found
 
-    def serving(self, request: Request) -> _Note:
+    def serving(self, request: Noted) -> _Note:
         """A block in which the loop serves this request, or grants its memory. Such blocks never nest."""
         self._loop_thread = threading.get_ident()
         return _Note(self, request, 0)
 
-    def making(self, request: Request, size: int) -> _Note:
+    def making(self, request: Noted, size: int) -> _Note:
         """A block in which ``size`` bytes (not 0) are made for this attach, in whichever thread."""
         return _Note(self, request, size)
 
@@ -118,12 +130,12 @@ class Work:
         is_loop = threading.get_ident() == self._loop_thread
         return self._notes[lib.SHMD_WORK_MEMORY if is_loop else lib.SHMD_WORK_THREAD]
 
-    def deaths_at(self, request: Request) -> int:
+    def deaths_at(self, request: Noted) -> int:
         """How many drivers have died while this request was in work, as far as it is remembered."""
         entry = self._died.get((request.client_id, request.correlation_id))
         return 0 if entry is None else int(entry.deaths)
 
-    def refusal(self, request: Request) -> str:
+    def refusal(self, request: Noted) -> str:
         """Why this request is not served, because of what it may have done to drivers; "" when it is.
 
         When a driver died at an attach, its client's next one to that stream in that role is told so, too.
@@ -151,7 +163,7 @@ class Work:
             "served again: see the driver's log and dmesg. Asking again is a new request"
         )
 
-    def _untold_like(self, request: Request) -> Any | None:
+    def _untold_like(self, request: Noted) -> Any | None:
         if not self._died or request.kind != lib.SHMD_REQUEST_ATTACH:
             return None
         wanted = request.attach_hash

@@ -1,0 +1,222 @@
+"""Who connects: Hellos are heard, answered, and become clients; connections that end are hints to look.
+
+A client has one connection, that of its newest Hello (by serial): any other one is closed. Who expires, leaves
+or is proved dead is disconnected. The end of a connection proves nothing, because a process can close it, or
+hand it to another: it only makes the driver look for deaths.
+
+Hellos are heard in every state in which the driver serves requests, also in maintenance and while it drains:
+a client that goes over to this driver keeps what it has, and one that comes anew is refused when it attaches.
+
+A Hello is noted while it is in work, as requests are (work.py), under its nonce.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from shmdriver._native import ffi, lib
+from shmdriver.driver.authority import put_text
+from shmdriver.driver.clients import Client
+from shmdriver.driver.door import Door
+from shmdriver.driver.identity import DESCRIPTORS_EACH, RESERVED_DESCRIPTORS, descriptors_left
+from shmdriver.driver.rejection import Rejection
+from shmdriver.driver.tables import Tables
+from shmdriver.driver.work import Work
+from shmdriver.errors import Code, Reason
+from shmdriver.os_errors import last_error, remedy
+
+__all__ = ["Connections"]
+
+EXEC = "its process runs another program now (exec)"
+
+
+class _Greeting:
+    """A Hello as work.py notes it."""
+
+    __slots__ = ("attach_hash", "client_id", "correlation_id", "kind")
+
+    def __init__(self, hello: Any) -> None:
+        self.kind = self.attach_hash = 0
+        self.client_id, self.correlation_id = int(hello.client_id), int(hello.nonce)
+
+
+class Connections:
+    """All connections of one driver. The driver polls it in its ticks."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        door: Door,
+        notes: Work,
+        *,
+        budget: int,
+        look_for_deaths: Callable[[int], None],
+        log: Callable[[str], None],
+    ) -> None:
+        self._tables = tables
+        self._door = door
+        self._notes = notes
+        self._budget = budget
+        self._look_for_deaths = look_for_deaths
+        self._log = log
+        self._fds: dict[int, int] = {}  # by client id
+        self._clients: dict[int, Client] = {}  # by connection
+        self._is_failing = False  # nobody can be accepted: the next tick tries again, not at once
+        tables.clients.on_gone = self._forget
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to do for a tick now."""
+        return not self._is_failing and self._door.has_news
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody is at the door: neither news, nor a connection whose time for a Hello runs."""
+        return not self._door.silent and not self._door.has_news
+
+    def take(self, now_ns: int) -> int:
+        """Hears whoever has come, and notices who has left; how many Hellos there were."""
+        is_called, ended = self._door.poll()
+        for fd in ended:
+            self._ended(fd)
+        if ended:
+            self._look_for_deaths(now_ns)
+        return self._hear(now_ns) if is_called else 0
+
+    def check(self, now_ns: int) -> bool:
+        """Whether clients find the socket; one that is missing is made anew."""
+        text = self._door.check()
+        if text:
+            self._tables.authority.log_error(text, now_ns)
+        return not text
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while there is something to do."""
+        return self._door.fileno()
+
+    def remove(self) -> None:
+        """Nobody new finds the socket, at the end for good."""
+        self._door.remove()
+
+    def close(self) -> None:
+        """Every client sees its connection end."""
+        self._fds.clear()
+        self._clients.clear()
+        self._door.close()
+
+    # -- inner
+
+    def _hear(self, now_ns: int) -> int:
+        authority = self._tables.authority
+        self._is_failing = self._door.accept(now_ns, self._budget) < 0
+        if self._is_failing:
+            authority.log_error(f"nobody can connect: {last_error()}", now_ns)
+        heard = 0
+        while heard < self._budget:
+            found, peer, hello = self._door.hello(now_ns)
+            if found == 0:
+                break
+            if found < 0:
+                self._note_refused(found, now_ns)
+                continue
+            heard += 1
+            authority.count(lib.SHMD_COUNTER_REQUESTS)
+            greeting = _Greeting(hello)
+            refusal = self._notes.refusal(greeting)
+            with self._notes.serving(greeting):
+                self._answer(peer, hello, refusal, now_ns)
+        return heard
+
+    def _note_refused(self, found: int, now_ns: int) -> None:
+        """The core has refused somebody who says no Hello of this layout, or none in time."""
+        authority = self._tables.authority
+        if found == lib.SHMD_E_CLOSED:
+            return
+        authority.count(
+            lib.SHMD_COUNTER_REQUESTS_CORRUPT
+            if found == lib.SHMD_E_INVALID
+            else lib.SHMD_COUNTER_REQUESTS_REJECTED
+        )
+        authority.log_error(f"a connection was closed: {last_error()}", now_ns)
+
+    def _answer(self, peer: Any, hello: Any, refusal: str, now_ns: int) -> None:
+        """Whatever goes wrong becomes the answer, and the driver goes on. What is not kept is closed."""
+        try:
+            if refusal:
+                raise Rejection(Reason.DRIVER_DIED, refusal)
+            client = self._greet(peer, hello, now_ns)
+        except Rejection as rejection:
+            self._refuse(peer, rejection.code, rejection.reason, rejection.text)
+        except Exception as error:
+            text = f"the driver failed at this Hello: {error!r}{remedy(error)}"
+            self._tables.authority.log_error(text, now_ns)
+            self._refuse(peer, Code.INTERNAL_ERROR, Reason.NONE, text)
+        else:
+            if client is not None:
+                self._welcome(client, peer, now_ns)
+        if peer.fd >= 0:
+            self._door.forget(int(peer.fd))
+        if peer.pidfd >= 0:
+            os.close(peer.pidfd)
+
+    def _greet(self, peer: Any, hello: Any, now_ns: int) -> Client | None:
+        """The client that says Hello; None: this is not its newest Hello. Raises Rejection."""
+        clients, tenure = self._tables.clients, self._tables.tenure
+        client = clients.returning(hello, peer)
+        if client is not None:
+            if hello.serial <= client.record.serial:
+                return None
+            clients.renew(client, hello, peer, now_ns)
+            return client
+        for former in clients.former_images(hello, peer):
+            self._log(f"client {former.label} has ended: {EXEC}")
+            tenure.client_died(former, now_ns, EXEC)
+        if not clients.has_room:
+            tenure.reap_dead(now_ns)
+        if descriptors_left(max(peer.fd, peer.pidfd)) < 0:
+            raise Rejection(
+                Reason.LIMIT,
+                f"{len(clients)} clients are connected, and no descriptor is left for another one, which takes "
+                f"{DESCRIPTORS_EACH} (the driver itself needs {RESERVED_DESCRIPTORS}): close some, or raise "
+                "RLIMIT_NOFILE of the driver (LimitNOFILE= of the unit, ulimit -n) and restart it",
+            )
+        return clients.admit(hello, peer, now_ns)
+
+    def _refuse(self, peer: Any, code: Code, reason: Reason, text: str) -> None:
+        self._tables.authority.count(lib.SHMD_COUNTER_REQUESTS_REJECTED)
+        welcome = self._letter(code, reason)
+        welcome.text_bytes = put_text(welcome.text, text)
+        self._door.answer(peer.fd, welcome)  # who has left does not hear it
+
+    def _welcome(self, client: Client, peer: Any, now_ns: int) -> None:
+        """The connection is the client's only one from now on."""
+        authority, record = self._tables.authority, client.record
+        welcome = self._letter(Code.OK, Reason.NONE)
+        welcome.client_id, welcome.client_index = record.client_id, record.index
+        welcome.authority_bytes, welcome.control_bytes = authority.map.size, authority.control_map.size
+        self._forget(client)
+        fd, peer.fd = int(peer.fd), -1
+        if not self._door.answer(fd, welcome):  # it has left already, or will ask again
+            self._door.forget(fd)
+            self._look_for_deaths(now_ns)
+            return
+        self._door.keep(fd)
+        self._fds[client.client_id], self._clients[fd] = fd, client
+        record.connected = 1
+
+    def _letter(self, code: Code, reason: Reason) -> Any:
+        welcome = ffi.new("shmd_welcome_t *")
+        welcome.code, welcome.reason, welcome.boot_id = code, reason, self._tables.authority.boot_id
+        return welcome
+
+    def _forget(self, client: Client) -> None:
+        fd = self._fds.pop(client.client_id, -1)
+        if fd >= 0:
+            client.record.connected = 0
+            del self._clients[fd]
+            self._door.forget(fd)
+
+    def _ended(self, fd: int) -> None:
+        self._forget(self._clients[fd])
