@@ -58,7 +58,7 @@ int shmd_driver_look(const shmd_authority_t *a, int authority_fd, uint32_t *evid
     int was_here = verdict == SHMD_PROCESS_ALIVE && driver.pid == getpid();
     int may_have_left = verdict == SHMD_PROCESS_ALIVE && (was_here || shmd_instance_is_embedded(a->instance)); /* its program lives on without it */
     if ((verdict == SHMD_PROCESS_UNKNOWN || may_have_left) && authority_fd >= 0 && lock_is_free(authority_fd)) {
-        *evidence = SHMD_EVIDENCE_LOCK_FREE;
+        *evidence = SHMD_EVIDENCE_NO_LIFE;
         verdict = SHMD_PROCESS_DEAD;
     }
     if (verdict != SHMD_PROCESS_DEAD)
