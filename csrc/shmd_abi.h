@@ -28,6 +28,7 @@ enum {
     SHMD_REASON_BYTES = 128,        /* text that comes with a request */
     SHMD_SCHEMA_BYTES = 1536,       /* canonical schema text, with the final NUL */
     SHMD_SEGMENT_NAME_BYTES = 96,   /* POSIX name, with the slash and the final NUL */
+    SHMD_FOLDER_PATH_BYTES = 256,   /* path of a runtime folder, with the final NUL */
     SHMD_HMAC_BYTES = 32,
     SHMD_EPOCH_RECORDS = 4,         /* epochs that a stream keeps */
     SHMD_GATE_MAX = 64,             /* consumers of one stream: bits of a mask */
@@ -383,7 +384,10 @@ typedef struct shmd_authority {     /* 2048 bytes, then the tables at their offs
     uint32_t change_word;           /* @900 W:driver; futex: bumped when a lease or an epoch has changed */
     uint8_t pad4[120];              /* @904 */
     shmd_work_t work[8];            /* @1024 */
-    uint8_t pad5[512];              /* @1536 */
+    char folder[256];               /* @1536 W:driver before exit_kind R:successor, tools; path of its runtime folder, where its lock is */
+    uint64_t folder_device;         /* @1792 likewise; st_dev of that folder */
+    uint64_t folder_inode;          /* @1800 likewise; its st_ino: a path may lead elsewhere in another mount namespace */
+    uint8_t pad5[240];              /* @1808 */
 } shmd_authority_t;
 
 typedef struct shmd_event {         /* 1184 bytes, the payload of an event-ring slot */
@@ -656,7 +660,7 @@ enum {
     SHMD_EVIDENCE_NONE = 0,
     SHMD_EVIDENCE_START_TIME = 1,   /* ALIVE: it began when the process did that is meant */
     SHMD_EVIDENCE_NO_PROCESS = 2, SHMD_EVIDENCE_PIDFD = 3, SHMD_EVIDENCE_OTHER_START = 4, /* DEAD */
-    SHMD_EVIDENCE_LOCK_FREE = 5, SHMD_EVIDENCE_EXIT_KIND = 6,                             /* DEAD, of a driver */
+    SHMD_EVIDENCE_NO_LIFE = 5, SHMD_EVIDENCE_EXIT_KIND = 6,                               /* DEAD, of a driver */
     SHMD_EVIDENCE_PID_NAMESPACE = 7, SHMD_EVIDENCE_TIME_NAMESPACE = 8, SHMD_EVIDENCE_NAMESPACES = 9, /* UNKNOWN from here on */
     SHMD_EVIDENCE_NO_DESCRIPTOR = 10, SHMD_EVIDENCE_NO_PIDFD = 11, SHMD_EVIDENCE_PROC_HIDDEN = 12, SHMD_EVIDENCE_PROC_FOREIGN = 13,
     SHMD_EVIDENCE_PROC_UNREADABLE = 14, SHMD_EVIDENCE_NO_START_TIME = 15, SHMD_EVIDENCE_ZOMBIE = 16
@@ -691,6 +695,36 @@ typedef struct shmd_peer {
     uint64_t accepted_ns;
 } shmd_peer_t;
 
+/* Where runtime folders are, in the order in which a driver tries them. */
+enum { SHMD_PLACE_NAMED = 1,        /* $SHMDRIVER_RUNTIME_DIR: where that is set, nothing else is tried */
+       SHMD_PLACE_SYSTEM = 2,       /* /run/shmdriver */
+       SHMD_PLACE_USER = 3,         /* /run/user/UID/shmdriver */
+       SHMD_PLACE_XDG = 4,          /* $XDG_RUNTIME_DIR/shmdriver */
+       SHMD_PLACE_SHM = 5 };        /* /dev/shm/shmdriver-UID.RANDOM, found by its owner */
+
+typedef struct shmd_folder {        /* the runtime folder of one instance */
+    int fd;                         /* O_PATH: files in it are opened relative to this; -1: none */
+    uint32_t place;                 /* SHMD_PLACE_* */
+    uint32_t owner;                 /* uid */
+    uint32_t reserved;
+    char path[256];                 /* absolute, without symbolic links: to be shown and recorded */
+} shmd_folder_t;
+
+typedef struct shmd_found {         /* an authority in /dev/shm */
+    char name[96];                  /* POSIX name */
+    uint64_t inode;
+    uint64_t device;
+    uint64_t bytes;
+    uint64_t created_ns;            /* 0 unless it is complete */
+    uint64_t boot_id;               /* likewise */
+    uint32_t owner;                 /* uid */
+    uint32_t layout_version;        /* 0: no magic yet. Of another layout than ours only the header was read */
+    int life;                       /* as shmd_life_seen */
+    uint32_t is_complete;           /* 0: being made, left half made, or cut short */
+    uint32_t exit_kind;             /* SHMD_EXIT_* */
+    uint32_t reserved;
+} shmd_found_t;
+
 enum { SHMD_CHECK_CONFIRMED = 1, SHMD_CHECK_UNCONFIRMED = 2, SHMD_CHECK_CLIENT_STALLED = 3,
        SHMD_CHECK_CLIENT_RECOVERED = 4, SHMD_CHECK_CLIENT_EXPIRED = 5 };
 
@@ -708,6 +742,7 @@ typedef struct shmd_client_options {
     uint32_t policy;                /* SHMD_POLICY_* of the library's threads */
     uint32_t priority;              /* 1 to 99 with SHMD_POLICY_FIFO and SHMD_POLICY_RR; else 0 */
     uint32_t flags;                 /* SHMD_HEARTBEAT_MANUAL | SHMD_WAIT_FOR_DRIVER */
+    const char *owner;              /* whose driver, a user's name or number, and nobody else's; NULL: this user's, root's, ... (shmd_trusts) */
 } shmd_client_options;
 
 typedef struct shmd_producer_options {
@@ -946,7 +981,9 @@ int shmd_hello_check(const void *message, uint64_t bytes, shmd_hello_t *out);
 int shmd_keep_standard_descriptors(void);
     /* Opens /dev/null as each of 0, 1 and 2 that is closed. SHMD_E_SYSTEM: it cannot be opened.
        Call it before a descriptor is opened: then none of ours is 0, 1 or 2. */
-int shmd_segment_open(const char *name, int writable, uint64_t *bytes);  /* fd, never created; or SHMD_E_SYSTEM, SHMD_E_LAYOUT */
+int shmd_segment_open(const char *name, int writable, uint64_t *bytes);
+    /* fd of one that is this user's or root's, never created; or SHMD_E_SYSTEM, SHMD_E_LAYOUT */
+int shmd_segment_open_of(const char *name, uint32_t owner, int writable, uint64_t *bytes); /* likewise, of that user's and nobody else's */
 int shmd_segment_map(int fd, uint64_t offset, uint64_t bytes, int writable, int prefault, void **out);
 int shmd_segment_map_mirrored(int fd, uint64_t offset, uint64_t bytes, int writable, int prefault, void **out); /* twice in a row */
 int shmd_segment_unmap(void *base, uint64_t bytes);
@@ -962,6 +999,41 @@ int shmd_guard_truncation(void);
        installed before. 1: installed; 0: SHMDRIVER_TRUNCATION_GUARD is off; SHMD_E_SYSTEM. Idempotent. Threads must not block SIGBUS. */
 int shmd_header_check(const void *base, uint64_t bytes, uint32_t kind, uint64_t boot_id, uint32_t stream_id, uint32_t epoch); /* boot_id 0: any */
 void shmd_segment_complete(void *base);                           /* stores the magic, release */
+
+/* ---- exported functions: places, authorities, whom to trust ----------------------------- */
+
+int shmd_folder_make(const char *instance, int for_group, shmd_folder_t *out);
+    /* A driver's: the first usable place, the instance's folder there made, 0700; for_group 1: 0711, below parents that others may
+       pass. 0; SHMD_E_INVALID: $SHMDRIVER_RUNTIME_DIR is not usable; SHMD_E_SYSTEM: no place is: the text tells why of each */
+int shmd_folder_find(const char *instance, uint32_t owner, uint32_t *from, shmd_folder_t *out);
+    /* The next existing folder of this instance that can be trusted. *from begins at 0 and is moved. owner: a uid, or UINT32_MAX: this
+       user's, then the system's. 1: found; 0: no more; negative, as the last answer: some place could not be looked at */
+int shmd_folder_remove(const shmd_folder_t *folder);
+    /* Removes an empty folder, and the folder in /dev/shm that stands around it once that is empty, too. 0: done, or others did so
+       or use it; SHMD_E_SYSTEM */
+void shmd_folder_close(shmd_folder_t *folder);
+const char *shmd_folder_notes(void);            /* this thread's: what the last call passed over that somebody should look at; "": nothing */
+
+int shmd_life_show(int fd);
+    /* The sign of life: a read lock of fd's file description on the authority, until its last descriptor is closed. Show it by a
+       description of its own, which no mapping and no child keeps. 0; SHMD_E_SYSTEM */
+int shmd_life_seen(int fd);
+    /* 1: a lock of another file description stands on that file; 0: none; negative: that cannot be told. Leaves nothing behind */
+
+int shmd_authorities_find(const char *instance, uint32_t owner, shmd_found_t *out, uint32_t room);
+    /* The authorities of this instance (NULL: of all) in /dev/shm: regular files with one link whose header says so. Of one owner, or
+       UINT32_MAX: of all whom this process trusts, this user first. Those with a sign of life first, then by owner, then the newest.
+       How many there are, at most room of them in out; negative: that cannot be told */
+const char *shmd_authorities_notes(void);       /* as shmd_folder_notes: names of our pattern that were passed over, and why */
+int shmd_found_open(const shmd_found_t *found, int writable); /* fd of that very file, if it still has its name and one link; SHMD_E_SYSTEM, SHMD_E_LAYOUT */
+int shmd_old_layout(const char *instance);
+    /* 0: there is no authority of a layout before 4; SHMD_E_LAYOUT: there is one of this user or of root: the text tells what to do;
+       SHMD_E_SYSTEM: that cannot be told */
+
+int shmd_trusts(uint32_t owner, uint32_t named, const shmd_folder_t *folder);
+    /* Whether this process attaches to a driver of that user: its own user, root, named (UINT32_MAX: nobody), and the owner of a
+       folder of SHMD_PLACE_SYSTEM, unless this process is root's. NULL: no folder. 1; 0; negative: that cannot be told */
+int shmd_owner_named(const char *owner, uint32_t *uid); /* a user's name or number; SHMD_E_INVALID: there is no such user */
 
 /* ---- exported functions: the driver's side --------------------------------------------- */
 
@@ -1064,9 +1136,9 @@ void shmd_client_drop_authority(shmd_client *client);       /* ... this, after w
 uint64_t shmd_client_id(const shmd_client *client);
 uint64_t shmd_client_boot_id(const shmd_client *client);
 int shmd_driver_look(const shmd_authority_t *authority, int authority_fd, uint32_t *evidence);
-    /* SHMD_PROCESS_* of its driver. authority_fd: an open descriptor of that segment, whose lock is tried when the process cannot
-       be looked at: a free one proves in every namespace that no driver drives. -1: none. DEAD sets a text */
-int shmd_client_driver_alive(const shmd_client *client);    /* 1 alive or not known, 0 provably gone, cleanly stopped or superseded, or its segments were removed and nobody has them locked; text says which */
+    /* SHMD_PROCESS_* of its driver. authority_fd: an open descriptor of that segment, whose sign of life is looked for when the
+       process cannot be looked at: without one no driver drives, which is proved in every namespace. -1: none. DEAD sets a text */
+int shmd_client_driver_alive(const shmd_client *client);    /* 1 alive or not known, 0 provably gone, cleanly stopped or superseded, or its segments were removed and show no sign of life; text says which */
 uint64_t shmd_streams_named(const shmd_authority_t *authority, const char *prefix, uint32_t *indexes, uint64_t limit);
     /* the streams whose name begins with prefix, at most limit of them: how many, and where in the directory */
 int shmd_client_request(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns);
@@ -1226,7 +1298,7 @@ int shmd_guarded_consumer_attach(shmd_client *client, const char *stream, const 
 void shmd_guarded_producer_drop(shmd_producer **slot);                   /* abandons and frees */
 void shmd_guarded_consumer_drop(shmd_consumer **slot);
 void shmd_mapping_drop(shmd_mapping **slot);
-int shmd_descriptor_open_segment(const char *name, uint64_t *bytes, int *slot); /* to be read */
+int shmd_descriptor_open_segment(const char *name, uint32_t owner, uint64_t *bytes, int *slot); /* to be read; as shmd_segment_open_of, UINT32_MAX: as shmd_segment_open */
 int shmd_descriptor_open_event(int *slot);                               /* a non-blocking eventfd */
 int shmd_descriptor_copy(int fd, int *slot);
 void shmd_descriptor_close(int *slot);

@@ -188,7 +188,10 @@ AT(shmd_authority_t, event_word, 896);
 AT(shmd_authority_t, change_word, 900);
 AT(shmd_authority_t, pad4, 904);
 AT(shmd_authority_t, work, 1024);
-AT(shmd_authority_t, pad5, 1536);
+AT(shmd_authority_t, folder, 1536);
+AT(shmd_authority_t, folder_device, 1792);
+AT(shmd_authority_t, folder_inode, 1800);
+AT(shmd_authority_t, pad5, 1808);
 
 SIZE(shmd_event_t, 1184);
 AT(shmd_event_t, kind, 0);

@@ -5,7 +5,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -36,15 +35,9 @@ int shmd_driver_is_over(const shmd_authority_t *a)
     return SHMD_E_DRIVER_UNAVAILABLE;
 }
 
-/* A lock that is free proves in every namespace that no driver drives. One that is held proves nothing: a child that its driver
- * forked, or anybody who can open the segment, may hold it. Held for a moment only; a driver that starts tries again. */
-static int lock_is_free(int authority_fd)
-{
-    if (flock(authority_fd, LOCK_SH | LOCK_NB) != 0)
-        return 0;
-    (void)flock(authority_fd, LOCK_UN);
-    return 1;
-}
+/* Without a sign of life no driver drives, in whatever namespace it was. One that is seen proves nothing: anybody who can read the
+ * segment can hold such a lock. */
+static int shows_no_life(int authority_fd) { return shmd_life_seen(authority_fd) == 0; }
 
 int shmd_driver_look(const shmd_authority_t *a, int authority_fd, uint32_t *evidence)
 {
@@ -57,8 +50,8 @@ int shmd_driver_look(const shmd_authority_t *a, int authority_fd, uint32_t *evid
     int verdict = shmd_process_look(&driver, NULL, evidence);
     int was_here = verdict == SHMD_PROCESS_ALIVE && driver.pid == getpid();
     int may_have_left = verdict == SHMD_PROCESS_ALIVE && (was_here || shmd_instance_is_embedded(a->instance)); /* its program lives on without it */
-    if ((verdict == SHMD_PROCESS_UNKNOWN || may_have_left) && authority_fd >= 0 && lock_is_free(authority_fd)) {
-        *evidence = SHMD_EVIDENCE_LOCK_FREE;
+    if ((verdict == SHMD_PROCESS_UNKNOWN || may_have_left) && authority_fd >= 0 && shows_no_life(authority_fd)) {
+        *evidence = SHMD_EVIDENCE_NO_LIFE;
         verdict = SHMD_PROCESS_DEAD;
     }
     if (verdict != SHMD_PROCESS_DEAD)
@@ -93,12 +86,12 @@ static int may_answer(const shmd_client *client)
     return look_at_driver(client, &evidence) != SHMD_PROCESS_DEAD;
 }
 
-/* Whether the authority has no name and no driver any more. With its last name gone nobody new finds it to lock it; who opened it
- * before looks at the name again once it has the lock (driver/segments.py), so one look that finds both is final. */
+/* Whether the authority has no name and no driver any more. With its name gone nobody new finds it; who opened it before shows life
+ * first and then looks whether it still has its name (driver/authority_file.py), so one look that finds both is final. */
 static int is_removed(const shmd_client *client)
 {
     struct stat status;
-    return has_fd(client, &status) && status.st_nlink == 0 && lock_is_free(client->authority_fd);
+    return has_fd(client, &status) && status.st_nlink == 0 && shows_no_life(client->authority_fd);
 }
 
 static int is_dead_embedded(const shmd_client *client)
@@ -113,8 +106,8 @@ int shmd_client_is_orphaned(const shmd_client *client)
     const shmd_authority_t *a = client->authority;
     uint64_t exit_kind = shmd_load_acquire(&a->exit_kind); /* A1 */
     if (shmd_load32_acquire(&client->authority_damage.damaged) != 0)
-        return !shmd_fail(0, "instance %s: a process of its owner truncated the segment /shmd.%s.authority; its driver cannot go on. Start one again with "
-                          "`shmdriver run -i %s`, and connect anew", client->instance, client->instance, client->instance);
+        return !shmd_fail(0, "instance %s: a process of its owner truncated the segment %s; its driver cannot go on. Start one again with "
+                          "`shmdriver run -i %s`, and connect anew", client->instance, client->authority_name, client->instance);
     if (exit_kind != SHMD_EXIT_NONE && exit_kind != SHMD_EXIT_HANDOVER)
         return !may_answer(client);
     if (is_dead_embedded(client))
@@ -389,27 +382,44 @@ static int map_whole(int fd, int writable, void **out, uint64_t bytes)
     return fd < 0 ? fd : shmd_segment_map(fd, 0, bytes, writable, 0, out);
 }
 
+static int no_driver(const shmd_client *client)
+{
+    const char *passed_over = shmd_authorities_notes();
+    int rc = shmd_old_layout(client->instance);
+    if (rc != SHMD_OK)
+        return rc;
+    return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "no driver of instance %s: no authority segment of it is in /dev/shm; start one with `shmdriver run -i %s`%s%s",
+                     client->instance, client->instance, *passed_over == 0 ? "" : ". Passed over: ", passed_over);
+}
+
+/* The authority to use, of all that are found: the first, as shmd_authorities_find puts them in order. */
+static int open_authority(shmd_client *client, int *is_between)
+{
+    shmd_found_t found;
+    int n = shmd_authorities_find(client->instance, client->named_owner, &found, 1);
+    if (n <= 0)
+        return n < 0 ? n : no_driver(client);
+    memcpy(client->authority_name, found.name, sizeof client->authority_name);
+    *is_between = !found.is_complete && (found.layout_version == 0 || found.layout_version == SHMD_LAYOUT_VERSION);
+    if (*is_between)
+        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "driver of instance %s is still starting (%s is not complete)", client->instance, found.name);
+    client->owner = found.owner;
+    client->authority_bytes = found.bytes;
+    client->authority_fd = shmd_found_open(&found, 0);
+    if (client->authority_fd >= 0)
+        return fstat(client->authority_fd, &client->authority_is) == 0 ? SHMD_OK : shmd_fail_errno(SHMD_CALL_OPEN, "fstat of %s", found.name);
+    *is_between = client->authority_fd != SHMD_E_SYSTEM || errno == ENOENT; /* it was removed meanwhile: there may be another */
+    return *is_between ? shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "driver of instance %s has just removed %s", client->instance, found.name) : client->authority_fd;
+}
+
 static int map_authority(shmd_client *client, int *is_between)
 {
-    char name[SHMD_SEGMENT_NAME_BYTES];
     void *base = NULL;
-    (void)snprintf(name, sizeof name, "/shmd.%s.authority", client->instance);
-    client->authority_fd = shmd_segment_open(name, 0, &client->authority_bytes);
-    if (client->authority_fd >= 0)
-        (void)fstat(client->authority_fd, &client->authority_is);
-    int rc = map_whole(client->authority_fd, 0, &base, client->authority_bytes);
-    if (rc == SHMD_E_SYSTEM && errno == ENOENT)
-        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "no driver of instance %s: there is no segment %s; start one with `shmdriver run -i %s`",
-                         client->instance, name, client->instance);
-    *is_between = rc == SHMD_E_INVALID; /* a name without bytes yet */
-    if (*is_between)
-        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "driver of instance %s is still starting (%s has no bytes yet)", client->instance, name);
+    int rc = open_authority(client, is_between);
+    rc = rc ? rc : map_whole(client->authority_fd, 0, &base, client->authority_bytes);
     if (rc != SHMD_OK)
         return rc;
     client->authority = base;
-    *is_between = client->authority_bytes >= sizeof(shmd_header_t) && shmd_load_acquire(&client->authority->header.magic) == 0;
-    if (*is_between)
-        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "driver of instance %s is still starting (%s is not complete)", client->instance, name);
     rc = shmd_header_check(base, client->authority_bytes, SHMD_SEGMENT_AUTHORITY, 0, 0, 0);
     if (rc == SHMD_OK) { /* what is checked is the copy that is used */
         memcpy(&client->tables, base, sizeof client->tables);
@@ -486,7 +496,7 @@ static int open_control(shmd_client *client, uint64_t deadline_ns)
 {
     uint64_t began_ns = shmd_now_ns();
     for (;;) {
-        int fd = shmd_segment_open(client->tables.control_name, 1, &client->control_bytes);
+        int fd = shmd_segment_open_of(client->tables.control_name, client->owner, 1, &client->control_bytes);
         if (fd < 0 || client->control_bytes == shmd_control_footprint(client->tables.client_max, client->tables.lease_max))
             return fd;
         (void)close(fd);
@@ -520,7 +530,7 @@ static int open_whole_control(const shmd_client *client)
 {
     uint64_t bytes = 0;
     void *base = NULL;
-    int fd = shmd_segment_open(client->tables.control_name, 1, &bytes);
+    int fd = shmd_segment_open_of(client->tables.control_name, client->owner, 1, &bytes);
     int rc = fd < 0 ? fd : bytes != client->control_bytes ? SHMD_E_LAYOUT : shmd_segment_map(fd, 0, shmd_page_bytes(), 0, 0, &base);
     if (rc == SHMD_OK) /* the driver writes the header again when it has made the segment whole */
         rc = shmd_header_check(base, bytes, SHMD_SEGMENT_CONTROL, client->boot_id, 0, 0);

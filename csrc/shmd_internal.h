@@ -32,6 +32,16 @@ uint64_t shmd_page_bytes(void);
 uint64_t shmd_process_start_time(int64_t pid);  /* of the process of that number in this PID namespace; 0: not known */
 int shmd_pidfd_has_fired(int pidfd);            /* 1: all threads of its process have ended */
 
+/* Places and owners (core/shmd_folder.c, core/shmd_scan.c, core/shmd_trust.c). */
+enum { SHMD_OWNERS_MAX = 32 };
+int shmd_instance_is_name(const char *instance);
+int shmd_instance_check(const char *instance);      /* 0, SHMD_E_INVALID */
+int shmd_folder_system(const char *instance, shmd_folder_t *out); /* the folder that the system has for this instance: 1; 0: none; negative: that cannot be told */
+int shmd_is_nobody(uint32_t uid);                   /* 1: stands for all who have no number in this user namespace; 0; negative: that cannot be told */
+int shmd_is_own_or_roots(uint32_t uid);
+/* Whose drivers this process uses, at most SHMD_OWNERS_MAX, in the order in which they are asked: how many; negative. NULL: no folder. */
+int shmd_owners_trusted(const shmd_folder_t *folder, uint32_t *out);
+
 /* The turn word of a control slot. */
 static inline uint64_t shmd_turn(uint32_t lap, uint32_t who, uint32_t phase)
 {
@@ -165,6 +175,9 @@ struct shmd_client {
     uint64_t authority_bytes;
     uint64_t control_bytes;
     int authority_fd;           /* as it was mapped: says whether it still has a name, and a driver (-1: not mapped) */
+    uint32_t owner;             /* of the authority: whose all other segments have to be */
+    uint32_t named_owner;       /* whose driver it has to be; UINT32_MAX: of anybody whom this process trusts */
+    char authority_name[SHMD_SEGMENT_NAME_BYTES];
     struct stat authority_is;   /* what was opened there: a program that closes all fds, as daemons do, gives the number to another file */
     shmd_authority_t tables;    /* a copy of the authority's header, checked: its counts and offsets. What the segment says later steers nothing */
     uint32_t index;

@@ -7,11 +7,11 @@
 
 static uint64_t header_bytes(void) { return shmd_round_up(SHMD_DATA_HEADER_BYTES, shmd_page_bytes()); }
 
-/* The fd of a segment that is as long as the directory says. */
-static int open_sized(const char *name, int writable, uint64_t expected)
+/* The fd of a segment that is of the authority's owner, and as long as the directory says. */
+static int open_sized(const shmd_client *client, const char *name, int writable, uint64_t expected)
 {
     uint64_t bytes = 0;
-    int fd = shmd_segment_open(name, writable, &bytes);
+    int fd = shmd_segment_open_of(name, client->owner, writable, &bytes);
     if (fd < 0 || bytes == expected)
         return fd;
     (void)close(fd);
@@ -30,7 +30,7 @@ static int check_geometry(const shmd_data_t *data, const shmd_epoch_record_t *re
 static int map_data(const shmd_client *client, const shmd_epoch_record_t *record, int writable, shmd_mapping *mapping)
 {
     uint64_t ring_offset = header_bytes();
-    int fd = open_sized(record->data_name, writable, record->data_bytes);
+    int fd = open_sized(client, record->data_name, writable, record->data_bytes);
     if (fd < 0)
         return fd;
     int rc = shmd_segment_map(fd, 0, ring_offset, writable, 1, &mapping->data);
@@ -46,7 +46,7 @@ static int map_data(const shmd_client *client, const shmd_epoch_record_t *record
 
 static int map_gates(const shmd_client *client, const shmd_epoch_record_t *record, int writable, shmd_mapping *mapping)
 {
-    int fd = open_sized(record->gates_name, writable, record->gates_bytes);
+    int fd = open_sized(client, record->gates_name, writable, record->gates_bytes);
     if (fd < 0)
         return fd;
     int rc = shmd_segment_map(fd, 0, record->gates_bytes, writable, 1, &mapping->gates);

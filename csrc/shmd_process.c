@@ -197,7 +197,7 @@ const char *shmd_evidence_text(uint32_t evidence)
         "there is no process of its number in this PID namespace",
         "its pidfd has fired: all of its threads have ended",
         "its number was given to another process, which began at another time",
-        "nobody holds the lock of its authority segment",
+        "its authority segment shows no sign of life: nobody holds a lock on it",
         "it has said so itself",
         "it is in another PID namespace",
         "its start time was read in another time namespace",

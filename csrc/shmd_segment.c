@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -30,61 +29,38 @@ static int refused(const char *name, int writable)
     return shmd_fail_errno(SHMD_CALL_OPEN, "cannot open segment %s%s %s", name, owner, writable ? "for writing" : "for reading");
 }
 
-/* However many groups this process is in. A list that cannot be read is SHMD_E_SYSTEM: neither yes nor no. */
-static int is_member(gid_t gid)
+/* /dev/shm is a public folder: an object that a stranger made there under a driver's name is no driver's. */
+static int check_owner(const char *name, const struct stat *status, uint32_t owner)
 {
-    if (gid == getegid())
-        return 1;
-    int room = getgroups(0, NULL);
-    gid_t *groups = room > 0 ? malloc((size_t)room * sizeof *groups) : NULL;
-    if (room > 0 && groups == NULL)
-        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for the %d groups of this process", room);
-    int n = room > 0 ? getgroups(room, groups) : room;
-    int found = n < 0 ? shmd_fail_errno(SHMD_CALL_OTHER, "getgroups") : 0;
-    for (int i = 0; i < n && !found; i++)
-        found = groups[i] == gid;
-    free(groups);
-    return found;
+    if (owner == UINT32_MAX ? shmd_is_own_or_roots(status->st_uid) : status->st_uid == owner && shmd_is_nobody(owner) == 0)
+        return SHMD_OK;
+    char expected[48];
+    (void)snprintf(expected, sizeof expected, owner == UINT32_MAX ? "uid %u or root" : "uid %u", owner == UINT32_MAX ? (unsigned)geteuid() : (unsigned)owner);
+    return shmd_fail(SHMD_E_LAYOUT, "segment %s belongs to uid %u, gid %u (mode %04o); expected one of %s: somebody planted it, or its owner has to be named", name,
+                     (unsigned)status->st_uid, (unsigned)status->st_gid, (unsigned)status->st_mode & 07777u, expected);
 }
 
-/* 1 or 0; negative when that cannot be told.
- * /dev/shm is a public folder: an object that a stranger made there under a driver's name is no driver's. Ours, root's, or
- * shared with a group of ours and with nobody else; root's own tools look at everybody's. */
-static int is_from_friends(const struct stat *status)
+int shmd_segment_open_of(const char *name, uint32_t owner, int writable, uint64_t *bytes)
 {
-    if (status->st_uid == geteuid() || status->st_uid == 0)
-        return 1;
-    if ((status->st_mode & 07) != 0)
-        return 0;
-    return geteuid() == 0 ? 1 : is_member(status->st_gid);
-}
-
-int shmd_segment_open(const char *name, int writable, uint64_t *bytes)
-{
-    struct stat status;
+    struct stat status = {.st_mode = 0};
     int rc = shmd_keep_standard_descriptors();
     if (rc != SHMD_OK)
         return rc;
     int fd = shm_open(name, (writable ? O_RDWR : O_RDONLY) | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0); /* O_NONBLOCK: a planted FIFO is refused, not waited for */
     if (fd < 0)
         return refused(name, writable);
-    if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
+    if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode))
+        rc = shmd_fail(SHMD_E_LAYOUT, "segment %s is not a regular shared-memory object (mode %o); somebody planted it: remove it", name, (unsigned)status.st_mode);
+    rc = rc ? rc : check_owner(name, &status, owner);
+    if (rc != SHMD_OK) {
         (void)close(fd);
-        return shmd_fail(SHMD_E_LAYOUT, "segment %s is not a regular shared-memory object (mode %o); somebody planted it: remove it", name,
-                         (unsigned)status.st_mode);
-    }
-    int is_friendly = is_from_friends(&status);
-    if (is_friendly != 1) {
-        (void)close(fd);
-        if (is_friendly < 0)
-            return is_friendly;
-        return shmd_fail(SHMD_E_LAYOUT, "segment %s belongs to uid %u, gid %u (mode %04o), who share no group with this process (uid %u): "
-                         "somebody planted it, or shm.group of that driver is not one of yours", name, (unsigned)status.st_uid,
-                         (unsigned)status.st_gid, (unsigned)status.st_mode & 07777u, (unsigned)geteuid());
+        return rc;
     }
     *bytes = (uint64_t)status.st_size;
     return fd;
 }
+
+int shmd_segment_open(const char *name, int writable, uint64_t *bytes) { return shmd_segment_open_of(name, UINT32_MAX, writable, bytes); }
 
 static int protection(int writable) { return writable ? PROT_READ | PROT_WRITE : PROT_READ; }
 

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: its own instance name, and a /dev/shm left as it was found.
+"""Fixtures that every test may use: its own instance name; a /dev/shm and runtime folders left as they were.
 
 A test about a row of the fault table (tests/fault_rows.py, docs/RELIABILITY.md) is marked
 `@pytest.mark.fault(12, how="kill -9 in a loop")`, with several numbers for several rows; when it injects
@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import os
 import secrets
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,22 +22,27 @@ import pytest
 
 import build_ffi
 from tests.chaos.zygote import NATIVE_VARIABLE, use_native
+from tests.segments import SHM, runtime_folders
 
 if NATIVE_VARIABLE in os.environ:  # another build of the core, for all tests of this run
     use_native(os.environ[NATIVE_VARIABLE])
 
 pytest_plugins = ["tests.fault_plugin"]
-SHM = Path("/dev/shm")
 PREFIX = f"test-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-def _own_segments() -> set[str]:
-    """Segments of this test process: named after its instances, or of drivers that it embeds.
+def _is_ours(name: str) -> bool:
+    """Whether it is an instance of this test process: named after its tests, or of drivers that it embeds.
 
     Other processes' instances come and go at the same time and are none of our business.
     """
-    ours = (f"shmd.{PREFIX}", f"shmd.embedded-{os.getpid()}-")
-    return {entry.name for entry in SHM.iterdir() if entry.name.startswith(ours)}
+    return name.startswith((PREFIX, f"embedded-{os.getpid()}-"))
+
+
+def _own_leftovers() -> set[Path]:
+    """Segments and runtime folders of this process's instances."""
+    objects = {entry for entry in SHM.iterdir() if entry.name.startswith("shmd.")}
+    return {entry for entry in objects if _is_ours(entry.name[5:])} | set(runtime_folders(_is_ours))
 
 
 def pytest_configure() -> None:
@@ -78,16 +84,15 @@ def sanitized() -> Path:
 
 @pytest.fixture(autouse=True)
 def shm_clean(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fails a test that leaves segments of its own behind (and removes them for the next one)."""
-    before = _own_segments()
+    """Fails a test that leaves segments or runtime folders behind (and removes them for the next one)."""
+    before = _own_leftovers()
     yield
-    left = sorted(_own_segments() - before)
-    for name in left:
-        (SHM / name).unlink(missing_ok=True)
+    left = sorted(_own_leftovers() - before)
+    for path in left:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     if left:
-        pytest.fail(
-            f"{request.node.name} left {len(left)} segments in {SHM}: {', '.join(left)}", pytrace=False
-        )
+        names = ", ".join(map(str, left))
+        pytest.fail(f"{request.node.name} left {len(left)} behind: {names}", pytrace=False)
 
 
 @pytest.fixture(autouse=True)

@@ -126,9 +126,9 @@ int shmd_descriptor_copy(int fd, int *slot)
     return *slot < 0 ? shmd_fail_errno(SHMD_CALL_OTHER, "descriptor %d cannot be copied", fd) : SHMD_OK;
 }
 
-int shmd_descriptor_open_segment(const char *name, uint64_t *bytes, int *slot)
+int shmd_descriptor_open_segment(const char *name, uint32_t owner, uint64_t *bytes, int *slot)
 {
-    *slot = shmd_segment_open(name, 0, bytes);
+    *slot = shmd_segment_open_of(name, owner, 0, bytes);
     return *slot < 0 ? *slot : SHMD_OK;
 }
 

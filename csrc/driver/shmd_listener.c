@@ -243,6 +243,7 @@ static int refuse_by_spare(shmd_listener_t *listener)
     int error = errno;
     close_one(&listener->spare);
     int fd = accept4(listener->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int is_none = fd < 0 && errno == EAGAIN; /* the kernel looks for a descriptor before it looks for a connection */
     if (fd >= 0) {
         (void)getrlimit(RLIMIT_NOFILE, &limit);
         (void)snprintf(text, sizeof text, "the driver has no descriptor left for another client (%s; its limit is %llu): raise LimitNOFILE",
@@ -254,7 +255,7 @@ static int refuse_by_spare(shmd_listener_t *listener)
     }
     (void)open_spare(listener);
     errno = error;
-    return fd >= 0 ? 1 : shmd_fail_errno(SHMD_CALL_OTHER, "accept on the driver's socket");
+    return fd >= 0 ? 1 : is_none ? 0 : shmd_fail_errno(SHMD_CALL_OTHER, "accept on the driver's socket");
 }
 
 /* 1: one was taken off the backlog; 0: there is none; SHMD_E_SYSTEM. */

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from itertools import takewhile
 
-__all__ = ["client_problem", "instance_problem", "nearest", "stream_problem"]
+__all__ = ["SEGMENT", "client_problem", "instance_problem", "nearest", "stream_problem"]
 
 INSTANCE_CHARS_MAX = 41
 STREAM_BYTES_MAX = 63
@@ -20,6 +20,10 @@ CLIENT_BYTES_MAX = 63
 QUEUE_PREFIX = "queue."  # of the streams that queues consist of
 
 _INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
+# Of an object in /dev/shm: 128 random bits, and hints at what it is.
+SEGMENT = re.compile(
+    rf"shmd\.(?P<instance>{_INSTANCE.pattern})\.[0-9a-f]{{32}}\.(?P<kind>authority|control|data|gates)"
+)
 _STREAM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/@+-]{0,62}")
 
 

@@ -47,6 +47,7 @@ static inline void rig_authority(rig_t *rig)
     rig->client.control = rig->control;
     rig->client.tables = *rig->authority;
     rig->client.boot_id = params.boot_id;
+    rig->client.owner = geteuid(); /* as what makes the segments below */
     rig->client.fork_generation = shmd_fork_generation();
     shmd_notifier_init(&rig->client.notifier);
 }

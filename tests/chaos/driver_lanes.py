@@ -12,6 +12,7 @@ from tests.chaos.lanes import Lane, Tally, struck
 from tests.chaos.payload import Board
 from tests.chaos.plan import Place, Scene
 from tests.chaos.stage import Actor, Stage, received, wait_until
+from tests.segments import runtime_folder_of
 
 LOAD = 1  # the writer whose messages flow all the time
 CHURNERS = 2
@@ -40,7 +41,7 @@ class DriverLane(Lane):
         self._turn = 0
 
     def _churner(self, name: str) -> Actor:
-        token = self.stage.zygote.runtime / "shmdriver" / f"{self.stage.instance}.token"
+        token = runtime_folder_of(self.stage.instance, self.stage.zygote.runtime) / "token"
         arguments: dict[str, Any] = {"name": name, "turn": self.rng.randrange(60), "token": str(token)}
         return self.stage.actor("churn", **arguments)
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import mmap
 import random
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.observe import Instance
+from tests.segments import SHM, path_of
 
 if TYPE_CHECKING:
     from tests.chaos.ledger import Arguments, Line
 
-SHM = Path("/dev/shm")
 GATE_BYTES = 2048
 NUMBERS = (0, 1, 0xFF, 2**31, 2**32 - 1, 2**32, 2**62, 2**63, 2**64 - 1)
 
@@ -87,9 +86,9 @@ def disturb(line: Line, arguments: Arguments) -> int:
     )
     with Instance(instance) as view:
         names = {s.name: s.epochs[-1] for s in view.streams()}
-        authority = _map(f"shmd.{instance}.authority", write=False)
+        authority = _map(path_of(instance, "authority").name, write=False)
         cursor_at = ffi.offsetof("shmd_authority_t", "control_cursor")
-        control, data = _map(f"shmd.{instance}.control"), _map(names["bad"].data_name)
+        control, data = _map(path_of(instance, "control").name), _map(names["bad"].data_name)
         gates = _map(names[stream].gates_name)
         gate = int(lib.SHMD_GATES_HEADER_BYTES) + gate_index * GATE_BYTES
         line.say(attached=True, gate=gate_index)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from shmdriver.driver.segments import collect
+from shmdriver.driver.collect import collect
 from shmdriver.errors import ShmDriverError
 from shmdriver.observe import DriverStatus, Instance, LeaseStatus
 from tests.chaos.payload import Board

@@ -13,12 +13,12 @@ import pytest
 
 import shmdriver
 from shmdriver._native import ffi, lib
-from shmdriver.driver.segments import authority_name, collect
-from shmdriver.driver.shm import object_path, unlink_segment
+from shmdriver.driver.collect import collect
 from shmdriver.errors import DriverUnavailable
 from tests.chaos.stage import PATIENCE_S, Stage, Zygote, wait_until
 from tests.driver_rig import View
 from tests.integration.test_client_processes import in_child
+from tests.segments import path_of
 
 NEVER_S = 86_400.0  # nothing here ends because time is over
 
@@ -118,7 +118,7 @@ def move_to_another_pid_namespace(instance: str) -> None:
     """As if the driver had been in a container: its pid proves nothing here."""
     at = int(ffi.offsetof("shmd_authority_t", "driver_pid_namespace"))
     with (
-        Path(object_path(authority_name(instance))).open("r+b") as file,
+        path_of(instance, "authority").open("r+b") as file,
         mmap.mmap(file.fileno(), 0) as memory,
     ):
         memory[at : at + 8] = (1).to_bytes(8, "little")
@@ -190,7 +190,7 @@ def test_attach_goes_on_when_the_lock_object_of_a_living_driver_is_removed(
 ) -> None:
     client = connect()
     attach, _ = in_flight(stage, client, watch)
-    unlink_segment(authority_name(stage.instance))
+    path_of(stage.instance, "authority").unlink()
     assert client.driver_alive
     assert stage.driver is not None
     stage.driver.go_on()

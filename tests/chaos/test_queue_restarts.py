@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shmdriver.driver.segments import collect
+from shmdriver.driver.collect import collect
 from tests.chaos.stage import PATIENCE_S, ROOT, Stage, wait_until
 from tests.chaos.test_liveness import SHORT
 

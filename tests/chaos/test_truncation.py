@@ -26,8 +26,8 @@ from shmdriver._native import lib
 from shmdriver.errors import Reason
 from shmdriver.observe import Instance
 from tests.chaos.stage import Actor, Stage, Zygote, moves_on, wait_until
+from tests.segments import SHM, path_of, paths_of
 
-SHM = Path("/dev/shm")
 MEMBER = 65533  # a uid without a name will do
 IS_ROOT = os.geteuid() == 0
 PUNCH_HOLE_KEEP_SIZE = 3
@@ -85,7 +85,7 @@ def punch(path: Path, start: int, size: int) -> bool:
 def segment(stage: Stage, kind: str, stream: str = "victim") -> Path:
     """The newest segment of that kind: of a stream, or of the instance."""
     if kind in ("control", "authority"):
-        return SHM / f"shmd.{stage.instance}.{kind}"
+        return path_of(stage.instance, kind)
     with Instance(stage.instance) as view:
         current = next(each for each in view.streams() if each.name == stream).current
         assert current is not None
@@ -457,7 +457,7 @@ def test_claim_that_loses_its_segment_is_refused_by_name(
 
 def random_damage(stage: Stage, chance: random.Random) -> None:
     """One segment of the instance that a member may write, truncated or with a hole, at any moment."""
-    paths = [path for path in SHM.glob(f"shmd.{stage.instance}.*") if not path.name.endswith("authority")]
+    paths = [path for kind in ("control", "data", "gates") for path in paths_of(stage.instance, kind)]
     path = chance.choice(sorted(paths))
     with contextlib.suppress(FileNotFoundError):  # the epoch has ended meanwhile
         size = path.stat().st_size
@@ -507,7 +507,7 @@ def test_truncations_for_minutes_kill_nobody(make_stage: Callable[..., Stage], f
 
 
 FULL_MOUNT = """
-import ctypes, os, sys, threading, time
+import ctypes, glob, os, sys, threading, time
 import shmdriver
 from shmdriver.driver.config import Config
 from shmdriver.driver.embedded import EmbeddedDriver
@@ -519,7 +519,7 @@ config = Config.load(env={}, overrides={
     "policies.limits.clients": 8, "policies.limits.leases": 16, "policies.limits.streams": 4})
 driver = EmbeddedDriver(config=config)
 driver.start()
-path = f"/dev/shm/shmd.{driver.instance}.control"
+(path,) = glob.glob(f"/dev/shm/shmd.{driver.instance}.*.control")
 with shmdriver.connect(driver.instance, timeout=60) as client:
     consumer = client.consumer("s")
     out = client.producer("s", slots=64)

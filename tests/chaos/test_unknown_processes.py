@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import shmdriver
-from shmdriver.driver.segments import collect
+from shmdriver.driver.collect import collect
 from shmdriver.observe import Instance
 from tests.chaos.stage import HEALTHY_S, PATIENCE_S, ROOT, wait_until
 

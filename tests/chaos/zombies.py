@@ -15,6 +15,7 @@ from tests.chaos.lanes import ProducerLane, Tally
 from tests.chaos.payload import Board
 from tests.chaos.plan import PRODUCER, Fate, Place
 from tests.chaos.stage import Actor, Stage, wait_until
+from tests.segments import runtime_folder_of
 
 FIRST_WRITER = 0x5EED_0000_0000_0000  # a number that stands in no segment by chance
 MID_WRITE = frozenset(
@@ -33,7 +34,7 @@ class Administrator:
     """Revokes leases, with the token of a stage's driver."""
 
     def __init__(self, stage: Stage) -> None:
-        self._token = read_token(stage.zygote.runtime / "shmdriver" / f"{stage.instance}.token")
+        self._token = read_token(runtime_folder_of(stage.instance, stage.zygote.runtime) / "token")
         self._link = ffi.new("shmd_client **")
         code = lib.shmd_connect(stage.instance.encode(), 10**10, self._link)
         assert code == 0, ffi.string(lib.shmd_last_error())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from shmdriver.client.message import Message
 from shmdriver.client.tensor import FLAG, head_of
 from shmdriver.errors import ShmDriverError
 from shmdriver.observe import Instance
+from tests.segments import path_of, plantable
 
 HEAD = head_of((2, 3), np.dtype("f4"), False, b"meta")
 ARRAY = HEAD + bytes(24)
@@ -58,14 +58,16 @@ def look_at_everything(instance: str) -> None:
 
 
 @pytest.mark.fault(17, how="bytes changed anywhere in an authority, as tools and clients see it")
-def test_tools_and_clients_survive_any_authority(instance_name: str, tmp_path: Path, fault_cycles) -> None:
+def test_tools_and_clients_survive_any_authority(instance_name: str, fault_cycles) -> None:
     """A good authority with bytes changed, and files of plain garbage, under the name of an instance."""
-    path = Path("/dev/shm") / f"shmd.{instance_name}.authority"
+    path = plantable(instance_name, "authority")
     chance = random.Random(1)
     with shmdriver.embedded() as client:
         out = client.producer("s")
         out.publish(b"x")
-        good = (Path("/dev/shm") / f"shmd.{client.instance}.authority").read_bytes()
+        good = bytearray(path_of(client.instance, "authority").read_bytes())
+        name_at, size = ffi.offsetof("shmd_authority_t", "instance"), lib.SHMD_NAME_BYTES
+        good[name_at : name_at + size] = instance_name.encode().ljust(size, b"\0")
         start = ffi.offsetof("shmd_authority_t", "client_max")
         cycles = 150
         try:
@@ -77,7 +79,7 @@ def test_tools_and_clients_survive_any_authority(instance_name: str, tmp_path: P
                         (chance.randbytes(8), bytes(8), b"\xff" * 8, (1 << 31).to_bytes(8, "little"))
                     )
                 garbage = chance.randbytes(chance.randrange(1 << 16))
-                path.write_bytes(data[: len(good)] if cycle % 10 else garbage)
+                path.write_bytes(data if cycle % 10 else garbage)
                 with contextlib.suppress(ShmDriverError):
                     look_at_everything(instance_name)
                 if cycle % 10 == 0:

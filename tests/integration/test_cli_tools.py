@@ -8,17 +8,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shmdriver._native import ffi, lib
 from shmdriver.client import Client, connect
-from shmdriver.driver.segments import collect
+from shmdriver.driver.collect import collect
 from shmdriver.observe import Instance, diagnose
 from shmdriver.observe.host import check_host, segments_of
 from tests.chaos.stage import HEALTHY_S, wait_until
+from tests.segments import path_of
 from tests.tool import tool, tool_json
 
 SHMDRIVER = [sys.executable, "-m", "shmdriver"]
@@ -249,7 +249,7 @@ def gc_and_doctor(instance: str, *options: str) -> tuple[str, str, str]:
 def test_what_cannot_be_looked_at_is_not_said_to_have_no_driver(
     driver: DriverProcess, options: tuple[str, ...]
 ) -> None:
-    authority = Path(f"/dev/shm/shmd.{driver.instance}.authority")
+    authority = path_of(driver.instance, "authority")
     assert gc_and_doctor(driver.instance, *options)[0] == "left"
 
     def put_version(version: int) -> None:
@@ -273,7 +273,7 @@ def test_what_cannot_be_looked_at_is_not_said_to_have_no_driver(
 
 def test_segments_without_an_authority_have_no_driver(driver: DriverProcess) -> None:
     driver.end(signal.SIGKILL)
-    Path(f"/dev/shm/shmd.{driver.instance}.authority").unlink()
+    path_of(driver.instance, "authority").unlink()
     action, reason, said = gc_and_doctor(driver.instance)
     assert (action, reason) == ("would remove", "no driver holds it")
     assert f"without one: {driver.instance} (" in said

@@ -7,7 +7,6 @@ error. The same holds for handles whose driver was killed and whose segments wer
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import select
 import struct
@@ -24,8 +23,9 @@ import pytest
 
 import shmdriver
 from shmdriver._native import lib
-from shmdriver.driver.segments import collect
+from shmdriver.driver.collect import collect
 from shmdriver.errors import DriverUnavailable
+from tests.segments import path_of, plantable
 
 PATIENCE_S = 60
 DEAD = r"embedded driver of instance \S+ \(in pid \d+\) is dead"
@@ -250,8 +250,8 @@ def test_handles_notice_that_their_driver_was_killed_and_its_segments_removed(
 
 @contextmanager
 def another_layout(instance: str) -> Iterator[None]:
-    """An authority of another layout version stands under the instance's name."""
-    path = Path(f"/dev/shm/shmd.{instance}.authority")
+    """An authority of another layout version bears the instance's name."""
+    path = plantable(instance, "authority")
     magic = int(lib.shmd_magic(lib.SHMD_SEGMENT_AUTHORITY))
     path.write_bytes(struct.pack("<QIIQ", magic, 99, 1, 8192).ljust(8192, b"\0"))
     try:
@@ -261,7 +261,7 @@ def another_layout(instance: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("successor", [nullcontext, another_layout])
-def test_getter_notices_that_its_segments_were_removed_although_a_stranger_holds_their_lock(
+def test_getter_notices_that_its_segments_were_removed_although_a_stranger_shows_a_sign_of_life(
     instance_name: str, tmp_path: Path, successor: Any
 ) -> None:
     """As a child of the driver may. Only what stands under the name by now tells that they were removed."""
@@ -269,11 +269,11 @@ def test_getter_notices_that_its_segments_were_removed_although_a_stranger_holds
         queue = client.queue("q")
         with pytest.raises(Empty):
             queue.get(timeout=0)
-        with Path(f"/dev/shm/shmd.{instance_name}.authority").open("rb") as authority:
+        with path_of(instance_name, "authority").open("rb") as authority:
             driver.kill()
             driver.wait()
             collect(instance_name)
-            fcntl.flock(authority, fcntl.LOCK_EX)
+            assert lib.shmd_life_show(authority.fileno()) == 0
             with successor(instance_name), pytest.raises(DriverUnavailable, match="segments were removed"):
                 queue.get(timeout=PATIENCE_S)
 

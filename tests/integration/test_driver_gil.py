@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import shmdriver
-from shmdriver.driver.segments import collect
+from shmdriver.driver.collect import collect
 
 TIMEOUT_MS = 1000
 # An embedded driver beside a thread that keeps the GIL for longer than a lease's timeout, again and again.

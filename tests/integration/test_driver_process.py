@@ -16,10 +16,11 @@ import pytest
 
 import shmdriver
 from shmdriver._native import lib
-from shmdriver.driver.segments import collect
+from shmdriver.driver.collect import collect
 from shmdriver.errors import AttachRejected, DriverUnavailable, LeaseRevoked, ProducerLost, Reason
 from shmdriver.observe import Instance
 from tests.chaos.stage import wait_until
+from tests.segments import runtime_folder_of
 from tests.small_mount import in_small_mount
 
 PATIENCE_S = 60
@@ -270,7 +271,7 @@ def test_supervisor_is_told(instance_name: str, tmp_path: Path) -> None:
 
 
 def test_shutdown_token_is_made_for_this_user_alone(driver: Process, tmp_path: Path) -> None:
-    token = tmp_path / "shmdriver" / f"{driver.instance}.token"
+    token = runtime_folder_of(driver.instance, tmp_path) / "token"
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.parent.stat().st_mode & 0o777 == 0o700
 

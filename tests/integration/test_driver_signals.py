@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import shmdriver
-from shmdriver.driver.segments import collect
+from shmdriver.driver.collect import collect
 from tests.chaos.stage import wait_until
 from tests.integration.test_standard_descriptors import serves
 

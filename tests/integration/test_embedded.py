@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import shmdriver
+from shmdriver.driver.collect import collect
 from shmdriver.driver.config import Config
 from shmdriver.driver.embedded import EmbeddedDriver
-from shmdriver.driver.segments import collect
 from shmdriver.errors import ConfigError, DriverUnavailable, ShmDriverError
 from shmdriver.threads import check_threads
 from tests.chaos.stage import wait_until

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 import shmdriver
-from shmdriver.driver.segments import collect
+from shmdriver.driver.collect import collect
 from tests.chaos.stage import wait_until
 from tests.integration.test_cli_tools import SHMDRIVER, DriverProcess, fill
 from tests.real_cgroups import FrozenCgroup, freezable

@@ -16,6 +16,7 @@ from shmdriver.driver.config import Config
 from shmdriver.errors import AttachRejected, Reason, ShmDriverError
 from shmdriver.observe import Instance
 from tests.chaos.stage import wait_until
+from tests.segments import path_of
 from tests.small_mount import in_small_mount
 
 SHM = Path("/dev/shm")
@@ -66,7 +67,7 @@ def test_messages_flow_on_after_their_segments_were_removed(client: shmdriver.Cl
 @pytest.mark.fault(23, how="the header of the control segment is overwritten while somebody connects")
 @pytest.mark.parametrize("field", ["magic", "layout_version", "segment_bytes", "boot_id", "stream_id"])
 def test_newcomer_waits_for_a_control_header_to_be_mended(client: shmdriver.Client, field: str) -> None:
-    with (SHM / f"shmd.{client.instance}.control").open("r+b") as control:
+    with path_of(client.instance, "control").open("r+b") as control:
         control.seek(ffi.offsetof("shmd_header_t", field))
         control.write(b"\xa5" * 4)
     with shmdriver.connect(client.instance) as newcomer:
@@ -77,7 +78,7 @@ def test_newcomer_waits_for_a_control_header_to_be_mended(client: shmdriver.Clie
 def test_lease_whose_confirmation_was_overwritten_becomes_active() -> None:
     seldom = Config.load(env={}, overrides={"policies.lease_check_interval_ms": 1000})
     with shmdriver.embedded(config=seldom) as client, client.consumer("s"):
-        with (SHM / f"shmd.{client.instance}.control").open("r+b") as control:
+        with path_of(client.instance, "control").open("r+b") as control:
             control.seek(ffi.offsetof("shmd_control_t", "lease_lines_offset"))
             control.seek(int.from_bytes(control.read(8), "little"))
             control.write(bytes(4096))

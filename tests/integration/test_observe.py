@@ -12,6 +12,7 @@ import pytest
 from shmdriver.client import Client, embedded
 from shmdriver.errors import ShmDriverError
 from shmdriver.observe import Instance, Rates
+from tests.segments import path_of
 
 
 @pytest.fixture
@@ -145,9 +146,9 @@ def test_the_view_is_read_only(client: Client, view: Instance) -> None:
         producer.publish(b"x")
         view.streams()
         maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-        authority = [line for line in maps if f"shmd.{client.instance}.authority" in line]
+        authority = [line for line in maps if path_of(client.instance, "authority").name in line]
         assert any(line.split()[1].startswith("r--s") for line in authority)
-    before = Path(f"/dev/shm/shmd.{client.instance}.control").read_bytes()[256:512]
+    before = path_of(client.instance, "control").read_bytes()[256:512]
     (
         view.clients(),
         view.leases(),
@@ -157,7 +158,7 @@ def test_the_view_is_read_only(client: Client, view: Instance) -> None:
         view.counters(),
         view.config_text(),
     )
-    assert Path(f"/dev/shm/shmd.{client.instance}.control").read_bytes()[256:512] == before
+    assert path_of(client.instance, "control").read_bytes()[256:512] == before
 
 
 def test_copies_are_consistent_while_everything_changes(client: Client, view: Instance) -> None:

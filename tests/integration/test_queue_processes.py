@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import shmdriver
-from shmdriver.driver.segments import collect as collect_segments
+from shmdriver.driver.collect import collect as collect_segments
 from tests.chaos.stage import wait_until
 from tests.integration.test_queue import start
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import shmdriver
-from shmdriver.driver.segments import collect
-from shmdriver.errors import BackPressured, DriverUnavailable, SchemaMismatch
+from shmdriver.driver.collect import collect
+from shmdriver.errors import BackPressured, SchemaMismatch
 from shmdriver.observe import Instance
 from tests.tool import tool
 
@@ -70,9 +70,7 @@ def evil_consumer(driver: object, instance_name: str) -> Iterator[subprocess.Pop
 def test_names_cannot_drive_a_terminal(
     driver: tuple[subprocess.Popen[bytes], Path], evil_consumer: subprocess.Popen[str], instance_name: str
 ) -> None:
-    planted = SHM / f"shmd.{WILD}.authority"
     linked = SHM / WILD  # doctor lists hard links to segments by their names
-    planted.write_bytes(b"")
     record = np.dtype([(f"f{WILD}", "<i4"), ("text", "S60")])
     try:
         with shmdriver.connect(instance_name, name=NAME) as client:
@@ -86,10 +84,6 @@ def test_names_cannot_drive_a_terminal(
             with pytest.raises(SchemaMismatch) as differs:
                 client.consumer("s", dtype=[("other", "<i4")])
             check(str(differs.value), "SchemaMismatch")
-            with pytest.raises(DriverUnavailable) as no_driver:
-                Instance("nobody-here")
-            assert "forged" in str(no_driver.value)
-            check(str(no_driver.value), "DriverUnavailable")
             commands = [
                 ["stat"], *(["stat", what] for what in ("clients", "leases", "streams", "events", "errors")),
                 ["maintenance", "on", "--reason", NAME], ["stat", "--check"], ["why", "s", "--sample", "0"],
@@ -107,13 +101,11 @@ def test_names_cannot_drive_a_terminal(
             assert r"n\nforged" in why, "shown, and escaped"
             with Instance(instance_name) as view:
                 linked.hardlink_to(SHM / view.stream("s").epochs[-1].data_name.removeprefix("/"))
-            for words in (["doctor"], ["gc", "--dry-run"], ["stat", "-i", "nobody-here"]):
-                done = tool(*words)
-                check(done.stdout + done.stderr, words[0])
-                assert words[0] == "gc" or r"\nforged" in done.stdout + done.stderr, words[0]
+            done = tool("doctor")
+            check(done.stdout + done.stderr, "doctor")
+            assert r"\nforged" in done.stdout + done.stderr
             out.close()
     finally:
-        planted.unlink()
         linked.unlink(missing_ok=True)
     check(driver[1].read_text(), "the driver's log")
     assert r"n\nforged" in driver[1].read_text()

@@ -16,9 +16,8 @@ import pytest
 
 import shmdriver
 from shmdriver._native import ffi, lib
-from shmdriver.cli.admin import send, signed_request, token_path
-from shmdriver.driver.authentication import read_token
-from shmdriver.driver.segments import collect
+from shmdriver.cli.admin import send, signed_request, token_of
+from shmdriver.driver.collect import collect
 from shmdriver.errors import (
     AttachRejected,
     DriverUnavailable,
@@ -29,6 +28,7 @@ from shmdriver.errors import (
 )
 from shmdriver.observe import Instance
 from tests.chaos.stage import HEALTHY_S, wait_until
+from tests.segments import path_of
 from tests.tool import tool
 
 PATIENCE_S = 60
@@ -93,7 +93,7 @@ def test_a_driver_that_cannot_be_asked_is_not_told_to_be_gone(
     driver: DriverProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", driver.environment["XDG_RUNTIME_DIR"])
-    control = Path(f"/dev/shm/shmd.{driver.instance}.control")
+    control = path_of(driver.instance, "control")
     kept = control.rename(control.with_name(f"{control.name}.kept"))
     control.symlink_to("nowhere")
     try:
@@ -304,7 +304,7 @@ def test_replayed_request_of_every_kind_is_refused(driver: DriverProcess) -> Non
     answer = ffi.new("shmd_event_t *")
     with pytest.MonkeyPatch.context() as patch, Instance(driver.instance) as view:
         patch.setenv("XDG_RUNTIME_DIR", driver.environment["XDG_RUNTIME_DIR"])
-        token = read_token(token_path(view, None))
+        token = token_of(view, None)
         client_id = int(lib.shmd_client_id(out[0]))
         kinds = [
             (lib.SHMD_REQUEST_ADMIN, lib.SHMD_ADMIN_MAINTENANCE_ON),

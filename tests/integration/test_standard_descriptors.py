@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import shmdriver
-from shmdriver.driver.segments import collect
+from shmdriver.driver.collect import collect
 from shmdriver.errors import DriverUnavailable, LayoutMismatch
 from shmdriver.observe import Instance
 from tests.chaos.stage import wait_until

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,8 +19,10 @@ from shmdriver.driver.lifecycle import DegradedBy
 from shmdriver.errors import DriverUnavailable, LayoutMismatch, ShmDriverError
 from shmdriver.observe import Instance, ProcessStatus, instance_names, names, process, process_status
 from shmdriver.observe.driver_status import advice_for, judge
-from shmdriver.observe.host import check_host, instances_with_segments, segments_of
+from shmdriver.observe.host import check_host
+from shmdriver.observe.objects import instances_with_segments, segments_of
 from tests.driver_rig import start_time_of
+from tests.segments import plantable
 from tests.tool import tool, tool_json
 
 SECOND = 1_000_000_000
@@ -128,9 +131,10 @@ def test_missing_instance_is_unavailable(instance_name: str) -> None:
 
 @pytest.fixture
 def planted(instance_name: str) -> Iterator[Path]:
-    """An authority segment that cannot be opened, also not by root."""
-    path = Path(f"/dev/shm/shmd.{instance_name}.authority")
-    path.symlink_to("nowhere")
+    """An authority segment of another version, which cannot be looked at."""
+    path = plantable(instance_name, "authority")
+    magic = int(lib.shmd_magic(lib.SHMD_SEGMENT_AUTHORITY))
+    path.write_bytes(struct.pack("<QIIQ", magic, 99, lib.SHMD_SEGMENT_AUTHORITY, 8192).ljust(8192, b"\0"))
     yield path
     path.unlink(missing_ok=True)
 
@@ -139,29 +143,29 @@ def planted(instance_name: str) -> Iterator[Path]:
 def test_a_tool_that_cannot_open_an_instance_does_not_say_that_there_is_none(
     instance_name: str, planted: Path, command: str
 ) -> None:
-    assert planted.is_symlink()
+    assert planted.exists()
     done = tool(*command.split(), "-i", instance_name)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "Too many levels of symbolic links: it is no shared-memory object" in done.stderr
+    assert "layout version 99" in done.stderr
     assert "no driver runs" not in done.stderr
 
 
 def test_what_cannot_be_opened_is_neither_stale_nor_living(instance_name: str, planted: Path) -> None:
-    assert planted.is_symlink()
     (outcome,) = tool_json("gc", "--dry-run", "-i", instance_name)
     assert outcome["action"] == "may remove"
     assert outcome["reason"].startswith("cannot be looked at: ")
     (check,) = [check for check in check_host() if check.name == "instances"]
     assert f"cannot be looked at: {instance_name} (" in check.found
     planted.unlink()
-    Path(f"/dev/shm/shmd.{instance_name}.control").touch()
+    control = plantable(instance_name, "control")
+    control.touch()
     try:
         (outcome,) = tool_json("gc", "--dry-run", "-i", instance_name)
         assert outcome["action"] == "would remove"
         (check,) = [check for check in check_host() if check.name == "instances"]
         assert f"without one: {instance_name}" in check.found
     finally:
-        Path(f"/dev/shm/shmd.{instance_name}.control").unlink()
+        control.unlink()
 
 
 def test_a_process_whose_state_cannot_be_read_is_not_said_to_run_freely(
@@ -188,15 +192,15 @@ def test_bad_instance_name_is_refused() -> None:
     "content", [b"", b"\0" * 8192, b"garbage!" * 1024], ids=["empty", "no magic", "garbage"]
 )
 def test_segments_that_are_not_ours_are_refused_and_left(instance_name: str, content: bytes) -> None:
-    path = Path(f"/dev/shm/shmd.{instance_name}.authority")
+    path = plantable(instance_name, "authority")
     path.write_bytes(content)
     try:
         with pytest.raises((LayoutMismatch, DriverUnavailable)):
             Instance(instance_name)
         assert path.read_bytes() == content
         assert instance_name in instance_names()
-        assert instance_name in instances_with_segments()
-        assert segments_of(instance_name) == {path.name: len(content)}
+        assert instance_name in instances_with_segments(os.geteuid())
+        assert segments_of(instance_name, os.geteuid()) == {path.name: len(content)}
     finally:
         path.unlink()
 
@@ -205,10 +209,10 @@ def test_segments_of_an_instance_are_not_those_of_a_longer_name(
     make_instance_name: Callable[[], str],
 ) -> None:
     short = make_instance_name()
-    path = Path(f"/dev/shm/shmd.{short}-more.control")
+    path, uid = plantable(f"{short}-more", "control"), os.geteuid()
     path.touch()
     try:
-        assert segments_of(short) == {}
-        assert segments_of(f"{short}-more") == {path.name: 0}
+        assert segments_of(short, uid) == {}
+        assert segments_of(f"{short}-more", uid) == {path.name: 0}
     finally:
         path.unlink()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shmdriver.cli.options import ERROR, OK, ConnectOption, InstanceOption, JsonOption
+from shmdriver.cli.options import ERROR, OK, ConnectOption, InstanceOption, JsonOption, OwnerOption
 from shmdriver.cli.output import note, print_json, say
-from shmdriver.errors import AttachRejected, ConfigError, DriverUnavailable
+from shmdriver.errors import AttachRejected, ConfigError, DriverUnavailable, ShmDriverError
 
 if TYPE_CHECKING:
     from shmdriver.observe import Instance
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _WHO_MAY = """
 
 Needs the driver's token: --token-file, else the file that policies.shutdown_token_file names in this user's
-configuration of the same instance (SHMDRIVER_CONFIG, environment), else the one that `run` made for its own
-user. A file that only the driver names is not opened. Other users are refused, and counted.
+configuration of the same instance (SHMDRIVER_CONFIG, environment), else the one that `run` made in the
+driver's runtime folder. A file that only the driver names is not opened. Others are refused, and counted.
 """
 _MAINTENANCE = (
     """Turn maintenance on or off: while it is on, everything attached goes on, and nobody new may attach.
@@ -71,30 +71,38 @@ class Switch(StrEnum):
     off = "off"
 
 
-def token_path(view: Instance, given: Path | None) -> Path:
-    """Where the token of the running driver stands. Raises ConfigError when none is known here.
+def token_of(view: Instance, given: Path | None) -> bytes:
+    """The token of the running driver. Raises ConfigError when none is known here, ShmDriverError.
 
-    Nothing of this is read from a segment: its owner could name the token of another driver.
+    Nothing of this is read from a segment: its owner could name the token of another driver. The runtime
+    folder is searched for by the instance's name and the driver's user.
     """
-    if given is not None:
-        return given
-    from shmdriver.driver.authentication import default_token_path
+    from shmdriver.driver.authentication import TOKEN_NAME, read_token
     from shmdriver.driver.config import Config
+    from shmdriver.runtime_folder import find
 
+    if given is not None:
+        return read_token(given, owners=(view.owner,))
     config = Config.load()
     if config.driver.instance == view.name and config.policies.shutdown_token_file is not None:
-        return config.policies.shutdown_token_file
-    made = default_token_path(view.name)
-    try:
-        made.stat()
-    except FileNotFoundError:
-        raise ConfigError(
-            f"no shutdown token of instance {view.name!r} is known here: there is no {made}. Name the file "
-            "that its driver was started with (--token-file, or policies.shutdown_token_file in the "
-            f"configuration here), or stop it by a signal: {_kill(view.driver().process)}",
-            key="policies.shutdown_token_file",
-        ) from None
-    return made
+        return read_token(config.policies.shutdown_token_file, owners=(view.owner,))
+    looked = []
+    for folder in find(view.name, view.owner):
+        with folder:
+            path = folder.path / TOKEN_NAME
+            try:
+                return read_token(path, dir_fd=folder.fd, owners=(view.owner,), mode_max=0o600)
+            except ShmDriverError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+            looked.append(str(path))
+    where = f"there is no {' and no '.join(looked)}" if looked else "it has no runtime folder here"
+    raise ConfigError(
+        f"no shutdown token of instance {view.name!r} is known here: {where}. Name the file "
+        "that its driver was started with (--token-file, or policies.shutdown_token_file in the "
+        f"configuration here), or stop it by a signal: {_kill(view.driver().process)}",
+        key="policies.shutdown_token_file",
+    )
 
 
 def _kill(process: ProcessStatus) -> str:
@@ -126,17 +134,16 @@ def send(
     """
     from shmdriver._native import ffi, lib
     from shmdriver.client.link import Deadline
-    from shmdriver.driver.authentication import read_token
     from shmdriver.os_errors import last_error
 
     driver = view.driver()
     if driver.status not in ("running", "starting"):
         raise DriverUnavailable(f"{driver.explanation}; {driver.advice}", instance=view.name)
-    token = read_token(token_path(view, token_file), owners=(view.owner,))
+    token = token_of(view, token_file)
     out = ffi.new("shmd_client **")
     timeout_ns = Deadline(timeout_s, "--connect-timeout").rest_ns()
-    name = ffi.new("char[]", b"shmdriver admin")
-    options = ffi.new("shmd_client_options *", {"name": name, "timeout_ns": timeout_ns})
+    name, owner = ffi.new("char[]", b"shmdriver admin"), ffi.new("char[]", str(view.owner).encode())
+    options = ffi.new("shmd_client_options *", {"name": name, "owner": owner, "timeout_ns": timeout_ns})
     code = lib.shmd_client_connect(view.name.encode(), options, out)
     if code < 0:
         raise _failure(view, code, timeout_s)
@@ -187,13 +194,14 @@ def register(app: typer.Typer) -> None:
         token_file: TokenOption = None,
         timeout: ConnectOption = 5.0,
         instance: InstanceOption = None,
+        owner: OwnerOption = None,
         json: JsonOption = False,
     ) -> None:
         from shmdriver._native import lib
         from shmdriver.observe import Instance
 
         what = lib.SHMD_ADMIN_MAINTENANCE_ON if state is Switch.on else lib.SHMD_ADMIN_MAINTENANCE_OFF
-        with Instance(instance) as view:
+        with Instance(instance, owner) as view:
             text = send(
                 view, lib.SHMD_REQUEST_ADMIN, what, reason=reason, token_file=token_file, timeout_s=timeout
             )
@@ -210,9 +218,10 @@ def register(app: typer.Typer) -> None:
         token_file: TokenOption = None,
         timeout: ConnectOption = 5.0,
         instance: InstanceOption = None,
+        owner: OwnerOption = None,
         json: JsonOption = False,
     ) -> None:
-        _shut_down(instance, reason, token_file, timeout, handover=False, wait_s=0.0, json=json)
+        _shut_down(instance, owner, reason, token_file, timeout, handover=False, wait_s=0.0, json=json)
 
     @app.command("shutdown", help=_SHUTDOWN)
     def shutdown(
@@ -227,13 +236,15 @@ def register(app: typer.Typer) -> None:
         token_file: TokenOption = None,
         timeout: ConnectOption = 5.0,
         instance: InstanceOption = None,
+        owner: OwnerOption = None,
         json: JsonOption = False,
     ) -> None:
-        _shut_down(instance, reason, token_file, timeout, handover=handover, wait_s=wait, json=json)
+        _shut_down(instance, owner, reason, token_file, timeout, handover=handover, wait_s=wait, json=json)
 
 
 def _shut_down(
     instance: str | None,
+    owner: str | None,
     reason: str,
     token_file: Path | None,
     timeout_s: float,
@@ -246,7 +257,7 @@ def _shut_down(
     from shmdriver.observe import Instance
 
     mode = lib.SHMD_SHUTDOWN_HANDOVER if handover else lib.SHMD_SHUTDOWN_END
-    with Instance(instance) as view:
+    with Instance(instance, owner) as view:
         process = view.driver().process
         kind = lib.SHMD_REQUEST_SHUTDOWN
         text = send(view, kind, mode, reason=reason, token_file=token_file, timeout_s=timeout_s)

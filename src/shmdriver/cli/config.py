@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shmdriver.cli.options import InstanceOption, JsonOption
+from shmdriver.cli.options import InstanceOption, JsonOption, OwnerOption
 from shmdriver.cli.output import note, print_json, say, say_all
 from shmdriver.cli.run_command import overrides_of
 from shmdriver.errors import DriverUnavailable, ShmDriverError
@@ -45,11 +45,11 @@ def compiler_flags(*, cflags: bool, libs: bool) -> str:
     return " ".join(flags)
 
 
-def _running_text(instance: str | None) -> str | None:
+def _running_text(instance: str | None, owner: str | None) -> str | None:
     from shmdriver.observe import Instance
 
     try:
-        with Instance(instance) as view:
+        with Instance(instance, owner) as view:
             driver = view.driver()
             note(f"configuration of instance {view.name!r}: {driver.explanation}")
             text = view.config_text()
@@ -79,13 +79,14 @@ def register(app: typer.Typer) -> None:
         cflags: Annotated[bool, typer.Option("--cflags", help="Compiler flags for C and C++.")] = False,
         libs: Annotated[bool, typer.Option("--libs", help="Linker flags.")] = False,
         instance: InstanceOption = None,
+        owner: OwnerOption = None,
         json: JsonOption = False,
     ) -> None:
         if cflags or libs:
             flags = compiler_flags(cflags=cflags, libs=libs)
             print_json({"flags": flags.split()}) if json else say(flags)
             return
-        text = None if local or file or settings else _running_text(instance)
+        text = None if local or file or settings else _running_text(instance, owner)
         if text is None:
             from shmdriver.driver.config import Config
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from shmdriver.cli.options import ERROR, OK, JsonOption
+from shmdriver.cli.options import ERROR, OK, JsonOption, OwnerOption
 from shmdriver.cli.output import print_json
 from shmdriver.shown import shown
 
 _MARKS = {"ok": "[green]ok[/green]  ", "warn": "[yellow]warn[/yellow]", "fail": "[bold red]FAIL[/bold red]"}
 
-_HELP = """Check this machine: shared memory, limits, namespaces, kernel, cores, stale segments.
+_HELP = """Check this machine: shared memory, limits, namespaces, kernel, cores, folders, segments.
 
     $ shmdriver doctor
     $ shmdriver doctor --json | jq '.[] | select(.level != "ok")'
@@ -24,10 +24,10 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
 
     @app.command("doctor", help=_HELP)
-    def doctor(*, json: JsonOption = False) -> None:
+    def doctor(*, owner: OwnerOption = None, json: JsonOption = False) -> None:
         from shmdriver.observe.host import check_host
 
-        checks = check_host()
+        checks = check_host(owner)
         if json:
             print_json(checks)
         else:

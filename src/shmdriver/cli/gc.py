@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,8 +22,9 @@ _HELP = """Remove shared memory that a killed driver left behind.
 An instance whose driver lives is left alone. So is one that a new driver is to take over: where clients still
 live and exchange messages, or cannot be proved dead, or after a handover. [bold]--force[/bold] removes
 those too: their streams cannot be adopted any more. Segments of an unknown layout version are never touched.
-An instance that cannot be looked at is removed only if its lock is free: then no driver holds it. A dry run
-takes no lock, so it says "may remove".
+An instance that cannot be looked at is removed only if its lock is free and nobody shows a driver's sign of
+life. A dry run takes no lock, so it says "may remove". Only what this user owns is removed: for another
+user's run it as that user.
 Exit code 1: something could not be removed.
 """
 
@@ -45,7 +47,7 @@ def _keep_reason(instance: str, *, force: bool) -> str:
     """
     from shmdriver.observe import Instance
 
-    with Instance(instance) as view:
+    with Instance(instance, os.geteuid()) as view:
         driver = view.driver()
         if driver.alive:
             return driver.explanation
@@ -66,11 +68,11 @@ def _keep_reason(instance: str, *, force: bool) -> str:
 
 
 def _collect(instance: str, *, dry_run: bool, force: bool) -> Outcome:
-    from shmdriver.driver.segments import collect
-    from shmdriver.observe.host import segments_of
+    from shmdriver.driver.collect import collect
+    from shmdriver.observe.objects import segments_of
     from shmdriver.os_errors import remedy
 
-    found = segments_of(instance)
+    found = segments_of(instance, os.geteuid())
     size = sum(found.values())
     try:
         reason = "" if force and not dry_run else _keep_reason(instance, force=force)
@@ -109,9 +111,9 @@ def register(app: typer.Typer) -> None:
         ] = False,
         json: JsonOption = False,
     ) -> None:
-        from shmdriver.observe.host import instances_with_segments
+        from shmdriver.observe.objects import instances_with_segments
 
-        wanted = [instance] if instance else instances_with_segments()
+        wanted = [instance] if instance else instances_with_segments(os.geteuid())
         outcomes = [_collect(name, dry_run=dry_run, force=force) for name in wanted]
         if json:
             print_json(outcomes)
@@ -120,5 +122,5 @@ def register(app: typer.Typer) -> None:
                 what = f"{one.segments} segments, {bytes_text(one.bytes)}"
                 say(f"{one.instance}: {one.action} {what}: {one.reason}")
             if not outcomes:
-                say("nothing to do: no instance has segments on this machine")
+                say("nothing to do: no instance of this user has segments on this machine")
         raise typer.Exit(ERROR if any(one.action == "failed" for one in outcomes) else OK)

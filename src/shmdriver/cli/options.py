@@ -27,6 +27,15 @@ InstanceOption = Annotated[
         show_default=False,
     ),
 ]
+OwnerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--owner",
+        metavar="USER",
+        help="The user whose driver is meant. Default: one's own, else root's or the system's.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 ConnectOption = Annotated[
     float,

@@ -16,6 +16,7 @@ from shmdriver.cli.options import (
     ConnectOption,
     InstanceOption,
     JsonOption,
+    OwnerOption,
     StreamArgument,
     TimeoutOption,
     client_name,
@@ -218,6 +219,7 @@ def register(app: typer.Typer) -> None:
         timestamps: Annotated[bool, typer.Option("--timestamps", help="Stamp messages.")] = False,
         timeout: TimeoutOption = None,
         instance: InstanceOption = None,
+        owner: OwnerOption = None,
         connect_timeout: ConnectOption = 5.0,
         json: JsonOption = False,
     ) -> None:
@@ -238,7 +240,7 @@ def register(app: typer.Typer) -> None:
         try:
             with stoppable(), ExitStack() as stack:
                 client = stack.enter_context(
-                    connect(instance, name=client_name("pub", stream), timeout=connect_timeout)
+                    connect(instance, name=client_name("pub", stream), timeout=connect_timeout, owner=owner)
                 )
                 feed = _publish(stack, client, stream, files or [], form, options)
         except KeyboardInterrupt as stopped:

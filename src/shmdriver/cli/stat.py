@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shmdriver.cli.options import InstanceOption, JsonOption
+from shmdriver.cli.options import InstanceOption, JsonOption, OwnerOption
 from shmdriver.cli.output import note, print_json, say
 from shmdriver.errors import DriverUnavailable, ShmDriverError
 from shmdriver.hints import command
@@ -101,11 +101,11 @@ def as_data(what: str, instance: Instance) -> Any:
     return {"driver": instance.driver()} | {name: parts[name]() for name in chosen}
 
 
-def _check(instance: str | None, *, json: bool) -> int:
+def _check(instance: str | None, owner: str | None, *, json: bool) -> int:
     from shmdriver.observe import Instance
 
     try:
-        with Instance(instance) as view:
+        with Instance(instance, owner) as view:
             code, text = health(view.driver(), view.streams(), view.leases())
     except ShmDriverError as error:
         code, text = 2, str(error)
@@ -117,12 +117,12 @@ def _check(instance: str | None, *, json: bool) -> int:
     return code
 
 
-def _once(what: str, instance: str | None, sample_s: float) -> None:
+def _once(what: str, instance: str | None, owner: str | None, sample_s: float) -> None:
     from shmdriver.cli.screen import print_page
     from shmdriver.cli.stat_tables import build
     from shmdriver.observe import Instance, Rates
 
-    with Instance(instance) as view:
+    with Instance(instance, owner) as view:
         rates, found = Rates(), {}
         streams = view.streams() if what in ("", "streams") else ()
         rates.update(streams)
@@ -133,7 +133,7 @@ def _once(what: str, instance: str | None, sample_s: float) -> None:
         print_page(build(what, view, found, streams))
 
 
-def _pages(what: str, instance: str | None, interval_s: float) -> Iterator[Page]:
+def _pages(what: str, instance: str | None, owner: str | None, interval_s: float) -> Iterator[Page]:
     """What --watch shows, a page an interval; a driver that goes, comes or starts afresh is followed."""
     from shmdriver.cli.screen import Styled
     from shmdriver.cli.stat_tables import build
@@ -143,7 +143,7 @@ def _pages(what: str, instance: str | None, interval_s: float) -> Iterator[Page]
     while True:
         page: Page
         try:
-            view = view or Instance(instance)
+            view = view or Instance(instance, owner)
             view.reopen_if_replaced()
             streams = view.streams()
             page = build(what, view, rates.update(streams), streams)
@@ -153,15 +153,15 @@ def _pages(what: str, instance: str | None, interval_s: float) -> Iterator[Page]
         time.sleep(interval_s)
 
 
-def _watch(what: str, instance: str | None, interval_s: float) -> None:
+def _watch(what: str, instance: str | None, owner: str | None, interval_s: float) -> None:
     from shmdriver.cli.screen import Screen, is_live, print_page
 
     if not is_live():
-        for page in _pages(what, instance, interval_s):
+        for page in _pages(what, instance, owner, interval_s):
             print_page(page)
         return
     with Screen() as screen:
-        for page in _pages(what, instance, interval_s):
+        for page in _pages(what, instance, owner, interval_s):
             screen.show(page)
 
 
@@ -187,20 +187,21 @@ def register(app: typer.Typer) -> None:
         ] = 0.2,
         check: Annotated[bool, typer.Option("--check", help="One line; exit code 0, 1 or 2.")] = False,
         instance: InstanceOption = None,
+        owner: OwnerOption = None,
         json: JsonOption = False,
     ) -> None:
         chosen = what.value if what else ""
         if check:
-            raise typer.Exit(_check(instance, json=json))
+            raise typer.Exit(_check(instance, owner, json=json))
         if json:
             from shmdriver.observe import Instance
 
-            with Instance(instance) as view:
+            with Instance(instance, owner) as view:
                 print_json(as_data(chosen, view))
         elif watch:
             try:
-                _watch(chosen, instance, interval)
+                _watch(chosen, instance, owner, interval)
             except KeyboardInterrupt:
                 note("ended")
         else:
-            _once(chosen, instance, sample)
+            _once(chosen, instance, owner, sample)

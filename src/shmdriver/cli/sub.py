@@ -19,6 +19,7 @@ from shmdriver.cli.options import (
     ConnectOption,
     InstanceOption,
     JsonOption,
+    OwnerOption,
     StreamArgument,
     TimeoutOption,
     client_name,
@@ -192,6 +193,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         timeout: TimeoutOption = None,
         instance: InstanceOption = None,
+        owner: OwnerOption = None,
         connect_timeout: ConnectOption = 5.0,
         json: JsonOption = False,
     ) -> None:
@@ -203,7 +205,9 @@ def register(app: typer.Typer) -> None:
         try:
             with (
                 stoppable(),
-                connect(instance, name=client_name("sub", stream), timeout=connect_timeout) as client,
+                connect(
+                    instance, name=client_name("sub", stream), timeout=connect_timeout, owner=owner
+                ) as client,
                 client.consumer(
                     stream,
                     delivery=delivery.value,

@@ -14,6 +14,7 @@ from shmdriver.cli.options import (
     ConnectOption,
     InstanceOption,
     JsonOption,
+    OwnerOption,
     StreamArgument,
     TimeoutOption,
     client_name,
@@ -140,6 +141,7 @@ def register(app: typer.Typer) -> None:
         ] = 60,
         timeout: TimeoutOption = None,
         instance: InstanceOption = None,
+        owner: OwnerOption = None,
         connect_timeout: ConnectOption = 5.0,
         json: JsonOption = False,
     ) -> None:
@@ -148,7 +150,9 @@ def register(app: typer.Typer) -> None:
         try:
             with (
                 stoppable(),
-                connect(instance, name=client_name("tail", stream), timeout=connect_timeout) as client,
+                connect(
+                    instance, name=client_name("tail", stream), timeout=connect_timeout, owner=owner
+                ) as client,
                 client.consumer(
                     stream, delivery="lossy", start=start.value, follow=True, attach_timeout=connect_timeout
                 ) as consumer,

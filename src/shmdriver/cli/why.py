@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from shmdriver.cli.options import InstanceOption, JsonOption, StreamArgument
+from shmdriver.cli.options import InstanceOption, JsonOption, OwnerOption, StreamArgument
 from shmdriver.cli.output import print_json, say
 
 _HELP = """Say who holds a stream's producer back, since when, what that process is doing, and what to do.
@@ -38,11 +38,12 @@ def register(app: typer.Typer) -> None:
             ),
         ] = 0.2,
         instance: InstanceOption = None,
+        owner: OwnerOption = None,
         json: JsonOption = False,
     ) -> None:
         from shmdriver.observe import Instance, diagnose
 
-        with Instance(instance) as view:
+        with Instance(instance, owner) as view:
             before = view.stream(stream)
             started = time.monotonic()
             if before.current is not None and before.current.state == "open":

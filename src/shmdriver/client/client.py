@@ -29,6 +29,7 @@ from shmdriver.client.producer import Producer
 from shmdriver.client.reattach import ConsumerComeback, ProducerComeback
 from shmdriver.late import LATE_IMPORT
 from shmdriver.stopping import ends_in_order
+from shmdriver.trust import owner_text
 
 if TYPE_CHECKING:
     from shmdriver.client.queue import Queue
@@ -86,6 +87,7 @@ class Client(AsyncClosing):
         "heartbeat_cpus",
         "instance",
         "name",
+        "owner",
         "reconnect",
         "timeout",
     )
@@ -95,6 +97,7 @@ class Client(AsyncClosing):
     timeout: float | None
     reconnect: bool
     heartbeat_cpus: tuple[int, ...] | None
+    owner: str | None
 
     def __init__(
         self,
@@ -105,9 +108,11 @@ class Client(AsyncClosing):
         reconnect: bool = False,
         maker_pid: int = 0,
         heartbeat_cpus: tuple[int, ...] | None = None,
+        owner: str | None = None,
     ) -> None:
         self.instance = instance
         self.name = name
+        self.owner = owner
         self.timeout = timeout
         self.reconnect = reconnect
         self._maker_pid = maker_pid or os.getpid()  # whose name it has; other processes add theirs
@@ -243,7 +248,7 @@ class Client(AsyncClosing):
         with LATE_IMPORT:
             from shmdriver.observe import Instance
 
-        with Instance(self.instance) as instance:
+        with Instance(self.instance, self.owner) as instance:
             return tuple(instance.streams())
 
     def leases(self) -> tuple[LeaseStatus, ...]:
@@ -251,7 +256,7 @@ class Client(AsyncClosing):
         with LATE_IMPORT:
             from shmdriver.observe import Instance
 
-        with Instance(self.instance) as instance:
+        with Instance(self.instance, self.owner) as instance:
             return tuple(instance.leases())
 
     def on_event(self, callback: Callable[[Any], object]) -> Callable[[], None]:
@@ -304,7 +309,7 @@ class Client(AsyncClosing):
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.instance, self.name, self.timeout, self.reconnect)
-        return _at, (*arguments, self._maker_pid, self.heartbeat_cpus)
+        return _at, (*arguments, self._maker_pid, self.heartbeat_cpus, self.owner)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "connected" if self._link else "not connected"
@@ -355,7 +360,11 @@ class Client(AsyncClosing):
 
     def _new_link(self) -> Link:
         return Link(
-            self.instance, self._own_name(), reconnect=self.reconnect, heartbeat_cpus=self.heartbeat_cpus
+            self.instance,
+            self._own_name(),
+            reconnect=self.reconnect,
+            heartbeat_cpus=self.heartbeat_cpus,
+            owner=self.owner,
         )
 
     def _own_name(self) -> str | None:
@@ -458,6 +467,7 @@ def connect(
     timeout: float | None = 5.0,
     reconnect: bool = False,
     heartbeat_cpus: Iterable[SupportsIndex] | None = None,
+    owner: str | int | None = None,
 ) -> Client:
     """Connects to the driver of ``instance`` (default: $SHMDRIVER_DRIVER_INSTANCE, else "default").
 
@@ -468,9 +478,12 @@ def connect(
     when, and what was lost. Each call of theirs may raise AttachRejected then: the driver refuses to attach
     that handle anew. ``heartbeat_cpus``: the CPUs of the C threads that beat for this client and make its
     ``fileno()`` readable; None: all that this process may use. They run under SCHED_OTHER and need no GIL,
-    whatever the calling thread runs under. Raises DriverUnavailable, AttachTimeout, AttachRejected (no room,
-    or a driver died at it), ConfigError (a bad name, a bad CPU), ShmDriverError (none of these CPUs may be
-    used); TypeError, ValueError (a timeout that is no number of seconds).
+    whatever the calling thread runs under. ``owner``: the user whose driver is meant, by name or number, and
+    nobody else's; None: this user's, else one of root, of the system (the owner of
+    ``/run/shmdriver/INSTANCE``) or of a user in $SHMDRIVER_TRUST_OWNERS (with commas). Raises
+    DriverUnavailable, AttachTimeout, AttachRejected (no room, or a driver died at it), ConfigError (a bad
+    name, a bad CPU, an owner that is no user), ShmDriverError (none of these CPUs may be used); TypeError,
+    ValueError (a timeout that is no number of seconds).
     """
     if instance is None:
         instance = os.environ.get(_INSTANCE_VARIABLE) or "default"
@@ -490,6 +503,7 @@ def connect(
         timeout=timeout,
         reconnect=reconnect,
         heartbeat_cpus=_cpus_of(heartbeat_cpus),
+        owner=owner_text(owner),
     )
     link = client._connected()
     tell("INFO", "instance %r: connected to its driver, boot %x", instance, link.boot_id)
@@ -532,7 +546,7 @@ class _Embedded(AbstractContextManager["Client"]):
         driver = self._driver = EmbeddedDriver(self._instance, self._config)
         driver.start()
         try:
-            client = self._client = connect(driver.instance)
+            client = self._client = connect(driver.instance, owner=os.geteuid())
         except BaseException:
             driver.stop()
             raise
@@ -558,6 +572,7 @@ def _at(
     reconnect: bool,
     maker_pid: int,
     heartbeat_cpus: tuple[int, ...] | None,
+    owner: str | None,
 ) -> Client:
     return Client(
         instance,
@@ -566,4 +581,5 @@ def _at(
         reconnect=reconnect,
         maker_pid=maker_pid,
         heartbeat_cpus=heartbeat_cpus,
+        owner=owner,
     )

@@ -63,7 +63,7 @@ def _embedded_client() -> Client:
 
     driver = EmbeddedDriver()
     driver.start()
-    client = connect(driver.instance)
+    client = connect(driver.instance, owner=os.geteuid())
 
     def stop() -> None:
         exiting.begin()

@@ -126,6 +126,7 @@ class Link:
         "_flags",
         "_name",
         "_owner",
+        "_owner_name",
         "authority",
         "boot_id",
         "candidates",
@@ -134,6 +135,7 @@ class Link:
         "instance",
         "listeners",
         "native",
+        "owner",
         "successor",
     )
 
@@ -144,12 +146,15 @@ class Link:
         *,
         reconnect: bool,
         heartbeat_cpus: tuple[int, ...] | None = None,
+        owner: str | None = None,
     ) -> None:
         """With ``reconnect`` its requests wait, up to their own timeouts, for a driver that adopts.
 
-        ``heartbeat_cpus``: where its C threads run; None: wherever this process may.
+        ``heartbeat_cpus``: where its C threads run; None: wherever this process may. ``owner``: the user
+        whose driver is meant; None: any that this process trusts.
         """
         self.instance = instance
+        self.owner = owner
         self.generation = int(lib.shmd_fork_generation())
         self.closed = False
         self.native: Any = None  # the client, which threads that are inside may use past the close
@@ -160,6 +165,7 @@ class Link:
         # What ends the threads that stay inside until they are told, before the mapping goes.
         self.listeners: list[Callable[[], None]] = []
         self._name = ffi.NULL if name is None else ffi.new("char[]", name.encode())
+        self._owner_name = ffi.NULL if owner is None else ffi.new("char[]", owner.encode())
         self._cpus = ffi.NULL if heartbeat_cpus is None else ffi.new("uint32_t[]", heartbeat_cpus)
         self._flags = lib.SHMD_HEARTBEAT_THREAD | (lib.SHMD_WAIT_FOR_DRIVER if reconnect else 0)
         self._owner = ffi.gc(ffi.new("shmd_connection_t *"), lib.shmd_connection_drop)
@@ -177,6 +183,7 @@ class Link:
         instance = self.instance.encode()
         options = ffi.new("shmd_client_options *")
         options.name, options.flags, options.cpus = self._name, self._flags, self._cpus
+        options.owner = self._owner_name
         options.cpu_count = len(self._cpus) if self._cpus else 0
         while True:
             options.timeout_ns = until.rest_ns()

@@ -135,7 +135,7 @@ def _was_removed(link: Link) -> bool:
         from shmdriver.observe import Instance
 
     try:
-        with Instance(link.instance) as instance:
+        with Instance(link.instance, link.owner) as instance:
             return instance.boot_id != link.boot_id
     except (errors.DriverUnavailable, errors.LayoutMismatch):  # ours were complete, and of this version
         return True

@@ -36,9 +36,11 @@ class ShmMeter:
         total = 0
         for path in _FOLDER.glob(self._pattern):
             try:
-                total += path.stat().st_blocks * 512
+                found = path.lstat()
             except FileNotFoundError:
-                pass  # unlinked meanwhile
+                continue  # unlinked meanwhile
+            if found.st_uid == os.geteuid():
+                total += found.st_blocks * 512
         self.peak_bytes = max(self.peak_bytes, total)
         return total
 

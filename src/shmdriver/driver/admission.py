@@ -22,7 +22,6 @@ from shmdriver.driver.limits import MOUNT, SMALLER, shortage
 from shmdriver.driver.memory import Completion, EpochMemory, InlineMemory, Provision, Unmap
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.schema import check_consumer_schema, check_producer_schema
-from shmdriver.driver.segments import epoch_names
 from shmdriver.driver.shm import Modes, ShmSpaceError, unlink_segment
 from shmdriver.driver.streams import Stream
 from shmdriver.driver.tables import Tables
@@ -237,10 +236,9 @@ class Admission:
         slot = self._free_slot(stream, now_ns)
         has_room = self._make_room(stream, geometry, now_ns)
         number = stream.next_epoch
-        names = epoch_names(self._authority.instance, self._authority.boot_id, stream.stream_id, number)
         waiting = _Waiting(request, client, stream, slot, geometry.data_bytes + geometry.gates_bytes)
         job = Provision(
-            *names,
+            self._authority.instance,
             geometry=geometry,
             boot_id=self._authority.boot_id,
             stream_id=stream.stream_id,

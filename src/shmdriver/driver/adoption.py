@@ -9,7 +9,7 @@ so what can be found half done is a short list. Each step below is idempotent:
 * an ended lease whose bits, gate or epoch are as before: bits cleared, epoch sealed;
 * an epoch that was being sealed or retired: sealed, retired;
 * an epoch whose segments are lost: leases of who has not drained it end, and only then its record is free;
-* segments of this boot that no record names: unlinked.
+* segments of this instance that no record names: unlinked.
 
 Events that were lost with the old driver are not repeated: clients repeat what was not answered, and every
 stream is announced afresh.
@@ -28,7 +28,7 @@ from shmdriver.driver.authority import Authority
 from shmdriver.driver.clients import Client, ClientTable
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.leases import LeaseTable
-from shmdriver.driver.segments import control_name, epoch_objects
+from shmdriver.driver.segment_names import own_segments
 from shmdriver.driver.shm import unlink_segment
 from shmdriver.driver.streams import Stream, StreamDirectory
 from shmdriver.driver.tenure import Tenure
@@ -94,8 +94,9 @@ def adopt_tables(
         tenure.settle(stream, now_ns)
     failpoint("adopt.settled")
     known = streams.segment_names()
-    problems += authority.tell_links(*sorted(known), control_name(authority.instance))
-    for name in epoch_objects(authority.instance, authority.boot_id):
+    known.add(authority.control_name)
+    problems += authority.tell_links(*sorted(known))
+    for name in own_segments(authority.instance, "control", "data", "gates"):
         if name not in known and unlink_segment(name):
             problems.append(f"{name} belonged to no epoch: removed")
     return problems

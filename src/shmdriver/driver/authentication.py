@@ -20,22 +20,24 @@ from typing import Any
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import Authority
 from shmdriver.driver.failpoints import failpoint
+from shmdriver.driver.instance_lock import write_aside
 from shmdriver.driver.rejection import Rejection
 from shmdriver.errors import Reason, ShmDriverError
 from shmdriver.os_errors import errno_text
+from shmdriver.runtime_folder import RuntimeFolder
 
 __all__ = [
+    "TOKEN_NAME",
     "Authentication",
+    "FolderToken",
     "create_token",
-    "default_token_path",
     "read_token",
-    "runtime_directory",
     "sign_request",
 ]
 
 TOKEN_BYTES_MIN = 16
 REFUSALS_PER_SECOND = 5
-FALLBACK = "/tmp/shmdriver-{uid}"  # noqa: S108 -- made with mode 0700, checked to be ours
+TOKEN_NAME = "token"  # noqa: S105 -- of the file in a runtime folder
 TOKEN_BYTES_MAX = 4096
 SECOND_NS = 1_000_000_000
 _KINDS = {
@@ -124,47 +126,43 @@ class Authentication:
 # ---- token files -------------------------------------------------------------------------------
 
 
-def runtime_directory() -> Path:
-    """Where a user's drivers keep small files: below ``$XDG_RUNTIME_DIR``, else below /tmp, mode 0700.
+class FolderToken:
+    """The token that ``shmdriver run`` makes in the runtime folder when none is configured.
 
-    Raises ShmDriverError when it is not ours alone.
+    Only the instance's driver may call it. It is kept across restarts: who has read it stays able to shut
+    down. In a folder that was made anew it is written again.
     """
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    path = (
-        Path(base) / "shmdriver" if base and Path(base).is_dir() else Path(FALLBACK.format(uid=os.geteuid()))
-    )
+
+    def __init__(self) -> None:
+        self._token = b""
+
+    def __call__(self, folder: RuntimeFolder) -> bytes:
+        """The token, which stands in the folder now. Raises ShmDriverError."""
+        path = folder.path / TOKEN_NAME
+        try:
+            self._token = read_token(path, dir_fd=folder.fd, mode_max=0o600)
+        except ShmDriverError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            self._token = create_token(path, dir_fd=folder.fd, token=self._token)
+        return self._token
+
+
+def create_token(path: Path, *, dir_fd: int | None = None, token: bytes = b"") -> bytes:
+    """Writes a token, by default a new random one, readable by this user alone, and returns it.
+
+    ``dir_fd``: of the folder that ``path`` stands in. Raises ShmDriverError.
+    """
+    token = token or os.urandom(32).hex().encode()
     try:
-        path.mkdir(mode=0o700, exist_ok=True)
-        found = path.lstat()
-    except OSError as error:
-        raise ShmDriverError(_not_writable(f"runtime directory {path}", error)) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        ours = found.st_uid == os.geteuid()
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a special file")
-        raise ShmDriverError(
-            f"runtime directory {path} is {kind} of mode {stat.S_IMODE(found.st_mode):04o} and of uid "
-            f"{found.st_uid}; expected a directory of mode 0700 of uid {os.geteuid()}: "
-            f"{'remove it, or ' if ours else ''}set XDG_RUNTIME_DIR to a directory that no other user can "
-            "write"
+        folder = (
+            os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if dir_fd is None else dir_fd
         )
-    return path
-
-
-def default_token_path(instance: str) -> Path:
-    """The token that ``shmdriver run`` makes when none is configured."""
-    return runtime_directory() / f"{instance}.token"
-
-
-def create_token(path: Path) -> bytes:
-    """Writes a new random token, readable by this user alone, and returns it. Raises ShmDriverError."""
-    token = os.urandom(32).hex().encode()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            os.fchmod(fd, 0o600)
-            file.write(token + b"\n")
-        temporary.replace(path)  # whoever reads sees the old token or the new one, whole
+        try:
+            write_aside(folder, path.name, token + b"\n", 0o600)
+        finally:
+            if dir_fd is None:
+                os.close(folder)
     except OSError as error:
         raise ShmDriverError(_not_writable(f"shutdown token {path}", error)) from error
     return token
@@ -174,14 +172,19 @@ def _not_writable(what: str, error: OSError) -> str:
     return f"{what} cannot be written as uid {os.geteuid()}: {errno_text(error, lib.SHMD_CALL_RUNTIME)}"
 
 
-def read_token(path: Path, *, owners: Collection[int] = (), mode_max: int = 0o640) -> bytes:
+def read_token(
+    path: Path, *, dir_fd: int | None = None, owners: Collection[int] = (), mode_max: int = 0o640
+) -> bytes:
     """The token in a file. Never waits, whatever stands there.
 
+    ``dir_fd``: of the folder that ``path`` stands in, which was checked when it was opened.
     It is a regular file of this user, of root or of one of ``owners``, with permissions within ``mode_max``:
     who could write it would choose the token. Raises ShmDriverError.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        named = path if dir_fd is None else path.name
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        fd = os.open(named, flags, dir_fd=dir_fd)
     except OSError as error:
         if error.errno == errno.ELOOP and path.is_symlink():
             raise ShmDriverError(_not_taken(path, "is a symlink", "name the file that it leads to")) from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
@@ -18,13 +19,13 @@ from itertools import accumulate
 from typing import Any
 
 from shmdriver._native import ffi, lib
+from shmdriver.driver.authority_file import AuthorityFile
 from shmdriver.driver.failpoints import failpoint
-from shmdriver.driver.segments import InstanceLock, authority_name, control_name
+from shmdriver.driver.instance_lock import InstanceLock
+from shmdriver.driver.segment_names import draw, is_name_of
 from shmdriver.driver.shm import (
     Modes,
     SegmentMap,
-    allocate,
-    check_space,
     create_segment,
     is_whole,
     make_whole,
@@ -45,6 +46,7 @@ __all__ = [
     "put_text",
     "record_state",
     "room_advice",
+    "segment_names_of",
     "text_of",
 ]
 
@@ -131,17 +133,45 @@ def room_advice(key: str, limit: int, room: int, instance: str) -> str:
     )
 
 
-class Authority:
-    """Both segments, mapped for writing. Only the holder of the instance's lock makes one."""
+def segment_names_of(file: AuthorityFile) -> list[str]:
+    """The names of the segments in an authority's tables, the control segment last; [] when it is damaged."""
+    size = file.size
+    mapped = file.mapping(size, writable=False)
+    try:
+        if (
+            lib.shmd_header_check(mapped.base, size, lib.SHMD_SEGMENT_AUTHORITY, 0, 0, 0) != 0
+            or lib.shmd_authority_check(mapped.base, size) != 0
+        ):
+            return []
+        base = mapped.view("shmd_authority_t *")
+        streams = (lib.shmd_authority_stream(base, index) for index in range(base.stream_max))
+        fields = [
+            name
+            for stream in streams
+            for epoch in stream.epochs
+            for name in (epoch.data_name, epoch.gates_name)
+        ]
+        names = [text_of(name) for name in [*fields, base.control_name]]
+    finally:
+        mapped.close()
+    return [name for name in names if name]
 
-    def __init__(self, lock: InstanceLock, authority: SegmentMap, control: SegmentMap) -> None:
+
+class Authority:
+    """Both segments, mapped for writing. Only the holder of the instance's lock makes one, and owns both."""
+
+    def __init__(
+        self, lock: InstanceLock, file: AuthorityFile, authority: SegmentMap, control: SegmentMap
+    ) -> None:
         self.lock = lock
+        self.file = file
         self.instance = lock.instance
         self.map = authority
         self.control_map = control
         self.base = authority.view("shmd_authority_t *")
         self.control = control.view("shmd_control_t *")
         self.boot_id = int(self.base.header.boot_id)
+        self.control_name = text_of(self.base.control_name)
         self.sizes = TableSizes(
             int(self.base.client_max), int(self.base.lease_max), int(self.base.stream_max)
         )
@@ -175,14 +205,19 @@ class Authority:
         heartbeat_interval_ns: int,
         lease_timeout_ns: int,
         config_bytes: int,
+        check: Callable[[AuthorityFile], None],
+        tell: Callable[[str], None],
     ) -> Authority:
         """Builds both segments of a new boot id; the authority's magic is stored last of all.
 
-        ``lock`` holds an empty or half-made authority object. ``config_bytes``: of the text that
-        ``store_config`` gets first. Raises ShmSpaceError, ShmDriverError.
+        ``config_bytes``: of the text that ``store_config`` gets first. ``check`` is called as soon as the
+        object shows life. ``tell`` is told of names that were taken. Raises ShmSpaceError, ShmDriverError,
+        and what ``check`` raises; then no name of either is left.
         """
-        control = control_name(lock.instance)
-        keep = [ffi.new("char[]", lock.instance.encode()), ffi.new("char[]", control.encode())]
+        keep = [
+            ffi.new("char[]", lock.instance.encode()),
+            ffi.new("char[]", int(lib.SHMD_SEGMENT_NAME_BYTES)),
+        ]
         params = ffi.new("shmd_authority_params_t *")
         params.instance, params.control_name = keep
         params.boot_id = int.from_bytes(os.urandom(8), "little") | 1
@@ -196,64 +231,77 @@ class Authority:
         size = int(lib.shmd_authority_footprint(params))
         if size == 0:
             raise ShmDriverError(f"policies.limits are out of the layout's range: {last_error() or sizes}")
-        os.ftruncate(lock.fd, 0)  # what a killed driver left half made has no magic and no readers
-        check_space(lock.name, size)
-        allocate(lock.fd, lock.name, size)
-        set_modes(lock.fd, lock.name, modes, write_group=False)
-        failpoint("create.allocated")
         with ExitStack() as undo:
-            control_map = cls._create_control(control, sizes, modes, int(params.boot_id), now_ns)
+            file = AuthorityFile.create(lock.instance, size, tell)
+            undo.callback(file.close)
+            undo.callback(file.remove)
+            check(file)
+            failpoint("create.allocated")
+            control, control_map = cls._create_control(lock.instance, sizes, modes, params, tell)
+            undo.callback(unlink_segment, control)
             undo.callback(control_map.close)
+            put_text(keep[1], control)
             failpoint("create.control")
-            authority_map = lock.mapping(size, writable=True, prefault=modes.prefault)
+            authority_map = file.mapping(size, writable=True, prefault=modes.prefault)
             undo.callback(authority_map.close)
             if lib.shmd_authority_init(authority_map.base, size, params) != 0:
                 raise ShmDriverError(last_error())
             failpoint("create.filled")
-            authority = cls(lock, authority_map, control_map)
+            authority = cls(lock, file, authority_map, control_map)
             undo.pop_all()
         return authority
 
     @staticmethod
-    def _create_control(name: str, sizes: TableSizes, modes: Modes, boot_id: int, now_ns: int) -> SegmentMap:
-        unlink_segment(name)  # of a boot that never completed, or of an authority that is gone
+    def _create_control(
+        instance: str, sizes: TableSizes, modes: Modes, params: Any, tell: Callable[[str], None]
+    ) -> tuple[str, SegmentMap]:
         size = int(lib.shmd_control_footprint(sizes.clients, sizes.leases))
-        fd = create_segment(name, size, modes)
-        try:
-            mapped = SegmentMap.of(fd, size, writable=True, prefault=modes.prefault)
-        finally:
-            os.close(fd)
+        name, fd = draw(instance, "control", lambda name: create_segment(name, size, modes), tell)
         with ExitStack() as undo:
+            undo.callback(unlink_segment, name)
+            try:
+                mapped = SegmentMap.of(fd, size, writable=True, prefault=modes.prefault)
+            finally:
+                os.close(fd)
             undo.callback(mapped.close)
             failpoint("create.control_blank")
-            if lib.shmd_control_init(mapped.base, size, sizes.clients, sizes.leases, boot_id, now_ns) != 0:
+            made = lib.shmd_control_init(
+                mapped.base, size, sizes.clients, sizes.leases, params.boot_id, params.now_ns
+            )
+            if made != 0:
                 raise ShmDriverError(last_error())
             lib.shmd_segment_complete(mapped.base)
             undo.pop_all()
-        return mapped
+        return name, mapped
 
     @classmethod
-    def adopt(cls, lock: InstanceLock, modes: Modes) -> Authority:
+    def adopt(cls, lock: InstanceLock, file: AuthorityFile, modes: Modes) -> Authority:
         """Maps the segments that another driver process left. Raises LayoutMismatch, changing nothing."""
-        size = lock.size
+        size = file.size
         with ExitStack() as undo:
-            mapped = lock.mapping(size, writable=True, prefault=modes.prefault)
+            mapped = file.mapping(size, writable=True, prefault=modes.prefault)
             undo.callback(mapped.close)
             if (
                 lib.shmd_header_check(mapped.base, size, lib.SHMD_SEGMENT_AUTHORITY, 0, 0, 0) != 0
                 or lib.shmd_authority_check(mapped.base, size) != 0
             ):
-                raise LayoutMismatch(f"{lock.name}: {last_error()}", segment=lock.name)
-            control = cls._adopt_control(lock, mapped.view("shmd_authority_t *"), modes)
+                raise LayoutMismatch(f"{file.name}: {last_error()}", segment=file.name)
+            control = cls._adopt_control(lock.instance, mapped.view("shmd_authority_t *"), modes)
             undo.callback(control.close)
-            authority = cls(lock, mapped, control)
+            authority = cls(lock, file, mapped, control)
             undo.pop_all()
         return authority
 
     @staticmethod
-    def _adopt_control(lock: InstanceLock, base: Any, modes: Modes) -> SegmentMap:
+    def _adopt_control(instance: str, base: Any, modes: Modes) -> SegmentMap:
         """As large as it has to be, whatever clients did to it: the first lease check makes it whole."""
-        name = control_name(lock.instance)
+        name = text_of(base.control_name)
+        if not is_name_of(name, instance, "control"):
+            raise LayoutMismatch(
+                f"the authority of instance {instance!r} names {name!r} as its control segment, which is no "
+                "such name: it is damaged. Start with --fresh",
+                segment=name,
+            )
         try:
             fd, _ = open_segment(name, writable=True)
         except FileNotFoundError:
@@ -268,8 +316,12 @@ class Authority:
         finally:
             os.close(fd)
 
-    def complete(self) -> None:
-        """Stores the authority's magic: from now on clients find this driver."""
+    def complete(self, modes: Modes) -> None:
+        """Lets others open the authority and stores its magic: from now on clients find this driver.
+
+        Nobody else could show life on it before: one that was left half made keeps no driver from starting.
+        """
+        set_modes(self.file.fd, self.file.name, modes, write_group=False)
         lib.shmd_segment_complete(self.map.base)
 
     def introduce(self, now_ns: int, *, keep_shutdown: bool = False) -> None:
@@ -280,6 +332,7 @@ class Authority:
         process = ffi.new("shmd_process_t *")
         lib.shmd_process_self(process)
         failpoint("introduce.began")
+        self.note_folder()
         self.base.driver_pid = process.pid
         self.base.driver_start_time = process.start_time
         self.base.driver_pid_namespace = process.pid_namespace
@@ -290,6 +343,16 @@ class Authority:
         self.store("heartbeat_ns", now_ns)
         failpoint("introduce.exit")
         self.store("exit_kind", lib.SHMD_EXIT_NONE)
+
+    def note_folder(self) -> None:
+        """Says in which runtime folder the lock is: with it a successor proves that nobody drives."""
+        device, inode = self.lock.folder_id
+        path = os.fsencode(self.lock.folder.path)
+        ffi.memmove(
+            self.base.folder, path.ljust(ffi.sizeof(self.base.folder), b"\0"), ffi.sizeof(self.base.folder)
+        )
+        self.store("folder_device", device)
+        self.store("folder_inode", inode)
 
     # -- records
 
@@ -358,7 +421,7 @@ class Authority:
         return found
 
     def _make_control_whole(self, now_ns: int) -> Control:
-        name = control_name(self.instance)
+        name = self.control_name
         whole = is_whole(name, self.control_map)
         if whole is not False and not lib.shmd_segment_is_damaged(self.control):
             return Control.WHOLE  # or without a name: then nobody else can open it
@@ -404,21 +467,21 @@ class Authority:
 
     def unlink(self) -> None:
         """Removes both names, authority last, under the lock."""
-        unlink_segment(control_name(self.instance))
+        unlink_segment(self.control_name)
         failpoint("stop.control_unlinked")
-        if self.lock.still_named():
-            unlink_segment(authority_name(self.instance))
+        self.file.remove()
 
     def give_up(self) -> None:
         """The authority was truncated. The next driver finds nothing to adopt, and begins anew."""
-        os.ftruncate(self.lock.fd, 0)
+        os.ftruncate(self.file.fd, 0)
 
     def unmap(self) -> None:
-        """Unmaps both; the lock is kept."""
+        """Unmaps both; the lock and the sign of life are kept."""
         self.map.close()
         self.control_map.close()
 
     def close(self) -> None:
-        """Unmaps both and gives the lock up."""
+        """Unmaps both, ends the sign of life and gives the lock up."""
         self.unmap()
+        self.file.close()
         self.lock.release()

@@ -13,20 +13,18 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from enum import Enum
+from functools import partial
 
 from shmdriver._native import lib
 from shmdriver.driver.adoption import adopt_tables, load_tables
-from shmdriver.driver.authority import Authority, TableSizes
+from shmdriver.driver.authority import Authority, TableSizes, segment_names_of
+from shmdriver.driver.authority_file import AuthorityFile
+from shmdriver.driver.claim import Claim, claimed
 from shmdriver.driver.config import Config
 from shmdriver.driver.failpoints import failpoint
+from shmdriver.driver.instance_lock import InstanceLock
 from shmdriver.driver.memory import InlineMemory
-from shmdriver.driver.segments import (
-    InstanceLock,
-    control_name,
-    epoch_objects,
-    lock_authority,
-    refuse_foreign,
-)
+from shmdriver.driver.segment_names import own_segments
 from shmdriver.driver.shm import Modes, open_segment, set_modes, told_links, unlink_segment
 from shmdriver.driver.tables import Tables
 from shmdriver.errors import LayoutMismatch, Reason
@@ -44,73 +42,85 @@ def boot(
     """The instance's tables, locked, and whether they were adopted.
 
     New tables have no magic yet: ``Authority.complete`` lets clients in. Raises DriverAlreadyRunning,
-    LayoutMismatch, ShmSpaceError, ShmDriverError.
+    LayoutMismatch, ShmSpaceError, ShmDriverError, OSError.
     """
-    lock = lock_authority(config.driver.instance, modes)
-    undo = ExitStack()
-    try:
-        failpoint("boot.locked")
-        if refuse_foreign(lock):
-            former = _former(lock, fresh=config.driver.boot == "fresh")
+    begin = partial(_begin, config=config, modes=modes, memory=memory, clock=clock, log=log)
+    return claimed(config.driver.instance, begin, for_group=modes.gid is not None)
+
+
+def _begin(
+    claim: Claim,
+    config: Config,
+    modes: Modes,
+    memory: InlineMemory,
+    clock: Callable[[], int],
+    log: Callable[[str], None],
+) -> tuple[Tables, bool]:
+    failpoint("boot.locked")
+    if claim.notes:
+        log(f"passed over: {claim.notes}")
+    with ExitStack() as undo:
+        adopted = None
+        for file in list(claim.former):  # the newest first; whatever else is there is ended
+            former = _former(file, fresh=config.driver.boot == "fresh" or adopted is not None)
             if former is _Former.LEFT:
-                return _adopt(undo, lock, config, modes, memory, clock, log), True
-            _clear(lock, config, modes, clock, log, former)
-            lock.release()
-            lock = lock_authority(config.driver.instance, modes)
-            if refuse_foreign(lock):
-                raise LayoutMismatch(
-                    f"{lock.name} appeared again while it was replaced: start once more", segment=lock.name
-                )
-        undo.callback(_remove_unfinished, lock)
-        authority = _create(lock, config, modes, clock)
-        undo.callback(authority.unmap)
-        _store_config(authority, config, log)
-        return Tables.of(authority, config, memory, clock), False
-    except BaseException:
-        undo.close()
-        lock.release()
-        raise
+                adopted = file
+            else:
+                _clear(claim.lock, file, config, modes, clock, log, former)
+        if adopted is not None:
+            claim.take(adopted)
+            undo.callback(adopted.close)
+            tables = _adopt(undo, claim.lock, adopted, config, modes, memory, clock, log)
+        else:
+            authority = _create(claim, config, modes, clock, log)
+            undo.callback(authority.file.close)
+            undo.callback(authority.unlink)
+            undo.callback(authority.unmap)
+            _store_config(authority, config, log)
+            tables = Tables.of(authority, config, memory, clock)
+        claim.settle()
+        undo.pop_all()
+    return tables, adopted is not None
 
 
-def _remove_unfinished(lock: InstanceLock) -> None:
-    """What was made for a driver that does not start: nobody was let in, nothing half made stays."""
-    if lock.fd >= 0 and lock.still_named():
-        for name in (control_name(lock.instance), lock.name):
-            unlink_segment(name)
+def _create(
+    claim: Claim, config: Config, modes: Modes, clock: Callable[[], int], log: Callable[[str], None]
+) -> Authority:
+    def check(file: AuthorityFile) -> None:
+        claim.check_rivals(file)
+        for name in own_segments(claim.instance, "control", "data", "gates"):
+            unlink_segment(name)  # of boots whose authority is gone; nobody can find them any more
 
-
-def _create(lock: InstanceLock, config: Config, modes: Modes, clock: Callable[[], int]) -> Authority:
-    for name in epoch_objects(lock.instance):
-        unlink_segment(name)  # of boots whose authority is gone; nobody can find them any more
     limits, policies = config.policies.limits, config.policies
     return Authority.create(
-        lock,
+        claim.lock,
         TableSizes(limits.clients, limits.leases, limits.streams),
         modes,
         now_ns=clock(),
         heartbeat_interval_ns=policies.heartbeat_interval_ms * MILLISECOND_NS,
         lease_timeout_ns=policies.lease_timeout_ms * MILLISECOND_NS,
         config_bytes=len(config.effective_text().encode()),
+        check=check,
+        tell=log,
     )
 
 
 def _adopt(
     undo: ExitStack,
     lock: InstanceLock,
+    file: AuthorityFile,
     config: Config,
     modes: Modes,
     memory: InlineMemory,
     clock: Callable[[], int],
     log: Callable[[str], None],
 ) -> Tables:
-    authority = Authority.adopt(lock, modes)
-    undo.callback(authority.close)
-    for name in epoch_objects(lock.instance):
-        if f".{authority.boot_id:016x}." not in name:
-            unlink_segment(name)
+    authority = Authority.adopt(lock, file, modes)
+    undo.callback(authority.unmap)
     failpoint("adopt.mapped")
     tables = Tables.of(authority, config, memory, clock)
-    undo.callback(tables.close)
+    for table in (tables.streams, tables.clients, tables.events):
+        undo.callback(table.close)
     for problem in adopt_tables(
         authority, tables.clients, tables.leases, tables.streams, tables.tenure, clock()
     ):
@@ -122,7 +132,7 @@ def _adopt(
         tables.clients.await_beats(clock() + min(former_ns, BEAT_NS_MAX))
     authority.store("heartbeat_interval_ns", interval_ns)
     authority.store("lease_timeout_ns", policies.lease_timeout_ms * MILLISECOND_NS)
-    _apply_modes(lock, tables, modes, log)
+    _apply_modes(tables, modes, log)
     failpoint("adopt.done")
     authority.store("adoptions", int(authority.base.adoptions) + 1)
     authority.count(lib.SHMD_COUNTER_ADOPTIONS)
@@ -131,11 +141,11 @@ def _adopt(
     return tables
 
 
-def _has_modes(lock: InstanceLock, wanted: Modes) -> bool:
+def _has_modes(authority: Authority, wanted: Modes) -> bool:
     """Whether the control segment and the authority have these modes and this group already."""
-    authority = os.fstat(lock.fd)
+    found = os.fstat(authority.file.fd)
     try:
-        fd, _ = open_segment(control_name(lock.instance), writable=False)
+        fd, _ = open_segment(authority.control_name, writable=False)
     except FileNotFoundError:
         return False  # the watch of segments says so; whatever else is there is given its modes
     try:
@@ -143,18 +153,19 @@ def _has_modes(lock: InstanceLock, wanted: Modes) -> bool:
     finally:
         os.close(fd)
     return (stat.S_IMODE(control.st_mode), control.st_gid) == (wanted.bits, wanted.gid) and (
-        stat.S_IMODE(authority.st_mode), authority.st_gid,
+        stat.S_IMODE(found.st_mode), found.st_gid,
     ) == (wanted.bits & ~stat.S_IWGRP, wanted.gid)  # fmt: skip
 
 
-def _apply_modes(lock: InstanceLock, tables: Tables, modes: Modes, log: Callable[[str], None]) -> None:
+def _apply_modes(tables: Tables, modes: Modes, log: Callable[[str], None]) -> None:
     """Gives adopted segments the modes and the group that are configured now, where they differ."""
+    authority = tables.authority
     wanted = replace(modes, gid=os.getegid() if modes.gid is None else modes.gid)
-    if _has_modes(lock, wanted):
+    if _has_modes(authority, wanted):
         return
     # The control segment is the first, the authority the last: a successor of a driver that was killed in
     # between finds that the two differ from what either of them was told, and does all of it again.
-    for name in (control_name(lock.instance), *sorted(tables.streams.segment_names())):
+    for name in (authority.control_name, *sorted(tables.streams.segment_names())):
         try:
             fd, _ = open_segment(name, writable=False)
         except FileNotFoundError:
@@ -164,7 +175,7 @@ def _apply_modes(lock: InstanceLock, tables: Tables, modes: Modes, log: Callable
         finally:
             os.close(fd)
     failpoint("adopt.modes")
-    set_modes(lock.fd, lock.name, wanted, write_group=False)
+    set_modes(authority.file.fd, authority.file.name, wanted, write_group=False)
     log(f"adopt: segments have mode {wanted.bits:04o} and gid {wanted.gid} now; who has them open keeps them")
 
 
@@ -192,8 +203,8 @@ class _Former(Enum):
     UNWANTED = "--fresh: supersede it, and begin anew"
 
 
-def _former(lock: InstanceLock, *, fresh: bool) -> _Former:
-    mapped = lock.mapping(lock.size, writable=False)
+def _former(file: AuthorityFile, *, fresh: bool) -> _Former:
+    mapped = file.mapping(file.size, writable=False)
     try:
         base = mapped.view("shmd_authority_t *")
         exit_kind, lifecycle = int(base.exit_kind), int(base.lifecycle)
@@ -209,6 +220,7 @@ def _former(lock: InstanceLock, *, fresh: bool) -> _Former:
 
 def _clear(
     lock: InstanceLock,
+    file: AuthorityFile,
     config: Config,
     modes: Modes,
     clock: Callable[[], int],
@@ -218,26 +230,31 @@ def _clear(
     """Removes what an earlier boot left; unless it had ended its epochs are sealed and its clients told."""
     if former is not _Former.ENDED:
         try:
-            _end_former(lock, config, modes, clock, superseded=former is _Former.UNWANTED)
+            _end_former(lock, file, config, modes, clock, superseded=former is _Former.UNWANTED)
         except LayoutMismatch as error:
             log(f"{former.value}: {error}")
-    for name in [*epoch_objects(lock.instance), control_name(lock.instance)]:
+    for name in segment_names_of(file):
         failpoint("boot.clearing")
         if text := told_links(name):
             log(f"{former.value}: {text}")
         unlink_segment(name)
-    if lock.still_named():
-        unlink_segment(lock.name)
+    file.remove()
 
 
 def _end_former(
-    lock: InstanceLock, config: Config, modes: Modes, clock: Callable[[], int], *, superseded: bool
+    lock: InstanceLock,
+    file: AuthorityFile,
+    config: Config,
+    modes: Modes,
+    clock: Callable[[], int],
+    *,
+    superseded: bool,
 ) -> None:
     reason, text = Reason.SHUTDOWN, "the driver was shut down, and killed in its last steps: attach again"
     if superseded:
         reason, text = Reason.SUPERSEDED, "another driver starts afresh in place of this one: attach again"
     with ExitStack() as undo:
-        authority = Authority.adopt(lock, modes)
+        authority = Authority.adopt(lock, file, modes)
         undo.callback(authority.unmap)
         tables = Tables.of(authority, config, InlineMemory(), clock)
         for table in (tables.streams, tables.clients, tables.events):

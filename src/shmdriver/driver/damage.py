@@ -12,9 +12,11 @@ from shmdriver._native import lib
 from shmdriver.driver.authority import Control
 from shmdriver.driver.config import Config
 from shmdriver.driver.control import ControlRing
+from shmdriver.driver.instance_lock import LOCK_NAME, Standing
 from shmdriver.driver.leasewatch import LeaseWatch
 from shmdriver.driver.oversight import StreamWatch
 from shmdriver.driver.tables import Tables
+from shmdriver.errors import ShmDriverError
 from shmdriver.truncation import damaged_addresses
 
 __all__ = ["DamageWatch"]
@@ -33,7 +35,10 @@ class DamageWatch:
         streams: StreamWatch,
         leases: LeaseWatch,
         log: Callable[[str], None],
+        furnish: Callable[[], None],
     ) -> None:
+        """``furnish`` puts into a runtime folder that was made anew what has to be there."""
+        self._furnish = furnish
         self._tables = tables
         self._ring = ring
         self._streams = streams
@@ -79,7 +84,6 @@ class DamageWatch:
 
     def check_files(self, now_ns: int) -> None:
         """Complains of files that were truncated, removed or replaced; ends truncated epochs."""
-        self._check_lock(now_ns)
         ended, missing = self._streams.check_segments(now_ns)
         for text in ended:
             self._complain(text, now_ns)
@@ -90,16 +94,35 @@ class DamageWatch:
                 now_ns,
             )
 
-    def _check_lock(self, now_ns: int) -> None:
+    def check_lock(self, now_ns: int, *, for_group: bool) -> bool:
+        """Makes anew what is missing of the runtime folder; whether another one stands there now.
+
+        What cannot be told is taken for what it was the last time.
+        """
         lock = self._tables.authority.lock
-        if self._is_lock_lost or lock.still_named():
-            return
-        self._is_lock_lost = True  # said once; attached clients go on, nobody else can find this driver
-        text = (
-            f"{lock.name} was removed or replaced while this driver holds it: a second driver of "
-            f"instance {lock.instance!r} can start. Stop this one, and find who cleans /dev/shm (RemoveIPC?)"
-        )
-        self._complain(text, now_ns)
+        try:
+            standing = lock.look()
+            if standing is Standing.MISSING and lock.renew(for_group=for_group):
+                self._tables.authority.note_folder()
+                self._furnish()
+                text = f"its runtime folder or its lock was removed: made anew in {lock.folder.path}"
+                self._complain(f"{text}. Find who cleans up there", now_ns)
+                standing = Standing.WHOLE
+            elif standing is Standing.MISSING:
+                standing = lock.look()
+        except (OSError, ShmDriverError) as error:
+            text = f"its lock {lock.folder.path}/{LOCK_NAME} cannot be looked at or made anew: "
+            self._tables.authority.log_error(text + str(error), now_ns)
+            return self._is_lock_lost
+        is_lost = standing is not Standing.WHOLE
+        if is_lost and not self._is_lock_lost:  # said once; attached clients go on
+            self._complain(
+                f"{lock.folder.path}/{LOCK_NAME} was replaced while this driver holds its lock: a second driver "
+                f"of instance {lock.instance!r} may start. Stop this one, and find who did that",
+                now_ns,
+            )
+        self._is_lock_lost = is_lost
+        return is_lost
 
     def _complain(self, text: str, now_ns: int) -> None:
         self._tables.authority.log_error(text, now_ns)

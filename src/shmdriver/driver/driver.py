@@ -15,7 +15,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,20 +34,21 @@ from shmdriver.driver.desk import RequestDesk
 from shmdriver.driver.door import Door
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.inheritance import Inheritance
+from shmdriver.driver.instance_lock import HINT_NAME
 from shmdriver.driver.leasewatch import LeaseWatch
 from shmdriver.driver.lifecycle import DegradedBy, Event, Lifecycle, ShutdownMode, State
 from shmdriver.driver.limits import lock_shortage
-from shmdriver.driver.memory import Completion, InlineMemory, MemoryThread
+from shmdriver.driver.memory import Completion, InlineMemory, MemoryThread, Provision
 from shmdriver.driver.notify import Notifier
 from shmdriver.driver.oversight import HealthWatch, StreamWatch
 from shmdriver.driver.rest import Rest
-from shmdriver.driver.segments import control_name
 from shmdriver.driver.shm import Modes, ShmSpace, lock_memory
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.timers import Timers
 from shmdriver.driver.work import Work
-from shmdriver.errors import Code, Reason
-from shmdriver.os_errors import remedy
+from shmdriver.errors import Code, Reason, ShmDriverError
+from shmdriver.os_errors import errno_text, remedy
+from shmdriver.runtime_folder import RuntimeFolder
 from shmdriver.truncation import guard_truncation
 
 __all__ = ["Driver"]
@@ -74,7 +75,7 @@ class Driver:
 
     ``clock`` returns monotonic nanoseconds. ``memory`` None: a helper thread for large segments.
     ``token``: who has it may send Shutdown and Admin requests; None: nobody may. A function is called for it
-    when the instance is locked, and only then.
+    with the runtime folder, when the instance is locked, and again when that folder had to be made anew.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Driver:
         clock: Callable[[], int] = lib.shmd_now_ns,
         memory: InlineMemory | None = None,
         log: Callable[[str], None] = lambda _line: None,
-        token: bytes | Callable[[], bytes] | None = None,
+        token: bytes | Callable[[RuntimeFolder], bytes] | None = None,
         notifier: Notifier | None = None,
     ) -> None:
         self._config = config
@@ -161,7 +162,7 @@ class Driver:
         except BaseException as error:
             if not adopted and isinstance(error, Exception):  # nobody was let in: nothing of it stays
                 tables.authority.unlink()
-            self.close()
+            self.close(is_refused=isinstance(error, Exception))
             raise
 
     def _begin(self, tables: Tables, modes: Modes, most: int, *, adopted: bool) -> None:
@@ -177,7 +178,7 @@ class Driver:
         self._lifecycle.dispatch(Event.START, now_ns)
         failpoint("start.filled")
         if not adopted:
-            tables.authority.complete()
+            tables.authority.complete(modes)
         failpoint("start.complete")
         self._open_door(modes)
         failpoint("start.open")
@@ -188,9 +189,34 @@ class Driver:
             adopted_maps = (mapped for epoch in epochs for mapped in epoch.memory.maps)
             authority = tables.authority
             self._report_unlocked(lock_memory(authority.map, authority.control_map, *adopted_maps), now_ns)
+        self._note_instance()
+        failpoint("start.noted")
         found = f"adopted {len(tables.clients)} clients, {len(tables.leases)} leases" if adopted else "new"
         self._log(f"driver of instance {self.instance!r} serves: pid {os.getpid()}, {found}")
         self._notifier.send(f"READY=1\nMAINPID={os.getpid()}")
+
+    def _note_instance(self) -> None:
+        """Tells tools where to look. Raises ShmDriverError."""
+        authority = self.tables.authority
+        hint = {
+            "authority": authority.file.name,
+            "boot_id": f"{authority.boot_id:016x}",
+            "pid": os.getpid(),
+            "layout": int(lib.SHMD_LAYOUT_VERSION),
+        }
+        try:
+            authority.lock.note(hint)
+        except OSError as error:
+            text = errno_text(error, lib.SHMD_CALL_RUNTIME)
+            raise ShmDriverError(
+                f"{authority.lock.folder.path}/{HINT_NAME} cannot be written: {text}"
+            ) from error
+
+    def _furnish(self) -> None:
+        """Writes again what has to stand in the runtime folder beside the lock."""
+        if callable(self._token):
+            self._token(self.tables.authority.lock.folder)
+        self._note_instance()
 
     def tick(self) -> int:
         """One duty cycle; how many requests, completions and timers it handled."""
@@ -270,8 +296,11 @@ class Driver:
         with self._bell:
             self._ring_bell()
 
-    def close(self) -> None:
-        """Lets go of all resources. Unless the driver was shut down, its segments stay, as after a crash."""
+    def close(self, *, is_refused: bool = False) -> None:
+        """Lets go of all resources. Unless the driver was shut down, its segments stay, as after a crash.
+
+        ``is_refused``: it does not serve, so what was made for its lock goes, too.
+        """
         if self._tables is None:
             return
         tables, self._tables = self._tables, None
@@ -287,7 +316,11 @@ class Driver:
             self._ring_bell = lambda: None
         if self._is_assembled:
             self._ring.close()
-        tables.close()
+        lock = tables.authority.lock
+        with ExitStack() as undo:
+            undo.callback(tables.close)
+            if is_refused:
+                lock.withdraw()
 
     # -- orders (RequestDesk's Orders)
 
@@ -344,6 +377,9 @@ class Driver:
         self._lease_watch.look_for_deaths(now_ns)
         self._health.check_memory()
         self._health.check_events(now_ns)
+        self._health.check_lock(
+            is_lost=self._damage.check_lock(now_ns, for_group=self._config.shm.group is not None)
+        )
         self._damage.check_files(now_ns)
 
     def on_lease_check(self, now_ns: int) -> None:
@@ -424,11 +460,13 @@ class Driver:
             tables.authority.store("exit_kind", lib.SHMD_EXIT_CLEAN)
             failpoint("stop.exit")
             authority = tables.authority
-            for text in authority.tell_links(*tables.streams.segment_names(), control_name(self.instance)):
+            for text in authority.tell_links(*tables.streams.segment_names(), authority.control_name):
                 self._log(text)
             tables.streams.unlink_all()
             self.connections.remove()
             authority.unlink()
+            failpoint("stop.authority_unlinked")
+            authority.lock.remove()
         else:
             tables.authority.store("exit_kind", lib.SHMD_EXIT_HANDOVER)
             failpoint("handover.exit")
@@ -473,7 +511,7 @@ class Driver:
         self._admission = Admission(
             self._config, tables, self._memory, self._notes, modes=modes, segment_bytes_max=segment_bytes_max
         )
-        token = self._token() if callable(self._token) else self._token
+        token = self._token(tables.authority.lock.folder) if callable(self._token) else self._token
         authentication = Authentication(
             tables.authority, token, lambda text: tables.authority.log_error(text, self._last_tick_ns)
         )
@@ -487,7 +525,7 @@ class Driver:
         self._lease_watch = LeaseWatch(self._config, tables, self._lifecycle.dispatch, self._log)
         self._stream_watch = StreamWatch(self._config, tables)
         self._damage = DamageWatch(
-            self._config, tables, self._ring, self._stream_watch, self._lease_watch, self._log
+            self._config, tables, self._ring, self._stream_watch, self._lease_watch, self._log, self._furnish
         )
         self._health = HealthWatch(tables.authority, tables.clients, self._set_degraded)
 
@@ -537,6 +575,9 @@ class Driver:
                 self._admission.abandon_waiting(completion)
 
     def _finish_attach(self, completion: Completion, request: Request, now_ns: int) -> None:
+        for text in completion.job.passed_over if isinstance(completion.job, Provision) else ():
+            self.tables.authority.log_error(text, now_ns)
+            self._log(text)
         self._admission.finish(completion, now_ns, self._lifecycle.attach_refusal)
         if completion.result is not None and completion.result.unlocked:
             self._report_unlocked(f"stream {request.stream!r}: {completion.result.unlocked}", now_ns)

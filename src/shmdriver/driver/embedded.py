@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from shmdriver._native import lib
+from shmdriver.driver.collect import collect, collect_dead_embedded
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.lifecycle import ShutdownMode
-from shmdriver.driver.segments import collect
-from shmdriver.driver.shm import MOUNT
 from shmdriver.errors import DriverUnavailable, ShmDriverError
 from shmdriver.os_errors import explained
 from shmdriver.threads import check_threads
 
-__all__ = ["EmbeddedDriver", "collect_dead_embedded"]
+__all__ = ["EmbeddedDriver"]
 
-_EMBEDDED = re.compile(r"shmd\.(embedded-\d+-[0-9a-f]+)\.(?:authority|control|[0-9a-f]{16}\..+)")
 STOP_NOW_S = 2.0
 
 
@@ -127,15 +123,3 @@ class EmbeddedDriver:
         driver = getattr(self, "_driver", None)
         if driver is not None and os.getpid() == self._pid:
             driver.request_shutdown(ShutdownMode.END, "embedded driver dropped")
-
-
-def collect_dead_embedded() -> list[str]:
-    """Removes what embedded drivers left whose lock is free; the names removed."""
-    removed = []
-    instances = {match[1] for path in Path(MOUNT).iterdir() if (match := _EMBEDDED.fullmatch(path.name))}
-    for instance in sorted(instances):
-        try:
-            removed += collect(instance)
-        except (ShmDriverError, OSError):
-            continue  # it lives, or is not ours
-    return removed

@@ -86,6 +86,7 @@ class DegradedBy(StrEnum):
     STALLED_CLIENTS = "stalled_clients"
     LOST_EVENTS = "lost_events"
     TRUNCATED_CONTROL = "truncated_control"
+    LOST_LOCK = "lost_lock"
 
 
 @unique

@@ -22,6 +22,7 @@ from shmdriver._native import ffi, lib
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry
 from shmdriver.driver.limits import shortage
+from shmdriver.driver.segment_names import Kind, draw
 from shmdriver.driver.shm import (
     Modes,
     SegmentMap,
@@ -30,7 +31,6 @@ from shmdriver.driver.shm import (
     is_whole,
     lock_memory,
     open_segment,
-    remove_orphan,
     unlink_segment,
 )
 from shmdriver.driver.undo import UndoneOnError
@@ -102,8 +102,7 @@ class EpochMemory:
 class Provision:
     """Makes an epoch's segments, complete with their magics. A failure leaves none behind."""
 
-    data_name: str
-    gates_name: str
+    instance: str
     geometry: Geometry
     boot_id: int
     stream_id: int
@@ -114,6 +113,9 @@ class Provision:
     subject: Any = None  # the driver's own: what waits for the memory
     noted: AbstractContextManager[None] = field(default_factory=nullcontext)  # around the work (work.py)
     follows_unmaps: bool = False  # there was no room before them: the limits are read when they are done
+    data_name: str = ""  # drawn as they are made
+    gates_name: str = ""
+    passed_over: list[str] = field(default_factory=list)  # in words: what stood under names that were drawn
 
     @property
     def size(self) -> int:
@@ -138,14 +140,13 @@ class Provision:
     def _check_limits(self) -> None:
         text = shortage(self.size, largest=self.geometry.data_bytes)  # those after it have counted it
         if text:
-            text = f"{self.data_name} needs {self.size} bytes, and {text}"
+            text = f"this epoch needs {self.size} bytes, and {text}"
             raise ShmSpaceError(text, need=self.size)
 
     def _make(self) -> EpochMemory:
         native = self.geometry.native(
             boot_id=self.boot_id, stream_id=self.stream_id, epoch=self.epoch, now_ns=self.now_ns
         )
-        self._remove()  # orphans of a driver that was killed here: no record ever named them
         with ExitStack() as undo:
             undo.callback(self._remove)
             data = self._data(native)
@@ -160,12 +161,17 @@ class Provision:
         return memory
 
     def _remove(self) -> None:
-        for name in (self.data_name, self.gates_name):
-            remove_orphan(name)
+        for name in filter(None, (self.data_name, self.gates_name)):
+            unlink_segment(name)
+
+    def _draw(self, kind: Kind, size: int) -> tuple[str, int]:
+        return draw(
+            self.instance, kind, lambda name: create_segment(name, size, self.modes), self.passed_over.append
+        )
 
     def _data(self, native: Any) -> SegmentMap:
         size = self.geometry.data_bytes
-        fd = create_segment(self.data_name, size, self.modes)
+        self.data_name, fd = self._draw("data", size)
         try:
             head = SegmentMap.of(fd, lib.SHMD_DATA_HEADER_BYTES, writable=True)
             schema = ffi.new("char[]", self.schema.encode()) if self.schema else ffi.NULL
@@ -184,7 +190,7 @@ class Provision:
 
     def _gates(self, native: Any) -> SegmentMap:
         size = self.geometry.gates_bytes
-        fd = create_segment(self.gates_name, size, self.modes)
+        self.gates_name, fd = self._draw("gates", size)
         try:
             mapped = SegmentMap.of(fd, size, writable=True, prefault=True)
         finally:

@@ -55,13 +55,14 @@ class StreamWatch:
         """Looks once at the file of each segment in use.
 
         Returns what to say of open epochs of which somebody took pages away (touched or not), which
-        are ended; and the names (of open epochs, of control) that somebody removed, each told once.
+        are ended; and the names (of open epochs, of control and authority) that somebody removed, each told
+        once.
         """
         found = list(self._look_at_segments())
         missing = {name for _, _, name, is_gone in found if is_gone}
-        control = text_of(self._authority.base.control_name)
-        if is_absent(control):
-            missing.add(control)
+        missing |= {
+            name for name in (self._authority.control_name, self._authority.file.name) if is_absent(name)
+        }
         told, self._missing = self._missing, missing
         ended = [
             self._end_damaged(stream, epoch, name, now_ns)
@@ -200,6 +201,10 @@ class HealthWatch:
     def check_control(self, control: Control, now_ns: int) -> None:
         """Somebody truncated the control segment, now or lately."""
         self._hold("truncated_control", control is not Control.WHOLE, CONTROL_HOLD_NS, now_ns)
+
+    def check_lock(self, *, is_lost: bool) -> None:
+        """Another lock file stands where this driver's was: nothing keeps a second driver away."""
+        self._set("lost_lock", is_lost)
 
     def check_memory(self) -> None:
         """Looks at the free share of the mount. While it cannot be looked at, the last answer holds."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
-from functools import partial
 
-from shmdriver.driver.authentication import create_token, default_token_path, read_token
+from shmdriver.driver.authentication import FolderToken, read_token
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.identity import DESCRIPTORS_EACH, RESERVED_DESCRIPTORS
@@ -79,14 +78,6 @@ def raise_descriptor_limit(clients: int, log: Callable[[str], None]) -> None:
         )
 
 
-def _token(config: Config) -> Callable[[], bytes]:
-    """A function that gives the token. Only the instance's driver may call it: it may make the file."""
+def _token(config: Config) -> FolderToken | bytes:
     configured = config.policies.shutdown_token_file
-    path = configured or default_token_path(config.driver.instance)
-    try:
-        token = read_token(path, mode_max=0o640 if configured else 0o600)
-    except ShmDriverError as error:
-        if configured or not isinstance(error.__cause__, FileNotFoundError):
-            raise
-        return partial(create_token, path)
-    return lambda: token  # kept across restarts: who has read it stays able to shut down
+    return FolderToken() if configured is None else read_token(configured)

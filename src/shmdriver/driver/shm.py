@@ -1,7 +1,7 @@
 """One shared-memory object: making it with its memory really allocated, opening, mapping, removing it.
 
 Only the driver makes, sizes and removes segments, and only by this module; what removes the segments of dead
-drivers (``collect``) does so as a driver does, under the instance's lock. Memory is allocated with
+drivers (collect.py) does so as a driver does, under the instance's lock. Memory is allocated with
 ``posix_fallocate`` before the object has a magic that lets anybody map it, so a full mount is a
 :class:`ShmSpaceError` with numbers here and never a SIGBUS somewhere else.
 """
@@ -34,13 +34,13 @@ __all__ = [
     "check_space",
     "create_segment",
     "is_absent",
+    "is_same_object",
     "is_whole",
     "lock_memory",
     "make_object",
     "make_whole",
     "object_path",
     "open_segment",
-    "remove_orphan",
     "set_modes",
     "told_links",
     "unlink_segment",
@@ -190,18 +190,27 @@ def set_modes(fd: int, name: str, modes: Modes, *, write_group: bool) -> None:
 
 
 def unlink_segment(name: str) -> bool:
-    """Removes a name; mappings live on. False when there was none."""
+    """Removes a name of ours; mappings live on. False when there was none, or it is another's by now.
+
+    Raises ShmDriverError when ours cannot be removed.
+    """
     try:
         posix_ipc.unlink_shared_memory(name)
     except posix_ipc.ExistentialError:
         return False
+    except (posix_ipc.Error, OSError) as error:
+        found = _status(name)
+        if found is None or not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            return False
+        text = errno_text(_with_errno(error), lib.SHMD_CALL_CREATE)
+        raise ShmDriverError(f"cannot remove {object_path(name)} as uid {os.geteuid()}: {text}") from error
     return True
 
 
 def told_links(name: str) -> str:
     """That a segment has hard links beside its name, in words; "" when it has none, or the name is gone."""
     found = _status(name)
-    links = 0 if found is None else found.st_nlink - 1
+    links = 0 if found is None or found.st_uid != os.geteuid() else found.st_nlink - 1
     if links < 1:
         return ""
     return (
@@ -209,24 +218,6 @@ def told_links(name: str) -> str:
         "them, and takes memory after its end until they are removed; "
         f"{command('doctor', instance=None)} lists them"
     )
-
-
-def remove_orphan(name: str) -> None:
-    """Removes what a killed driver left under a name that is needed now.
-
-    Raises LayoutMismatch for what cannot be that, a symlink, a FIFO, a file of another user: it stays.
-    """
-    path = object_path(name)
-    found = _status(name)
-    if found is None:
-        return
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
-        raise LayoutMismatch(
-            f"{path} is in the way (mode {found.st_mode:o}, uid {found.st_uid}, {found.st_nlink} links): "
-            "somebody planted it. It is left as it is: look what made it, and remove it by hand",
-            segment=name,
-        )
-    unlink_segment(name)
 
 
 def _no_space(name: str, need: int, space: ShmSpace | None) -> ShmSpaceError:
@@ -304,6 +295,14 @@ def is_absent(name: str) -> bool | None:
         return _status(name) is None
     except OSError:
         return None
+
+
+def is_same_object(name: str, opened: os.stat_result) -> bool:
+    """Whether a name leads to an object that is open, and is the only one that does. Raises OSError."""
+    found = _status(name)
+    if found is None or opened.st_nlink != 1:
+        return False
+    return (found.st_ino, found.st_dev) == (opened.st_ino, opened.st_dev)
 
 
 def is_whole(name: str, mapped: SegmentMap) -> bool | None:

@@ -27,13 +27,13 @@ class EpochSegments:
 
     __slots__ = ("_data", "_gates", "data", "gate_count", "gates")
 
-    def __init__(self, record: Any, boot_id: int, stream_id: int, epoch: int) -> None:
+    def __init__(self, record: Any, owner: int, boot_id: int, stream_id: int, epoch: int) -> None:
         gate_count = int(record.gate_count)
         if gate_count > lib.SHMD_GATE_MAX:
             raise ShmDriverError(
                 f"epoch {epoch} claims {gate_count} gates, at most {lib.SHMD_GATE_MAX} exist"
             )
-        identity = {"boot_id": boot_id, "stream_id": stream_id, "epoch": epoch}
+        identity = {"owner": owner, "boot_id": boot_id, "stream_id": stream_id, "epoch": epoch}
         self._data = Segment(
             text(record.data_name),
             lib.SHMD_SEGMENT_DATA,

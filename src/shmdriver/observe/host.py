@@ -13,79 +13,43 @@ import pwd
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
 from typing import Final
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.limits import MORE_INODES, cgroup_limits
-from shmdriver.errors import DriverUnavailable, ShmDriverError
+from shmdriver.errors import ShmDriverError
 from shmdriver.hints import command
-from shmdriver.observe.instance import Instance
-from shmdriver.observe.links import linked_segments
-from shmdriver.observe.objects import SEGMENT, SHM_FOLDER, shared_objects
+from shmdriver.observe.check import MIB, Check, bytes_text
+from shmdriver.observe.host_instances import INSTANCE_CHECKS
+from shmdriver.observe.objects import SHM_FOLDER
 from shmdriver.observe.process import own_namespace
-from shmdriver.observe.records import DriverStatus
 from shmdriver.os_errors import errno_text, remedy
 from shmdriver.procfs import MOUNTINFO, OWN_CGROUPS, Mount, controlling, mounts, read_small, small_text
+from shmdriver.trust import owner_text, owner_uid
 
 _INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
-_MIB: Final = 1 << 20
 _INODES: Final = 4  # of a driver and a stream
 _FEW_INODES: Final = 64
-_SHOWN: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding: ``level`` is ok, warn or fail; ``advice`` says what to do, "" when nothing."""
-
-    name: str
-    level: str
-    found: str
-    advice: str = ""
-
-
-# ---- segments on this machine --------------------------------------------------------------------
-
-
-def segments_of(instance: str) -> dict[str, int]:
-    """Names (as /dev/shm shows them) and bytes of an instance's segments. Raises OSError."""
-    found = {}
-    for name in shared_objects():
-        match = SEGMENT.fullmatch(name)
-        if match and match["instance"] == instance:
-            try:
-                found[name] = (SHM_FOLDER / name).lstat().st_size
-            except FileNotFoundError:
-                continue
-    return found
-
-
-def instances_with_segments() -> list[str]:
-    """Every instance that has at least one segment, with or without an authority. Raises OSError."""
-    matches = map(SEGMENT.fullmatch, shared_objects())
-    return sorted({match["instance"] for match in matches if match})
 
 
 # ---- the checks ----------------------------------------------------------------------------------
 
 
-def check_host() -> tuple[Check, ...]:
-    """All checks, in the order in which they matter."""
-    return tuple(_guarded(check) for check in _CHECKS)
+def check_host(owner: str | int | None = None) -> tuple[Check, ...]:
+    """All checks, in the order in which they matter. ``owner``: a user whose instances are looked at, too."""
+    named = owner_uid(owner_text(owner))
+    about_instances = [wraps(check)(partial(check, named)) for check in INSTANCE_CHECKS]
+    return tuple(_guarded(check) for check in (*_CHECKS, *about_instances))
 
 
 def _guarded(check: Callable[[], Check]) -> Check:
     try:
         return check()
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError, ShmDriverError) as error:
         name = check.__name__.removeprefix("_").replace("_", " ")
         return Check(name, "warn", f"cannot be checked here: {error}{remedy(error)}")
-
-
-def _bytes(number: float) -> str:
-    return f"{number / _MIB:.0f} MiB" if number < 10240 * _MIB else f"{number / _MIB / 1024:.0f} GiB"
 
 
 def mount_at(path: str, device: int, mountinfo: str) -> Mount | None:
@@ -107,12 +71,12 @@ def _shared_memory() -> Check:
     space = os.statvfs(folder)
     total, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
     inodes = f", {space.f_favail} of {space.f_files} inodes free" if space.f_files else ""
-    found = f"{folder}: {_bytes(total)}, {_bytes(free)} free{inodes}, {','.join(mount.options)}"
+    found = f"{folder}: {bytes_text(total)}, {bytes_text(free)} free{inodes}, {','.join(mount.options)}"
     if "ro" in mount.options or not os.access(folder, os.W_OK):
         advice = f"`mount -o remount,rw {folder}`, or run as another user"
         return Check(name, "fail", f"{found}: not writable", advice)
     bigger = f"`mount -o remount,size=1G {folder}`; in a container: --shm-size=1g"
-    if free < 16 * _MIB:
+    if free < 16 * MIB:
         return Check(
             name,
             "fail",
@@ -122,7 +86,7 @@ def _shared_memory() -> Check:
     if space.f_files and space.f_favail < max(_FEW_INODES, space.f_files // 20):
         level = "warn" if space.f_favail >= _INODES else "fail"
         return Check(name, level, found, f"a driver takes 2 inodes, each stream 2 more: {MORE_INODES}")
-    if free < 256 * _MIB:
+    if free < 256 * MIB:
         return Check(name, "warn", found, f"enough for small streams (5 MiB each by default): {bigger}")
     return Check(name, "ok", found)
 
@@ -160,9 +124,9 @@ def _memory_limit() -> Check:
     limit = min(cgroup_limits(), key=lambda each: each.most, default=None)
     if limit is None:
         return _unless_untold(Check("memory limit", "ok", "no cgroup limit is seen here"), untold)
-    found = f"{limit.name} allows {_bytes(limit.most)}, shared memory included"
+    found = f"{limit.name} allows {bytes_text(limit.most)}, shared memory included"
     level, advice = "ok", ""
-    if limit.most < 512 * _MIB:
+    if limit.most < 512 * MIB:
         level, advice = "warn", f"{limit.remedy}, or keep streams small: an overrun kills processes"
     return _unless_untold(Check("memory limit", level, found, advice), untold)
 
@@ -170,7 +134,7 @@ def _memory_limit() -> Check:
 def _memlock() -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     found = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft / 1024:.0f} KiB"
-    if soft == resource.RLIM_INFINITY or soft >= 256 * _MIB or os.geteuid() == 0:
+    if soft == resource.RLIM_INFINITY or soft >= 256 * MIB or os.geteuid() == 0:
         return Check("locked memory", "ok", f"RLIMIT_MEMLOCK {found}")
     more = "" if hard == soft else "ulimit -l <KiB>, or "
     advice = f"matters only with shm.mlock = true: {more}LimitMEMLOCK= in the unit, memlock in limits.conf"
@@ -287,57 +251,6 @@ def _python() -> Check:
     return Check("python", "ok", f"{found}, native core {native}, layout {int(lib.SHMD_LAYOUT_VERSION)}")
 
 
-def _instances() -> Check:
-    stale: list[str] = []
-    living: list[str] = []
-    unseen: dict[str, ShmDriverError] = {}
-    not_serving: dict[str, DriverStatus] = {}
-    for name in instances_with_segments():
-        try:
-            with Instance(name) as view:
-                driver = view.driver()
-        except DriverUnavailable:
-            stale.append(name)  # without an authority there is no driver
-            continue
-        except ShmDriverError as error:
-            unseen[name] = error
-            continue
-        (living if driver.alive else stale).append(name)
-        if driver.alive and driver.status not in ("running", "starting"):
-            not_serving[name] = driver
-    found = f"{len(living)} with a driver" + (f" ({', '.join(living)})" if living else "")
-    found += "".join(f"; {name}: {driver.explanation}" for name, driver in not_serving.items())
-    advice = [f"{name}: {driver.advice}" for name, driver in not_serving.items()]
-    if stale:
-        size = sum(sum(segments_of(name).values()) for name in stale)
-        found += f"; without one: {', '.join(stale)} ({_bytes(size)})"
-        again = ", ".join(command("run", instance=name) for name in stale)
-        gone = command("gc", instance=None)
-        advice.append(f"start the driver again and it adopts them: {again}; or remove them: {gone}")
-    else:
-        found += ", none stale"
-    if unseen:
-        found += "; cannot be looked at: " + ", ".join(f"{name} ({why})" for name, why in unseen.items())
-        advice.append("look as the user, and with the version of shmdriver, that made them")
-    return Check("instances", "warn" if advice else "ok", found, "; ".join(advice))
-
-
-def _hard_links() -> Check:
-    name = "hard links"
-    found, unread = linked_segments()
-    untold = f"; {unread} files of others cannot be read" if unread else ""
-    if not found:
-        return Check(name, "ok", f"no segment has another name{untold}")
-    size = sum({each.inode: each.bytes for each in found}.values())
-    paths = ", ".join(each.path for each in found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
-    advice = (
-        "they keep the memory of what has ended, and can be read: find who made them (a process that may "
-        "write the segments, or any where the sysctl fs.protected_hardlinks is 0), and remove them"
-    )
-    text = f"{len(found)} names of linked segments ({_bytes(size)}): {paths}{untold}"
-    return Check(name, "warn", text, advice)
-
-
 _CHECKS: Final = (
     _shared_memory,
     _memory_limit,
@@ -348,6 +261,4 @@ _CHECKS: Final = (
     _clock,
     _cores,
     _python,
-    _instances,
-    _hard_links,
 )

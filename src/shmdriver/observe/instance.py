@@ -7,8 +7,8 @@
 
 Needs no driver: it maps the segments read-only and copies the driver's records out of them (each
 copy is consistent; a record that is being rewritten is left out, never waited for). It writes
-nothing, anywhere. It takes one lock, and only for a moment: where the driver's process cannot be
-looked at, a shared lock of the authority's file that is granted proves that no driver holds it.
+nothing, anywhere, and takes no lock: where the driver's process cannot be looked at, the kernel is asked
+whether anybody shows the driver's sign of life, a lock of the authority's file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from io import FileIO
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from shmdriver.hints import command
 from shmdriver.liveness import driver_of, look_at_driver
 from shmdriver.names import instance_problem, nearest
 from shmdriver.observe import names
+from shmdriver.observe.authorities import chosen
 from shmdriver.observe.driver_status import HUNG_AFTER_NS, advice_for, judge
 from shmdriver.observe.epochs import EpochSegments, epoch_status, live_consumers, text
 from shmdriver.observe.names import word
@@ -41,6 +43,7 @@ from shmdriver.observe.records import (
 )
 from shmdriver.observe.segment import Segment
 from shmdriver.os_errors import last_error
+from shmdriver.trust import ANY_OWNER, owner_text, owner_uid, user_name
 
 _COPY_ATTEMPTS = 8
 _READABLE_EPOCHS = {"open", "sealing", "sealed"}
@@ -51,37 +54,57 @@ _FOLLOW = int(lib.SHMD_ATTACH_FOLLOW)
 class Instance:
     """The segments of the instance ``name`` (None: the default one), mapped read-only.
 
-    Raises DriverUnavailable when there is no such instance, LayoutMismatch when its segments are of
-    another version, ShmDriverError when that cannot be told. Usable from one thread at a time.
+    ``owner``: the user whose driver is meant, by name or number. None: this user's own, else one of root or
+    of the system. Raises DriverUnavailable when there is no such instance, LayoutMismatch when its segments
+    are of another version, ConfigError for an owner that is no user, ShmDriverError when drivers of several
+    users have that name, or when that cannot be told. Usable from one thread at a time.
     """
 
-    def __init__(self, name: str | None = None) -> None:
+    def __init__(self, name: str | None = None, owner: str | int | None = None) -> None:
         self.name = name or default_instance()
         problem = instance_problem(self.name)
         if problem:
             raise ShmDriverError(problem)
+        self._named = owner_uid(owner_text(owner))
         self._epochs: dict[str, EpochSegments] = {}
         self._segment: Segment | None = None
         self._open()
 
     def _open(self) -> None:
-        path = f"/shmd.{self.name}.authority"
+        found = chosen(self.name, self._named)
+        if found is None:
+            raise self._no_driver()
         try:
-            segment = Segment(path, lib.SHMD_SEGMENT_AUTHORITY)
-        except DriverUnavailable:
-            raise DriverUnavailable(
-                f"no driver runs as instance {self.name!r}{others_hint(self.name)}; start one: "
-                + command("run", instance=self.name),
-                instance=self.name,
-            ) from None
+            segment = Segment(found.name, lib.SHMD_SEGMENT_AUTHORITY, owner=found.owner)
+        except DriverUnavailable:  # removed meanwhile
+            raise self._no_driver() from None
+        problem: ShmDriverError | None = None
         if lib.shmd_authority_check(segment.base, segment.bytes) < 0:
-            message = last_error()
+            problem = LayoutMismatch(last_error(), segment=found.name)
+        elif (segment.inode, segment.owner) != (found.inode, found.owner):
+            problem = ShmDriverError(f"{found.name} was replaced while it was opened: try again")
+        if problem is not None:
             segment.close()
-            raise LayoutMismatch(message, segment=path)
+            raise problem
         self._segment = segment
         self._authority = ffi.cast("shmd_authority_t *", segment.base)
         self.boot_id = int(self._authority.header.boot_id)
         self.owner = segment.owner
+
+    def _no_driver(self) -> DriverUnavailable:
+        whose = "" if self._named == ANY_OWNER else f" of {user_name(self._named)}"
+        others = others_hint(self.name, self._named)
+        return DriverUnavailable(
+            f"no driver{whose} runs as instance {self.name!r}{others}; start one: "
+            + command("run", instance=self.name),
+            instance=self.name,
+        )
+
+    @property
+    def path(self) -> Path:
+        """Where the authority segment stands."""
+        self._mapped()
+        return SHM_FOLDER / self._segment.name.removeprefix("/")
 
     def __enter__(self) -> Self:
         return self
@@ -101,15 +124,12 @@ class Instance:
             segment.close()
 
     def reopen_if_replaced(self) -> bool:
-        """Follow a driver that started afresh: True when other segments stand under the name now.
+        """Follow a driver that started afresh: True when the instance has other segments now.
 
-        Raises DriverUnavailable when the instance is gone, OSError when that cannot be told.
+        Raises DriverUnavailable when the instance is gone, ShmDriverError when that cannot be told.
         """
-        try:
-            inode = (SHM_FOLDER / f"shmd.{self.name}.authority").stat().st_ino
-        except FileNotFoundError:
-            inode = -1
-        if self._segment is not None and inode == self._segment.inode:
+        found = chosen(self.name, self._named)
+        if self._segment is not None and found is not None and found.inode == self._segment.inode:
             return False
         self.close()
         self._open()
@@ -158,12 +178,12 @@ class Instance:
         if not process.unknown or self._segment is None:
             return process
         try:
-            with FileIO(SHM_FOLDER / self._segment.name.removeprefix("/")) as file:
+            with FileIO(self.path) as file:
                 is_same = os.fstat(file.fileno()).st_ino == self._segment.inode
                 look = look_at_driver(self._authority, file.fileno()) if is_same else None
         except OSError:
             return process
-        is_gone = look is not None and look.evidence == lib.SHMD_EVIDENCE_LOCK_FREE
+        is_gone = look is not None and look.evidence == lib.SHMD_EVIDENCE_NO_LIFE
         return ProcessStatus(process.pid, "gone") if is_gone else process
 
     def wait(self, timeout_s: float) -> None:
@@ -300,7 +320,7 @@ class Instance:
         if segments is not None:
             return segments, ""
         try:
-            segments = EpochSegments(record, self.boot_id, stream_id, int(record.epoch))
+            segments = EpochSegments(record, self.owner, self.boot_id, stream_id, int(record.epoch))
         except ShmDriverError as error:
             return None, str(error)
         self._epochs[name] = segments

@@ -10,7 +10,8 @@ import stat
 from typing import Final, NamedTuple
 
 from shmdriver._native import lib
-from shmdriver.observe.objects import SEGMENT, SHM_FOLDER
+from shmdriver.names import SEGMENT
+from shmdriver.observe.objects import SHM_FOLDER
 
 __all__ = ["LinkedSegment", "linked_segments"]
 

@@ -17,9 +17,10 @@ class Segment:
     """A read-only mapping of one segment whose header was checked.
 
     ``map_bytes`` maps only the beginning (what a tool needs of a data segment is its header page).
-    ``expected_bytes`` comes from the authority's tables: a segment of another size is refused before
-    it is mapped. Raises DriverUnavailable when there is no such segment, LayoutMismatch when it is not
-    what it should be, ShmDriverError when neither can be told (no descriptor, no permission, no memory).
+    ``owner``: the uid that it belongs to; one of another user is refused. ``expected_bytes`` comes from the
+    authority's tables: a segment of another size is refused before it is mapped. Raises DriverUnavailable
+    when there is no such segment, LayoutMismatch when it is not what it should be, ShmDriverError when
+    neither can be told (no descriptor, no permission, no memory).
     """
 
     __slots__ = ("_view", "base", "bytes", "inode", "name", "owner")
@@ -29,6 +30,7 @@ class Segment:
         name: str,
         kind: int,
         *,
+        owner: int,
         boot_id: int = 0,
         stream_id: int = 0,
         epoch: int = 0,
@@ -41,7 +43,7 @@ class Segment:
         self._view = view()
         size = ffi.new("uint64_t *")
         fd = descriptor()
-        code = lib.shmd_descriptor_open_segment(name.encode(), size, fd)
+        code = lib.shmd_descriptor_open_segment(name.encode(), owner, size, fd)
         if code < 0:
             raise _not_opened(code, ffi.errno)
         try:

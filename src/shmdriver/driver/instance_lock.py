@@ -1,0 +1,230 @@
+"""The lock of an instance, in its runtime folder, and what else a driver keeps there.
+
+The lock is an ``flock`` on the file ``lock``, held for the driver's whole life. Whoever has it may build,
+adopt or remove everything of the instance; nobody else makes, sizes or removes any of its segments.
+Only this user can write in the folder. All files in it are opened by the folder's descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from enum import Enum
+from typing import Final
+
+from shmdriver import runtime_folder
+from shmdriver._native import ffi, lib
+from shmdriver.driver.held import hold, let_go
+from shmdriver.errors import ShmDriverError
+from shmdriver.os_errors import errno_text, last_error
+from shmdriver.runtime_folder import RuntimeFolder
+from shmdriver.standard_descriptors import keep_standard_descriptors
+
+__all__ = ["HINT_NAME", "LOCK_NAME", "InstanceLock", "Standing", "lock_file", "try_lock", "write_aside"]
+
+LOCK_NAME: Final = "lock"
+HINT_NAME: Final = "instance.json"
+_CONTENTS = re.compile(r"(?:lock|token|socket|instance\.json)(?:\.[0-9a-f]+)?")  # with those written aside
+_FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_STAYS = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS)  # whoever made it for us removes it
+
+
+class Standing(Enum):
+    """What a look at the folder and the lock found."""
+
+    WHOLE = "both stand where they were made"
+    MISSING = "the folder or the lock was removed"
+    OTHER = "another one stands there"
+
+
+class InstanceLock:
+    """The exclusive flock on an instance's lock file; the folder that it stands in."""
+
+    __slots__ = ("_pid", "fd", "folder", "instance", "is_new", "passed_over")
+
+    def __init__(
+        self, instance: str, folder: RuntimeFolder, fd: int, *, is_new: bool, passed_over: str = ""
+    ) -> None:
+        self.instance = instance
+        self.folder = folder
+        self.passed_over = passed_over  # places that were not taken, and why
+        self.is_new = is_new  # this process has made the file
+        self._pid = os.getpid()
+        self.fd = hold(fd)
+
+    @property
+    def folder_id(self) -> tuple[int, int]:
+        """Device and inode of the folder."""
+        found = os.fstat(self.folder.fd)
+        return found.st_dev, found.st_ino
+
+    def look(self) -> Standing:
+        """Whether folder and lock still stand where they were made. Raises OSError: that cannot be told."""
+        try:
+            folder = os.lstat(self.folder.path)
+            if (folder.st_dev, folder.st_ino) != self.folder_id:
+                return Standing.OTHER
+            named = os.stat(LOCK_NAME, dir_fd=self.folder.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return Standing.MISSING
+        except NotADirectoryError:
+            return Standing.OTHER
+        locked = os.fstat(self.fd)
+        is_same = (named.st_dev, named.st_ino) == (locked.st_dev, locked.st_ino)
+        return Standing.WHOLE if is_same else Standing.OTHER
+
+    def renew(self, *, for_group: bool) -> bool:
+        """Makes anew what is missing. False: another process was faster, or another one stands there now.
+
+        The new lock is made aside and locked, and put in place by a link: nobody finds it free.
+        Raises ShmDriverError, OSError; then all is as before.
+        """
+        folder = runtime_folder.make(self.instance, for_group=for_group)
+        aside, fd = f"{LOCK_NAME}.{os.urandom(8).hex()}", -1
+        try:
+            fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600, dir_fd=folder.fd)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.link(aside, LOCK_NAME, src_dir_fd=folder.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
+        except BaseException as error:
+            if fd >= 0:
+                os.close(fd)
+                _unlink(folder.fd, aside)
+            folder.close()
+            if isinstance(error, FileExistsError):
+                return False
+            raise
+        _unlink(folder.fd, aside)
+        former, self.folder = self.folder, folder
+        let_go(self.fd)
+        former.close()
+        self.fd = hold(fd)
+        return True
+
+    def note(self, hint: Mapping[str, object]) -> None:
+        """Writes ``instance.json``, which tells tools where to look; it proves nothing. Raises OSError."""
+        data = json.dumps(hint).encode() + b"\n"
+        write_aside(self.folder.fd, HINT_NAME, data, 0o644)
+
+    def remove(self) -> None:
+        """Empties the folder, the lock last, and removes it: at the end for good, under the lock.
+
+        What is none of a driver's files stays, and the folder with it. So does one that only root can remove.
+        Raises OSError.
+        """
+        if self.look() is not Standing.WHOLE:
+            return
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.folder.fd)
+        try:
+            names = [name for name in os.listdir(fd) if _CONTENTS.fullmatch(name) and name != LOCK_NAME]
+        finally:
+            os.close(fd)
+        for name in names:
+            _unlink(self.folder.fd, name)
+        self._remove_lock()
+
+    def _remove_lock(self) -> None:
+        _unlink(self.folder.fd, LOCK_NAME)
+        if lib.shmd_folder_remove(self.folder.native) < 0 and ffi.errno not in _STAYS:
+            raise ShmDriverError(last_error())
+
+    def withdraw(self) -> None:
+        """Gives the lock up; what this process has made for it goes, too."""
+        try:
+            if self.is_new and self.fd >= 0 and os.getpid() == self._pid and self.look() is Standing.WHOLE:
+                self._remove_lock()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Gives the lock up, in the process that took it; elsewhere and a second time nothing."""
+        if self.fd >= 0 and os.getpid() == self._pid:
+            let_go(self.fd)
+        self.fd = -1
+        self.folder.close()
+
+
+def try_lock(instance: str, *, for_group: bool) -> InstanceLock | None:
+    """The lock, in a folder that is made if need be. None: it was removed meanwhile, so try again.
+
+    Raises BlockingIOError when somebody holds it, ShmDriverError when no place is usable, OSError.
+    """
+    folder = runtime_folder.make(instance, for_group=for_group)
+    passed_over = runtime_folder.notes()
+    try:
+        fd, is_new = _open_lock(folder)
+        if fd is None:
+            folder.close()
+            return None
+    except BaseException:
+        folder.close()
+        raise
+    lock = InstanceLock(instance, folder, fd, is_new=is_new, passed_over=passed_over)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock.look() is Standing.WHOLE:
+            return lock
+    except BaseException:
+        lock.release()
+        raise
+    lock.release()
+    return None
+
+
+def _open_lock(folder: RuntimeFolder) -> tuple[int | None, bool]:
+    """The descriptor of the lock file, and whether this call has made it."""
+    keep_standard_descriptors()
+    try:
+        return os.open(LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600, dir_fd=folder.fd), True
+    except FileExistsError:
+        return lock_file(folder), False
+    except FileNotFoundError:
+        return None, False  # the folder was removed by the driver that ended
+    except OSError as error:
+        text = errno_text(error, lib.SHMD_CALL_RUNTIME)
+        raise ShmDriverError(f"cannot make {folder.path / LOCK_NAME}: {text}") from error
+
+
+def lock_file(folder: RuntimeFolder) -> int | None:
+    """A descriptor of the lock file in a folder of this user; None: there is none. Raises ShmDriverError."""
+    path = folder.path / LOCK_NAME
+    try:
+        fd = os.open(LOCK_NAME, os.O_RDWR | _FLAGS, dir_fd=folder.fd)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        text = errno_text(error, lib.SHMD_CALL_RUNTIME)
+        raise ShmDriverError(f"cannot open {path} as uid {os.geteuid()}: {text}") from error
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+        return fd
+    os.close(fd)
+    raise ShmDriverError(
+        f"{path} has mode {found.st_mode:o} and belongs to uid {found.st_uid}; expected a regular file of uid "
+        f"{os.geteuid()}: remove it, and start again"
+    )
+
+
+def write_aside(folder_fd: int, name: str, data: bytes, mode: int) -> None:
+    """Replaces a file of a folder; whoever reads it sees the old one or the new one, whole. Raises OSError."""
+    aside = f"{name}.{os.urandom(8).hex()}"
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, mode, dir_fd=folder_fd)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, mode)
+            file.write(data)
+        os.rename(aside, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
+    except BaseException:
+        _unlink(folder_fd, aside)
+        raise
+
+
+def _unlink(folder_fd: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=folder_fd)
+    except FileNotFoundError:
+        pass
