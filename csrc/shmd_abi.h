@@ -953,8 +953,9 @@ int shmd_listener_check(const shmd_listener_t *listener, int folder_fd);
        else stands there; SHMD_E_SYSTEM: cannot be told */
 int shmd_listener_accept(shmd_listener_t *listener, uint64_t now_ns, uint32_t budget);
     /* Accepts at most so many, which then wait to say Hello: 2 s, at most SHMD_LISTENER_WAITING, of another user's than this driver's
-       and root's at most 8, of all of those at most 32. How many were accepted, those refused included. SHMD_E_SYSTEM: accept fails; text, and
-       errno of it in the text. Without a descriptor to accept with one is refused by number (counted in `refused`) */
+       and root's at most 8, of all of those at most 32. Beyond that the oldest silent one is closed: of that user, or of whoever has
+       most of them. How many were accepted, those refused included; hear them in the same turn. SHMD_E_SYSTEM: accept fails. Without a
+       descriptor to accept with one is refused by number (counted in `refused`) */
 int shmd_listener_hello(shmd_listener_t *listener, uint64_t now_ns, shmd_peer_t *peer, shmd_hello_t *hello);
     /* 1: a Hello that is well-formed (what it claims is not checked), the descriptors of peer are the caller's now; 0: no more at this
        time. Negative: one was answered with a refusal and closed, or closed; the text says why, peer who (its fd and pidfd are -1), and the

@@ -175,7 +175,9 @@ int shmd_process_look(const shmd_process_t *process, int *pidfd, uint32_t *evide
         *evidence = SHMD_EVIDENCE_NAMESPACES;
     else if (own != process->pid_namespace)
         *evidence = SHMD_EVIDENCE_PID_NAMESPACE;
-    else if (process->pid <= 0 || process->pid > INT_MAX)
+    else if (process->pid == 0) /* how the kernel names a process that is not in this PID namespace */
+        *evidence = SHMD_EVIDENCE_PID_NAMESPACE;
+    else if (process->pid < 0 || process->pid > INT_MAX)
         *evidence = SHMD_EVIDENCE_NO_PROCESS;
     else
         *evidence = look_by_pidfd(process, &fd);
@@ -218,7 +220,10 @@ const char *shmd_pid_text(int64_t pid, uint64_t pid_namespace)
     static _Thread_local char text[80];
     uint64_t own = shmd_pid_namespace();
     const char *where = own == 0 || pid_namespace == 0 ? " in a PID namespace that is not known" : own == pid_namespace ? "" : " in another PID namespace";
-    (void)snprintf(text, sizeof text, "pid %lld%s", (long long)pid, where);
+    if (pid == 0)
+        (void)snprintf(text, sizeof text, "a process of another PID namespace");
+    else
+        (void)snprintf(text, sizeof text, "pid %lld%s", (long long)pid, where);
     return text;
 }
 

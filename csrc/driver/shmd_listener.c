@@ -10,22 +10,13 @@
 #include "shmd_listener.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/random.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
-#include <sys/vfs.h>
 #include <unistd.h>
-
-#ifndef SO_PEERPIDFD
-#define SO_PEERPIDFD 77
-#endif
-#ifndef SYS_pidfd_open
-#define SYS_pidfd_open 434
-#endif
-#define PIDFS_MAGIC 0x50494446
 
 static shmd_peer_t *waiting_of(const shmd_listener_t *listener) { return listener->waiting; }
 
@@ -152,77 +143,70 @@ void shmd_listener_close(shmd_listener_t *listener)
     listener->waiting = NULL;
 }
 
-/* ---- who has connected ------------------------------------------------------------------------ */
-
-static uint64_t inode_of_pidfd(int pidfd)
-{
-    struct statfs file_system;
-    struct stat status;
-    if (fstatfs(pidfd, &file_system) != 0 || file_system.f_type != PIDFS_MAGIC || fstat(pidfd, &status) != 0)
-        return 0; /* before Linux 6.9 all pidfds have one inode */
-    return status.st_ino;
-}
-
-/* The kernel's own pidfd of the process that connected; else by number, which may be another process's by now: the start time that
- * comes with the Hello tells. */
-static void take_pidfd(shmd_peer_t *peer)
-{
-    socklen_t bytes = sizeof peer->pidfd;
-    if (getsockopt(peer->fd, SOL_SOCKET, SO_PEERPIDFD, &peer->pidfd, &bytes) == 0) {
-        peer->is_of_peer = 1;
-    } else {
-        peer->pidfd_error = errno;
-        peer->pidfd = -1;
-        if (errno == ENOPROTOOPT && peer->process.pid > 0) {
-            peer->pidfd = (int)syscall(SYS_pidfd_open, (pid_t)peer->process.pid, 0);
-            peer->pidfd_error = peer->pidfd < 0 ? errno : 0;
-        }
-    }
-    if (peer->pidfd >= 0)
-        peer->pidfd_inode = inode_of_pidfd(peer->pidfd);
-}
-
-/* What a pidfd was opened for lives as long as it has not fired, and so long its number is its own. */
-static void take_start_time(shmd_peer_t *peer)
-{
-    if (peer->pidfd < 0 || peer->process.pid <= 0)
-        return;
-    uint64_t start_time = shmd_process_start_time(peer->process.pid);
-    peer->process.start_time = shmd_pidfd_has_fired(peer->pidfd) ? 0 : start_time;
-}
-
-static int identify(int fd, uint64_t now_ns, shmd_peer_t *out)
-{
-    struct ucred credentials;
-    socklen_t bytes = sizeof credentials;
-    *out = (shmd_peer_t){.fd = fd, .pidfd = -1, .accepted_ns = now_ns};
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &bytes) != 0)
-        return shmd_fail_errno(SHMD_CALL_OTHER, "SO_PEERCRED of a connection");
-    shmd_process_self(&out->process); /* its namespaces: those in which the numbers are read */
-    out->process.pid = credentials.pid;
-    out->process.start_time = 0;
-    out->uid = credentials.uid;
-    out->gid = credentials.gid;
-    take_pidfd(out);
-    take_start_time(out);
-    return SHMD_OK;
-}
-
 /* ---- accept ------------------------------------------------------------------------------------ */
 
 static int is_other(const shmd_listener_t *listener, uint32_t uid) { return uid != listener->uid && uid != 0; }
 
-static int has_share(const shmd_listener_t *listener, uint32_t uid)
+static int is_silent(int fd)
+{
+    struct pollfd one = {.fd = fd, .events = POLLIN};
+    return poll(&one, 1, 0) == 0;
+}
+
+static void take_out(shmd_listener_t *listener, uint32_t at, shmd_peer_t *out);
+
+static uint32_t count_of(const shmd_listener_t *listener, uint32_t uid)
 {
     const shmd_peer_t *waiting = waiting_of(listener);
-    uint32_t same = 0, others = 0;
-    if (!is_other(listener, uid))
-        return 1;
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < listener->count; i++)
+        count += waiting[i].uid == uid;
+    return count;
+}
+
+/* Whose connections make room: `newcomer` once its share is used up, else who has most of them, of all or of the others. */
+static uint32_t who_yields(const shmd_listener_t *listener, uint32_t newcomer)
+{
+    const shmd_peer_t *waiting = waiting_of(listener);
+    uint32_t yields = newcomer, most = 0;
+    int of_others = is_other(listener, newcomer);
+    if (of_others && count_of(listener, newcomer) >= SHMD_USER_SHARE)
+        return newcomer;
     for (uint32_t i = 0; i < listener->count; i++) {
-        same += waiting[i].uid == uid;
-        others += (uint32_t)is_other(listener, waiting[i].uid);
+        uint32_t count = count_of(listener, waiting[i].uid);
+        if (count > most && (!of_others || is_other(listener, waiting[i].uid))) {
+            most = count;
+            yields = waiting[i].uid;
+        }
     }
-    return same < SHMD_USER_SHARE && others < SHMD_OTHERS_SHARE;
+    return yields;
+}
+
+static int has_room(const shmd_listener_t *listener, uint32_t uid)
+{
+    const shmd_peer_t *waiting = waiting_of(listener);
+    uint32_t others = 0;
+    for (uint32_t i = 0; i < listener->count; i++)
+        others += (uint32_t)is_other(listener, waiting[i].uid);
+    return listener->count < SHMD_LISTENER_WAITING &&
+           (!is_other(listener, uid) || (count_of(listener, uid) < SHMD_USER_SHARE && others < SHMD_OTHERS_SHARE));
+}
+
+/* A client says Hello right after it has connected, so the oldest silent one is hardly ever one; if it is, it tries again. */
+static int make_room(shmd_listener_t *listener, uint32_t newcomer)
+{
+    const shmd_peer_t *waiting = waiting_of(listener);
+    uint32_t yields = who_yields(listener, newcomer), oldest = 0;
+    while (oldest < listener->count && (waiting[oldest].uid != yields || !is_silent(waiting[oldest].fd)))
+        oldest++;
+    if (oldest == listener->count)
+        return 0;
+    shmd_peer_t ended;
+    take_out(listener, oldest, &ended);
+    close_one(&ended.fd);
+    close_one(&ended.pidfd);
+    listener->refused++;
+    return 1;
 }
 
 static void refuse(int fd, uint32_t code, uint32_t reason, const char *text)
@@ -258,36 +242,55 @@ static int refuse_by_spare(shmd_listener_t *listener)
     return fd >= 0 ? 1 : is_none ? 0 : shmd_fail_errno(SHMD_CALL_OTHER, "accept on the driver's socket");
 }
 
+static int wait_for_hello(shmd_listener_t *listener, const shmd_peer_t *peer)
+{
+    if (!has_room(listener, peer->uid) && !make_room(listener, peer->uid))
+        return shmd_fail(SHMD_E_INVALID, "uid %u has %u connections whose Hellos are read first", peer->uid, count_of(listener, peer->uid));
+    int rc = watch(listener, peer->fd, EPOLL_CTL_ADD, 1);
+    if (rc == SHMD_OK)
+        waiting_of(listener)[listener->count++] = *peer;
+    return rc;
+}
+
 /* 1: one was taken off the backlog; 0: there is none; SHMD_E_SYSTEM. */
 static int accept_one(shmd_listener_t *listener, uint64_t now_ns)
 {
-    shmd_peer_t *peer = &waiting_of(listener)[listener->count];
+    shmd_peer_t peer;
     int fd = accept4(listener->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0 && (errno == EMFILE || errno == ENFILE))
         return refuse_by_spare(listener);
     if (fd < 0)
         return errno == EAGAIN || errno == EINTR || errno == ECONNABORTED ? 0 : shmd_fail_errno(SHMD_CALL_OTHER, "accept on the driver's socket");
     listener->accepted++;
-    if (identify(fd, now_ns, peer) == SHMD_OK && has_share(listener, peer->uid) && watch(listener, fd, EPOLL_CTL_ADD, 1) == SHMD_OK) {
-        listener->count++;
-        return 1;
+    int rc = shmd_peer_identify(fd, now_ns, &peer);
+    rc = rc ? rc : wait_for_hello(listener, &peer);
+    if (rc != SHMD_OK) { /* it sees the end of the connection, and tries again a little later */
+        listener->refused++;
+        close_one(&peer.fd);
+        close_one(&peer.pidfd);
     }
-    listener->refused++; /* it sees the end of the connection, and tries again a little later */
-    close_one(&peer->fd);
-    close_one(&peer->pidfd);
     return 1;
+}
+
+/* Whether one more can be taken: there is a place, or somebody silent who yields it. */
+static int can_accept(const shmd_listener_t *listener)
+{
+    const shmd_peer_t *waiting = waiting_of(listener);
+    uint32_t silent = 0;
+    for (uint32_t i = 0; i < listener->count && silent == 0; i++)
+        silent += (uint32_t)is_silent(waiting[i].fd);
+    return listener->count < SHMD_LISTENER_WAITING || silent != 0;
 }
 
 int shmd_listener_accept(shmd_listener_t *listener, uint64_t now_ns, uint32_t budget)
 {
     int count = 0, rc = 1;
     (void)open_spare(listener);
-    while (rc == 1 && (uint32_t)count < budget && listener->count < SHMD_LISTENER_WAITING) {
+    while (rc == 1 && (uint32_t)count < budget && can_accept(listener)) {
         rc = accept_one(listener, now_ns);
         count += rc == 1;
     }
-    int armed = rc >= 0 && listener->count < SHMD_LISTENER_WAITING; /* else it would wake the driver for nothing, again and again */
-    int watched = watch(listener, listener->fd, EPOLL_CTL_MOD, armed);
+    int watched = watch(listener, listener->fd, EPOLL_CTL_MOD, rc >= 0); /* what fails would wake the driver for nothing, again and again */
     return rc < 0 ? rc : watched != SHMD_OK ? watched : count;
 }
 
@@ -299,27 +302,8 @@ static void take_out(shmd_listener_t *listener, uint32_t at, shmd_peer_t *out)
     shmd_peer_t *waiting = waiting_of(listener);
     *out = waiting[at];
     (void)epoll_ctl(listener->epoll, EPOLL_CTL_DEL, out->fd, NULL);
-    waiting[at] = waiting[--listener->count];
-    if (listener->count == SHMD_LISTENER_WAITING - 1)
-        (void)watch(listener, listener->fd, EPOLL_CTL_MOD, 1);
-}
-
-static int same_namespaces(const shmd_peer_t *peer, const shmd_hello_t *hello)
-{
-    const shmd_process_t *own = &peer->process;
-    return own->pid_namespace != 0 && own->pid_namespace == hello->pid_namespace && own->time_namespace != 0 &&
-           own->time_namespace == hello->time_namespace;
-}
-
-/* What a process says of its own start time makes it nobody; another one than was read here shows that the number is another
- * process's by now, or the connection. */
-static int start_check(const shmd_peer_t *peer, const shmd_hello_t *hello)
-{
-    uint64_t read_here = peer->process.start_time;
-    if (read_here == 0 || hello->start_time == 0 || !same_namespaces(peer, hello) || read_here == hello->start_time)
-        return SHMD_OK;
-    return shmd_fail(SHMD_E_INVALID, "the process that connected has pid %lld and began at %llu; the one that says Hello began at %llu: connect in the process that uses the connection",
-                     (long long)peer->process.pid, (unsigned long long)read_here, (unsigned long long)hello->start_time);
+    listener->count--;
+    memmove(&waiting[at], &waiting[at + 1], (listener->count - at) * sizeof *waiting); /* the oldest stand first */
 }
 
 /* A whole message, or SHMD_BACK_PRESSURED: none yet. Without room for ancillary data the kernel drops descriptors that come with it. */
@@ -334,7 +318,7 @@ static int receive(const shmd_peer_t *peer, shmd_hello_t *out)
     if (got <= 0)
         return shmd_fail(SHMD_E_CLOSED, "a process of uid %u, pid %lld, left without a Hello", peer->uid, (long long)peer->process.pid);
     int rc = shmd_hello_check(message, (uint64_t)got, out);
-    return rc ? rc : start_check(peer, out);
+    return rc ? rc : shmd_peer_check(peer, out);
 }
 
 static int end_refused(shmd_listener_t *listener, uint32_t at, int code, shmd_peer_t *out)

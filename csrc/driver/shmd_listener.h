@@ -12,4 +12,7 @@ enum {
     SHMD_OTHERS_SHARE = 32      /* of all of those: they never fill the table alone */
 };
 
+int shmd_peer_identify(int fd, uint64_t now_ns, shmd_peer_t *out); /* 0, SHMD_E_SYSTEM; out->fd is fd in either case */
+int shmd_peer_check(const shmd_peer_t *peer, const shmd_hello_t *hello); /* 0; SHMD_E_INVALID: another process than the one that connected */
+
 #endif
