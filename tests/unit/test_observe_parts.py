@@ -146,7 +146,7 @@ def test_a_tool_that_cannot_open_an_instance_does_not_say_that_there_is_none(
     assert planted.exists()
     done = tool(*command.split(), "-i", instance_name)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "layout version 99" in done.stderr
+    assert "layout version is 99" in done.stderr
     assert "no driver runs" not in done.stderr
 
 
