@@ -1006,8 +1006,8 @@ void shmd_segment_complete(void *base);                           /* stores the 
 int shmd_folder_make(const char *instance, int for_group, shmd_folder_t *out);
     /* A driver's: the first usable place, the instance's folder there made, 0700; for_group 1: 0711, below parents that others may
        pass. 0; SHMD_E_INVALID: $SHMDRIVER_RUNTIME_DIR is not usable; SHMD_E_SYSTEM: no place is: the text tells why of each */
-int shmd_folder_find(const char *instance, uint32_t owner, uint32_t *from, shmd_folder_t *out);
-    /* The next existing folder of this instance that can be trusted. *from begins at 0 and is moved. owner: a uid, or UINT32_MAX: this
+int shmd_folder_find(const char *instance, uint32_t owner, uint32_t *cursor, shmd_folder_t *out);
+    /* The next existing folder of this instance that can be trusted. *cursor begins at 0 and is moved. owner: a uid, or UINT32_MAX: this
        user's, then the system's. 1: found; 0: no more; negative, as the last answer: some place could not be looked at */
 int shmd_folder_remove(const shmd_folder_t *folder);
     /* Removes an empty folder, and the folder in /dev/shm that stands around it once that is empty, too. 0: done, or others did so
@@ -1025,6 +1025,10 @@ int shmd_authorities_find(const char *instance, uint32_t owner, shmd_found_t *ou
     /* The authorities of this instance (NULL: of all) in /dev/shm: regular files with one link whose header says so. Of one owner, or
        UINT32_MAX: of all whom this process trusts, this user first. Those with a sign of life first, then by owner, then the newest.
        How many there are, at most room of them in out; negative: that cannot be told */
+int shmd_authority_choose(const char *instance, uint32_t named, shmd_found_t *out);
+    /* The one that clients and tools use. named: that user's (UINT32_MAX: whomever this process trusts): this user's own before all
+       others, then one that lives. 1; 0: there is none, and none of a layout before; SHMD_E_INVALID: two users have one, and one of them
+       has to be named; SHMD_E_LAYOUT: as shmd_old_layout; SHMD_E_SYSTEM: that cannot be told */
 const char *shmd_authorities_notes(void);       /* as shmd_folder_notes: names of our pattern that were passed over, and why */
 int shmd_found_open(const shmd_found_t *found, int writable); /* fd of that very file, if it still has its name and one link; SHMD_E_SYSTEM, SHMD_E_LAYOUT */
 int shmd_old_layout(const char *instance);

@@ -385,18 +385,14 @@ static int map_whole(int fd, int writable, void **out, uint64_t bytes)
 static int no_driver(const shmd_client *client)
 {
     const char *passed_over = shmd_authorities_notes();
-    int rc = shmd_old_layout(client->instance);
-    if (rc != SHMD_OK)
-        return rc;
     return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "no driver of instance %s: no authority segment of it is in /dev/shm; start one with `shmdriver run -i %s`%s%s",
                      client->instance, client->instance, *passed_over == 0 ? "" : ". Passed over: ", passed_over);
 }
 
-/* The authority to use, of all that are found: the first, as shmd_authorities_find puts them in order. */
 static int open_authority(shmd_client *client, int *is_between)
 {
     shmd_found_t found;
-    int n = shmd_authorities_find(client->instance, client->named_owner, &found, 1);
+    int n = shmd_authority_choose(client->instance, client->named_owner, &found);
     if (n <= 0)
         return n < 0 ? n : no_driver(client);
     memcpy(client->authority_name, found.name, sizeof client->authority_name);

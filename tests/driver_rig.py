@@ -14,11 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from shmdriver._native import ffi, lib
+from shmdriver.driver.collect import collect
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.memory import InlineMemory
-from shmdriver.driver.segments import authority_name, control_name, lock_authority
-from shmdriver.driver.shm import Modes, SegmentMap, open_segment, unlink_segment
+from shmdriver.driver.shm import SegmentMap, open_segment
+from tests.segments import path_of, segment_name
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -71,11 +72,11 @@ class View:
 
     def __init__(self, instance: str) -> None:
         self._maps = []
-        for name, ctype, writable in (
-            (authority_name(instance), "shmd_authority_t *", False),
-            (control_name(instance), "shmd_control_t *", True),
+        for kind, ctype, writable in (
+            ("authority", "shmd_authority_t *", False),
+            ("control", "shmd_control_t *", True),
         ):
-            fd, size = open_segment(name, writable=writable)
+            fd, size = open_segment(segment_name(path_of(instance, kind)), writable=writable)
             mapped = SegmentMap.of(fd, size, writable=writable)
             os.close(fd)
             self._maps.append(mapped)
@@ -396,8 +397,4 @@ class Rig:
         """Whatever state it is in, nothing stays."""
         self.view.close()
         self.driver.close()
-        names = [path.name for path in Path("/dev/shm").glob(f"shmd.{self.instance}.*")]
-        if names:
-            lock_authority(self.instance, Modes()).release()  # raises if something still drives it
-        for path in Path("/dev/shm").glob(f"shmd.{self.instance}.*"):
-            unlink_segment(f"/{path.name}")
+        collect(self.instance)  # raises if something still drives it

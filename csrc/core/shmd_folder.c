@@ -543,8 +543,8 @@ int shmd_folder_system(const char *instance, shmd_folder_t *out)
     return rc == 0 ? 1 : rc == UNKNOWN ? shmd_fail(SHMD_E_SYSTEM, "%s", why) : 0;
 }
 
-/* *from: which place, and in its lower half which of several there; the highest bit: some place could not be looked at. */
-int shmd_folder_find(const char *instance, uint32_t owner, uint32_t *from, shmd_folder_t *out)
+/* *cursor: which place, and in its lower half which of several there; the highest bit: some place could not be looked at. */
+int shmd_folder_find(const char *instance, uint32_t owner, uint32_t *cursor, shmd_folder_t *out)
 {
     enum { BITS = 16, PLACES = 4 };
     static const uint32_t unbound[PLACES] = {SHMD_PLACE_USER, SHMD_PLACE_XDG, SHMD_PLACE_SHM, SHMD_PLACE_SYSTEM};
@@ -552,13 +552,13 @@ int shmd_folder_find(const char *instance, uint32_t owner, uint32_t *from, shmd_
     const uint32_t some_unknown = (uint32_t)1 << 31;
     search_t search = {.instance = instance, .owner = owner};
     int is_bound = environment("SHMDRIVER_RUNTIME_DIR") != NULL;
-    begin(out, *from == 0);
+    begin(out, *cursor == 0);
     int rc = shmd_instance_check(instance);
     rc = rc ? rc : shmd_keep_standard_descriptors();
     if (rc != SHMD_OK)
         return rc;
     for (;;) {
-        uint32_t unknown = *from & some_unknown, at = *from & ~some_unknown, index = at >> BITS;
+        uint32_t unknown = *cursor & some_unknown, at = *cursor & ~some_unknown, index = at >> BITS;
         if (index >= (is_bound ? 1 : PLACES))
             return unknown != 0 ? shmd_fail(SHMD_E_SYSTEM, "whether there are more runtime folders of instance %s cannot be told: %s", instance, reasons) : 0;
         int is_last = 1;
@@ -568,7 +568,7 @@ int shmd_folder_find(const char *instance, uint32_t owner, uint32_t *from, shmd_
             pass_over(rc);
         /* What another user keeps to himself is of no use to this one. */
         unknown |= rc == UNKNOWN && (owner == UINT32_MAX || owner == geteuid()) ? some_unknown : 0;
-        *from = (is_last ? (index + 1) << BITS : at + 1) | unknown;
+        *cursor = (is_last ? (index + 1) << BITS : at + 1) | unknown;
         if (rc == 0)
             return 1;
     }

@@ -218,6 +218,39 @@ int shmd_authorities_find(const char *instance, uint32_t owner, shmd_found_t *ou
     return rc ? rc : (int)count;
 }
 
+/* Whoever is meant by a name has ended there for good, or was never there. */
+static int is_over(const shmd_found_t *one)
+{
+    return one->life == 0 && (one->layout_version == 0 || one->exit_kind == SHMD_EXIT_CLEAN || one->exit_kind == SHMD_EXIT_SUPERSEDED);
+}
+
+/* This user's own counts also when its driver was killed: its clients wait for the next one, and do not go over to another user's. */
+int shmd_authority_choose(const char *instance, uint32_t named, shmd_found_t *out)
+{
+    enum { ROOM = 16 };
+    shmd_found_t found[ROOM];
+    const shmd_found_t *chosen = NULL, *other = NULL;
+    int n = shmd_authorities_find(instance, named, found, ROOM);
+    for (int i = 0; i < n && i < ROOM; i++) {
+        const shmd_found_t *one = &found[i];
+        if (is_over(one))
+            continue;
+        if (chosen == NULL || (one->owner == geteuid() && chosen->owner != geteuid()))
+            chosen = one;
+        else if (other == NULL && one->owner != chosen->owner && one->life == chosen->life)
+            other = one;
+    }
+    if (n <= 0)
+        return n < 0 || (named != UINT32_MAX && !shmd_is_own_or_roots(named)) ? n : shmd_old_layout(instance);
+    if (chosen == NULL)
+        chosen = &found[0];
+    if (other != NULL && chosen->owner != geteuid() && other->owner != chosen->owner)
+        return shmd_fail(SHMD_E_INVALID, "uid %u and uid %u have a driver of instance %s each (%s%s and %s%s): name the owner of the one that is meant (--owner, "
+                         "connect(owner=...))", chosen->owner, other->owner, instance, mount_path, chosen->name, mount_path, other->name);
+    *out = *chosen;
+    return 1;
+}
+
 int shmd_found_open(const shmd_found_t *found, int writable)
 {
     uint64_t bytes;

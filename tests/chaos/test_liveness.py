@@ -17,7 +17,7 @@ import pytest
 import shmdriver
 from shmdriver._native import lib
 from shmdriver.cli.stat import health
-from shmdriver.driver.segments import collect
+from shmdriver.driver.collect import collect
 from shmdriver.observe import Instance, LeaseStatus
 from tests.chaos.stage import (
     HEALTHY_S,
@@ -30,6 +30,7 @@ from tests.chaos.stage import (
     received,
     wait_until,
 )
+from tests.segments import path_of
 
 SMALL = {"slots": 256}
 SHORT_MS = 1200
@@ -479,7 +480,7 @@ def test_lock_object_removed_under_its_driver_is_told_and_harms_nobody(stage: St
     first = stage.driver
     assert first is not None
     with Instance(stage.instance) as view:
-        Path(f"/dev/shm/shmd.{stage.instance}.authority").unlink()
+        path_of(stage.instance, "authority").unlink()
         wait_until(lambda: "was removed or replaced" in first.log_text(), "the driver to say so")
         assert any("was removed or replaced" in error.text for error in view.errors())
     moves_on(consumer)

@@ -16,7 +16,8 @@ from shmdriver._native import ffi, lib
 from shmdriver.client import Client, connect
 from shmdriver.driver.collect import collect
 from shmdriver.observe import Instance, diagnose
-from shmdriver.observe.host import check_host, segments_of
+from shmdriver.observe.host import check_host
+from shmdriver.observe.objects import segments_of
 from tests.chaos.stage import HEALTHY_S, wait_until
 from tests.segments import path_of
 from tests.tool import tool, tool_json
@@ -228,14 +229,14 @@ def test_gc_leaves_the_living_and_the_adoptable(driver: DriverProcess, client: C
 
 def test_gc_removes_what_a_killed_driver_left(driver: DriverProcess) -> None:
     driver.end(signal.SIGKILL)
-    left = segments_of(driver.instance)
+    left = segments_of(driver.instance, os.geteuid())
     assert left
     (outcome,) = tool_json("gc", "--dry-run", "-i", driver.instance)
     assert outcome["action"] == "would remove"
-    assert segments_of(driver.instance) == left
+    assert segments_of(driver.instance, os.geteuid()) == left
     (outcome,) = tool_json("gc", "-i", driver.instance)
     assert (outcome["action"], outcome["segments"]) == ("removed", len(left))
-    assert not segments_of(driver.instance)
+    assert not segments_of(driver.instance, os.geteuid())
 
 
 def gc_and_doctor(instance: str, *options: str) -> tuple[str, str, str]:
@@ -284,7 +285,7 @@ def test_shutdown_ends_the_driver_and_leaves_nothing(driver: DriverProcess) -> N
     assert done.returncode == 0, done.stderr
     driver.process.communicate(timeout=PATIENCE_S)
     assert driver.process.returncode == 0
-    assert not segments_of(driver.instance)
+    assert not segments_of(driver.instance, os.geteuid())
 
 
 def test_handover_leaves_streams_to_the_next_driver(driver: DriverProcess, client: Client) -> None:

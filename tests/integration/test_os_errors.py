@@ -107,14 +107,14 @@ def test_an_instance_that_cannot_be_opened_is_not_told_to_have_no_driver(instanc
     lines = told(
         "from shmdriver.client import reattach\n"
         "from shmdriver.observe import Instance, instance_names, process_status\n"
-        "from shmdriver.observe.host import instances_with_segments, segments_of\n"
+        "from shmdriver.observe.objects import instances_with_segments, segments_of\n"
         "client = shmdriver.connect(sys.argv[1])\n"
         "link = client._connected()\n"
         "use_up_descriptors()\n"
         "tell(Instance, sys.argv[1])\n"
         "tell(instance_names)\n"
-        "tell(instances_with_segments)\n"
-        "tell(segments_of, sys.argv[1])\n"
+        "tell(instances_with_segments, os.geteuid())\n"
+        "tell(segments_of, sys.argv[1], os.geteuid())\n"
         "print(reattach._was_removed(link), link.driver_alive())\n"
         "found = process_status(os.getpid())\n"
         "print(found.dead, found.frozen, found.doubt)\n",
@@ -133,12 +133,12 @@ def test_an_instance_that_cannot_be_opened_is_not_told_to_have_no_driver(instanc
 def test_what_a_user_may_not_look_at_is_not_told_to_be_absent(instance: str) -> None:
     program = (
         "from shmdriver.observe import Instance, instance_names\n"
-        "from shmdriver.observe.host import instances_with_segments\n"
+        "from shmdriver.observe.objects import instances_with_segments\n"
         "ordinary()\n"
         "for name in sys.argv[1], 'no-such-instance':\n"
         "    tell(Instance, name)\n"
         "tell(instance_names)\n"
-        "tell(instances_with_segments)\n"
+        "tell(instances_with_segments, os.geteuid())\n"
     )
     foreign, absent = told(program, instance)
     assert re.match(r"ShmDriverError .* of uid 0, .*Permission denied: run as its owner", foreign)

@@ -7,21 +7,25 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from shmdriver.cli.admin import token_path
-from shmdriver.driver import authentication, process
-from shmdriver.driver.authentication import create_token, default_token_path, read_token
+from shmdriver import runtime_folder
+from shmdriver.cli.admin import token_of
+from shmdriver.driver import process
+from shmdriver.driver.authentication import TOKEN_NAME, FolderToken, create_token, read_token
 from shmdriver.driver.config import Config
 from shmdriver.driver.embedded import EmbeddedDriver
 from shmdriver.errors import ConfigError, ShmDriverError
 from shmdriver.observe import Instance
+from shmdriver.runtime_folder import RuntimeFolder
+from tests.segments import runtime_folder_of
+from tests.users import needs_root
 
 TOKEN = b"0" * 64
 STRANGER, OTHER = 65533, 65532
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT LOOKED AT: giving files away takes root")
 
 
 def plant(path: Path, what: str) -> None:
@@ -65,41 +69,51 @@ def test_loose_or_foreign_tokens_are_refused(tmp_path: Path, what: str, words: s
     assert str(path) in str(refused.value)
 
 
-@pytest.mark.fault(29, how="the same in the place of the token that `run` makes, and of the configured one")
-@pytest.mark.parametrize("is_configured", [False, True])
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RuntimeFolder]:
+    """An instance's runtime folder, without a driver."""
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("SHMDRIVER_RUNTIME_DIR", str(tmp_path))
+    with runtime_folder.make("x", for_group=False) as folder:
+        yield folder
+
+
+@pytest.mark.fault(29, how="the same in the place of the token that `run` makes")
 @pytest.mark.parametrize(("what", "words"), REFUSED)
-def test_driver_refuses_them_at_once_and_leaves_them(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    instance_name: str,
-    what: str,
-    words: str,
-    *,
-    is_configured: bool,
+def test_driver_refuses_them_in_its_folder_at_once_and_leaves_them(
+    folder: RuntimeFolder, what: str, words: str
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    path = tmp_path / "token" if is_configured else default_token_path(instance_name)
+    path = folder.path / TOKEN_NAME
     plant(path, what)
     before = path.lstat()
-    overrides = {"driver.instance": instance_name}
-    if is_configured:
-        overrides["policies.shutdown_token_file"] = str(path)
+    with pytest.raises(ShmDriverError, match=re.escape(words)) as refused:
+        FolderToken()(folder)
+    assert str(path) in str(refused.value)
+    assert path.lstat() == before
+
+
+@pytest.mark.fault(29, how="the same in the place of the configured token")
+@pytest.mark.parametrize(("what", "words"), REFUSED)
+def test_driver_refuses_them_where_they_are_configured_and_leaves_them(
+    tmp_path: Path, what: str, words: str
+) -> None:
+    path = tmp_path / "token"
+    plant(path, what)
+    before = path.lstat()
     with pytest.raises(ShmDriverError, match=re.escape(words)):
-        process._token(Config.load(env={}, overrides=overrides))
+        process._token(Config.load(env={}, overrides={"policies.shutdown_token_file": str(path)}))
     assert path.lstat() == before
 
 
 def test_a_configured_token_may_be_of_root_and_readable_for_a_group_and_the_made_one_may_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instance_name: str
+    folder: RuntimeFolder,
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    made = default_token_path(instance_name)
+    made = folder.path / TOKEN_NAME
     plant(made, "0640")
-    overrides = {"driver.instance": instance_name, "policies.shutdown_token_file": str(made)}
-    assert process._token(Config.load(env={}, overrides=overrides))() == TOKEN
-    del overrides["policies.shutdown_token_file"]
+    overrides = {"policies.shutdown_token_file": str(made)}
+    assert process._token(Config.load(env={}, overrides=overrides)) == TOKEN
     with pytest.raises(ShmDriverError, match=r"mode 0640, .* with mode 0600 at most: make a new token"):
-        process._token(Config.load(env={}, overrides=overrides))
+        FolderToken()(folder)
 
 
 @needs_root
@@ -111,36 +125,18 @@ def test_a_tool_takes_a_token_of_the_drivers_user(tmp_path: Path) -> None:
         read_token(path, owners=(OTHER,))
 
 
-@needs_root
-@pytest.mark.fault(29, how="/tmp/shmdriver-UID taken first by another user")
-def test_a_folder_taken_first_is_told_with_what_can_be_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken = tmp_path / "taken"
-    taken.mkdir(mode=0o700)
-    os.chown(taken, STRANGER, -1)
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr(authentication, "FALLBACK", str(taken))
-    with pytest.raises(ShmDriverError, match=f"uid {STRANGER}; expected a directory") as refused:
-        default_token_path("x")
-    assert "remove it" not in str(refused.value), "only its owner and root can"
-    assert "set XDG_RUNTIME_DIR to a directory that no other user can write" in str(refused.value)
-
-
 @pytest.mark.fault(29, how="a second start of an instance, with and without a token file")
 @pytest.mark.parametrize("has_file", [True, False])
-def test_refused_start_leaves_the_token(tmp_path: Path, instance_name: str, *, has_file: bool) -> None:
-    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
-    path = tmp_path / "shmdriver" / f"{instance_name}.token"
-    path.parent.mkdir(mode=0o700)
+def test_refused_start_leaves_the_token(instance_name: str, *, has_file: bool) -> None:
+    driver = EmbeddedDriver(instance_name, config=Config.load(env={}))
+    driver.start()
+    path = runtime_folder_of(instance_name) / TOKEN_NAME
     if has_file:
         path.write_bytes(TOKEN)
         path.chmod(0o600)
-    driver = EmbeddedDriver(instance_name, config=Config.load(env={}))
-    driver.start()
     try:
         command = [sys.executable, "-m", "shmdriver", "run", "-i", instance_name]
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=400, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=400, check=False)
         assert done.returncode == process.EXIT_RUNNING, done.stderr
         assert path.exists() == has_file
         assert not has_file or path.read_bytes() == TOKEN
@@ -155,7 +151,9 @@ def test_token_path_is_never_read_from_a_segment(
     theirs = tmp_path / "theirs"
     theirs.write_bytes(TOKEN)
     theirs.chmod(0o600)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    given = tmp_path / "given"
+    given.write_bytes(TOKEN[::-1] + b"1")
+    given.chmod(0o600)
     told = Config.load(env={}, overrides={"policies.shutdown_token_file": str(theirs)})
     driver = EmbeddedDriver(instance_name, config=told)
     driver.start()
@@ -163,13 +161,13 @@ def test_token_path_is_never_read_from_a_segment(
         with Instance(instance_name) as view:
             assert str(theirs) in view.config_text()
             with pytest.raises(ConfigError, match=r"no shutdown token .* is known here") as unknown:
-                token_path(view, None)
+                token_of(view, None)
             assert str(theirs) not in str(unknown.value)
             monkeypatch.setenv("SHMDRIVER_POLICIES_SHUTDOWN_TOKEN_FILE", str(theirs))
             with pytest.raises(ConfigError):
-                token_path(view, None)  # of the default instance
+                token_of(view, None)  # of the default instance
             monkeypatch.setenv("SHMDRIVER_DRIVER_INSTANCE", instance_name)
-            assert token_path(view, None) == theirs
-            assert token_path(view, tmp_path / "given") == tmp_path / "given"
+            assert token_of(view, None) == TOKEN
+            assert token_of(view, given) == TOKEN[::-1] + b"1"
     finally:
         driver.stop()

@@ -14,7 +14,7 @@ from shmdriver.observe.objects import SHM_FOLDER
 from shmdriver.os_errors import last_error
 from shmdriver.trust import ANY_OWNER, user_name
 
-__all__ = ["FoundAuthority", "authorities", "chosen"]
+__all__ = ["FoundAuthority", "authorities", "chosen", "passed_over"]
 
 _ROOM = 16
 
@@ -33,7 +33,7 @@ class FoundAuthority(NamedTuple):
 def authorities(instance: str, owner: int = ANY_OWNER) -> list[FoundAuthority]:
     """Those of ``owner``, by default of all whom this process trusts; those with life first, then the newest.
 
-    Raises ShmDriverError when /dev/shm cannot be listed, or an old driver's segments are in the way.
+    Raises ShmDriverError when /dev/shm cannot be listed.
     """
     room = _ROOM
     while True:
@@ -57,20 +57,25 @@ def authorities(instance: str, owner: int = ANY_OWNER) -> list[FoundAuthority]:
     ]
 
 
-def chosen(instance: str, owner: int = ANY_OWNER) -> FoundAuthority | None:
-    """The one that a tool opens: this user's own before those of others. None: there is none.
+def passed_over() -> str:
+    """What this thread's last call of :func:`authorities` has passed over, and why; "" for nothing."""
+    return bytes(ffi.string(lib.shmd_authorities_notes())).decode(errors="replace")
 
-    Raises ShmDriverError when those of two other users could be meant, and as :func:`authorities`.
+
+def chosen(instance: str, owner: int = ANY_OWNER) -> FoundAuthority | None:
+    """The one that a tool opens, which is the one that a client connects to. None: there is none.
+
+    Raises ShmDriverError when it is not this user's and one of another user could be meant as well, and as
+    :func:`authorities`.
     """
     found = authorities(instance, owner)
-    own = [each for each in found if each.owner == os.geteuid()]
-    if own:
-        return own[0]
-    owners = dict.fromkeys(each.owner for each in found)
-    if len(owners) > 1:
-        paths = ", ".join(f"{SHM_FOLDER}{each.name} (of {user_name(each.owner)})" for each in found)
+    if not found or found[0].owner == os.geteuid():
+        return found[0] if found else None
+    equals = [each for each in found if bool(each.life) == bool(found[0].life)]
+    if len({each.owner for each in equals}) > 1:
+        paths = ", ".join(f"{SHM_FOLDER}{each.name} (of {user_name(each.owner)})" for each in equals)
         raise ShmDriverError(
-            f"instance {instance!r} is driven by several users: {paths}; say which one is meant: "
+            f"instance {instance!r} has drivers of several users: {paths}; say which one is meant: "
             f"--owner {user_name(found[0].owner)}, in Python owner={user_name(found[0].owner)!r}"
         )
-    return found[0] if found else None
+    return found[0]

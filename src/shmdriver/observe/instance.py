@@ -26,7 +26,7 @@ from shmdriver.hints import command
 from shmdriver.liveness import driver_of, look_at_driver
 from shmdriver.names import instance_problem, nearest
 from shmdriver.observe import names
-from shmdriver.observe.authorities import chosen
+from shmdriver.observe.authorities import chosen, passed_over
 from shmdriver.observe.driver_status import HUNG_AFTER_NS, advice_for, judge
 from shmdriver.observe.epochs import EpochSegments, epoch_status, live_consumers, text
 from shmdriver.observe.names import word
@@ -46,6 +46,7 @@ from shmdriver.os_errors import last_error
 from shmdriver.trust import ANY_OWNER, owner_text, owner_uid, user_name
 
 _COPY_ATTEMPTS = 8
+_OPEN_ATTEMPTS = 8
 _READABLE_EPOCHS = {"open", "sealing", "sealed"}
 _CLIENTS = {"alive", "stalled"}
 _FOLLOW = int(lib.SHMD_ATTACH_FOLLOW)
@@ -71,19 +72,9 @@ class Instance:
         self._open()
 
     def _open(self) -> None:
-        found = chosen(self.name, self._named)
-        if found is None:
-            raise self._no_driver()
-        try:
-            segment = Segment(found.name, lib.SHMD_SEGMENT_AUTHORITY, owner=found.owner)
-        except DriverUnavailable:  # removed meanwhile
-            raise self._no_driver() from None
-        problem: ShmDriverError | None = None
+        segment = self._find_segment()
         if lib.shmd_authority_check(segment.base, segment.bytes) < 0:
-            problem = LayoutMismatch(last_error(), segment=found.name)
-        elif (segment.inode, segment.owner) != (found.inode, found.owner):
-            problem = ShmDriverError(f"{found.name} was replaced while it was opened: try again")
-        if problem is not None:
+            problem = LayoutMismatch(last_error(), segment=segment.name)
             segment.close()
             raise problem
         self._segment = segment
@@ -91,14 +82,26 @@ class Instance:
         self.boot_id = int(self._authority.header.boot_id)
         self.owner = segment.owner
 
-    def _no_driver(self) -> DriverUnavailable:
+    def _find_segment(self) -> Segment:
+        for _ in range(_OPEN_ATTEMPTS):  # each: a driver that begins anew has removed what was found
+            found = chosen(self.name, self._named)
+            if found is None:
+                break
+            try:
+                return Segment(found.name, lib.SHMD_SEGMENT_AUTHORITY, owner=found.owner)
+            except DriverUnavailable:
+                continue
+        raise self._no_driver()
+
+    def _no_driver(self) -> ShmDriverError:
+        told = passed_over()
+        code = lib.shmd_old_layout(self.name.encode())
+        if code < 0:
+            return (LayoutMismatch if code == lib.SHMD_E_LAYOUT else ShmDriverError)(last_error())
         whose = "" if self._named == ANY_OWNER else f" of {user_name(self._named)}"
-        others = others_hint(self.name, self._named)
-        return DriverUnavailable(
-            f"no driver{whose} runs as instance {self.name!r}{others}; start one: "
-            + command("run", instance=self.name),
-            instance=self.name,
-        )
+        others, start = others_hint(self.name, self._named), command("run", instance=self.name)
+        text = f"no driver{whose} runs as instance {self.name!r}{others}; start one: {start}"
+        return DriverUnavailable(text + (f". Passed over: {told}" if told else ""), instance=self.name)
 
     @property
     def path(self) -> Path:

@@ -57,7 +57,9 @@ COUNTERS: Final = _labels(
 )
 
 # Bits of shmd_authority.degraded, from bit 0 on; a test compares them with the driver's own list.
-DEGRADED_BY: Final = ("tick_overrun", "low_memory", "stalled_clients", "lost_events", "truncated_control")
+DEGRADED_BY: Final = (
+    "tick_overrun", "low_memory", "stalled_clients", "lost_events", "truncated_control", "lost_lock",
+)  # fmt: skip
 
 LIVE_LEASES: Final = frozenset({"attached", "active", "stalled"})
 
