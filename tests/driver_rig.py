@@ -1,12 +1,16 @@
 """A driver under a fake clock, and clients made by hand: what the driver's tests stand on.
 
-The requester writes the control ring's bytes itself, so that a test can also write wrong ones.
+The requester connects by the driver's own socket, and writes the bytes of its Hello and of the control ring
+itself, so that a test can also write wrong ones.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,22 +129,136 @@ def turn(position: int, who: int, phase: int) -> int:
     return (position // lib.SHMD_CONTROL_SLOTS) << 32 | who << 4 | phase
 
 
-class Requester:
-    """A client made by hand. Nothing waits: the rig ticks, and answers are looked up by correlation id."""
+CONNECTS = """
+import socket, sys
+for fd in sys.argv[2:]:
+    input()
+    socket.socket(fileno=int(fd)).connect(sys.argv[1])
+    print(flush=True)
+input()
+"""
 
-    def __init__(self, rig: Rig, *, pid: int | None = None, namespace: int | None = None) -> None:
+
+class Visitor:
+    """A process that connects to the driver's socket when it is told to, and then waits to be killed.
+
+    The test holds the same sockets, and says on them what it likes: the kernel names that process.
+    """
+
+    def __init__(self, rig: Rig, *, sockets: int = 1, prefix: tuple[str, ...] = (), **options: Any) -> None:
+        self.sockets = [new_socket() for _ in range(sockets)]
+        fds = [str(found.fileno()) for found in self.sockets]
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, "-c", CONNECTS, rig.address(os.getpid()), *fds],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[found.fileno() for found in self.sockets],
+            **options,
+        )
+        self._unused = list(self.sockets)
+
+    def connect(self) -> socket.socket:
+        """Its next socket, connected by that process."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == b"\n", "it could not connect"
+        return self._unused.pop(0)
+
+    def kill(self) -> None:
+        """Killed and reaped; its sockets stay open here."""
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        for found in (self.process.stdin, self.process.stdout, *self.sockets):
+            assert found is not None
+            found.close()
+
+
+def new_socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+class Requester:
+    """A client made by hand. Nothing waits: the rig ticks, and answers are looked up by correlation id.
+
+    ``visitor``: the process that connects for it; None: this one.
+    """
+
+    def __init__(self, rig: Rig, *, visitor: Visitor | None = None) -> None:
         self.rig = rig
-        self.pid = pid if pid is not None else os.getpid()
-        self.namespace = lib.shmd_pid_namespace() if namespace is None else namespace
-        self.start_time = start_time_of(self.pid) if namespace is None else 1
+        self.visitor = visitor
         self.nonce = secrets.randbits(64)
+        self.secret = secrets.token_bytes(lib.SHMD_SECRET_BYTES)
+        self.serial = 0
         self.client_id = 0
         self.index = 0
+        self.socket = new_socket()
         self._beat = 0
 
     @property
+    def pid(self) -> int:
+        return os.getpid() if self.visitor is None else self.visitor.process.pid
+
+    @property
     def who(self) -> int:
-        return self.index + 1 if self.client_id else self.pid | 1 << 27
+        return self.index + 1
+
+    def connect(self) -> socket.socket:
+        """A new connection in place of the one that it had."""
+        self.socket.close()
+        if self.visitor is not None:
+            self.socket = self.visitor.connect()
+        else:
+            self.socket = new_socket()
+            self.socket.connect(self.rig.address())
+        self.rig.sockets.append(self.socket)
+        self.socket.setblocking(False)
+        return self.socket
+
+    def hello_message(self, **fields: Any) -> Any:
+        """``shmd_hello_t *``: the next Hello of this client, with the fields of a former one."""
+        self.serial += 1
+        hello = ffi.new("shmd_hello_t *")
+        lib.shmd_hello_begin(hello, self.rig.instance.encode())
+        hello.start_time = start_time_of(self.pid)
+        former = {"client_id": self.client_id, "boot_id": self.rig.boot_id} if self.client_id else {}
+        values = {"nonce": self.nonce, "secret": self.secret, "serial": self.serial, "name": b"requester"}
+        for name, value in {**values, **former, **fields}.items():
+            setattr(hello, name, value)
+        return hello
+
+    def say(self, hello: Any) -> None:
+        """Says it on a new connection; nobody ticks."""
+        self.connect().send(ffi.buffer(hello))
+
+    def hear(self) -> SimpleNamespace | None:
+        """The welcome, with how many descriptors came with it; None: the connection was closed instead."""
+        data, fds, flags, _ = socket.recv_fds(
+            self.socket, ffi.sizeof("shmd_welcome_t") + 1, 8, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        )
+        for fd in fds:
+            os.close(fd)
+        if not data:
+            return None
+        assert (len(data), flags & socket.MSG_CTRUNC) == (ffi.sizeof("shmd_welcome_t"), 0)
+        welcome = ffi.from_buffer("shmd_welcome_t *", data)
+        names = [name for name, _ in ffi.typeof("shmd_welcome_t").fields if name not in ("text", "pad")]
+        values = {name: int(getattr(welcome, name)) for name in names}
+        return SimpleNamespace(**values, text=ffi.string(welcome.text).decode(), descriptors=len(fds))
+
+    def hello(self, **fields: Any) -> SimpleNamespace:
+        """Says Hello, ticks, and is welcome or refused."""
+        self.say(self.hello_message(**fields))
+        self.rig.tick()
+        answer = self.hear()
+        assert answer is not None, "the driver closed the connection"
+        if answer.code == lib.SHMD_CODE_OK:
+            self.client_id, self.index = answer.client_id, answer.client_index
+        return answer
 
     def request(self, kind: int, **fields: Any) -> Any:
         raw = ffi.new("shmd_request_t *")
@@ -157,9 +275,7 @@ class Requester:
         """Puts it into the ring; the correlation id."""
         view = self.rig.view
         position = view.claim(self.who)
-        view.commit(
-            position, self.who, raw, int(raw.nonce) if raw.kind == lib.SHMD_REQUEST_HELLO else self.nonce
-        )
+        view.commit(position, self.who, raw, self.nonce)
         return int(raw.correlation_id)
 
     def ask(self, raw: Any) -> SimpleNamespace:
@@ -167,26 +283,6 @@ class Requester:
         correlation = self.send(raw)
         self.rig.tick()
         return self.rig.answer(correlation)
-
-    def hello_request(self, **fields: Any) -> Any:
-        return self.request(
-            lib.SHMD_REQUEST_HELLO,
-            **{
-                "pid": self.pid,
-                "start_time": self.start_time,
-                "pid_namespace": self.namespace,
-                "time_namespace": time_namespace(),
-                "nonce": self.nonce,
-                "name": b"requester",
-                **fields,
-            },
-        )
-
-    def hello(self, **fields: Any) -> SimpleNamespace:
-        answer = self.ask(self.hello_request(**fields))
-        if answer.code == lib.SHMD_CODE_OK:
-            self.client_id, self.index = answer.client_id, answer.client_index
-        return answer
 
     def attach_request(self, stream: str, role: int, **fields: Any) -> Any:
         consumer = {
@@ -267,6 +363,8 @@ class Rig:
         self.overrides = base | {key.replace("__", "."): value for key, value in overrides.items()}
         self.logged: list[str] = []
         self._seen: list[SimpleNamespace] = []
+        self.sockets: list[socket.socket] = []
+        self._visitors: list[Visitor] = []
         self.driver: Driver
         self.view: View
         self.start()
@@ -302,10 +400,32 @@ class Rig:
             self.clock.advance_ms(min(step_ms, (end_ns - self.clock.now_ns) / MS))
             self.driver.tick()
 
-    def client(self, **fields: Any) -> Requester:
-        requester = Requester(self, **fields)
-        answer = requester.hello()
+    @property
+    def boot_id(self) -> int:
+        return int(self.view.authority.header.boot_id)
+
+    def address(self, pid: int | None = None) -> str:
+        """The driver's socket, by its folder's descriptor. ``pid``: that of this process, for another one."""
+        folder = self.driver.tables.authority.lock.folder
+        return f"/proc/{pid or 'self'}/fd/{folder.fd}/socket"
+
+    def visitor(self, **options: Any) -> Visitor:
+        """A process of its own; it ends with the rig."""
+        self._visitors.append(Visitor(self, **options))
+        return self._visitors[-1]
+
+    def client(
+        self, *, visitor: Visitor | None = None, is_elsewhere: bool = False, **fields: Any
+    ) -> Requester:
+        """A client. ``is_elsewhere``: the driver could see neither its number nor its pidfd."""
+        requester = Requester(self, visitor=visitor)
+        answer = requester.hello(**fields)
         assert answer.code == lib.SHMD_CODE_OK, answer.text
+        if is_elsewhere:
+            client = self.driver.tables.clients.by_id(requester.client_id)
+            assert client is not None
+            client.record.pid = client.record.start_time = client.record.provable = client.process = 0
+            self.driver.tables.clients._forget_pidfd(client)
         return requester
 
     @property
@@ -395,6 +515,10 @@ class Rig:
 
     def close(self) -> None:
         """Whatever state it is in, nothing stays."""
+        for visitor in self._visitors:
+            visitor.close()
+        for found in self.sockets:
+            found.close()
         self.view.close()
         self.driver.close()
         collect(self.instance)  # raises if something still drives it

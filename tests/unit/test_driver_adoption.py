@@ -352,11 +352,12 @@ class Scenario:
         rig = self.rig
         first, second = Requester(rig), Requester(rig)
         for client in (first, second):
-            raw = client.request(
-                lib.SHMD_REQUEST_HELLO, pid=client.pid, start_time=client.start_time,
-                pid_namespace=client.namespace, nonce=client.nonce,
-            )  # fmt: skip
-            answer = self.ask(client, raw)
+            client.say(client.hello_message())
+            while not self.survive(rig.tick):
+                client.say(client.hello_message())
+            answer = client.hear()
+            assert answer is not None
+            assert answer.code == lib.SHMD_CODE_OK, answer.text
             client.client_id, client.index = answer.client_id, answer.client_index
         early = self.attach(second, lib.SHMD_ROLE_CONSUMER, **FOLLOW)
         one = self.attach(first, lib.SHMD_ROLE_PRODUCER)

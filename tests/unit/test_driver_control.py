@@ -90,14 +90,6 @@ def test_claim_that_is_never_committed_holds_others_up_only_for_its_patience(rig
     assert rig.view.slot(held).turn == turn(held + lib.SHMD_CONTROL_SLOTS, 0, lib.SHMD_TURN_FREE)
 
 
-def test_claim_of_a_process_that_is_gone_is_freed(rig: Rig) -> None:
-    gone = 2**22 - 3  # beyond what a kernel gives by default
-    held = rig.view.claim(gone | 1 << 27)
-    rig.tick(lib.SHMD_CLAIM_PATIENCE_MS + 60, step_ms=10)
-    rig.client()
-    assert rig.view.slot(held).turn == turn(held + lib.SHMD_CONTROL_SLOTS, 0, lib.SHMD_TURN_FREE)
-
-
 @pytest.mark.fault(28, how="40 attaches at once")
 def test_flood_of_one_client_does_not_hold_up_another(rig: Rig) -> None:
     flooder, client = rig.client(), rig.client()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,53 +10,6 @@ import pytest
 from shmdriver._native import lib
 from shmdriver.errors import Reason
 from tests.driver_rig import MS, Requester, Rig
-
-
-@pytest.fixture
-def sleeper() -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    """Processes that do nothing until they are killed."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        assert process.stdin
-        process.stdin.close()
-
-
-def test_hello_is_answered_once_more_with_the_same_client(rig: Rig) -> None:
-    client = Requester(rig)
-    raw = client.request(
-        lib.SHMD_REQUEST_HELLO,
-        pid=client.pid,
-        start_time=client.start_time,
-        pid_namespace=client.namespace,
-        nonce=client.nonce,
-    )
-    first = client.ask(raw)
-    second = client.ask(raw)
-    assert first.client_id == second.client_id != 0
-    assert len(rig.driver.tables.clients) == 1
-
-
-@pytest.mark.fault(34)
-def test_hello_of_a_process_that_is_another_is_refused(rig: Rig) -> None:
-    client = Requester(rig)
-    answer = client.hello(start_time=client.start_time + 1)
-    assert answer.code == lib.SHMD_CODE_INVALID_PARAMS
-    assert "is not the one that asks" in answer.text
-
-
-@pytest.mark.fault(35)
-def test_client_of_another_pid_namespace_is_watched_by_heartbeat_only(rig: Rig) -> None:
-    client = rig.client(namespace=1)
-    assert lib.shmd_authority_client(rig.view.authority, client.index).provable == 0
 
 
 def test_attach_becomes_active_when_its_client_confirms(rig: Rig) -> None:
@@ -171,12 +122,11 @@ def test_silence_past_the_deadline_expires_and_quarantines(rig: Rig) -> None:
     assert "was silent for" in revoked[0].text
 
 
-def test_death_is_proved_by_pidfd_and_ends_everything_at_once(rig: Rig, sleeper) -> None:
-    process = sleeper()
-    client = rig.client(pid=process.pid)
+def test_death_is_proved_by_pidfd_and_ends_everything_at_once(rig: Rig) -> None:
+    visitor = rig.visitor()
+    client = rig.client(visitor=visitor)
     producer, consumer = client.produce("a"), client.consume("b")
-    process.kill()
-    process.wait()
+    visitor.kill()
     rig.tick(150)
     assert rig.lease_state(producer) == rig.lease_state(consumer) == lib.SHMD_LEASE_EXPIRED
     assert rig.lease(producer).end_reason == Reason.DIED
@@ -186,46 +136,43 @@ def test_death_is_proved_by_pidfd_and_ends_everything_at_once(rig: Rig, sleeper)
 
 
 @pytest.mark.fault(37)
-def test_unreaped_zombie_counts_as_dead(rig: Rig, sleeper) -> None:
-    process = sleeper()
-    client = rig.client(pid=process.pid)
-    process.kill()
+def test_unreaped_zombie_counts_as_dead(rig: Rig) -> None:
+    visitor = rig.visitor()
+    client = rig.client(visitor=visitor)
+    visitor.process.kill()
     while rig.client_state(client) != lib.SHMD_CLIENT_FREE:  # nobody waits for it meanwhile
         rig.tick(100)
-    assert process.returncode is None
+    assert visitor.process.returncode is None
 
 
-def test_client_whose_last_beat_and_death_are_seen_in_one_check_leaves_no_record(rig: Rig, sleeper) -> None:
-    process = sleeper()
-    client = rig.client(pid=process.pid)
+def test_client_whose_last_beat_and_death_are_seen_in_one_check_leaves_no_record(rig: Rig) -> None:
+    visitor = rig.visitor()
+    client = rig.client(visitor=visitor)
     while rig.client_state(client) != lib.SHMD_CLIENT_STALLED:
         rig.tick(100)
     client.beat()
-    process.kill()
-    process.wait()
+    visitor.kill()
     rig.tick(200)
     assert rig.client_state(client) == lib.SHMD_CLIENT_FREE
 
 
-def test_dead_producer_is_reaped_before_a_second_one_is_refused(rig: Rig, sleeper) -> None:
-    process = sleeper()
-    first = rig.client(pid=process.pid).produce()
-    process.kill()
-    process.wait()
+def test_dead_producer_is_reaped_before_a_second_one_is_refused(rig: Rig) -> None:
+    visitor = rig.visitor()
+    first = rig.client(visitor=visitor).produce()
+    visitor.kill()
     second = rig.client().produce()  # no time passes
     assert second.code == lib.SHMD_CODE_OK
     assert second.epoch == first.epoch + 1
 
 
 def test_last_request_of_a_dead_client_gets_nothing_when_its_own_lease_stood_in_the_way(
-    rig: Rig, sleeper
+    rig: Rig,
 ) -> None:
-    process = sleeper()
-    client = rig.client(pid=process.pid)
+    visitor = rig.visitor()
+    client = rig.client(visitor=visitor)
     client.produce()
     again = client.send(client.attach_request("s", lib.SHMD_ROLE_PRODUCER))
-    process.kill()
-    process.wait()
+    visitor.kill()
     rig.tick()  # refused for its own lease, which ends with it: the second look must not admit the dead
     assert rig.answer(again).reason == Reason.UNKNOWN_CLIENT
     assert len(rig.driver.tables.leases) == 0

@@ -6,9 +6,8 @@ It is counted, not timed.
 from __future__ import annotations
 
 import difflib
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,19 +22,11 @@ from shmdriver.driver.leases import Lease
 from shmdriver.driver.shm import is_whole
 from shmdriver.errors import Reason
 from shmdriver.observe import Instance
-from tests.driver_rig import Rig
+from tests.driver_rig import Rig, Visitor
 
 STREAMS = 16
 CLIENTS = 60
 FEW = 4  # so often may a row be read, whatever else there is
-
-
-@pytest.fixture
-def child() -> Iterator[subprocess.Popen[bytes]]:
-    """A process whose clients are played here."""
-    process = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
-    yield process
-    process.communicate()
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> Counter[Any]:
@@ -96,23 +87,25 @@ def test_an_announce_looks_once_at_each_file(rig: Rig, monkeypatch: pytest.Monke
     assert set(looks.values()) == {1}
 
 
-def many_clients(rig: Rig, pid: int) -> None:
+def many_clients(rig: Rig) -> Visitor:
+    """All of one process."""
+    visitor = rig.visitor(sockets=CLIENTS)
     for number in range(CLIENTS):
-        client = rig.client(pid=pid)
+        client = rig.client(visitor=visitor)
         client.consume(f"s{number % STREAMS}")
         client.beat()
+    return visitor
 
 
 @pytest.mark.fault(56, how="all clients die at once")
 def test_ends_of_many_clients_read_each_lease_a_few_times(
-    rig: Rig, child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many_clients(rig, child.pid)
+    visitor = many_clients(rig)
     rig.tick(200)
     assert len(rig.driver.tables.leases) == CLIENTS
     reads = count_reads(monkeypatch, Lease, "client_id")
-    child.kill()
-    child.wait()
+    visitor.kill()
     rig.tick(200)
     assert len(rig.driver.tables.clients) == len(rig.driver.tables.leases) == 0
     assert max(reads.values()) <= FEW, reads.most_common(1)
@@ -120,9 +113,9 @@ def test_ends_of_many_clients_read_each_lease_a_few_times(
 
 @pytest.mark.fault(56, how="all clients fall silent at once")
 def test_silence_of_many_clients_reads_each_lease_a_few_times_a_check(
-    rig: Rig, child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many_clients(rig, child.pid)
+    many_clients(rig)
     rig.tick(200)
     reads = count_reads(monkeypatch, Lease, "client_id")
     checks = 20

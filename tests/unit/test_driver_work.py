@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from shmdriver._native import lib
-from shmdriver.driver import admission, desk, memory, work
+from shmdriver.driver import admission, clients, desk, memory, work
 from shmdriver.driver.config import Config
+from shmdriver.driver.door import Door
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.events import EventLog
 from shmdriver.driver.memory import InlineMemory, Job
@@ -278,24 +279,23 @@ def test_hello_at_which_a_driver_died_is_refused_and_others_are_let_in(
     rig: Rig, killed: Callable[..., None]
 ) -> None:
     stranger = Requester(rig)
-    raw = stranger.hello_request()
-    stranger.send(raw)
-    killed(desk.RequestDesk, "hello")
-    rig.tick()
-    assert rig.answer(raw.correlation_id).reason == Reason.DRIVER_DIED
+    stranger.say(stranger.hello_message())
+    killed(clients.ClientTable, "admit")
+    assert stranger.hear() is None, "its connection ended with that driver"
+    assert stranger.hello().reason == Reason.DRIVER_DIED
     assert rig.client().consume().code == lib.SHMD_CODE_OK
-    assert stranger.hello().code == lib.SHMD_CODE_OK, "connecting again is a new request"
+    assert Requester(rig).hello().code == lib.SHMD_CODE_OK, "connecting anew is another Hello"
 
 
 def test_hello_whose_client_was_known_when_the_driver_died_is_answered(
     rig: Rig, killed: Callable[..., None]
 ) -> None:
     stranger = Requester(rig)
-    raw = stranger.hello_request()
-    stranger.send(raw)
-    killed(EventLog, "hello_response")
-    rig.tick()
-    assert rig.answer(raw.correlation_id).code == lib.SHMD_CODE_OK
+    stranger.say(stranger.hello_message())
+    killed(Door, "answer")
+    assert stranger.hear() is None
+    assert stranger.hello().code == lib.SHMD_CODE_OK
+    assert len(rig.driver.tables.clients) == 1
 
 
 def test_nothing_is_noted_once_requests_are_answered(rig: Rig) -> None:

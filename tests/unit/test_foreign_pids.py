@@ -23,7 +23,8 @@ from shmdriver.observe.process import ProcessStatus, own_namespace, process_stat
 from shmdriver.observe.records import BackPressure
 from tests.driver_rig import Rig
 
-FOREIGN = "pid 1 in another PID namespace"
+FOREIGN = "a process of another PID namespace"
+SUCCESSORS = "pid 1 in another PID namespace"  # after an adoption by a driver in another one
 
 
 def test_a_number_is_told_with_its_namespace() -> None:
@@ -35,7 +36,7 @@ def test_a_number_is_told_with_its_namespace() -> None:
 
 
 def test_the_holder_of_a_gate_elsewhere_has_no_pid_to_signal(rig: Rig) -> None:
-    ours, theirs = rig.client(), rig.client(pid=1, namespace=1)
+    ours, theirs = rig.client(), rig.client(is_elsewhere=True)
     producer, near, far = ours.produce(), ours.consume(), theirs.consume()
     authority, index = rig.view.authority, producer.stream_index
     assert directory.holder_of_stream(authority, "s") == ("requester", os.getpid(), f"pid {os.getpid()}")
@@ -51,7 +52,7 @@ def test_the_holder_of_a_gate_elsewhere_has_no_pid_to_signal(rig: Rig) -> None:
 @pytest.mark.fault(68, how="a consumer of another PID namespace")
 def test_no_advice_names_a_pid_of_elsewhere(rig: Rig) -> None:
     rig.client().produce()
-    far = rig.client(pid=1, namespace=1).consume()
+    far = rig.client(is_elsewhere=True).consume()
     with Instance(rig.instance) as view:
         stream, leases = view.stream("s"), view.leases()
         driver = dataclasses.replace(view.driver(), status="running", advice="")  # its clock is the rig's
@@ -70,7 +71,7 @@ def _seen(stream: Any, driver: Any) -> Any:
 
 
 def test_the_driver_tells_clients_of_elsewhere_apart(rig: Rig) -> None:
-    rig.client(pid=1, namespace=1).produce()
+    rig.client(is_elsewhere=True).produce()
     refused = rig.client().produce()
     labels = {client.label for client in rig.driver.tables.clients}
     assert labels == {f"'requester' ({FOREIGN})", f"'requester' (pid {os.getpid()})"}

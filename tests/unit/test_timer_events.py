@@ -186,7 +186,7 @@ def test_without_drain_until_empty_only_the_timeout_ends_it(instance_name: str) 
 
 
 def test_expiry_is_an_event_of_the_check_that_found_it(rig: Rig) -> None:
-    client = rig.client(pid=1, namespace=1)  # of another PID namespace: its heartbeat is all there is
+    client = rig.client(is_elsewhere=True)  # of another PID namespace: its heartbeat is all there is
     client.consume()
     recorder = Recorder(rig)
     rig.tick(11_000, step_ms=100)
@@ -200,7 +200,7 @@ def test_expiry_is_an_event_of_the_check_that_found_it(rig: Rig) -> None:
 
 
 def test_keepalive_is_an_event_only_when_a_stalled_client_beats_again(rig: Rig) -> None:
-    client = rig.client(pid=1, namespace=1)
+    client = rig.client(is_elsewhere=True)
     client.consume()
     recorder = Recorder(rig)
     for _ in range(10):
@@ -216,7 +216,7 @@ def test_keepalive_is_an_event_only_when_a_stalled_client_beats_again(rig: Rig) 
 
 
 def test_stalled_clients_degrade_once_and_recover_once(rig: Rig) -> None:
-    client = rig.client(pid=1, namespace=1)
+    client = rig.client(is_elsewhere=True)
     client.consume()
     recorder = Recorder(rig)
     rig.tick(4000)
@@ -304,7 +304,7 @@ def test_same_clock_and_requests_give_the_same_events(make_instance_name) -> Non
     def run() -> list[tuple[float, Event]]:
         rig = Rig(make_instance_name())
         try:
-            client = rig.client(pid=1, namespace=1)
+            client = rig.client(is_elsewhere=True)
             recorder = Recorder(rig)
             consumer = client.consume()
             rig.tick(5000, step_ms=37)

@@ -71,11 +71,16 @@ class Client:
         return record_state(self.record)
 
     @property
+    def pid(self) -> int:
+        """As a driver read it; 0: of another PID namespace."""
+        return int(self.record.pid)
+
+    @property
     def label(self) -> str:
         """Name and pid, for texts. The number of a process elsewhere is not known, so its user is told."""
-        name, pid = text_of(self.record.name), int(self.record.pid)
-        who = pid_text(pid, int(self.record.pid_namespace))
-        if pid == 0:
+        name = text_of(self.record.name)
+        who = pid_text(self.pid, int(self.record.pid_namespace))
+        if self.pid == 0:
             who = f"a process of another PID namespace, uid {self.record.uid}"
         return f"{name!r} ({who})" if name else who
 
@@ -170,19 +175,21 @@ class ClientTable:
             self._authority.count(lib.SHMD_COUNTER_REQUESTS_CORRUPT)
             raise Rejection(
                 Reason.NOT_OWNER,
-                f"this Hello names client {client.client_id}, but {wrong}: nothing was changed. Connect again, "
-                "as a new client",
+                f"this Hello names client {client.client_id}, but {wrong}: nothing was changed. Connect "
+                "again, as a new client",
                 Code.INVALID_PARAMS,
             )
         return client
 
     def former_images(self, hello: Any, peer: Any) -> list[Client]:
-        """The clients that an earlier program of the process that says Hello had registered: they are gone."""
+        """The clients of an earlier program of the process that says Hello: they are gone."""
         image = int(hello.image)
         return [
             client
             for client in self
-            if image and int(client.record.image) not in (0, image) and is_of(client.record, client.process, peer)
+            if image
+            and int(client.record.image) not in (0, image)
+            and is_of(client.record, client.process, peer)
         ]
 
     def renew(self, client: Client, hello: Any, peer: Any, now_ns: int) -> None:
@@ -197,7 +204,7 @@ class ClientTable:
         lib.shmd_word_store(ffi.addressof(record, "serial"), hello.serial)
 
     def admit(self, hello: Any, peer: Any, now_ns: int) -> Client:
-        """A new client, as ``returning`` found. The peer's pidfd is the client's from now on. Raises Rejection.
+        """A new client, as ``returning`` found. The peer's pidfd is its own from now on. Raises Rejection.
 
         ``hello`` (``shmd_hello_t *``, private copy), ``peer`` (``shmd_peer_t *``).
         """

@@ -1,8 +1,8 @@
 """Who connects: Hellos are heard, answered, and become clients; connections that end are hints to look.
 
-A client has one connection, that of its newest Hello (by serial): any other one is closed. Who expires, leaves
-or is proved dead is disconnected. The end of a connection proves nothing, because a process can close it, or
-hand it to another: it only makes the driver look for deaths.
+A client has one connection, that of its newest Hello (by serial): any other one is closed. Who expires,
+leaves or is proved dead is disconnected. The end of a connection proves nothing, because a process can close
+it, or hand it to another: it only makes the driver look for deaths.
 
 Hellos are heard in every state in which the driver serves requests, also in maintenance and while it drains:
 a client that goes over to this driver keeps what it has, and one that comes anew is refused when it attaches.
@@ -87,18 +87,14 @@ class Connections:
 
     def check(self, now_ns: int) -> bool:
         """Whether clients find the socket; one that is missing is made anew."""
-        text = self._door.check()
+        is_found, text = self._door.check()
         if text:
             self._tables.authority.log_error(text, now_ns)
-        return not text
+        return is_found
 
     def fileno(self) -> int:
         """A descriptor that is readable while there is something to do."""
         return self._door.fileno()
-
-    def remove(self) -> None:
-        """Nobody new finds the socket, at the end for good."""
-        self._door.remove()
 
     def close(self) -> None:
         """Every client sees its connection end."""
@@ -178,9 +174,9 @@ class Connections:
         if descriptors_left(max(peer.fd, peer.pidfd)) < 0:
             raise Rejection(
                 Reason.LIMIT,
-                f"{len(clients)} clients are connected, and no descriptor is left for another one, which takes "
-                f"{DESCRIPTORS_EACH} (the driver itself needs {RESERVED_DESCRIPTORS}): close some, or raise "
-                "RLIMIT_NOFILE of the driver (LimitNOFILE= of the unit, ulimit -n) and restart it",
+                f"{len(clients)} clients are connected, and no descriptors are left for another one, which "
+                f"takes {DESCRIPTORS_EACH} (the driver itself needs {RESERVED_DESCRIPTORS}): close some, or "
+                "raise RLIMIT_NOFILE of the driver (LimitNOFILE= of the unit, ulimit -n) and restart it",
             )
         return clients.admit(hello, peer, now_ns)
 

@@ -1,21 +1,25 @@
-"""The driver's socket, and the connections of its clients, as the kernel has them (csrc/driver/shmd_listener.c).
+"""The driver's socket and its clients' connections, as the kernel has them (csrc/driver/shmd_listener.c).
 
 The C core accepts, reads Hellos and closes whoever says none. Here are the descriptors: one epoll instance
-holds the socket and all connections, so that one descriptor tells whether there is anything to do. A process
+holds the socket and all connections, so that one descriptor tells whether there is anything to do. A child
 that the driver's process forks closes its copies at once: it would keep connections open after its driver's
-death, and clients would wait at a socket at which nobody accepts. They are only closed there, because an epoll
-instance is shared with the child.
+death, and clients would wait at a socket at which nobody accepts. They are only closed there, because an
+epoll instance is shared with the child. Here a connection leaves it before it is closed, because it would
+stay in it as long as a child has a copy.
 """
 
 from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 from weakref import WeakSet
 
 from shmdriver._native import ffi, lib
+from shmdriver.driver.authority import Authority
+from shmdriver.driver.shm import open_segment
 from shmdriver.errors import ShmDriverError
 from shmdriver.os_errors import last_error
 
@@ -37,25 +41,32 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Door:
-    """A socket that listens in an instance's folder, under its name from the first moment.
+    """A socket that listens in the runtime folder of the authority's lock, and is put in place whole.
 
-    ``folder``: a descriptor of that folder, which stays the caller's, and its path. ``gid``: members of that
-    group may connect, too. ``segments``: descriptors of the authority, read-only, and of the control segment;
-    every client gets them. They are this object's from now on. Raises ShmDriverError.
+    ``gid``: members of that group may connect, too. Every client gets descriptors of both segments, of the
+    authority one that cannot write. Raises ShmDriverError, OSError.
     """
 
-    def __init__(self, folder: int, path: str, gid: int, segments: Callable[[], tuple[int, int]]) -> None:
-        self._folder, self._path, self._gid = folder, path.encode(), gid
-        self._listener = self._listen(replace=True)
-        self._connections: set[int] = set()
-        self._epoll = select.epoll()
-        self._epoll.register(self._listener.epoll, select.EPOLLIN)
-        self._segments = segments()
+    def __init__(self, authority: Authority, gid: int) -> None:
+        self._lock, self._gid = authority.lock, gid
+        self._connections: dict[int, bool] = {}  # whether it is in the epoll instance
+        with ExitStack() as undo:
+            self._segments: tuple[int, ...] = ()
+            for fd in _open_segments(authority):
+                undo.callback(os.close, fd)
+                self._segments += (fd,)
+            self._listener = self._listen(replace=True)
+            undo.callback(lib.shmd_listener_close, self._listener)
+            self._epoll = select.epoll()
+            undo.callback(self._epoll.close)
+            self._epoll.register(self._listener.epoll, select.EPOLLIN)
+            self._undo = undo.pop_all()
         _doors.add(self)
 
     def _listen(self, *, replace: bool) -> Any:
-        listener = ffi.new("shmd_listener_t *")
-        if lib.shmd_listener_open(self._folder, self._path, self._gid, int(replace), listener) != 0:
+        folder, listener = self._lock.folder, ffi.new("shmd_listener_t *")
+        path = os.fsencode(folder.path)
+        if lib.shmd_listener_open(folder.fd, path, self._gid, int(replace), listener) != 0:
             raise ShmDriverError(f"nobody can connect to this driver: {last_error()}")
         return listener
 
@@ -87,13 +98,13 @@ class Door:
     def hello(self, now_ns: int) -> tuple[int, Any, Any]:
         """1, who says Hello (``shmd_peer_t *``), and what; 0: nobody more.
 
-        Negative: somebody was refused or is late (``SHMD_E_*``, ``last_error``), and is gone. The peer's pidfd
-        is the caller's; its connection is to be kept or forgotten.
+        Negative: somebody was refused or is late (``SHMD_E_*``, ``last_error``), and is gone. The peer's
+        pidfd is the caller's; its connection is to be kept or forgotten.
         """
         peer, hello = ffi.new("shmd_peer_t *"), ffi.new("shmd_hello_t *")
         found = int(lib.shmd_listener_hello(self._listener, now_ns, peer, hello))
         if found == 1:
-            self._connections.add(int(peer.fd))
+            self._connections[int(peer.fd)] = False
         return found, peer, hello
 
     def answer(self, fd: int, welcome: Any) -> bool:
@@ -103,38 +114,42 @@ class Door:
     def keep(self, fd: int) -> None:
         """Notices from now on when this connection ends."""
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
+        self._connections[fd] = True
 
     def forget(self, fd: int) -> None:
         """Closes a connection, kept or not."""
-        self._connections.discard(fd)
+        if self._connections.pop(fd):
+            self._epoll.unregister(fd)
         os.close(fd)
 
-    def check(self) -> str:
-        """Looks whether clients can find the socket, and makes a missing one anew; what is amiss, or ""."""
-        found = lib.shmd_listener_check(self._listener, self._folder)
+    def check(self) -> tuple[bool, str]:
+        """Whether clients find the socket, after a missing one was made anew; and what was amiss, or ""."""
+        found = lib.shmd_listener_check(self._listener, self._lock.folder.fd)
         if found == 1:
-            return ""
+            return True, ""
         if found != 0:
-            return last_error()
-        former = self._listener
+            return False, last_error()
         try:
-            self._listener = self._listen(replace=False)
+            made = self._listen(replace=False)
         except ShmDriverError as error:
-            return str(error)
-        lib.shmd_listener_close(former)
+            return False, str(error)
+        lib.shmd_listener_close(self._listener)
+        # In place: the former one is closed, and its memory is what close() knows.
+        ffi.memmove(self._listener, made, ffi.sizeof("shmd_listener_t"))
         self._epoll.register(self._listener.epoll, select.EPOLLIN)
-        return f"{self._path.decode()}/{SOCKET_NAME} was removed, and was made anew"
-
-    def remove(self) -> None:
-        """Takes the socket's name away, at the end for good."""
-        if lib.shmd_listener_check(self._listener, self._folder) == 1:
-            os.unlink(SOCKET_NAME, dir_fd=self._folder)
+        return (
+            True,
+            f"{self._lock.folder.path}/{SOCKET_NAME} was removed: made anew. Find who cleans up there",
+        )
 
     def close(self) -> None:
         """Closes everything; the name stays. Twice is once."""
         _doors.discard(self)
-        lib.shmd_listener_close(self._listener)
-        for fd in (*self._connections, *self._segments):
-            os.close(fd)
-        self._connections, self._segments = set(), (-1, -1)
-        self._epoll.close()
+        while self._connections:
+            os.close(self._connections.popitem()[0])
+        self._undo.close()
+
+
+def _open_segments(authority: Authority) -> Iterator[int]:
+    yield os.open(f"/proc/self/fd/{authority.file.fd}", os.O_RDONLY | os.O_CLOEXEC)
+    yield open_segment(authority.control_name, writable=True)[0]

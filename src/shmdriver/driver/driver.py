@@ -31,7 +31,7 @@ from shmdriver.driver.control import ControlRing, Request
 from shmdriver.driver.damage import DamageWatch
 from shmdriver.driver.deathwatch import DeathWatch
 from shmdriver.driver.desk import RequestDesk
-from shmdriver.driver.door import Door
+from shmdriver.driver.door import NO_GROUP, Door
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.inheritance import Inheritance
 from shmdriver.driver.instance_lock import HINT_NAME
@@ -194,6 +194,16 @@ class Driver:
         found = f"adopted {len(tables.clients)} clients, {len(tables.leases)} leases" if adopted else "new"
         self._log(f"driver of instance {self.instance!r} serves: pid {os.getpid()}, {found}")
         self._notifier.send(f"READY=1\nMAINPID={os.getpid()}")
+
+    def _open_door(self, modes: Modes) -> None:
+        self._connections = Connections(
+            self.tables,
+            Door(self.tables.authority, NO_GROUP if modes.gid is None else modes.gid),
+            self._notes,
+            budget=self._config.policies.limits.attaches_per_tick,
+            look_for_deaths=self._lease_watch.look_for_deaths,
+            log=self._log,
+        )
 
     def _note_instance(self) -> None:
         """Tells tools where to look. Raises ShmDriverError."""
@@ -377,9 +387,9 @@ class Driver:
         self._lease_watch.look_for_deaths(now_ns)
         self._health.check_memory()
         self._health.check_events(now_ns)
-        self._health.check_lock(
-            is_lost=self._damage.check_lock(now_ns, for_group=self._config.shm.group is not None)
-        )
+        is_lost = self._damage.check_lock(now_ns, for_group=self._config.shm.group is not None)
+        is_lost |= not self.connections.check(now_ns)
+        self._health.check_lock(is_lost=is_lost)
         self._damage.check_files(now_ns)
 
     def on_lease_check(self, now_ns: int) -> None:
@@ -463,7 +473,6 @@ class Driver:
             for text in authority.tell_links(*tables.streams.segment_names(), authority.control_name):
                 self._log(text)
             tables.streams.unlink_all()
-            self.connections.remove()
             authority.unlink()
             failpoint("stop.authority_unlinked")
             authority.lock.remove()

@@ -5,13 +5,13 @@ former id needs that client's secret beside it. A pidfd is of a process and not 
 at exec, and from then on the process's Hellos show another image. So such a Hello proves that whoever was
 registered by the former image is gone.
 
-A record keeps pid and start time as the driver read them, and the namespaces of that driver. A successor in the
-same ones proves the dead by these alone, before anybody says Hello to it. Pid 0 is of a process in another PID
-namespace: only its pidfd proves its death, and a successor has that with the next Hello.
+A record keeps pid and start time as the driver read them, and the namespaces of that driver. A successor in
+the same ones proves the dead by these alone, before anybody says Hello to it. Pid 0 is of a process in
+another PID namespace: only its pidfd proves its death, and a successor has that with the next Hello.
 
-``peer`` is a ``shmd_peer_t *``, what the kernel says; ``hello`` a private copy of a ``shmd_hello_t``, what the
-client says; ``process`` the inode of a pidfd: one number for all pidfds of a process, for those of no other
-process; 0: not known.
+``peer`` is a ``shmd_peer_t *``, what the kernel says; ``hello`` a private copy of a ``shmd_hello_t``, what
+the client says; ``process`` the inode of a pidfd: one number for all pidfds of a process, and for those of no
+other process; 0: not known.
 """
 
 from __future__ import annotations
@@ -119,6 +119,6 @@ def look_of(peer: Any, pidfd: int) -> Look:
 
 
 def descriptors_left(fd: int) -> int:
-    """How many more descriptors clients may take when ``fd`` is the newest one; negative: not even that one."""
+    """How many more descriptors clients may take when ``fd`` is the newest one; negative: not even that."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 2**31 if limit == resource.RLIM_INFINITY else limit - RESERVED_DESCRIPTORS - fd - 1
