@@ -20,7 +20,17 @@ from typing import Any
 import posix_ipc
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver import admission, authority, clients, control, failpoints, oversight, segments, shm
+from shmdriver.driver import (
+    admission,
+    authority,
+    clients,
+    control,
+    failpoints,
+    held,
+    instance_lock,
+    oversight,
+    shm,
+)
 from shmdriver.driver.authority import Authority
 from shmdriver.driver.memory import Completion, InlineMemory, Job
 from shmdriver.driver.shm import SegmentMap
@@ -39,6 +49,9 @@ POINTS = (
     "shmd_control_advance",
     "shmd_segment_complete",
 )
+
+
+unlink_file = instance_lock._unlink
 
 
 class Crash(BaseException):
@@ -255,9 +268,8 @@ class Kernel:
         for mapped in self._maps:
             mapped.close()
         self._maps.clear()
-        for fd in list(segments._lock_fds):
-            segments._lock_fds.discard(fd)
-            os.close(fd)
+        for fd in list(held._fds):
+            held.let_go(fd)
         own = {task.fd for task in self.tasks.values()}
         for fd in set(self._handed_out) - own:
             path = Path(f"/proc/self/fd/{fd}")
@@ -280,6 +292,10 @@ class Kernel:
             raise posix_ipc.ExistentialError
         posix_ipc.unlink_shared_memory(name)
 
+    def _unlink_file(self, folder_fd: int, name: str) -> None:
+        if not self.killed:
+            unlink_file(folder_fd, name)
+
     @contextmanager
     def installed(self) -> Iterator[None]:
         mapping, meet = SegmentMap.of, Authority.__init__
@@ -299,6 +315,7 @@ class Kernel:
             (clients, "look_at_client", self.look_at_client),
             (control, "look_at_process", self.look_at_claimer),
             (shm, "posix_ipc", ipc),
+            (instance_lock, "_unlink", self._unlink_file),
             (failpoints, "_hit", self._failpoint),
             (authority, "EVENT_SLOTS", 256),
             (oversight, "LOW_MEMORY_SHARE", 0.0),  # the machine's own memory is none of the simulation's

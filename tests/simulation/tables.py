@@ -8,7 +8,7 @@ from collections import namedtuple
 from typing import Any, NamedTuple
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.segments import authority_name, control_name
+from tests.segments import path_of, segment_name
 
 LIVE = (lib.SHMD_LEASE_ATTACHED, lib.SHMD_LEASE_ACTIVE, lib.SHMD_LEASE_STALLED)
 _CODES = {"uint64_t": "Q", "int64_t": "q", "uint32_t": "I"}
@@ -79,10 +79,14 @@ class View:
     """The two segments of one boot, mapped as clients map them; outlives its drivers and its names."""
 
     def __init__(self, instance: str) -> None:
-        self._mapped = [_map(authority_name(instance), False), _map(control_name(instance), True)]
+        self._mapped = [
+            _map(segment_name(path_of(instance, "authority")), False),
+            _map(segment_name(path_of(instance, "control")), True),
+        ]
         self.authority = ffi.cast("shmd_authority_t *", self._mapped[0][0])
         self.control = ffi.cast("shmd_control_t *", self._mapped[1][0])
         self.boot_id = int(self.authority.header.boot_id)
+        self.names = {path_of(instance, kind).name for kind in ("authority", "control")}
         base, header = ffi.cast("unsigned char *", self.authority), self.authority
         self._clients = ffi.buffer(base + header.clients_offset, header.client_max * _CLIENT.size)
         self._leases = ffi.buffer(base + header.leases_offset, header.lease_max * _LEASE.size)

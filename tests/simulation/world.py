@@ -10,12 +10,14 @@ from typing import Any
 
 from shmdriver.driver.admission import Admission
 from shmdriver.driver.authentication import sign_request
+from shmdriver.driver.collect import collect
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.leases import LeaseTable
 from shmdriver.driver.lifecycle import CODES, ShutdownMode, State
 from shmdriver.driver.memory import InlineMemory, Provision
 from tests.driver_rig import rests
+from tests.segments import runtime_folders
 from tests.simulation.actors import Consumer, Process, Producer
 from tests.simulation.kernel import MS, Crash, Kernel, SlowMemory
 from tests.simulation.leftovers import SHM, own_instance
@@ -229,6 +231,8 @@ class World:
         self.note(f"driver stopped ({mode})")
         if mode is ShutdownMode.END:
             demand(not self.segments(), "a shutdown leaves no segment", self.segments())
+            folders = runtime_folders(lambda name: name == self.instance)
+            demand(not folders, "a shutdown leaves no runtime folder", folders)
             self.boot.settled = True
         else:
             self.boot.settled = False
@@ -245,10 +249,7 @@ class World:
             demand("error in a tick" not in line, "a tick does not fail", line)
         self.logged.clear()
         if not over:
-            expected = boot.expected_segments() | {
-                f"shmd.{self.instance}.authority",
-                f"shmd.{self.instance}.control",
-            }
+            expected = boot.expected_segments() | boot.view.names
             found = self.segments()
             demand(
                 found == expected,
@@ -357,7 +358,8 @@ class World:
             self.boot.view.close()
         self.driver = None
         self.kernel.bury()
-        for name in self.segments():
+        collect(self.instance)
+        for name in self.segments():  # that are left half made: of no driver's form
             (SHM / name).unlink()
 
     def pick(self, wanted: Callable[[Process], bool]) -> Process | None:

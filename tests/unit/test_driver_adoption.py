@@ -13,7 +13,7 @@ import pytest
 from shmdriver._native import ffi, lib
 from shmdriver.driver import authority, epochs, events, leases, streams
 from shmdriver.driver.lifecycle import ShutdownMode
-from shmdriver.driver.segments import epoch_names
+from shmdriver.driver.segment_names import new_name
 from shmdriver.driver.shm import Modes, create_segment
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.tenure import Tenure
@@ -62,11 +62,10 @@ def test_adopting_driver_gives_everybody_a_fresh_start(rig: Rig) -> None:
 def test_orphan_segments_are_removed_and_named_ones_kept(rig: Rig) -> None:
     producer = rig.client().produce()
     before = segments(rig)
-    boot_id = int(rig.view.authority.header.boot_id)
-    for boot, epoch in ((boot_id, 2), (boot_id + 2, 1)):
-        for name in epoch_names(rig.instance, boot, producer.stream_id, epoch):
-            os.close(create_segment(name, 4096, Modes()))
+    for kind in ("control", "data", "gates"):
+        os.close(create_segment(new_name(rig.instance, kind), 4096, Modes()))
     rig.restart()
+    assert rig.epoch_state(producer) == lib.SHMD_EPOCH_OPEN
     assert segments(rig) == before
 
 

@@ -7,6 +7,7 @@ import os
 import resource
 import threading
 from collections.abc import Callable, Iterator
+from grp import getgrgid
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.limits import ShmSpace, cgroup_limits, lock_shortage, shortage
 from shmdriver.driver.memory import MemoryThread, Unmap
-from shmdriver.driver.segments import lock_authority
 from shmdriver.driver.shm import Modes, ShmSpaceError, create_segment
 from shmdriver.errors import Reason, ShmDriverError
 from tests.driver_rig import Rig
+from tests.segments import runtime_folders
 
 MIB = 1 << 20
 V2 = "31 24 0:27 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n"
@@ -332,7 +333,7 @@ def test_full_table_of_inodes_and_read_only_mounts_are_said_so(
 
         monkeypatch.setattr("posix_ipc.SharedMemory", fails)
         with pytest.raises(ShmDriverError, match=words):
-            lock_authority(instance_name, Modes())
+            create_segment(f"/shmd.{instance_name}.x", 4096, Modes())
 
 
 @pytest.mark.fault(18, how="statvfs fails beside shm_open and fallocate")
@@ -380,10 +381,10 @@ def test_mount_that_counts_no_inodes_is_not_said_to_have_none_left(
 
     monkeypatch.setattr("posix_ipc.SharedMemory", fails)
     with pytest.raises(ShmSpaceError, match=r"^/dev/shm takes no more files, so /shmd"):
-        lock_authority(instance_name, Modes())
+        create_segment(f"/shmd.{instance_name}.x", 4096, Modes())
 
 
-def test_group_that_cannot_be_given_leaves_no_authority_behind(
+def test_group_that_cannot_be_given_leaves_nothing_behind(
     instance_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(*_: object) -> None:
@@ -393,5 +394,6 @@ def test_group_that_cannot_be_given_leaves_no_authority_behind(
     with pytest.raises(
         ShmDriverError, match=r"shm\.group, shm\.mode.*: a process may give files to groups that it is in"
     ):
-        lock_authority(instance_name, Modes(0o660, 4242))
+        Rig(instance_name, shm__mode="0660", shm__group=getgrgid(os.getegid()).gr_name)
     assert not list(Path("/dev/shm").glob(f"shmd.{instance_name}.*"))
+    assert not runtime_folders(lambda name: name == instance_name)

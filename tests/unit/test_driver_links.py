@@ -12,6 +12,7 @@ from shmdriver.driver.lifecycle import ShutdownMode
 from shmdriver.observe import Instance, host
 from shmdriver.observe.links import linked_segments
 from tests.driver_rig import Rig
+from tests.segments import path_of
 
 SHM = Path("/dev/shm")
 FOLLOW = {"flags": lib.SHMD_ATTACH_FOLLOW}
@@ -86,7 +87,8 @@ def test_adoption_takes_and_tells_hard_links(rig: Rig, links: tuple[Path, Path])
 def test_an_end_tells_what_outlives_it(rig: Rig, links: tuple[Path, Path], *, is_superseded: bool) -> None:
     data = data_of(rig, rig.client().produce())
     links[0].hardlink_to(data)
-    links[1].hardlink_to(SHM / f"shmd.{rig.instance}.control")
+    control = path_of(rig.instance, "control")
+    links[1].hardlink_to(control)
     if is_superseded:
         rig.crash()
         rig.start(driver__boot="fresh")
@@ -95,7 +97,7 @@ def test_an_end_tells_what_outlives_it(rig: Rig, links: tuple[Path, Path], *, is
         rig.tick(60_000)
         assert rig.driver.state.value == "stopped"
     assert not data.exists()
-    for name in (f"/{data.name}", f"/shmd.{rig.instance}.control"):
+    for name in (f"/{data.name}", f"/{control.name}"):
         assert [line for line in rig.logged if f"{name} has 1 hard link beside its name" in line], name
     assert paths() >= set(map(str, links))
 

@@ -13,6 +13,7 @@ import pytest
 
 from shmdriver._native import ffi, lib
 from tests.driver_rig import Rig
+from tests.segments import path_of
 
 CAP_IPC_LOCK = 14
 PAGE = resource.getpagesize()
@@ -99,7 +100,7 @@ def test_all_segments_are_locked_also_adopted_ones(rig: Rig) -> None:
 @pytest.mark.fault(61, how="ftruncate of the control segment, RLIMIT_MEMLOCK")
 def test_a_control_segment_that_was_truncated_is_locked_again(rig: Rig) -> None:
     before = locked()
-    control = Path(f"/dev/shm/shmd.{rig.instance}.control")
+    control = path_of(rig.instance, "control")
     os.truncate(control, control.stat().st_size - PAGE)
     rig.tick(200)
     assert locked() == before

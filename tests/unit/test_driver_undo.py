@@ -23,6 +23,7 @@ from shmdriver.driver.driver import Driver
 from shmdriver.driver.memory import Completion, EpochMemory, InlineMemory
 from shmdriver.errors import Reason, ShmDriverError
 from tests.driver_rig import Requester, Rig
+from tests.segments import paths_of, runtime_folders
 
 UNDOING = ("__exit__", "pop_all", "callback", "close")
 
@@ -247,10 +248,8 @@ def test_start_that_fails_anywhere_gives_everything_back(instance_name: str) -> 
             with injection:
                 driver.start()
         except Injected:
-            # Before it had the lock: an empty object, which the next one takes.
-            left = list(Path("/dev/shm").glob(f"shmd.{instance_name}.*"))
-            assert [path.stat().st_size for path in left] == [0] * len(left), injection.where
-            assert len(left) <= 1
+            left = [*paths_of(instance_name), *runtime_folders(lambda name: name == instance_name)]
+            assert not left, injection.where
             assert descriptors() == before, injection.where
             assert not mappings(instance_name), injection.where
             continue

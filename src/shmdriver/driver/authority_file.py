@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from shmdriver._native import ffi, lib
@@ -93,10 +94,10 @@ class AuthorityFile:
 
     __slots__ = ("_pid", "fd", "name")
 
-    def __init__(self, name: str, fd: int) -> None:
+    def __init__(self, name: str = "") -> None:
         self.name = name
+        self.fd = -1
         self._pid = os.getpid()
-        self.fd = hold(fd)
 
     @classmethod
     def create(cls, instance: str, size: int, tell: Callable[[str], None]) -> AuthorityFile:
@@ -106,26 +107,31 @@ class AuthorityFile:
         Raises ShmSpaceError, ShmDriverError, FileExistsError.
         """
         check_space(f"the authority of instance {instance!r}", size)
-        name, fd = draw(instance, "authority", make_object, tell)
-        made = cls(name, fd)
-        try:
+        with ExitStack() as undo:
+            made = cls()
+            undo.callback(made.close)
+            undo.callback(made.remove)
+            made.name, made.fd = draw(instance, "authority", make_object, tell)
+            hold(made.fd)
             made.show_life()
-            allocate(fd, name, size)
-        except BaseException:
-            unlink_segment(name)
-            made.close()
-            raise
+            allocate(made.fd, made.name, size)
+            undo.pop_all()
         return made
 
     @classmethod
     def open(cls, found: Found) -> AuthorityFile | None:
         """None when it is gone, or something else stands there. Raises ShmDriverError."""
-        fd = int(lib.shmd_found_open(found.native, 1))
-        if fd >= 0:
-            return cls(found.name, fd)
-        if fd == lib.SHMD_E_LAYOUT or ffi.errno == errno.ENOENT:
-            return None
-        raise ShmDriverError(last_error())
+        with ExitStack() as undo:
+            opened = cls(found.name)
+            undo.callback(opened.close)
+            opened.fd = lib.shmd_found_open(found.native, 1)
+            if opened.fd >= 0:
+                hold(opened.fd)
+                undo.pop_all()
+                return opened
+            if opened.fd == lib.SHMD_E_LAYOUT or ffi.errno == errno.ENOENT:
+                return None
+            raise ShmDriverError(last_error())
 
     @property
     def size(self) -> int:
@@ -160,7 +166,7 @@ class AuthorityFile:
 
     def remove(self) -> None:
         """Takes its name away, if it still is its own."""
-        if self.still_named():
+        if self.fd >= 0 and self.still_named():
             unlink_segment(self.name)
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ from shmdriver.driver.authority_file import (
     refuse_old_layout,
 )
 from shmdriver.driver.held import hold, let_go
-from shmdriver.driver.instance_lock import LOCK_NAME, InstanceLock, lock_file, try_lock
+from shmdriver.driver.instance_lock import LOCK_NAME, InstanceLock, try_lock
 from shmdriver.driver.shm import SegmentMap
 from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, ShmDriverError
 from shmdriver.hints import command
@@ -43,7 +43,7 @@ LOCK_TURN_S = 0.01
 _Result = TypeVar("_Result")
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 -- no error: an answer
     """Somebody drives this instance, or may be about to. ``authority``: the object that says so."""
 
     def __init__(self, authority: str = "", life: str = "") -> None:
@@ -115,21 +115,19 @@ class Claim:
     def _lock_other_folders(self) -> None:
         own = self.lock.folder_id
         for folder in runtime_folder.find(self.instance, os.geteuid()):
-            fd = None
-            try:
-                found = os.fstat(folder.fd)
-                if (found.st_dev, found.st_ino) != own:
-                    fd = lock_file(folder)
-            finally:
-                if fd is None:
-                    folder.close()
-            if fd is not None:
-                lock = InstanceLock(self.instance, folder, fd, is_new=False)
-                self._stale.append(lock)
+            with ExitStack() as undo:
+                undo.callback(folder.close)
+                lock = InstanceLock(self.instance)
+                undo.callback(lock.release)
+                lock.folder = folder
+                if lock.folder_id == own or not lock.open(make=False):
+                    continue
                 try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock.take()
                 except BlockingIOError:
                     raise Refused("", f"it holds {folder.path / LOCK_NAME}") from None
+                self._stale.append(lock)
+                undo.pop_all()
 
     def _is_driverless(self, file: AuthorityFile, found: Found) -> bool:
         """False: nothing complete was left. Raises Refused when it has a driver."""
@@ -188,16 +186,20 @@ class Claim:
             if (found.st_dev, found.st_ino) != folder_id or found.st_uid != os.geteuid():
                 return None
             flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            fd = hold(os.open(LOCK_NAME, flags, dir_fd=folder))
+            fd = os.open(LOCK_NAME, flags, dir_fd=folder)
         except OSError:
             return None
         finally:
             os.close(folder)
-        self._recorded.append(fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+        with ExitStack() as undo:
+            undo.callback(let_go, fd)
+            hold(fd)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            self._recorded.append(fd)
+            undo.pop_all()
         return False
 
 
@@ -218,15 +220,23 @@ def claimed(
     Once it returns, it owns the claim's lock.
 
     ``patience``: how often to try again while a holder whose driver is not proved alive has it. Raises
-    DriverAlreadyRunning naming the holder, LayoutMismatch, ShmDriverError, OSError. Whoever is refused removes
-    what was made for that.
+    DriverAlreadyRunning naming the holder, LayoutMismatch, ShmDriverError, OSError. Whoever is refused
+    removes what was made for that.
     """
     for turn in range(LOCK_TURNS):  # each turn: others made or removed folder or lock meanwhile
         try:
-            lock = try_lock(instance, for_group=for_group)
-            if lock is None:
-                continue
-            return _begin(lock, begin)
+            with ExitStack() as undo:
+                lock = try_lock(instance, for_group=for_group)
+                if lock is None:
+                    continue
+                undo.callback(lock.withdraw)
+                refuse_old_layout(instance)
+                claim = Claim(lock)
+                undo.callback(claim.close)
+                claim.find()
+                result = begin(claim)
+                undo.pop_all()
+                return result
         except BlockingIOError:
             refused = Refused()
         except Refused as error:
@@ -241,23 +251,11 @@ def claimed(
                 instance=instance,
                 pid=pid,
             )
-        threading.Event().wait(LOCK_TURN_S * (0.5 + random.random()))  # noqa: S311 -- not to meet again
+        threading.Event().wait(LOCK_TURN_S * (0.5 + random.random()))
     raise ShmDriverError(
         f"the runtime folder of instance {instance!r} was made and removed {LOCK_TURNS} times while locking "
         "it: other drivers are racing"
     )
-
-
-def _begin(lock: InstanceLock, begin: Callable[[Claim], _Result]) -> _Result:
-    with ExitStack() as undo:
-        undo.callback(lock.withdraw)
-        refuse_old_layout(lock.instance)
-        claim = Claim(lock)
-        undo.callback(claim.close)
-        claim.find()
-        result = begin(claim)
-        undo.pop_all()
-    return result
 
 
 def _holder(instance: str, refused: Refused) -> tuple[int, str, Verdict]:

@@ -54,9 +54,7 @@ def _remove(claim: Claim, names: list[str]) -> list[str]:
         for file in claim.former:  # those with hard links are ours only if a table names them
             names = [*names, *segment_names_of(file)]
         removed = [name for name in dict.fromkeys(names) if unlink_segment(name)]
-        for file in claim.former:
-            if file.still_named() and unlink_segment(file.name):
-                removed.append(file.name)
+        removed += [file.name for file in claim.former if file.still_named() and unlink_segment(file.name)]
         claim.settle()
         claim.lock.remove()
     finally:

@@ -117,8 +117,8 @@ class DamageWatch:
         is_lost = standing is not Standing.WHOLE
         if is_lost and not self._is_lock_lost:  # said once; attached clients go on
             self._complain(
-                f"{lock.folder.path}/{LOCK_NAME} was replaced while this driver holds its lock: a second driver "
-                f"of instance {lock.instance!r} may start. Stop this one, and find who did that",
+                f"{lock.folder.path}/{LOCK_NAME} was replaced while this driver holds its lock: a second "
+                f"driver of instance {lock.instance!r} may start. Stop this one, and find who did that",
                 now_ns,
             )
         self._is_lock_lost = is_lost

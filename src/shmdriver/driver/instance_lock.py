@@ -14,6 +14,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from enum import Enum
 from typing import Final
 
@@ -25,7 +26,7 @@ from shmdriver.os_errors import errno_text, last_error
 from shmdriver.runtime_folder import RuntimeFolder
 from shmdriver.standard_descriptors import keep_standard_descriptors
 
-__all__ = ["HINT_NAME", "LOCK_NAME", "InstanceLock", "Standing", "lock_file", "try_lock", "write_aside"]
+__all__ = ["HINT_NAME", "LOCK_NAME", "InstanceLock", "Standing", "try_lock", "write_aside"]
 
 LOCK_NAME: Final = "lock"
 HINT_NAME: Final = "instance.json"
@@ -45,17 +46,51 @@ class Standing(Enum):
 class InstanceLock:
     """The exclusive flock on an instance's lock file; the folder that it stands in."""
 
-    __slots__ = ("_pid", "fd", "folder", "instance", "is_new", "passed_over")
+    __slots__ = ("_pid", "fd", "folder", "instance", "is_held", "is_new", "passed_over")
 
-    def __init__(
-        self, instance: str, folder: RuntimeFolder, fd: int, *, is_new: bool, passed_over: str = ""
-    ) -> None:
+    def __init__(self, instance: str) -> None:
         self.instance = instance
-        self.folder = folder
-        self.passed_over = passed_over  # places that were not taken, and why
-        self.is_new = is_new  # this process has made the file
+        self.folder = RuntimeFolder()
+        self.fd = -1
+        self.is_new = False  # this process has made the file
+        self.is_held = False
+        self.passed_over = ""  # places that were not taken, and why
         self._pid = os.getpid()
-        self.fd = hold(fd)
+
+    def open(self, *, make: bool) -> bool:
+        """Opens the lock file in the folder. False: there is none, or the folder is gone.
+
+        Raises ShmDriverError.
+        """
+        keep_standard_descriptors()
+        path = self.folder.path / LOCK_NAME
+        try:
+            try:
+                self.fd = os.open(LOCK_NAME, os.O_RDWR | _FLAGS, dir_fd=self.folder.fd)
+            except FileNotFoundError:
+                if not make:
+                    return False
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
+                self.fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=self.folder.fd)
+                self.is_new = True
+        except (FileNotFoundError, FileExistsError):
+            return False
+        except OSError as error:
+            text = errno_text(error, lib.SHMD_CALL_RUNTIME)
+            raise ShmDriverError(f"cannot open {path} as uid {os.geteuid()}: {text}") from error
+        hold(self.fd)
+        found = os.fstat(self.fd)
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+            return True
+        raise ShmDriverError(
+            f"{path} has mode {found.st_mode:o} and belongs to uid {found.st_uid}; expected a regular "
+            f"file of uid {os.geteuid()}: remove it, and start again"
+        )
+
+    def take(self) -> None:
+        """Raises BlockingIOError when somebody holds it."""
+        fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.is_held = True
 
     @property
     def folder_id(self) -> tuple[int, int]:
@@ -103,6 +138,7 @@ class InstanceLock:
         let_go(self.fd)
         former.close()
         self.fd = hold(fd)
+        self.is_new = True
         return True
 
     def note(self, hint: Mapping[str, object]) -> None:
@@ -120,23 +156,27 @@ class InstanceLock:
             return
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.folder.fd)
         try:
-            names = [name for name in os.listdir(fd) if _CONTENTS.fullmatch(name) and name != LOCK_NAME]
+            listed = os.listdir(fd)  # noqa: PTH208 -- of a descriptor
+            names = [name for name in listed if _CONTENTS.fullmatch(name) and name != LOCK_NAME]
         finally:
             os.close(fd)
-        for name in names:
+        for name in [*names, LOCK_NAME]:
             _unlink(self.folder.fd, name)
-        self._remove_lock()
+        self._remove_folder()
 
-    def _remove_lock(self) -> None:
-        _unlink(self.folder.fd, LOCK_NAME)
+    def _remove_folder(self) -> None:
         if lib.shmd_folder_remove(self.folder.native) < 0 and ffi.errno not in _STAYS:
             raise ShmDriverError(last_error())
 
     def withdraw(self) -> None:
         """Gives the lock up; what this process has made for it goes, too."""
         try:
-            if self.is_new and self.fd >= 0 and os.getpid() == self._pid and self.look() is Standing.WHOLE:
-                self._remove_lock()
+            if self.fd >= 0 and self.is_new and os.getpid() == self._pid:
+                with suppress(BlockingIOError):  # then another one has it by now
+                    self.take()
+                    self.remove()
+            elif self.folder.fd >= 0:
+                self._remove_folder()  # if it is empty
         finally:
             self.release()
 
@@ -153,74 +193,33 @@ def try_lock(instance: str, *, for_group: bool) -> InstanceLock | None:
 
     Raises BlockingIOError when somebody holds it, ShmDriverError when no place is usable, OSError.
     """
-    folder = runtime_folder.make(instance, for_group=for_group)
-    passed_over = runtime_folder.notes()
-    try:
-        fd, is_new = _open_lock(folder)
-        if fd is None:
-            folder.close()
-            return None
-    except BaseException:
-        folder.close()
-        raise
-    lock = InstanceLock(instance, folder, fd, is_new=is_new, passed_over=passed_over)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if lock.look() is Standing.WHOLE:
-            return lock
-    except BaseException:
-        lock.release()
-        raise
-    lock.release()
+    with ExitStack() as undo:
+        lock = InstanceLock(instance)
+        undo.callback(lock.withdraw)
+        lock.folder = runtime_folder.make(instance, for_group=for_group)
+        lock.passed_over = runtime_folder.notes()
+        if lock.open(make=True):
+            lock.take()
+            if lock.look() is Standing.WHOLE:
+                undo.pop_all()
+                return lock
     return None
 
 
-def _open_lock(folder: RuntimeFolder) -> tuple[int | None, bool]:
-    """The descriptor of the lock file, and whether this call has made it."""
-    keep_standard_descriptors()
-    try:
-        return os.open(LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600, dir_fd=folder.fd), True
-    except FileExistsError:
-        return lock_file(folder), False
-    except FileNotFoundError:
-        return None, False  # the folder was removed by the driver that ended
-    except OSError as error:
-        text = errno_text(error, lib.SHMD_CALL_RUNTIME)
-        raise ShmDriverError(f"cannot make {folder.path / LOCK_NAME}: {text}") from error
-
-
-def lock_file(folder: RuntimeFolder) -> int | None:
-    """A descriptor of the lock file in a folder of this user; None: there is none. Raises ShmDriverError."""
-    path = folder.path / LOCK_NAME
-    try:
-        fd = os.open(LOCK_NAME, os.O_RDWR | _FLAGS, dir_fd=folder.fd)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        text = errno_text(error, lib.SHMD_CALL_RUNTIME)
-        raise ShmDriverError(f"cannot open {path} as uid {os.geteuid()}: {text}") from error
-    found = os.fstat(fd)
-    if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
-        return fd
-    os.close(fd)
-    raise ShmDriverError(
-        f"{path} has mode {found.st_mode:o} and belongs to uid {found.st_uid}; expected a regular file of uid "
-        f"{os.geteuid()}: remove it, and start again"
-    )
-
-
 def write_aside(folder_fd: int, name: str, data: bytes, mode: int) -> None:
-    """Replaces a file of a folder; whoever reads it sees the old one or the new one, whole. Raises OSError."""
+    """Replaces a file; whoever reads it sees the old one or the new one, whole. Raises OSError."""
     aside = f"{name}.{os.urandom(8).hex()}"
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, mode, dir_fd=folder_fd)
     try:
-        with os.fdopen(fd, "wb") as file:
-            os.fchmod(fd, mode)
-            file.write(data)
+        os.fchmod(fd, mode)
+        if os.write(fd, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
         os.rename(aside, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
     except BaseException:
         _unlink(folder_fd, aside)
         raise
+    finally:
+        os.close(fd)
 
 
 def _unlink(folder_fd: int, name: str) -> None:
