@@ -326,6 +326,17 @@ class Scenario:
                     return answer
                 raw.correlation_id = correlation + 1
 
+    def connect(self, client: Requester) -> None:
+        while True:
+            client.say(client.hello_message())
+            answer = client.hear() if self.survive(self.rig.tick) else None
+            if answer is not None and answer.code == lib.SHMD_CODE_OK:
+                client.client_id, client.index = answer.client_id, answer.client_index
+                return
+            if answer is not None:
+                assert answer.reason == Reason.DRIVER_DIED, answer.text
+                client.nonce += 1  # as one that connects anew
+
     def survive(self, act: Callable[[], None]) -> bool:
         try:
             act()
@@ -351,13 +362,7 @@ class Scenario:
         rig = self.rig
         first, second = Requester(rig), Requester(rig)
         for client in (first, second):
-            client.say(client.hello_message())
-            while not self.survive(rig.tick):
-                client.say(client.hello_message())
-            answer = client.hear()
-            assert answer is not None
-            assert answer.code == lib.SHMD_CODE_OK, answer.text
-            client.client_id, client.index = answer.client_id, answer.client_index
+            self.connect(client)
         early = self.attach(second, lib.SHMD_ROLE_CONSUMER, **FOLLOW)
         one = self.attach(first, lib.SHMD_ROLE_PRODUCER)
         rig.publish(one, 5)

@@ -81,19 +81,19 @@ def test_without_tickless_idle_each_lease_check_is_a_tick(instance_name: str) ->
 
 
 def test_no_rest_while_a_client_is_to_be_looked_at_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    settled(rig)
+    client = settled(rig)
     assert rests_later(rig)
     with monkeypatch.context() as patch:
         patch.setattr(
             clients, "look_at_client", lambda _: Look(Verdict.UNKNOWN, lib.SHMD_EVIDENCE_NO_DESCRIPTOR)
         )
-        late = rig.client()
+        rig.restart()
         rig.tick(2 * CHECK_MS)
         assert not rests_later(rig)
-        late_record = lib.shmd_authority_client(rig.view.authority, late.index)
-        assert not late_record.provable
+        record = lib.shmd_authority_client(rig.view.authority, client.index)
+        assert not record.provable
     rig.tick(CHECK_MS)
-    assert late_record.provable
+    assert record.provable
     assert rests_later(rig)
 
 

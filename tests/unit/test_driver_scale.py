@@ -98,9 +98,7 @@ def many_clients(rig: Rig) -> Visitor:
 
 
 @pytest.mark.fault(56, how="all clients die at once")
-def test_ends_of_many_clients_read_each_lease_a_few_times(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ends_of_many_clients_read_each_lease_a_few_times(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     visitor = many_clients(rig)
     rig.tick(200)
     assert len(rig.driver.tables.leases) == CLIENTS

@@ -96,12 +96,6 @@ class Connections:
         """A descriptor that is readable while there is something to do."""
         return self._door.fileno()
 
-    def close(self) -> None:
-        """Every client sees its connection end."""
-        self._fds.clear()
-        self._clients.clear()
-        self._door.close()
-
     # -- inner
 
     def _hear(self, now_ns: int) -> int:

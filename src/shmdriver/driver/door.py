@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 from weakref import WeakSet
 
@@ -50,25 +48,24 @@ class Door:
     def __init__(self, authority: Authority, gid: int) -> None:
         self._lock, self._gid = authority.lock, gid
         self._connections: dict[int, bool] = {}  # whether it is in the epoll instance
-        with ExitStack() as undo:
-            self._segments: tuple[int, ...] = ()
-            for fd in _open_segments(authority):
-                undo.callback(os.close, fd)
-                self._segments += (fd,)
-            self._listener = self._listen(replace=True)
-            undo.callback(lib.shmd_listener_close, self._listener)
-            self._epoll = select.epoll()
-            undo.callback(self._epoll.close)
+        self._segments = [-1, -1]
+        self._listener = _no_listener()
+        self._epoll = select.epoll()
+        try:
+            self._segments[0] = os.open(f"/proc/self/fd/{authority.file.fd}", os.O_RDONLY | os.O_CLOEXEC)
+            self._segments[1], _ = open_segment(authority.control_name, writable=True)
+            self._listen(self._listener, replace=True)
             self._epoll.register(self._listener.epoll, select.EPOLLIN)
-            self._undo = undo.pop_all()
-        _doors.add(self)
+            _doors.add(self)
+        except BaseException:
+            self.close()
+            raise
 
-    def _listen(self, *, replace: bool) -> Any:
-        folder, listener = self._lock.folder, ffi.new("shmd_listener_t *")
+    def _listen(self, listener: Any, *, replace: bool) -> None:
+        folder = self._lock.folder
         path = os.fsencode(folder.path)
         if lib.shmd_listener_open(folder.fd, path, self._gid, int(replace), listener) != 0:
             raise ShmDriverError(f"nobody can connect to this driver: {last_error()}")
-        return listener
 
     def fileno(self) -> int:
         """Readable while somebody arrives, says something or leaves."""
@@ -129,27 +126,27 @@ class Door:
             return True, ""
         if found != 0:
             return False, last_error()
+        former, self._listener = self._listener, _no_listener()
         try:
-            made = self._listen(replace=False)
+            self._listen(self._listener, replace=False)
         except ShmDriverError as error:
+            self._listener = former
             return False, str(error)
-        lib.shmd_listener_close(self._listener)
-        # In place: the former one is closed, and its memory is what close() knows.
-        ffi.memmove(self._listener, made, ffi.sizeof("shmd_listener_t"))
+        lib.shmd_listener_close(former)
         self._epoll.register(self._listener.epoll, select.EPOLLIN)
-        return (
-            True,
-            f"{self._lock.folder.path}/{SOCKET_NAME} was removed: made anew. Find who cleans up there",
-        )
+        where = self._lock.folder.path
+        return True, f"{where}/{SOCKET_NAME} was removed: made anew. Find who cleans up there"
 
     def close(self) -> None:
         """Closes everything; the name stays. Twice is once."""
         _doors.discard(self)
-        while self._connections:
-            os.close(self._connections.popitem()[0])
-        self._undo.close()
+        lib.shmd_listener_close(self._listener)
+        for fd in (*self._connections, *self._segments):
+            if fd >= 0:
+                os.close(fd)
+        self._connections, self._segments = {}, [-1, -1]
+        self._epoll.close()
 
 
-def _open_segments(authority: Authority) -> Iterator[int]:
-    yield os.open(f"/proc/self/fd/{authority.file.fd}", os.O_RDONLY | os.O_CLOEXEC)
-    yield open_segment(authority.control_name, writable=True)[0]
+def _no_listener() -> Any:
+    return ffi.new("shmd_listener_t *", {"fd": -1, "epoll": -1, "spare": -1})

@@ -106,7 +106,8 @@ class Driver:
         self._ring_bell: Callable[[], None] = lambda: None  # while there is a ring: wakes who sleeps on it
         self._bell = threading.RLock()  # reentrant: a signal handler may interrupt its own thread inside
         self._is_assembled = False
-        self._connections: Connections | None = None  # while clients can connect
+        self._door: Door | None = None  # while clients can connect
+        self._connections: Connections | None = None  # likewise
         self.is_lost = False  # somebody truncated the authority: the driver cannot go on
         self._notes: Work
         self._ring: ControlRing
@@ -196,9 +197,10 @@ class Driver:
         self._notifier.send(f"READY=1\nMAINPID={os.getpid()}")
 
     def _open_door(self, modes: Modes) -> None:
+        self._door = Door(self.tables.authority, NO_GROUP if modes.gid is None else modes.gid)
         self._connections = Connections(
             self.tables,
-            Door(self.tables.authority, NO_GROUP if modes.gid is None else modes.gid),
+            self._door,
             self._notes,
             budget=self._config.policies.limits.attaches_per_tick,
             look_for_deaths=self._lease_watch.look_for_deaths,
@@ -319,9 +321,9 @@ class Driver:
         self._memory.close()
         for completion in self._memory.completions():
             completion.abandon()
-        if self._connections is not None:
-            self._connections.close()
-            self._connections = None
+        if self._door is not None:
+            self._door.close()
+            self._door = self._connections = None
         with self._bell:
             self._ring_bell = lambda: None
         if self._is_assembled:
