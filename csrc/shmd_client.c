@@ -67,7 +67,7 @@ int shmd_driver_look(const shmd_authority_t *a, int authority_fd, uint32_t *evid
 }
 
 /* Whether authority_fd is ours. */
-static int has_fd(const shmd_client *client, struct stat *status)
+int shmd_client_has_fd(const shmd_client *client, struct stat *status)
 {
     return client->authority_fd >= 0 && fstat(client->authority_fd, status) == 0 && status->st_dev == client->authority_is.st_dev &&
            status->st_ino == client->authority_is.st_ino;
@@ -76,11 +76,11 @@ static int has_fd(const shmd_client *client, struct stat *status)
 static int look_at_driver(const shmd_client *client, uint32_t *evidence)
 {
     struct stat status;
-    return shmd_driver_look(client->authority, has_fd(client, &status) ? client->authority_fd : -1, evidence);
+    return shmd_driver_look(client->authority, shmd_client_has_fd(client, &status) ? client->authority_fd : -1, evidence);
 }
 
 /* Unless it is proved dead: what cannot be looked at is waited for until the time is over. */
-static int may_answer(const shmd_client *client)
+int shmd_client_may_answer(const shmd_client *client)
 {
     uint32_t evidence;
     return look_at_driver(client, &evidence) != SHMD_PROCESS_DEAD;
@@ -91,12 +91,12 @@ static int may_answer(const shmd_client *client)
 static int is_removed(const shmd_client *client)
 {
     struct stat status;
-    return has_fd(client, &status) && status.st_nlink == 0 && shows_no_life(client->authority_fd);
+    return shmd_client_has_fd(client, &status) && status.st_nlink == 0 && shows_no_life(client->authority_fd);
 }
 
 static int is_dead_embedded(const shmd_client *client)
 {
-    return shmd_instance_is_embedded(client->authority->instance) && !may_answer(client);
+    return shmd_instance_is_embedded(client->authority->instance) && !shmd_client_may_answer(client);
 }
 
 /* 1: it is proved that no driver serves this connection, nor ever will; the text says how. A driver that was killed, or handed
@@ -109,7 +109,7 @@ int shmd_client_is_orphaned(const shmd_client *client)
         return !shmd_fail(0, "instance %s: a process of its owner truncated the segment %s; its driver cannot go on. Start one again with "
                           "`shmdriver run -i %s`, and connect anew", client->instance, client->authority_name, client->instance);
     if (exit_kind != SHMD_EXIT_NONE && exit_kind != SHMD_EXIT_HANDOVER)
-        return !may_answer(client);
+        return !shmd_client_may_answer(client);
     if (is_dead_embedded(client))
         return 1;
     return is_removed(client) && !shmd_fail(0, "driver of instance %s (%s) is gone and its segments were removed; start a driver with "
@@ -142,7 +142,7 @@ int shmd_client_over_fail(const shmd_client *client, const char *stream)
                      stream, a->instance, pid_of_driver(a));
 }
 
-int shmd_client_driver_alive(const shmd_client *client) { return !shmd_client_is_orphaned(client) && may_answer(client); }
+int shmd_client_driver_alive(const shmd_client *client) { return !shmd_client_is_orphaned(client) && shmd_client_may_answer(client); }
 
 int shmd_client_check_fork(const shmd_client *client)
 {
@@ -152,7 +152,7 @@ int shmd_client_check_fork(const shmd_client *client)
 
 /* ---- asking ----------------------------------------------------------------------------- */
 
-static int is_registered(const shmd_client *client)
+int shmd_client_is_registered(const shmd_client *client)
 {
     const shmd_client_record_t *record = shmd_client_record(client, client->index);
     uint32_t state = (uint32_t)(shmd_load_acquire(&record->word) & 0xff);
@@ -161,7 +161,7 @@ static int is_registered(const shmd_client *client)
 
 int shmd_client_check_registered(const shmd_client *client)
 {
-    return is_registered(client) ? SHMD_OK
+    return shmd_client_is_registered(client) ? SHMD_OK
         : shmd_fail(SHMD_E_REVOKED, "client %llu is no longer registered with the driver (it was silent for too long, or the driver was started afresh); connect anew",
                     (unsigned long long)client->client_id);
 }
@@ -194,10 +194,10 @@ static int is_in_vain(const shmd_client *client, const shmd_request_t *request)
 {
     if (shmd_client_is_orphaned(client))
         return 1;
-    return (!client->waits_for_driver || request->kind == SHMD_REQUEST_DETACH) && !may_answer(client);
+    return (!client->waits_for_driver || request->kind == SHMD_REQUEST_DETACH) && !shmd_client_may_answer(client);
 }
 
-static int give_up_asking(const shmd_client *client, int is_full)
+int shmd_client_give_up_asking(const shmd_client *client, int is_full)
 {
     uint32_t evidence;
     if (shmd_client_is_orphaned(client) || look_at_driver(client, &evidence) == SHMD_PROCESS_DEAD)
@@ -233,10 +233,11 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
             return look_for_answer(client, &cursor, request->correlation_id, answer, &resend) ? SHMD_OK : SHMD_E_DRIVER_UNAVAILABLE;
         uint64_t now = shmd_now_ns();
         if (now >= deadline_ns)
-            return give_up_asking(client, is_full);
+            return shmd_client_give_up_asking(client, is_full);
+        shmd_client_stay_connected(client, now);
         uint64_t adoptions = shmd_load_relaxed(&client->authority->adoptions);
         int is_due = sent_ns == 0 || resend || adoptions != sent_to || now - sent_ns >= RESEND_NS;
-        if (is_due && may_answer(client)) {
+        if (is_due && shmd_client_may_answer(client)) {
             int rc = client->client_id == 0 ? SHMD_OK : shmd_client_check_registered(client);
             if (rc != SHMD_OK)
                 return rc;
@@ -375,251 +376,7 @@ int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, co
     return rc == SHMD_E_REVOKED || rc == SHMD_E_REJECTED || rc == SHMD_E_INTERRUPTED ? SHMD_OK : rc;
 }
 
-/* ---- connect ---------------------------------------------------------------------------- */
-
-static int map_whole(int fd, int writable, void **out, uint64_t bytes)
-{
-    return fd < 0 ? fd : shmd_segment_map(fd, 0, bytes, writable, 0, out);
-}
-
-static int no_driver(const shmd_client *client)
-{
-    const char *passed_over = shmd_authorities_notes();
-    return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "no driver of instance %s: no authority segment of it is in /dev/shm; start one with `shmdriver run -i %s`%s%s",
-                     client->instance, client->instance, *passed_over == 0 ? "" : ". Passed over: ", passed_over);
-}
-
-static int open_authority(shmd_client *client, int *is_between)
-{
-    shmd_found_t found;
-    int n = shmd_authority_choose(client->instance, client->named_owner, &found);
-    if (n <= 0)
-        return n < 0 ? n : no_driver(client);
-    memcpy(client->authority_name, found.name, sizeof client->authority_name);
-    *is_between = !found.is_complete && (found.layout_version == 0 || found.layout_version == SHMD_LAYOUT_VERSION);
-    if (*is_between)
-        return shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "driver of instance %s is still starting (%s is not complete)", client->instance, found.name);
-    client->owner = found.owner;
-    client->authority_bytes = found.bytes;
-    client->authority_fd = shmd_found_open(&found, 0);
-    if (client->authority_fd >= 0)
-        return fstat(client->authority_fd, &client->authority_is) == 0 ? SHMD_OK : shmd_fail_errno(SHMD_CALL_OPEN, "fstat of %s", found.name);
-    *is_between = client->authority_fd != SHMD_E_SYSTEM || errno == ENOENT; /* it was removed meanwhile: there may be another */
-    return *is_between ? shmd_fail(SHMD_E_DRIVER_UNAVAILABLE, "driver of instance %s has just removed %s", client->instance, found.name) : client->authority_fd;
-}
-
-static int map_authority(shmd_client *client, int *is_between)
-{
-    void *base = NULL;
-    int rc = open_authority(client, is_between);
-    rc = rc ? rc : map_whole(client->authority_fd, 0, &base, client->authority_bytes);
-    if (rc != SHMD_OK)
-        return rc;
-    client->authority = base;
-    rc = shmd_header_check(base, client->authority_bytes, SHMD_SEGMENT_AUTHORITY, 0, 0, 0);
-    if (rc == SHMD_OK) { /* what is checked is the copy that is used */
-        memcpy(&client->tables, base, sizeof client->tables);
-        client->tables.control_name[sizeof client->tables.control_name - 1] = 0;
-        rc = shmd_authority_check(&client->tables, client->authority_bytes);
-    }
-    if (rc != SHMD_OK)
-        return rc;
-    client->boot_id = client->tables.header.boot_id;
-    shmd_bus_error_tell(base, &client->authority_damage, 1);
-    *is_between = shmd_load_acquire(&client->authority->exit_kind) == SHMD_EXIT_HANDOVER;
-    return may_answer(client) ? SHMD_OK : SHMD_E_DRIVER_UNAVAILABLE;
-}
-
-static void unmap_authority(shmd_client *client)
-{
-    (void)shmd_segment_unmap((void *)(uintptr_t)client->authority, client->authority_bytes);
-    client->authority = NULL;
-    struct stat status;
-    if (has_fd(client, &status))
-        (void)close(client->authority_fd);
-    client->authority_fd = -1;
-}
-
-/* Nobody wakes a client that waits for a driver to start, or to mend what is damaged: it looks. */
-static int sleep_before_look(uint64_t began_ns, uint64_t deadline_ns, const char *what)
-{
-    enum { LOOK_AGAIN_NS = 2000000 };
-    static const uint32_t nothing = 0;
-    uint64_t now = shmd_now_ns();
-    uint64_t slice_ns = shmd_look_pause(now - began_ns, LOOK_AGAIN_NS, SHMD_LONG_WAIT_NS);
-    slice_ns = shmd_min(slice_ns, deadline_ns > now ? deadline_ns - now : 0);
-    if (shmd_futex_wait(&nothing, 0, slice_ns) == SHMD_E_INTERRUPTED)
-        return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver%s", what);
-    return SHMD_OK;
-}
-
-/* A driver that starts, or hands over to its successor, is waited for; one that is not there or dead is not. */
-static int await_authority(shmd_client *client, uint64_t deadline_ns)
-{
-    uint64_t began_ns = shmd_now_ns();
-    for (;;) {
-        int is_between = 0;
-        int rc = map_authority(client, &is_between);
-        if (rc == SHMD_OK || !is_between || shmd_now_ns() >= deadline_ns)
-            return rc;
-        unmap_authority(client);
-        rc = sleep_before_look(began_ns, deadline_ns, "");
-        if (rc != SHMD_OK)
-            return rc;
-    }
-}
-
-static const char TO_MEND[] = " to mend its control segment";
-
-/* Every client can write that page. A driver that lives mends a header that somebody wrote over: at its next lease check. */
-static int await_control_header(const shmd_client *client, uint64_t deadline_ns)
-{
-    uint64_t began_ns = shmd_now_ns();
-    for (;;) {
-        int rc = shmd_header_check(client->control, client->control_bytes, SHMD_SEGMENT_CONTROL, client->boot_id, 0, 0);
-        if (rc == SHMD_OK || shmd_now_ns() >= deadline_ns)
-            return rc;
-        if (!may_answer(client))
-            return SHMD_E_DRIVER_UNAVAILABLE;
-        rc = sleep_before_look(began_ns, deadline_ns, TO_MEND);
-        if (rc != SHMD_OK)
-            return rc;
-    }
-}
-
-/* Any client can truncate it, likewise. */
-static int open_control(shmd_client *client, uint64_t deadline_ns)
-{
-    uint64_t began_ns = shmd_now_ns();
-    for (;;) {
-        int fd = shmd_segment_open_of(client->tables.control_name, client->owner, 1, &client->control_bytes);
-        if (fd < 0 || client->control_bytes == shmd_control_footprint(client->tables.client_max, client->tables.lease_max))
-            return fd;
-        (void)close(fd);
-        if (!may_answer(client))
-            return SHMD_E_DRIVER_UNAVAILABLE;
-        if (shmd_now_ns() >= deadline_ns)
-            return shmd_fail(SHMD_E_LAYOUT, "control segment %s has %llu bytes, and the authority's counts make %llu: somebody truncated it", client->tables.control_name,
-                             (unsigned long long)client->control_bytes, (unsigned long long)shmd_control_footprint(client->tables.client_max, client->tables.lease_max));
-        int rc = sleep_before_look(began_ns, deadline_ns, TO_MEND);
-        if (rc != SHMD_OK)
-            return rc;
-    }
-}
-
-static int map_control(shmd_client *client, uint64_t deadline_ns)
-{
-    void *base = NULL;
-    int fd = open_control(client, deadline_ns);
-    int rc = map_whole(fd, 1, &base, client->control_bytes);
-    if (fd >= 0)
-        (void)close(fd);
-    if (rc != SHMD_OK)
-        return rc;
-    client->control = base;
-    shmd_bus_error_tell(base, &client->control_damage, 1);
-    return await_control_header(client, deadline_ns);
-}
-
-/* The control segment under that name, when it is whole and of this boot; -1 otherwise. */
-static int open_whole_control(const shmd_client *client)
-{
-    uint64_t bytes = 0;
-    void *base = NULL;
-    int fd = shmd_segment_open_of(client->tables.control_name, client->owner, 1, &bytes);
-    int rc = fd < 0 ? fd : bytes != client->control_bytes ? SHMD_E_LAYOUT : shmd_segment_map(fd, 0, shmd_page_bytes(), 0, 0, &base);
-    if (rc == SHMD_OK) /* the driver writes the header again when it has made the segment whole */
-        rc = shmd_header_check(base, bytes, SHMD_SEGMENT_CONTROL, client->boot_id, 0, 0);
-    (void)shmd_segment_unmap(base, shmd_page_bytes());
-    if (rc == SHMD_OK)
-        return fd;
-    if (fd >= 0)
-        (void)close(fd);
-    return -1;
-}
-
-void shmd_client_mend(shmd_client *client)
-{
-    if (__builtin_expect(shmd_load32_acquire(&client->control_damage.damaged) == 0, 1))
-        return;
-    (void)pthread_mutex_lock(&client->lines);
-    int fd = open_whole_control(client);
-    if (fd >= 0) {
-        shmd_store32_seq_cst(&client->control_damage.damaged, 0); /* G3: before it is mapped; a fault from now on sets it again */
-        if (shmd_segment_renew(fd, client->control, client->control_bytes, 1) != SHMD_OK)
-            shmd_store32_seq_cst(&client->control_damage.damaged, 1);
-        else if (client->client_id != 0)
-            shmd_store_relaxed(&shmd_control_heartbeat(client->control, client->tables.client_max, client->tables.lease_max, client->index)->client_id, client->client_id);
-        (void)close(fd);
-    }
-    (void)pthread_mutex_unlock(&client->lines);
-}
-
-static int hello(shmd_client *client, uint64_t deadline_ns)
-{
-    shmd_request_t request;
-    shmd_event_t answer;
-    memset(&request, 0, sizeof request);
-    request.kind = SHMD_REQUEST_HELLO;
-    shmd_process_t self;
-    shmd_process_self(&self);
-    request.pid = self.pid;
-    request.start_time = self.start_time;
-    request.pid_namespace = self.pid_namespace;
-    request.time_namespace = self.time_namespace;
-    request.nonce = client->nonce;
-    memcpy(request.name, client->name, sizeof request.name);
-    uint64_t now = shmd_now_ns();
-    int rc = shmd_client_request(client, &request, &answer, deadline_ns > now ? deadline_ns - now : 0);
-    if (rc != SHMD_OK)
-        return rc;
-    client->client_id = answer.client_id;
-    client->index = answer.client_index;
-    SHMD_FAILPOINT("hello.answered");
-    shmd_store_relaxed(&shmd_control_heartbeat(client->control, client->tables.client_max, client->tables.lease_max, client->index)->client_id, client->client_id);
-    SHMD_FAILPOINT("hello.line");
-    shmd_client_beat(client);
-    return SHMD_OK;
-}
-
-int shmd_client_connect(const char *instance, const shmd_client_options *options, shmd_client **out)
-{
-    shmd_client_options defaults;
-    if (options == NULL) {
-        shmd_client_options_init(&defaults);
-        options = &defaults;
-    }
-    uint64_t deadline_ns = shmd_deadline(options->timeout_ns);
-    shmd_client *client = calloc(1, sizeof *client);
-    if (client == NULL)
-        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for a client");
-    client->references = client->readers = 1;
-    client->authority_fd = -1;
-    client->fork_generation = shmd_fork_generation();
-    shmd_notifier_init(&client->notifier);
-    int rc = shmd_client_configure(client, instance, options);
-    if (rc == SHMD_OK)
-        rc = await_authority(client, deadline_ns);
-    rc = rc ? rc : map_control(client, deadline_ns);
-    rc = rc ? rc : shmd_heartbeat_init(client);
-    rc = rc ? rc : hello(client, deadline_ns);
-    if (rc == SHMD_OK && !client->is_manual)
-        rc = shmd_heartbeat_start(client);
-    if (rc != SHMD_OK) {
-        shmd_client_drop(client, 1);
-        return rc;
-    }
-    *out = client;
-    return SHMD_OK;
-}
-
-int shmd_connect(const char *instance, uint64_t timeout_ns, shmd_client **out)
-{
-    shmd_client_options options;
-    shmd_client_options_init(&options);
-    options.timeout_ns = timeout_ns;
-    return shmd_client_connect(instance, &options, out);
-}
+/* ---- the end ----------------------------------------------------------------------------- */
 
 /* Handles that are still open go on: a Goodbye frees the lines of all leases, and an open consumer would then write into a
  * gate that is somebody else's. It is said with the last of them. */
@@ -673,8 +430,12 @@ void shmd_client_drop(shmd_client *client, int may_wait)
 
 void shmd_client_release(shmd_client *client)
 {
-    (void)shmd_segment_unmap(client->control, client->control_bytes);
+    if (shmd_is_forked(client->fork_generation))
+        shmd_bus_error_forget(client->control); /* a child does not have this mapping, and another one may be at its place */
+    else
+        (void)shmd_segment_unmap(client->control, client->control_bytes);
     client->control = NULL;
+    shmd_session_end(&client->session);
     shmd_heartbeat_free(client);
     shmd_client_drop_authority(client);
 }
@@ -685,7 +446,7 @@ void shmd_client_drop_authority(shmd_client *client)
 {
     if (shmd_sub32(&client->readers, 1) != 1)
         return;
-    unmap_authority(client);
+    shmd_client_unmap_authority(client);
     free(client);
 }
 

@@ -110,8 +110,10 @@ uint64_t shmd_client_waits(shmd_client *client, uint64_t now_ns, uint64_t ns)
         return ns;
     uint64_t interval_ns = interval_ns_of(client);
     uint64_t due_ns = shmd_load_relaxed(&client->beat_due_ns);
-    if (now_ns >= due_ns && shmd_cas(&client->beat_due_ns, due_ns, now_ns + interval_ns)) /* of several threads that wait, one beats */
+    if (now_ns >= due_ns && shmd_cas(&client->beat_due_ns, due_ns, now_ns + interval_ns)) { /* of several threads that wait, one beats */
         shmd_client_beat(client);
+        shmd_client_stay_connected(client, now_ns);
+    }
     return shmd_min(ns, now_ns < due_ns ? due_ns - now_ns : interval_ns);
 }
 
@@ -132,8 +134,10 @@ static void *heartbeat_thread(void *argument)
     uint32_t told;
     (void)prctl(PR_SET_NAME, "shmd-heartbeat");
     while ((told = shmd_load32_acquire(&client->stop_word)) == 0) { /* A2 */
-        shmd_client_beat(client);
-        (void)shmd_futex_wait(&client->stop_word, 0, interval_ns_of(client));
+        shmd_client_beat(client); /* first: it is alive, whatever the connection is */
+        uint64_t now_ns = shmd_now_ns();
+        shmd_client_stay_connected(client, now_ns);
+        (void)shmd_futex_wait(&client->stop_word, 0, shmd_min(interval_ns_of(client), shmd_client_reconnects_ns(client, now_ns)));
     }
     if (told == TAKES_OVER)
         part(client);
@@ -181,6 +185,7 @@ int shmd_keepalive(shmd_client *client)
         return shmd_fail(SHMD_E_INVALID, "this client has a heartbeat thread; connect with SHMD_HEARTBEAT_MANUAL to beat by hand");
     if (shmd_client_is_known(client)) /* else its line may be another client's. One that was expelled still sends what it has to */
         shmd_client_beat(client);
+    shmd_client_stay_connected(client, shmd_now_ns());
     rc = shmd_driver_is_over(client->authority);
     return rc ? rc : shmd_client_check_registered(client);
 }

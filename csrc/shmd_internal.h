@@ -10,6 +10,7 @@
 #include "core/shmd_bus_error.h"
 #include "core/shmd_fork.h"
 #include "core/shmd_seqlock.h"
+#include "core/shmd_session.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -207,6 +208,9 @@ struct shmd_client {
     uint32_t is_parted;         /* its goodbye is in the ring, or needs not be said */
     shmd_ending_t *ending;      /* leases that were abandoned, and have not ended yet */
     shmd_notifier_t notifier;
+    shmd_session_t session;     /* its connection to the driver; zeros: none */
+    uint32_t session_taken;     /* 1: a thread is inside; the others pass by */
+    uint64_t heard_by;          /* adoptions of the authority when it said Hello last */
     char instance[SHMD_NAME_BYTES];
     char name[SHMD_NAME_BYTES];
 };
@@ -279,6 +283,13 @@ int shmd_client_tell(shmd_client *client, shmd_request_t *request, uint64_t pati
 int shmd_client_tell_quietly(shmd_client *client, shmd_request_t *request, uint64_t patience_ns); /* and this thread's last text stays */
 int shmd_client_is_known(const shmd_client *client);    /* its record is not free: a detach or a goodbye of its is read */
 int shmd_client_is_orphaned(const shmd_client *client);
+int shmd_client_may_answer(const shmd_client *client);  /* 0: its driver is proved dead, the text says how */
+int shmd_client_has_fd(const shmd_client *client, struct stat *status); /* 1: authority_fd is still the authority's */
+int shmd_client_give_up_asking(const shmd_client *client, int is_full); /* at a deadline: why no answer came */
+void shmd_client_unmap_authority(shmd_client *client);
+/* At each beat, and by whoever asks the driver for something. Says Hello again to the next driver, a step at a time. Never waits, leaves no text. */
+void shmd_client_stay_connected(shmd_client *client, uint64_t now_ns);
+uint64_t shmd_client_reconnects_ns(const shmd_client *client, uint64_t now_ns); /* in how long that has something to do; UINT64_MAX: not before the next beat */
 int shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns);
 int shmd_answer_check(const shmd_client *client, const shmd_request_t *request, const shmd_event_t *answer);
     /* what says yes to a request: its kind, and each index in it against the client's own counts; SHMD_E_CORRUPT with a text */
@@ -290,6 +301,7 @@ void shmd_client_beat(shmd_client *client);
  * ns, and with manual heartbeats no longer than until the next beat. */
 uint64_t shmd_client_waits(shmd_client *client, uint64_t now_ns, uint64_t ns);
 int shmd_client_configure(shmd_client *client, const char *instance, const shmd_client_options *options); /* 0, SHMD_E_INVALID, SHMD_E_SYSTEM */
+int shmd_client_is_registered(const shmd_client *client);
 int shmd_client_check_registered(const shmd_client *client); /* SHMD_OK; SHMD_E_REVOKED: the driver has expelled it */
 int shmd_driver_is_over(const shmd_authority_t *authority);  /* SHMD_OK; SHMD_E_DRIVER_UNAVAILABLE: it was stopped or superseded */
 int shmd_heartbeat_init(shmd_client *client);

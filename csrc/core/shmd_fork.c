@@ -1,5 +1,6 @@
 /* shmd_fork.c: the generation of this process, and handles that a forked child finds wiped (shmd_fork.h). */
 #include "shmd_internal.h"
+#include "shmd_session.h"
 
 #include <sys/mman.h>
 
@@ -40,6 +41,7 @@ static void in_child(void)
     generation++;
     shmd_store32_relaxed(word(), generation);
     (void)pthread_mutex_init(&handles_lock, NULL);
+    shmd_session_forked();
     for (shmd_handle_t *each = handles; each != NULL; each = each->next)
         memset(each->handle, 0, each->wiped);
 }
