@@ -75,6 +75,7 @@ class View:
     """The segments of an instance as a client or a tool maps them; outlives drivers."""
 
     def __init__(self, instance: str) -> None:
+        self._instance = instance
         self._maps = []
         for kind, ctype, writable in (
             ("authority", "shmd_authority_t *", False),
@@ -92,6 +93,14 @@ class View:
     def close(self) -> None:
         for mapped in self._maps:
             mapped.close()
+
+    def writable_authority(self) -> Any:
+        """The authority as a driver maps it, to put into it what another driver would have."""
+        fd, size = open_segment(segment_name(path_of(self._instance, "authority")), writable=True)
+        mapped = SegmentMap.of(fd, size, writable=True)
+        os.close(fd)
+        self._maps.append(mapped)
+        return mapped.view("shmd_authority_t *")
 
     def events(self) -> list[SimpleNamespace]:
         """What was published since the last call."""
@@ -403,6 +412,11 @@ class Rig:
     @property
     def boot_id(self) -> int:
         return int(self.view.authority.header.boot_id)
+
+    @property
+    def folder(self) -> Path:
+        """The instance's runtime folder."""
+        return Path(ffi.string(self.view.authority.folder).decode())
 
     def address(self, pid: int | None = None) -> str:
         """The driver's socket, by its folder's descriptor. ``pid``: that of this process, for another one."""
