@@ -189,7 +189,7 @@ _TRIED = (
      "next to no processor time; what a wait is for ends it at once", "sleeps counted, endless sleeps"),
     (77, "a system call fails: a limit of the process, a read-only mount, a right that is missing",
      "told with its cause and a remedy, by C and Python alike; `errno` stays", "RLIMIT_*, another uid, ro"),
-    (78, "names, folders and locks that a driver or a client looks for: taken by strangers, read-only, missing",
+    (78, "names, folders and locks that drivers and clients look for: taken by strangers, read-only, missing",
      "passed over, told, left alone: drivers start, clients find them; a place that is named is refused",
      "files, folders, links, FIFOs and locks of a stranger; a bare container in a mount namespace"),
     (79, "a driver of another user, or a copy of its segments, under the name of an instance",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 import shmdriver
 from tests.segments import SHM, paths_of, remove, runtime_folders
 from tests.users import MEMBER, STRANGER, UsersDriver, as_user, exchange, needs_root
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def connected(instance: str) -> str | None:
@@ -77,3 +81,31 @@ def test_named_place_that_strangers_can_write_is_refused_and_nothing_else_tried(
         assert list((foreign / "below").iterdir()) == paths_of(instance_name) == []
     finally:
         remove([foreign / "below", foreign])
+
+
+BARE = """
+mount -t tmpfs -o size=64m,mode=1777 tmpfs /dev/shm || exit 99
+for folder in /run /tmp /var/tmp; do
+    test -d $folder || continue
+    mount --bind $folder $folder && mount -o remount,bind,ro $folder || exit 99
+done
+cd / && exec env -i PATH=/usr/bin:/bin PYTHONPATH="$0" PYTHONDONTWRITEBYTECODE=1 "$@"
+"""
+
+
+@needs_root
+@pytest.mark.fault(
+    78, how="no HOME, no XDG_RUNTIME_DIR, /run and /tmp read-only; root, a user without a name"
+)
+@pytest.mark.parametrize("uid", [0, 54321])
+def test_in_a_bare_container_all_meet_in_dev_shm_and_nothing_stays_there(uid: int) -> None:
+    program = [sys.executable, str(ROOT / "tests/integration/bare_container.py"), str(uid)]
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", BARE, str(ROOT), *program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip(f"NOT LOOKED AT: no permission to make a mount namespace: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    found, healthy, left = done.stdout.splitlines()
+    assert re.search(rf"bare: /dev/shm/shmdriver-{uid}\.[0-9a-f]{{16}}/bare", found)
+    assert healthy.startswith("ok: ")
+    assert left == "[]"
