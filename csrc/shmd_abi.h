@@ -387,7 +387,9 @@ typedef struct shmd_authority {     /* 2048 bytes, then the tables at their offs
     char folder[256];               /* @1536 W:driver before exit_kind R:successor, tools; path of its runtime folder, where its lock is */
     uint64_t folder_device;         /* @1792 likewise; st_dev of that folder */
     uint64_t folder_inode;          /* @1800 likewise; its st_ino: a path may lead elsewhere in another mount namespace */
-    uint8_t pad5[240];              /* @1808 */
+    uint64_t lock_inode;            /* @1808 likewise; st_ino of the lock in it: another one proves nothing of that driver */
+    uint64_t claim;                 /* @1816 W:driver(cas, release) R:successor; odd: somebody takes it over; even: the lock above decides */
+    uint8_t pad5[224];              /* @1824 */
 } shmd_authority_t;
 
 typedef struct shmd_event {         /* 1184 bytes, the payload of an event-ring slot */
@@ -928,6 +930,7 @@ int shmd_instance_is_embedded(const char *instance);              /* 1: made by 
 
 uint64_t shmd_word_load(const uint64_t *word);                    /* acquire */
 void shmd_word_store(uint64_t *word, uint64_t value);             /* release */
+int shmd_word_swap(uint64_t *word, uint64_t expected, uint64_t value); /* seq_cst; 1: it was expected and is value now; 0: neither */
 void shmd_thread_settle(void);
     /* the calling thread runs under SCHED_OTHER on all CPUs that this process may use, where the system allows that */
 void shmd_word_store_seq_cst(uint64_t *word, uint64_t value);

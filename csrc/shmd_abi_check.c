@@ -191,7 +191,9 @@ AT(shmd_authority_t, work, 1024);
 AT(shmd_authority_t, folder, 1536);
 AT(shmd_authority_t, folder_device, 1792);
 AT(shmd_authority_t, folder_inode, 1800);
-AT(shmd_authority_t, pad5, 1808);
+AT(shmd_authority_t, lock_inode, 1808);
+AT(shmd_authority_t, claim, 1816);
+AT(shmd_authority_t, pad5, 1824);
 
 SIZE(shmd_event_t, 1184);
 AT(shmd_event_t, kind, 0);

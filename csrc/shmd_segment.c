@@ -155,6 +155,7 @@ void shmd_segment_complete(void *base)
 
 uint64_t shmd_word_load(const uint64_t *word) { return shmd_load_acquire(word); }
 void shmd_word_store(uint64_t *word, uint64_t value) { shmd_store_release(word, value); }
+int shmd_word_swap(uint64_t *word, uint64_t expected, uint64_t value) { return shmd_cas(word, expected, value); }
 void shmd_word_store_seq_cst(uint64_t *word, uint64_t value)
 {
     shmd_store_seq_cst(word, value);

@@ -61,3 +61,9 @@ def runtime_folder_of(instance: str, runtime: Path | None = None) -> Path:
     among = [*places(), *([] if runtime is None else [runtime / "shmdriver"])]
     (found,) = runtime_folders(lambda name: name == instance, among)
     return found
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Removes files, links and empty folders."""
+    for path in paths:
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()

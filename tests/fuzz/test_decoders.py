@@ -17,6 +17,7 @@ from shmdriver.client.tensor import FLAG, head_of
 from shmdriver.errors import ShmDriverError
 from shmdriver.observe import Instance
 from tests.segments import path_of, plantable
+from tests.users import relabelled
 
 HEAD = head_of((2, 3), np.dtype("f4"), False, b"meta")
 ARRAY = HEAD + bytes(24)
@@ -65,9 +66,7 @@ def test_tools_and_clients_survive_any_authority(instance_name: str, fault_cycle
     with shmdriver.embedded() as client:
         out = client.producer("s")
         out.publish(b"x")
-        good = bytearray(path_of(client.instance, "authority").read_bytes())
-        name_at, size = ffi.offsetof("shmd_authority_t", "instance"), lib.SHMD_NAME_BYTES
-        good[name_at : name_at + size] = instance_name.encode().ljust(size, b"\0")
+        good = relabelled(path_of(client.instance, "authority").read_bytes(), instance_name)
         start = ffi.offsetof("shmd_authority_t", "client_max")
         cycles = 150
         try:

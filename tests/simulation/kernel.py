@@ -32,6 +32,7 @@ from shmdriver.driver import (
     shm,
 )
 from shmdriver.driver.authority import Authority
+from shmdriver.driver.authority_file import AuthorityFile
 from shmdriver.driver.memory import Completion, InlineMemory, Job
 from shmdriver.driver.shm import SegmentMap
 from shmdriver.liveness import Look, Verdict
@@ -40,6 +41,7 @@ MS = 1_000_000
 POINTS = (
     "shmd_word_store",
     "shmd_word_store_seq_cst",
+    "shmd_word_swap",
     "shmd_record_rewrite",
     "shmd_event_publish",
     "shmd_authority_changed",
@@ -51,7 +53,7 @@ POINTS = (
 )
 
 
-unlink_file = instance_lock._unlink
+unlink_file, give_back = instance_lock._unlink, AuthorityFile._give_back
 
 
 class Crash(BaseException):
@@ -296,6 +298,10 @@ class Kernel:
         if not self.killed:
             unlink_file(folder_fd, name)
 
+    def _give_back(self, file: AuthorityFile) -> None:
+        if not self.killed:
+            give_back(file)
+
     @contextmanager
     def installed(self) -> Iterator[None]:
         mapping, meet = SegmentMap.of, Authority.__init__
@@ -316,6 +322,7 @@ class Kernel:
             (control, "look_at_process", self.look_at_claimer),
             (shm, "posix_ipc", ipc),
             (instance_lock, "_unlink", self._unlink_file),
+            (AuthorityFile, "_give_back", lambda file: self._give_back(file)),
             (failpoints, "_hit", self._failpoint),
             (authority, "EVENT_SLOTS", 256),
             (oversight, "LOW_MEMORY_SHARE", 0.0),  # the machine's own memory is none of the simulation's

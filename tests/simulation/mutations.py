@@ -59,7 +59,7 @@ MUTATIONS = {
     "adoption leaves an open epoch without producer": Mutation(
         adoption, "_finish_epochs", "epoch.seal(Reason(reason), now_ns)", "pass"),
     "adoption leaves orphan segments": Mutation(
-        boot, "adopt_tables", "if name not in known and", "if False and"),
+        boot, "remove_orphans", "if name not in known and", "if False and"),
     "a dead producer is sealed at its head": Mutation(
         Epoch, "seal", "int(self.record.end_reason == Reason.CLOSED),", "1,"),
     "a gate is free before its owner is proved gone": Mutation(

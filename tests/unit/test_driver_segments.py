@@ -1,38 +1,33 @@
-"""Segments: the lock, what is refused and left alone, half-made ones, permissions, a mount too small, gc."""
+"""Segments: names, what is refused and left alone, half-made ones, permissions, a mount too small, gc."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+import posix_ipc
 import pytest
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver import segments
+from shmdriver.driver import collect as collecting
+from shmdriver.driver import segment_names
+from shmdriver.driver.collect import collect, collect_dead_embedded
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
-from shmdriver.driver.embedded import EmbeddedDriver, collect_dead_embedded
+from shmdriver.driver.embedded import EmbeddedDriver
 from shmdriver.driver.memory import InlineMemory, MemoryThread, Provision
-from shmdriver.driver.segments import authority_name, collect, control_name, lock_authority
-from shmdriver.driver.shm import Modes, ShmSpace, ShmSpaceError, create_segment, is_absent
+from shmdriver.driver.segment_names import is_name_of, new_name
+from shmdriver.driver.shm import Modes, ShmSpace, ShmSpaceError, create_segment, is_absent, unlink_segment
 from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, Reason, ShmDriverError
 from tests.driver_rig import FakeClock, Rig
+from tests.segments import path_of, paths_of, plantable, runtime_folders, segment_name
 
 SHM = Path("/dev/shm")
-
-
-@pytest.fixture
-def authority(instance_name: str) -> Iterator[Path]:
-    """Where the authority object of the instance is, removed afterwards."""
-    path = SHM / authority_name(instance_name)[1:]
-    yield path
-    for name in (authority_name(instance_name), control_name(instance_name)):
-        (SHM / name[1:]).unlink(missing_ok=True)
+STRANGER = 4242
 
 
 def start(instance: str, **overrides) -> Driver:
@@ -59,144 +54,233 @@ def test_magic_is_there_only_when_everything_is(rig: Rig) -> None:
 
 @pytest.mark.fault(17, how="an authority without its magic, of any size")
 @pytest.mark.parametrize("size", [0, 100, 4096, 1 << 20])
-@pytest.mark.fault(17)
-def test_half_made_authority_is_rebuilt(instance_name: str, authority: Path, size: int) -> None:
-    authority.write_bytes(bytes(size))
+def test_half_made_authority_goes_and_another_is_made(instance_name: str, size: int) -> None:
+    left = plantable(instance_name, "authority")
+    left.write_bytes(bytes(size))
     driver = start(instance_name)
+    assert not left.exists()
     assert driver.tables.authority.boot_id != 0
     driver.close()
+    assert len(collect(instance_name)) == 2
 
 
-@pytest.mark.fault(17, 21, how="another magic, another layout version, garbage")
+@pytest.mark.fault(17, 21, how="an authority of another layout version under a name of ours")
+@pytest.mark.parametrize("fresh", ["adopt", "fresh"])
+def test_authority_of_another_layout_is_refused_and_left_alone(instance_name: str, fresh: str) -> None:
+    path = plantable(instance_name, "authority")
+    content = struct.pack("<QIIQ", int(lib.shmd_magic(1)), 99, 1, 8192) + bytes(8168)
+    path.write_bytes(content)
+    for act in (lambda: start(instance_name, driver__boot=fresh), lambda: collect(instance_name)):
+        with pytest.raises(LayoutMismatch, match="layout version 99") as refused:
+            act()
+        assert (refused.value.found, refused.value.expected) == (99, lib.SHMD_LAYOUT_VERSION)
+    assert path.read_bytes() == content
+    assert not runtime_folders(lambda name: name == instance_name), "a refused start leaves nothing"
+    path.unlink()
+
+
+@pytest.mark.fault(21, how="an authority of the layout with fixed names")
+def test_authority_under_the_fixed_name_of_old_is_refused_with_instructions(instance_name: str) -> None:
+    path = SHM / f"shmd.{instance_name}.authority"
+    path.write_bytes(struct.pack("<QIIQ", int(lib.shmd_magic(1)), 3, 1, 8192) + bytes(8168))
+    for act in (start, collect):
+        with pytest.raises(
+            LayoutMismatch, match=r"layout version 3, .* speaks 4\. It is left as it is: stop"
+        ):
+            act(instance_name)
+    assert path.exists()
+    assert not runtime_folders(lambda name: name == instance_name)
+    path.write_bytes(b"")  # anybody can make one of that name
+    start(instance_name).close()
+    path.unlink()
+    collect(instance_name)
+
+
+def twin_of(path: Path) -> Path:
+    return SHM / f"{path.name[len('shmd.') :]}.twin"
+
+
+def plant_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def plant_symlink(path: Path) -> None:
+    path.symlink_to("/etc/passwd")
+
+
+def plant_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def plant_hard_link(path: Path) -> None:
+    path.write_bytes(b"")
+    twin_of(path).hardlink_to(path)
+
+
+def plant_stranger(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    path.write_bytes(b"precious")
+    os.chown(path, STRANGER, STRANGER)
+    path.chmod(0o666)
+
+
+def plant_garbage(path: Path) -> None:
+    path.write_bytes(b"somebody else's file" * 300)
+
+
+@pytest.mark.fault(21, how="objects of other kinds and of another user under names of our form")
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"someone else's file" * 300, "no authority segment"),
-        (struct.pack("<QIIQ", int(lib.shmd_magic(1)), 99, 1, 8192) + bytes(8168), "layout version 99"),
-        (struct.pack("<QIIQ", int(lib.shmd_magic(1)), 1, 1, 8192) + bytes(8168), "authority"),
-    ],
+    "plant", [plant_directory, plant_symlink, plant_fifo, plant_hard_link, plant_stranger, plant_garbage]
 )
-@pytest.mark.fault(17)
-def test_foreign_authority_is_refused_and_left_alone(instance_name, authority: Path, content, words) -> None:
-    authority.write_bytes(content)
-    for fresh in ("adopt", "fresh"):
-        if fresh == "fresh" and words == "authority":
-            continue  # ours, if broken: --fresh is how one gets rid of it
-        with pytest.raises(LayoutMismatch, match=words):
-            start(instance_name, driver__boot=fresh)
-        assert authority.read_bytes() == content
-    if words != "authority":
-        with pytest.raises(LayoutMismatch):
-            collect(instance_name)
-
-
-@pytest.mark.fault(21)
-def test_symlink_fifo_and_hard_link_are_refused(instance_name: str, authority: Path, tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    target.write_bytes(b"precious")
-    authority.symlink_to(target)
-    with pytest.raises(LayoutMismatch, match="no regular file"):
-        start(instance_name)
-    assert target.read_bytes() == b"precious"
-    authority.unlink()
-    os.mkfifo(authority)
-    with pytest.raises(LayoutMismatch, match="no regular file"):
-        start(instance_name)
-    authority.unlink()
-    authority.write_bytes(b"")
-    twin = authority.with_name(authority.name + "-twin")
-    twin.hardlink_to(authority)
+@pytest.mark.parametrize("kind", ["authority", "control", "data", "gates"])
+def test_what_stands_under_a_name_of_ours_keeps_nobody_from_starting_and_stays(
+    instance_name: str, kind: str, plant: Callable[[Path], None]
+) -> None:
+    if plant is plant_garbage and kind != "authority":
+        return  # of this user, and of no table: what a killed driver leaves looks so, and is removed
+    path = plantable(instance_name, kind)
+    plant(path)
+    before = os.lstat(path)
     try:
-        with pytest.raises(LayoutMismatch, match="2 hard links"):
-            start(instance_name)
+        driver = start(instance_name)
+        driver.close()
+        driver = start(instance_name)  # adopts
+        driver.request_shutdown()
+        driver.tick()
+        driver.close()
+        assert paths_of(instance_name) == [path]
+        collect(instance_name)
+        after = os.lstat(path)
+        assert (after.st_ino, after.st_mode, after.st_mtime_ns) == (
+            before.st_ino, before.st_mode, before.st_mtime_ns,
+        )  # fmt: skip
     finally:
-        twin.unlink()
+        for planted in (path, twin_of(path)):
+            if planted.is_dir() and not planted.is_symlink():
+                planted.rmdir()
+            else:
+                planted.unlink(missing_ok=True)
+
+
+@pytest.mark.fault(17, how="a size in the tables that cannot be")
+def test_broken_authority_is_refused_until_fresh(rig: Rig) -> None:
+    rig.crash()
+    path = path_of(rig.instance, "authority")
+    with path.open("r+b") as file:
+        file.seek(ffi.offsetof("shmd_authority_t", "client_max"))
+        file.write(b"\xff" * 4)
+    content = path.read_bytes()
+    with pytest.raises(LayoutMismatch):
+        rig.start()
+    assert path.read_bytes() == content
+    rig.start(driver__boot="fresh")
+    assert not path.exists()
 
 
 @pytest.mark.fault(19, how="rm of the control segment between two drivers")
 def test_lost_control_segment_is_refused_until_fresh(rig: Rig) -> None:
     rig.crash()
-    (SHM / control_name(rig.instance)[1:]).unlink()
+    path_of(rig.instance, "control").unlink()
     with pytest.raises(LayoutMismatch, match="--fresh"):
         rig.start()
     rig.start(driver__boot="fresh")
 
 
-@pytest.mark.fault(36)
-def test_lock_is_not_inherited_by_a_forked_child(instance_name: str, authority: Path) -> None:
-    lock = lock_authority(instance_name, Modes())
-    fd = lock.fd
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.fstat(fd)
-        except OSError as error:
-            os._exit(0 if error.errno == errno.EBADF else 2)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    with pytest.raises(DriverAlreadyRunning):
-        lock_authority(instance_name, Modes())
-    lock.release()
-    lock_authority(instance_name, Modes()).release()
-
-
-@pytest.mark.fault(15, how="rm while a driver holds it")
-def test_lock_object_that_was_unlinked_is_noticed(instance_name: str, authority: Path) -> None:
-    lock = lock_authority(instance_name, Modes())
-    assert lock.still_named()
-    authority.unlink()
-    assert not lock.still_named()
-    authority.write_bytes(b"")
-    assert not lock.still_named()
-    lock.release()
-
-
-def test_lock_on_an_object_that_has_no_name_any_more_is_no_other_driver(rig: Rig, monkeypatch) -> None:
-    """A client takes it for a moment, to prove that nobody drives what it is mapped to."""
-    rig.crash()
-    path = SHM / authority_name(rig.instance)[1:]
-    opened, other = os.open(path, os.O_RDWR), os.open(path, os.O_RDONLY)
-    path.unlink()  # between a new driver's open and its lock
-    fcntl.flock(other, fcntl.LOCK_SH)
-    real, first = segments._open_or_create, [opened]
-    monkeypatch.setattr(segments, "_open_or_create", lambda name: first.pop() if first else real(name))
-    rig.start()
-    os.close(other)
-    assert path.stat().st_ino == os.fstat(rig.driver.tables.authority.lock.fd).st_ino
-
-
-@pytest.mark.parametrize("look", ["_holder", "_names"])
-def test_a_held_lock_that_cannot_be_looked_at_leaves_no_descriptor(rig: Rig, monkeypatch, look: str) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.EMFILE, "no descriptor is left")
-
-    before = set(Path("/proc/self/fd").iterdir())
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no descriptor is left"):
-        patch.setattr(segments, look, fail)
-        lock_authority(rig.instance, Modes())
-    assert set(Path("/proc/self/fd").iterdir()) == before
-
-
-@pytest.mark.fault(15, 19, how="rm of the authority under a driver")
-def test_driver_says_loudly_that_its_lock_object_is_gone(rig: Rig) -> None:
-    (SHM / authority_name(rig.instance)[1:]).unlink()
-    rig.tick(3000)
-    told = rig.events_of(lib.SHMD_EVENT_ERROR)
-    assert len(told) == 1
-    assert "was removed or replaced" in told[0].text
-    assert rig.counter("ERRORS") == 1  # one error, counted once
-
-
-@pytest.mark.fault(19, how="rm of an epoch's and the control segment under a driver")
+@pytest.mark.fault(19, how="rm of an epoch's, the control segment and the authority under a driver")
 def test_driver_says_once_which_segments_in_use_are_gone(rig: Rig) -> None:
     producer = rig.client().produce()
-    names = [ffi.string(rig.epoch(producer).data_name).decode(), control_name(rig.instance)]
+    names = [
+        ffi.string(rig.epoch(producer).data_name).decode(),
+        segment_name(path_of(rig.instance, "control")),
+        segment_name(path_of(rig.instance, "authority")),
+    ]
     for name in names:
         (SHM / name[1:]).unlink()
     rig.tick(5000)
     told = [event.text for event in rig.events_of(lib.SHMD_EVENT_ERROR)]
-    assert len(told) == 2
+    assert len(told) == 3
     assert all(any(text.startswith(name) for text in told) for name in names)
+
+
+# ---- names
+
+
+def test_names_are_drawn_anew_for_each_segment(instance_name: str) -> None:
+    names = {new_name(instance_name, "data") for _ in range(100)}
+    assert len(names) == 100
+    for name in names:
+        assert is_name_of(name, instance_name, "data", "gates")
+        assert not is_name_of(name, instance_name, "gates")
+        assert not is_name_of(name, instance_name[:-1], "data")
+    assert not is_name_of(f"/shmd.{instance_name}.control", instance_name, "control")
+
+
+@pytest.mark.fault(21, how="a foreign object under each name that is drawn first")
+def test_name_that_is_taken_is_passed_over_and_told(instance_name: str, monkeypatch) -> None:
+    drawn = [new_name(instance_name, kind) for kind in ("authority", "control", "data", "gates")]
+    for name in drawn:
+        (SHM / name[1:]).mkdir()
+    real, left = segment_names.new_name, list(drawn)
+
+    def first_a_taken_one(instance: str, kind: segment_names.Kind) -> str:
+        taken = [name for name in left if name.endswith(kind)]
+        if not taken:
+            return real(instance, kind)
+        left.remove(taken[0])
+        return taken[0]
+
+    monkeypatch.setattr(segment_names, "new_name", first_a_taken_one)
+    logged: list[str] = []
+    driver = Driver(
+        Config.load(env={}, overrides={"driver.instance": instance_name}),
+        clock=FakeClock(), memory=InlineMemory(), log=logged.append,
+    )  # fmt: skip
+    try:
+        driver.start()
+        assert sorted(left) == sorted(drawn[2:])
+        for name in drawn[:2]:
+            assert len([line for line in logged if line.startswith(f"/dev/shm{name} is there already")]) == 1
+    finally:
+        driver.close()
+        collect(instance_name)
+        for name in drawn:
+            (SHM / name[1:]).rmdir()
+
+
+def test_epoch_passes_over_a_name_that_is_taken(rig: Rig, monkeypatch) -> None:
+    taken, real = new_name(rig.instance, "data"), segment_names.new_name
+    (SHM / taken[1:]).mkdir()
+    left = [taken]
+    monkeypatch.setattr(
+        segment_names, "new_name", lambda name, kind: left.pop() if left else real(name, kind)
+    )
+    try:
+        assert rig.client().produce().code == lib.SHMD_CODE_OK
+        assert [line for line in rig.logged if f"{taken} is there already" in line]
+    finally:
+        (SHM / taken[1:]).rmdir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.fault(21, how="a stranger takes the name of a segment that was removed under its driver")
+def test_name_that_a_stranger_has_taken_meanwhile_is_not_ours_to_remove(rig: Rig, monkeypatch) -> None:
+    def refuses(_name: str) -> None:
+        raise posix_ipc.PermissionsError("No permission to remove this segment")  # root would not be refused
+
+    client = rig.client()
+    producer = client.produce()
+    data = path_of(rig.instance, "data")
+    data.unlink()
+    data.write_bytes(b"")
+    os.chown(data, STRANGER, STRANGER)
+    monkeypatch.setattr("posix_ipc.unlink_shared_memory", refuses)
+    assert unlink_segment(segment_name(data)) is False
+    with pytest.raises(ShmDriverError, match=f"cannot remove .*gates as uid {os.geteuid()}"):
+        unlink_segment(segment_name(path_of(rig.instance, "gates")))
+    monkeypatch.undo()
+    os.chown(data, 0, 0)
+    client.detach(producer)
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
@@ -210,8 +294,7 @@ def test_modes_are_what_configuration_says(instance_name: str, umask: int) -> No
         rig.client().produce()
         modes = {
             path.name.rpartition(".")[2]: stat.S_IMODE(path.stat().st_mode)
-            for path in SHM.iterdir()
-            if path.name.startswith(f"shmd.{instance_name}.")
+            for path in paths_of(instance_name)
         }
         assert modes == {"authority": 0o640, "control": 0o660, "data": 0o660, "gates": 0o660}
     finally:
@@ -249,7 +332,7 @@ def test_full_mount_is_a_refused_attach_and_leaves_nothing(rig: Rig, monkeypatch
     assert refused.reason == Reason.NO_MEMORY
     assert "it needs 77824 bytes" in refused.text
     assert client.produce().code == lib.SHMD_CODE_OK
-    assert len([path for path in SHM.iterdir() if path.name.startswith(f"shmd.{rig.instance}.")]) == 4
+    assert len(paths_of(rig.instance)) == 4
 
 
 def test_little_memory_left_degrades_and_recovers(rig: Rig, monkeypatch) -> None:
@@ -322,7 +405,7 @@ def test_memory_that_is_made_when_the_driver_stops_leaves_no_segment(instance_na
         rig.tick()
         assert rig.driver.state.value == "stopped"
         rig.driver.close()
-        assert [path.name for path in SHM.iterdir() if path.name.startswith(f"shmd.{instance_name}.")] == []
+        assert paths_of(instance_name) == []
     finally:
         rig.close()
 
@@ -354,7 +437,7 @@ def test_attach_given_up_while_its_memory_is_made_leaves_nothing(instance_name: 
         memory.hold = False
         rig.tick()
         assert rig.driver.tables.streams.segment_bytes == 0
-        assert len([path for path in SHM.iterdir() if path.name.startswith(f"shmd.{instance_name}.")]) == 2
+        assert len(paths_of(instance_name)) == 2
         assert client.produce().code == lib.SHMD_CODE_OK
     finally:
         rig.close()
@@ -368,7 +451,7 @@ def test_provision_that_fails_half_way_leaves_no_segment(rig: Rig, monkeypatch) 
     refused = client.produce()
     assert refused.code == lib.SHMD_CODE_INTERNAL_ERROR
     assert "gone wrong" in refused.text
-    assert len([path for path in SHM.iterdir() if path.name.startswith(f"shmd.{rig.instance}.")]) == 2
+    assert len(paths_of(rig.instance)) == 2
 
 
 # ---- collecting
@@ -380,45 +463,46 @@ def test_collect_removes_what_a_dead_driver_left_and_spares_a_living_one(rig: Ri
         collect(rig.instance)
     rig.crash()
     assert len(collect(rig.instance)) == 4
+    assert not runtime_folders(lambda name: name == rig.instance)
     assert collect(rig.instance) == []
     rig.start()
 
 
-@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("step", ["before the claim", "under the claim"])
 def test_collecting_without_an_authority_takes_nothing_from_a_driver_that_starts_meanwhile(
-    instance_name: str, monkeypatch, step: int
+    instance_name: str, monkeypatch, step: str
 ) -> None:
-    """It starts before the collector has the lock (step 1), or is refused while the collector has it."""
-    control = SHM / control_name(instance_name)[1:]
-    control.write_bytes(b"left over")
+    """It starts before the collector has the lock, or is refused while the collector has it."""
+    name = new_name(instance_name, "control")
+    os.close(create_segment(name, 4096, Modes()))
     driver = Driver(Config.load(env={}, overrides={"driver.instance": instance_name}))
-    real, outcomes = segments.epoch_objects, []
+    monkeypatch.setattr("shmdriver.driver.claim.LOCK_TURN_S", 0.0)
+    function = "claimed" if step == "before the claim" else "_remove"
+    real, outcomes = getattr(collecting, function), []
 
-    def start_meanwhile(name: str) -> list[str]:
-        names = real(name)
-        outcomes.append("")
-        if len(outcomes) == step:
-            try:
-                driver.start()
-            except DriverAlreadyRunning:
-                outcomes[-1] = "refused"
-            else:
-                outcomes[-1] = "started"
-        return names
+    def start_meanwhile(*arguments, **named):
+        try:
+            driver.start()
+        except DriverAlreadyRunning:
+            outcomes.append("refused")
+        else:
+            outcomes.append("started")
+        return real(*arguments, **named)
 
-    monkeypatch.setattr(segments, "epoch_objects", start_meanwhile)
-    monkeypatch.setattr(segments, "LOCK_TURN_S", 0.0)
-    if step == 1:
+    monkeypatch.setattr(collecting, function, start_meanwhile)
+    if step == "before the claim":
         with pytest.raises(DriverAlreadyRunning):
             collect(instance_name)
-        assert outcomes[0] == "started"
-        assert control.stat().st_ino == driver.tables.authority.control_map.inode
+        assert outcomes == ["started"]
+        assert path_of(instance_name, "control").stat().st_ino == driver.tables.authority.control_map.inode
         driver.request_shutdown()
         driver.run()
     else:
-        assert collect(instance_name) == [control_name(instance_name)]
-        assert outcomes[1] == "refused"
+        assert collect(instance_name) == [name]
+        assert outcomes == ["refused"]
+    monkeypatch.undo()
     assert collect(instance_name) == []
+    assert not runtime_folders(lambda name: name == instance_name)
 
 
 def test_dead_embedded_instances_are_collected_by_the_next_one() -> None:

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -155,7 +154,7 @@ class DriverProcess:
             *("--set", f"policies.grace_ms={grace_ms}"),
         ]
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the driver
+        self._log = os.fdopen(os.memfd_create("driver-log"), "w+b")  # no folder may be writable
 
     def start(self) -> None:
         """Starts it and returns when it serves, which it says as a systemd unit does."""

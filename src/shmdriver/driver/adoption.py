@@ -34,7 +34,7 @@ from shmdriver.driver.streams import Stream, StreamDirectory
 from shmdriver.driver.tenure import Tenure
 from shmdriver.errors import Reason
 
-__all__ = ["adopt_tables", "load_tables"]
+__all__ = ["adopt_tables", "load_tables", "remove_orphans"]
 
 
 def load_tables(
@@ -93,13 +93,17 @@ def adopt_tables(
     for stream in streams:
         tenure.settle(stream, now_ns)
     failpoint("adopt.settled")
-    known = streams.segment_names()
-    known.add(authority.control_name)
-    problems += authority.tell_links(*sorted(known))
-    for name in own_segments(authority.instance, "control", "data", "gates"):
-        if name not in known and unlink_segment(name):
-            problems.append(f"{name} belonged to no epoch: removed")
-    return problems
+    return problems + authority.tell_links(*sorted(streams.segment_names()), authority.control_name)
+
+
+def remove_orphans(authority: Authority, streams: StreamDirectory) -> list[str]:
+    """Removes segments of this instance that no table names, once nobody else has any; texts about them."""
+    known = {*streams.segment_names(), authority.control_name}
+    return [
+        f"{name} belonged to no epoch: removed"
+        for name in own_segments(authority.instance, "control", "data", "gates")
+        if name not in known and unlink_segment(name)
+    ]
 
 
 def _undo_unopened(stream: Stream, leases: LeaseTable, now_ns: int) -> None:

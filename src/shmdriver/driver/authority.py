@@ -341,18 +341,20 @@ class Authority:
         for field in ("degraded", *(() if keep_shutdown else ("shutdown_deadline_ns", "shutdown_mode"))):
             self.store(field, 0)
         self.store("heartbeat_ns", now_ns)
+        self.store("claim", (int(self.base.claim) | 1) + 1 & 2**64 - 1)
         failpoint("introduce.exit")
         self.store("exit_kind", lib.SHMD_EXIT_NONE)
 
     def note_folder(self) -> None:
         """Says in which runtime folder the lock is: with it a successor proves that nobody drives."""
-        device, inode = self.lock.folder_id
+        device, folder, lock = self.lock.identity
         path = os.fsencode(self.lock.folder.path)
         ffi.memmove(
             self.base.folder, path.ljust(ffi.sizeof(self.base.folder), b"\0"), ffi.sizeof(self.base.folder)
         )
         self.store("folder_device", device)
-        self.store("folder_inode", inode)
+        self.store("folder_inode", folder)
+        self.store("lock_inode", lock)
 
     # -- records
 

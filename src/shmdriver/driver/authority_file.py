@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -92,12 +94,13 @@ def refuse_old_layout(instance: str) -> None:
 class AuthorityFile:
     """An authority object of this user, open for writing. Children that are forked close it."""
 
-    __slots__ = ("_pid", "fd", "name")
+    __slots__ = ("_claim", "_pid", "fd", "name")
 
     def __init__(self, name: str = "") -> None:
         self.name = name
         self.fd = -1
         self._pid = os.getpid()
+        self._claim = (0, 0)  # as it was found, and as it is now
 
     @classmethod
     def create(cls, instance: str, size: int, tell: Callable[[str], None]) -> AuthorityFile:
@@ -160,6 +163,20 @@ class AuthorityFile:
         """Whether anybody but this object shows life: as ``Found.life``."""
         return int(lib.shmd_life_seen(self.fd))
 
+    def claim(self, base: Any, found: int) -> bool:
+        """Claims a complete authority whose claim was ``found``. False: another one did, since then."""
+        token = secrets.randbits(64) | 1
+        if not lib.shmd_word_swap(ffi.addressof(base, "claim"), found, token):
+            return False
+        self._claim = (found, token)
+        return True
+
+    def _give_back(self) -> None:
+        """Ends a claim that came to nothing: no reader that shows life then bars others."""
+        offset, (found, token) = ffi.offsetof("shmd_authority_t", "claim"), self._claim
+        if token and os.pread(self.fd, 8, offset) == token.to_bytes(8, sys.byteorder):
+            os.pwrite(self.fd, found.to_bytes(8, sys.byteorder), offset)
+
     def still_named(self) -> bool:
         """Whether the name still leads to this object."""
         return is_same_object(self.name, os.fstat(self.fd))
@@ -172,5 +189,6 @@ class AuthorityFile:
     def close(self) -> None:
         """Ends the sign of life, in the process that opened it; elsewhere and a second time nothing."""
         if self.fd >= 0 and os.getpid() == self._pid:
+            self._give_back()
             let_go(self.fd)
         self.fd = -1

@@ -16,7 +16,7 @@ from enum import Enum
 from functools import partial
 
 from shmdriver._native import lib
-from shmdriver.driver.adoption import adopt_tables, load_tables
+from shmdriver.driver.adoption import adopt_tables, load_tables, remove_orphans
 from shmdriver.driver.authority import Authority, TableSizes, segment_names_of
 from shmdriver.driver.authority_file import AuthorityFile
 from shmdriver.driver.claim import Claim, claimed
@@ -124,6 +124,8 @@ def _adopt(
     for problem in adopt_tables(
         authority, tables.clients, tables.leases, tables.streams, tables.tenure, clock()
     ):
+        log(f"adopt: {problem}")
+    for problem in remove_orphans(authority, tables.streams):
         log(f"adopt: {problem}")
     policies = config.policies
     interval_ns = policies.heartbeat_interval_ms * MILLISECOND_NS

@@ -2,10 +2,14 @@
 
 Used by a start and by collect. What decides whether an authority has a driver, in this order:
 
+* somebody is taking it over (its claim is odd): so it is while life is seen, else the claimant has died;
 * it was driven under the lock that is held now: it has none, whoever shows life on it (a reader may);
 * the lock in the folder that it records, if that folder can be opened: free is none, held is one;
 * else the sign of life: none is none; some, or what cannot be told, is a driver unless its process is
   proved dead.
+
+Then the claim is swapped for an odd one. Of several who have decided at the same time, with locks of which
+none can see the other's, one succeeds. ``Authority.introduce`` ends that: the claim is even again.
 
 Nobody waits with a lock in hand: who finds a driver lets go of all, waits a moment, and looks again.
 """
@@ -18,7 +22,7 @@ import random
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shmdriver import runtime_folder
 from shmdriver._native import ffi, lib
@@ -31,7 +35,6 @@ from shmdriver.driver.authority_file import (
 )
 from shmdriver.driver.held import hold, let_go
 from shmdriver.driver.instance_lock import LOCK_NAME, InstanceLock, try_lock
-from shmdriver.driver.shm import SegmentMap
 from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, ShmDriverError
 from shmdriver.hints import command
 from shmdriver.liveness import Verdict, driver_of, look_at_driver, look_at_process, pid_text
@@ -131,12 +134,7 @@ class Claim:
 
     def _is_driverless(self, file: AuthorityFile, found: Found) -> bool:
         """False: nothing complete was left. Raises Refused when it has a driver."""
-        if not found.is_complete:
-            if file.life_of_others() != 0:
-                raise Refused(file.name, "another driver begins at this moment")
-            file.remove()  # left half made: nobody was let in
-            return False
-        if found.layout_version != lib.SHMD_LAYOUT_VERSION:
+        if found.layout_version not in (0, lib.SHMD_LAYOUT_VERSION):
             raise LayoutMismatch(
                 f"{file.name} has layout version {found.layout_version}, and this build speaks "
                 f"{lib.SHMD_LAYOUT_VERSION}. It is left as it is: stop its clients and let the version that "
@@ -145,35 +143,44 @@ class Claim:
                 found=found.layout_version,
                 expected=int(lib.SHMD_LAYOUT_VERSION),
             )
-        if file.size < ffi.sizeof("shmd_authority_t"):
-            return True  # truncated: its adoption says so
-        mapped = file.mapping(ffi.sizeof("shmd_authority_t"), writable=False)
+        if not found.is_complete:
+            if file.life_of_others() != 0:
+                raise Refused(file.name, "another driver begins at this moment")
+            file.remove()  # left half made, when nobody was let in; or truncated, and so its tables are lost
+            return False
+        mapped = file.mapping(ffi.sizeof("shmd_authority_t"), writable=True)
         try:
-            self._decide(file, mapped)
+            self._seize(file, mapped.view("shmd_authority_t *"))
         finally:
             mapped.close()
         return file.still_named()  # who saw no life and no name has given it up for good
 
-    def _decide(self, file: AuthorityFile, mapped: SegmentMap) -> None:
-        base = mapped.view("shmd_authority_t *")
-        folder_id = int(base.folder_device), int(base.folder_inode)
-        if folder_id == self.lock.folder_id:
-            file.show_life()
+    def _seize(self, file: AuthorityFile, base: Any) -> None:
+        claim = int(base.claim)
+        file.show_life()
+        if claim & 1:
+            if file.life_of_others() != 0:
+                raise Refused(file.name, "another driver takes it over at this moment")
+        else:
+            self._decide(file, base)
+        if not file.claim(base, claim):
+            raise Refused(file.name, "another driver takes it over at this moment")
+
+    def _decide(self, file: AuthorityFile, base: Any) -> None:
+        recorded = int(base.folder_device), int(base.folder_inode), int(base.lock_inode)
+        if recorded == self.lock.identity:
             return
-        held = self._folder_is_held(text_of_path(base.folder), folder_id)
+        held = self._lock_is_held(text_of_path(base.folder), recorded)
         if held:
             raise Refused(file.name, f"the lock in {text_of_path(base.folder)} is held")
-        file.show_life()
-        if held is not None:
-            return
-        if file.life_of_others() == 0:
+        if held is not None or file.life_of_others() == 0:
             return
         if look_at_process(*driver_of(base)).verdict is not Verdict.DEAD:
             raise Refused(file.name, "it shows life")
 
-    def _folder_is_held(self, path: str, folder_id: tuple[int, int]) -> bool | None:
+    def _lock_is_held(self, path: str, recorded: tuple[int, int, int]) -> bool | None:
         """Whether somebody holds the lock there. None: that cannot be told. Else it is held from now on."""
-        if any(lock.folder_id == folder_id for lock in self._stale):
+        if any(lock.identity == recorded for lock in self._stale):
             return False
         if not path:
             return None
@@ -183,7 +190,7 @@ class Claim:
             return None
         try:
             found = os.fstat(folder)
-            if (found.st_dev, found.st_ino) != folder_id or found.st_uid != os.geteuid():
+            if (found.st_dev, found.st_ino) != recorded[:2] or found.st_uid != os.geteuid():
                 return None
             flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open(LOCK_NAME, flags, dir_fd=folder)
@@ -194,6 +201,8 @@ class Claim:
         with ExitStack() as undo:
             undo.callback(let_go, fd)
             hold(fd)
+            if os.fstat(fd).st_ino != recorded[2]:
+                return None  # the driver's own was removed: this one proves nothing
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

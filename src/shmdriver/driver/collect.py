@@ -11,7 +11,7 @@ import re
 
 from shmdriver import runtime_folder
 from shmdriver.driver.authority import segment_names_of
-from shmdriver.driver.authority_file import find_authorities
+from shmdriver.driver.authority_file import find_authorities, refuse_old_layout
 from shmdriver.driver.claim import Claim, claimed
 from shmdriver.driver.segment_names import own_segments
 from shmdriver.driver.shm import MOUNT, unlink_segment
@@ -33,6 +33,7 @@ def collect(instance: str) -> list[str]:
     raised. An authority of another layout version is refused (LayoutMismatch), never deleted. The authority
     goes last, and then the runtime folder, so that an interrupted collection can be repeated.
     """
+    refuse_old_layout(instance)
     names = own_segments(
         instance, "control", "data", "gates"
     )  # before the claim: what comes later is another's

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from enum import Enum
 from typing import Final
@@ -46,7 +46,7 @@ class Standing(Enum):
 class InstanceLock:
     """The exclusive flock on an instance's lock file; the folder that it stands in."""
 
-    __slots__ = ("_pid", "fd", "folder", "instance", "is_held", "is_new", "passed_over")
+    __slots__ = ("_found", "_pid", "fd", "folder", "instance", "is_held", "is_new", "passed_over")
 
     def __init__(self, instance: str) -> None:
         self.instance = instance
@@ -54,6 +54,7 @@ class InstanceLock:
         self.fd = -1
         self.is_new = False  # this process has made the file
         self.is_held = False
+        self._found: list[str] = []  # what stood in the folder before
         self.passed_over = ""  # places that were not taken, and why
         self._pid = os.getpid()
 
@@ -90,6 +91,8 @@ class InstanceLock:
     def take(self) -> None:
         """Raises BlockingIOError when somebody holds it."""
         fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if self.is_new and not self.is_held:
+            self._found = self._contents()
         self.is_held = True
 
     @property
@@ -97,6 +100,11 @@ class InstanceLock:
         """Device and inode of the folder."""
         found = os.fstat(self.folder.fd)
         return found.st_dev, found.st_ino
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """Of this lock, for as long as it stands: device and inode of its folder, its own inode."""
+        return *self.folder_id, os.fstat(self.fd).st_ino
 
     def look(self) -> Standing:
         """Whether folder and lock still stand where they were made. Raises OSError: that cannot be told."""
@@ -152,14 +160,19 @@ class InstanceLock:
         What is none of a driver's files stays, and the folder with it. So does one that only root can remove.
         Raises OSError.
         """
-        if self.look() is not Standing.WHOLE:
-            return
+        self._remove(self._contents())
+
+    def _contents(self) -> list[str]:
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.folder.fd)
         try:
             listed = os.listdir(fd)  # noqa: PTH208 -- of a descriptor
-            names = [name for name in listed if _CONTENTS.fullmatch(name) and name != LOCK_NAME]
+            return [name for name in listed if _CONTENTS.fullmatch(name) and name != LOCK_NAME]
         finally:
             os.close(fd)
+
+    def _remove(self, names: Iterable[str]) -> None:
+        if self.look() is not Standing.WHOLE:
+            return
         for name in [*names, LOCK_NAME]:
             _unlink(self.folder.fd, name)
         self._remove_folder()
@@ -173,8 +186,9 @@ class InstanceLock:
         try:
             if self.fd >= 0 and self.is_new and os.getpid() == self._pid:
                 with suppress(BlockingIOError):  # then another one has it by now
-                    self.take()
-                    self.remove()
+                    if not self.is_held:
+                        self.take()
+                    self._remove(name for name in self._contents() if name not in self._found)
             elif self.folder.fd >= 0:
                 self._remove_folder()  # if it is empty
         finally:

@@ -7,21 +7,18 @@ nothing. What belongs to an instance's boot stands in its authority's tables.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable
 from typing import Final, Literal, TypeVar
 
 from shmdriver.driver.shm import MOUNT, object_path
+from shmdriver.names import SEGMENT
 
 __all__ = ["DRAWS", "Kind", "draw", "is_name_of", "new_name", "own_segments"]
 
 _Made = TypeVar("_Made")
 Kind = Literal["authority", "control", "data", "gates"]
 DRAWS: Final = 8  # of names, when others stand there already: with 128 random bits one is enough
-_NAME = re.compile(
-    r"shmd\.(?P<instance>[A-Za-z0-9][A-Za-z0-9_-]{0,40})\.[0-9a-f]{32}\.(?P<kind>authority|control|data|gates)"
-)
 
 
 def new_name(instance: str, kind: Kind) -> str:
@@ -31,7 +28,7 @@ def new_name(instance: str, kind: Kind) -> str:
 
 def is_name_of(name: str, instance: str, *kinds: Kind) -> bool:
     """Whether a POSIX name has the form of this instance's segments of these kinds."""
-    match = _NAME.fullmatch(name[1:]) if name.startswith("/") else None
+    match = SEGMENT.fullmatch(name[1:]) if name.startswith("/") else None
     return match is not None and match["instance"] == instance and match["kind"] in kinds
 
 

@@ -13,7 +13,6 @@ import pwd
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial, wraps
 from pathlib import Path
 from typing import Final
 
@@ -40,13 +39,12 @@ _FEW_INODES: Final = 64
 def check_host(owner: str | int | None = None) -> tuple[Check, ...]:
     """All checks, in the order in which they matter. ``owner``: a user whose instances are looked at, too."""
     named = owner_uid(owner_text(owner))
-    about_instances = [wraps(check)(partial(check, named)) for check in INSTANCE_CHECKS]
-    return tuple(_guarded(check) for check in (*_CHECKS, *about_instances))
+    return (*map(_guarded, _CHECKS), *(_guarded(check, named) for check in INSTANCE_CHECKS))
 
 
-def _guarded(check: Callable[[], Check]) -> Check:
+def _guarded(check: Callable[..., Check], *arguments: int) -> Check:
     try:
-        return check()
+        return check(*arguments)
     except (OSError, ValueError, LookupError, ShmDriverError) as error:
         name = check.__name__.removeprefix("_").replace("_", " ")
         return Check(name, "warn", f"cannot be checked here: {error}{remedy(error)}")

@@ -93,11 +93,8 @@ class Instance:
                 continue
         raise self._no_driver()
 
-    def _no_driver(self) -> ShmDriverError:
+    def _no_driver(self) -> DriverUnavailable:
         told = passed_over()
-        code = lib.shmd_old_layout(self.name.encode())
-        if code < 0:
-            return (LayoutMismatch if code == lib.SHMD_E_LAYOUT else ShmDriverError)(last_error())
         whose = "" if self._named == ANY_OWNER else f" of {user_name(self._named)}"
         others, start = others_hint(self.name, self._named), command("run", instance=self.name)
         text = f"no driver{whose} runs as instance {self.name!r}{others}; start one: {start}"
@@ -107,6 +104,7 @@ class Instance:
     def path(self) -> Path:
         """Where the authority segment stands."""
         self._mapped()
+        assert self._segment is not None
         return SHM_FOLDER / self._segment.name.removeprefix("/")
 
     def __enter__(self) -> Self:

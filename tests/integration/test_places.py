@@ -1,0 +1,111 @@
+"""Where drivers put their runtime folders, when others were there before, or nothing can be written."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shmdriver
+from tests.segments import SHM, paths_of, remove, runtime_folders
+from tests.users import MEMBER, STRANGER, UsersDriver, as_user, exchange, needs_root
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def connected(instance: str) -> str | None:
+    with shmdriver.connect(instance) as client:
+        return exchange(client)
+
+
+@needs_root
+@pytest.mark.fault(78, how="an XDG_RUNTIME_DIR and folders in /dev/shm of a stranger")
+def test_places_that_are_a_strangers_are_passed_over_and_told(instance_name: str, tmp_path: Path) -> None:
+    foreign = Path("/dev/shm") / f"{instance_name}-run"
+    taken = SHM / f"shmdriver-{MEMBER}.{secrets.token_hex(8)}"
+
+    def take() -> None:
+        os.umask(0)
+        foreign.mkdir()
+        (taken / instance_name).mkdir(parents=True)
+        (taken / instance_name / "lock").touch()
+
+    as_user(STRANGER, [], take)
+    driver = UsersDriver(
+        instance_name, MEMBER, tmp_path / "log", environment={"XDG_RUNTIME_DIR": str(foreign)}
+    )
+    try:
+        with driver:
+            log = driver.log_text()
+            assert re.search(rf"{re.escape(str(foreign))}.* uid {STRANGER}", log), log
+            (folder,) = runtime_folders(
+                lambda name: name == instance_name,
+                [each for each in SHM.glob(f"shmdriver-{MEMBER}.*") if each != taken],
+            )
+            assert (folder.stat().st_uid, folder.stat().st_mode & 0o777) == (MEMBER, 0o700)
+            assert as_user(MEMBER, [], lambda: connected(instance_name)) == "hello"
+        assert not folder.exists()
+        assert list(SHM.glob(f"shmdriver-{MEMBER}.*")) == [taken], "an empty place is removed, too"
+        assert [path.name for path in (taken / instance_name).iterdir()] == ["lock"]
+    finally:
+        (taken / instance_name / "lock").unlink()
+        remove([taken / instance_name, taken, foreign])
+
+
+@needs_root
+@pytest.mark.fault(78, how="a SHMDRIVER_RUNTIME_DIR below a stranger's folder")
+def test_named_place_that_strangers_can_write_is_refused_and_nothing_else_tried(
+    instance_name: str, tmp_path: Path
+) -> None:
+    foreign = SHM / f"{instance_name}-run"
+    foreign.mkdir()
+    (foreign / "below").mkdir()
+    os.chown(foreign, STRANGER, -1)
+    driver = UsersDriver(
+        instance_name,
+        os.geteuid(),
+        tmp_path / "log",
+        environment={"SHMDRIVER_RUNTIME_DIR": str(foreign / "below")},
+    )
+    try:
+        driver.launch()
+        assert driver.join() == 1
+        assert "SHMDRIVER_RUNTIME_DIR cannot be used" in driver.log_text()
+        assert f"{foreign}" in driver.log_text()
+        assert f"uid {STRANGER}" in driver.log_text()
+        assert list((foreign / "below").iterdir()) == paths_of(instance_name) == []
+    finally:
+        remove([foreign / "below", foreign])
+
+
+BARE = """
+mount -t tmpfs -o size=64m,mode=1777 tmpfs /dev/shm || exit 99
+for folder in /run /tmp /var/tmp; do
+    test -d $folder || continue
+    mount --bind $folder $folder && mount -o remount,bind,ro $folder || exit 99
+done
+cd / && exec env -i PATH=/usr/bin:/bin PYTHONPATH="$0" PYTHONDONTWRITEBYTECODE=1 "$@"
+"""
+
+
+@needs_root
+@pytest.mark.fault(
+    78, how="no HOME, no XDG_RUNTIME_DIR, /run and /tmp read-only; root, a user without a name"
+)
+@pytest.mark.parametrize("uid", [0, 54321])
+def test_in_a_bare_container_all_meet_in_dev_shm_and_nothing_stays_there(uid: int) -> None:
+    program = [sys.executable, str(ROOT / "tests/integration/bare_container.py"), str(uid)]
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", BARE, str(ROOT), *program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip(f"NOT LOOKED AT: no permission to make a mount namespace: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    found, healthy, left = done.stdout.splitlines()
+    assert re.search(rf"bare: /dev/shm/shmdriver-{uid}\.[0-9a-f]{{16}}/bare", found)
+    assert healthy.startswith("ok: ")
+    assert left == "[]"
