@@ -20,6 +20,7 @@ from shmdriver.driver.authentication import TOKEN_NAME, FolderToken
 from shmdriver.driver.authority_file import AuthorityFile, find_authorities
 from shmdriver.driver.collect import collect
 from shmdriver.driver.config import Config
+from shmdriver.driver.door import SOCKET_NAME
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.instance_lock import HINT_NAME, LOCK_NAME
 from shmdriver.driver.memory import InlineMemory
@@ -89,7 +90,7 @@ def is_gone(instance: str) -> bool:
 def test_folder_has_lock_token_and_hint_and_is_private(driver: Driver) -> None:
     folder, authority = folder_of(driver), driver.tables.authority
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    assert modes == {LOCK_NAME: 0o600, TOKEN_NAME: 0o600, HINT_NAME: 0o644}
+    assert modes == {LOCK_NAME: 0o600, TOKEN_NAME: 0o600, HINT_NAME: 0o644, SOCKET_NAME: 0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     hint = json.loads((folder / HINT_NAME).read_text())
     assert hint == {
@@ -214,7 +215,9 @@ def test_missing_lock_or_folder_is_made_anew_and_said(
     assert len([line for line in logged if "made anew" in line]) == 1
     assert (folder / TOKEN_NAME).read_bytes() == token
     assert (folder / HINT_NAME).read_bytes() == hint
-    assert sorted(path.name for path in folder.iterdir()) == sorted([LOCK_NAME, TOKEN_NAME, HINT_NAME])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [LOCK_NAME, TOKEN_NAME, HINT_NAME, SOCKET_NAME]
+    )
     base = driver.tables.authority.base
     assert (base.folder_device, base.folder_inode) == (folder.stat().st_dev, folder.stat().st_ino)
     assert str(driver.state) == "running.healthy"

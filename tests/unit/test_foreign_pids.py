@@ -29,9 +29,11 @@ SUCCESSORS = "pid 1 in another PID namespace"  # after an adoption by a driver i
 
 def test_a_number_is_told_with_its_namespace() -> None:
     assert pid_text(7, own_namespace()) == "pid 7"
-    assert pid_text(1, 1) == FOREIGN
+    assert pid_text(1, 1) == SUCCESSORS
+    assert pid_text(0, own_namespace()) == FOREIGN
     assert pid_text(7, 0) == "pid 7 in a PID namespace that is not known"
-    assert ProcessStatus(1, "elsewhere").label == FOREIGN
+    assert ProcessStatus(1, "elsewhere").label == SUCCESSORS
+    assert ProcessStatus(0, "elsewhere", uid=7).label == f"{FOREIGN}, uid 7"
     assert ProcessStatus(7, "sleeping").label == "pid 7"
 
 
@@ -74,7 +76,7 @@ def test_the_driver_tells_clients_of_elsewhere_apart(rig: Rig) -> None:
     rig.client(is_elsewhere=True).produce()
     refused = rig.client().produce()
     labels = {client.label for client in rig.driver.tables.clients}
-    assert labels == {f"'requester' ({FOREIGN})", f"'requester' (pid {os.getpid()})"}
+    assert labels == {f"'requester' ({FOREIGN}, uid {os.geteuid()})", f"'requester' (pid {os.getpid()})"}
     assert "(pid 1)" not in refused.text
 
 

@@ -39,7 +39,8 @@ def driver_lines(driver: DriverStatus) -> list[Line]:
 
 
 def _who(name: str, process: ProcessStatus) -> Cell:
-    text = f"{name or 'unnamed'} ({process.pid}{' elsewhere' if process.state == 'elsewhere' else ''})"
+    pid = "elsewhere" if process.state == "elsewhere" else process.pid
+    text = f"{name or 'unnamed'} ({pid})"
     return Styled(f"{text} {process.state}", "red") if process.state in _ODD else text
 
 

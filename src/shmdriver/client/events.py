@@ -20,7 +20,6 @@ LOOK_S = 1.0  # at a driver that nobody takes over
 _STOP_LOOK_S = 0.001
 
 _KINDS = {
-    lib.SHMD_EVENT_HELLO_RESPONSE: "hello_response",
     lib.SHMD_EVENT_ATTACH_RESPONSE: "attach_response",
     lib.SHMD_EVENT_DETACH_RESPONSE: "detach_response",
     lib.SHMD_EVENT_LEASE_REVOKED: "lease_revoked",

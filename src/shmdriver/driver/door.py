@@ -21,7 +21,7 @@ from shmdriver.driver.shm import open_segment
 from shmdriver.errors import ShmDriverError
 from shmdriver.os_errors import last_error
 
-__all__ = ["NO_GROUP", "Door"]
+__all__ = ["NO_GROUP", "SOCKET_NAME", "Door"]
 
 NO_GROUP = 0xFFFFFFFF
 SOCKET_NAME = "socket"

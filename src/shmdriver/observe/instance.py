@@ -31,7 +31,7 @@ from shmdriver.observe.driver_status import HUNG_AFTER_NS, advice_for, judge
 from shmdriver.observe.epochs import EpochSegments, epoch_status, live_consumers, text
 from shmdriver.observe.names import word
 from shmdriver.observe.objects import SHM_FOLDER, default_instance, others_hint
-from shmdriver.observe.process import ProcessStatus, process_status
+from shmdriver.observe.process import ProcessStatus, process_of_client, process_status
 from shmdriver.observe.records import (
     ClientStatus,
     DriverStatus,
@@ -203,17 +203,14 @@ class Instance:
         for index in _indexes(authority, lib.SHMD_TABLE_CLIENTS, wanted):
             if not _copy(copy, lib.shmd_authority_client(authority, index)):
                 continue
-            pid = int(copy.pid)
             found.append(
                 ClientStatus(
                     index=index,
                     client_id=int(copy.client_id),
                     name=text(copy.name),
-                    pid=pid,
+                    pid=int(copy.pid),
                     state=word(names.CLIENT_STATES, int(copy.word) & 0xFF),
-                    process=process_status(
-                        pid, int(copy.start_time), int(copy.pid_namespace), int(copy.time_namespace)
-                    ),
+                    process=process_of_client(copy),
                     attached_ns=int(copy.attached_ns),
                     seen_age_ns=max(0, now_ns - int(copy.seen_ns)),
                     provable=bool(copy.provable),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from shmdriver._native import ffi, lib
 from shmdriver.liveness import Look, Verdict, look_at_process
@@ -12,6 +12,7 @@ from shmdriver.observe.freezer import Freezer, freezer_of
 from shmdriver.os_errors import errno_text
 from shmdriver.procfs import read_small
 
+_ELSEWHERE: Final = "a process of another PID namespace"  # whose number the kernel does not tell
 _STATES: Final = {
     "R": "running",
     "S": "sleeping",
@@ -43,7 +44,8 @@ class ProcessStatus:
     another cgroup); "" when nothing does. ``cgroup``:
     the folder of the cgroup that is frozen. ``thaw``: the shell command that thaws it, "" when what froze it
     cannot be seen here. ``uncompared``: why the number may have passed to another process, which must not be
-    killed in its place; "" when start time and namespaces were compared.
+    killed in its place; "" when start time and namespaces were compared. ``uid``: its user, of one elsewhere
+    that has no number here (pid 0).
     """
 
     pid: int
@@ -53,6 +55,7 @@ class ProcessStatus:
     cgroup: str = ""
     thaw: str = ""
     uncompared: str = ""
+    uid: int = -1
 
     @property
     def dead(self) -> bool:
@@ -107,7 +110,7 @@ class ProcessStatus:
     def label(self) -> str:
         """Its pid, for texts: one of another PID namespace is said to be that."""
         if self.pid == 0:
-            return "pid not known"
+            return f"{_ELSEWHERE}, uid {self.uid}" if self.state == "elsewhere" else "pid not known"
         return f"pid {self.pid} in another PID namespace" if self.state == "elsewhere" else f"pid {self.pid}"
 
     def __str__(self) -> str:
@@ -129,6 +132,16 @@ def _own_time_namespace() -> int:
     own = ffi.new("shmd_process_t *")
     lib.shmd_process_self(own)
     return int(own.time_namespace)
+
+
+def process_of_client(record: Any) -> ProcessStatus:
+    """State of a client's process, by a copy of its record (``shmd_client_record_t *``)."""
+    if record.pid == 0:
+        why = bytes(ffi.string(lib.shmd_evidence_text(lib.SHMD_EVIDENCE_PID_NAMESPACE))).decode()
+        return ProcessStatus(0, "elsewhere", why=why, uid=int(record.uid))
+    return process_status(
+        int(record.pid), int(record.start_time), int(record.pid_namespace), int(record.time_namespace)
+    )
 
 
 def process_status(
