@@ -8,10 +8,10 @@ from typing import Any
 from shmdriver._native import ffi as core
 from shmdriver._native import lib
 from shmdriver.errors import Code, Reason
-from tests.driver_rig import time_namespace
 from tests.simulation.kernel import Task, address
 from tests.simulation.model import OPEN, RETIRED, SEALED, SEALING, Boot, LeaseModel, demand, text_of
 from tests.simulation.native import ffi, load
+from tests.simulation.sessions import Session
 
 POLL_MAX = 256
 CREATE, FOLLOW = int(lib.SHMD_ATTACH_CREATE), int(lib.SHMD_ATTACH_FOLLOW)
@@ -23,7 +23,11 @@ _state = ffi.new("uint64_t[8]")
 
 
 class Process:
-    """A client's process: its control connection, its pending requests, its handles."""
+    """One client in a process: its connection, its pending requests, its handles.
+
+    A process has one or several; ``is_replaced``: it has called exec since, so this one is no more.
+    ``is_succeeded``: the program that it runs now has said Hello, so the driver can know.
+    """
 
     def __init__(self, boot: Boot, task: Task, rng: Random, now_ns: int) -> None:
         self.boot, self.task, self.rng = boot, task, rng
@@ -33,7 +37,8 @@ class Process:
             address(boot.view.authority), address(boot.view.control), self.nonce
         )
         self.client_id = self.index = 0
-        self.stopped = self.beats_not = self.left = False
+        self.stopped = self.beats_not = self.left = self.is_replaced = self.is_succeeded = False
+        self.session = Session(self)
         self.died_ns = 0
         self.last_beat_ns = now_ns
         self.pending: dict[int, Any] = {}  # correlation id -> request
@@ -50,11 +55,16 @@ class Process:
     @property
     def gone(self) -> bool:
         """It will not write any more, and the driver can know that."""
-        return self.left or not self.task.alive
+        return self.left or self.is_succeeded or not self.task.alive
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its program is in memory and has not left."""
+        return self.task.alive and not self.left and not self.is_replaced
 
     @property
     def awake(self) -> bool:
-        return self.task.alive and not self.stopped and not self.left
+        return self.is_there and not self.stopped
 
     @property
     def connected(self) -> bool:
@@ -62,10 +72,10 @@ class Process:
 
     @property
     def who(self) -> int:
-        return self.index + 1 if self.client_id else self.task.pid & (1 << 27) - 1 | 1 << 27
+        return self.index + 1
 
     def is_silent(self, client_id: int, since_ns: int) -> bool:
-        """Whether it has not beaten since then; other clients that its pid said hello for never beat."""
+        """Whether it has not beaten since then: nor in a record of which it does not know."""
         return client_id != self.client_id or self.last_beat_ns <= since_ns
 
     def beat(self, now_ns: int) -> None:
@@ -74,9 +84,22 @@ class Process:
             self.last_beat_ns = now_ns
 
     def die(self, now_ns: int) -> None:
-        self.died_ns = now_ns
+        """With all clients in its process. Now and then a child of it keeps a connection open."""
         self.task.die()
-        self.drop()
+        for process in [p for p in self.boot.processes if p.task is self.task]:
+            process.died_ns = now_ns
+            process.drop()
+            if self.rng.random() < 0.8:
+                process.session.hang_up()
+
+    def exec(self) -> None:
+        """Another program in this process: every client in it is gone, and who has gone is not told."""
+        self.task.image = self.rng.choice((0, *[self.rng.getrandbits(64)] * 7))
+        for process in [p for p in self.boot.processes if p.task is self.task and not p.is_replaced]:
+            process.is_replaced = True
+            process.drop()
+            if self.rng.random() < 0.8:
+                process.session.hang_up()
 
     def drop(self) -> None:
         """As the kernel does it: unmapped, nobody told."""
@@ -91,6 +114,7 @@ class Process:
 
     def close(self) -> None:
         self.drop()
+        self.session.hang_up()
         client, self.client = self.client, 0
         if client:  # a second time when a rule was broken meanwhile
             self.native.sim_client_free(client)
@@ -107,18 +131,6 @@ class Process:
         for name, value in fields.items():
             setattr(raw, name, value)
         return raw
-
-    def hello(self, now_ns: int) -> Any:
-        return self.request(
-            lib.SHMD_REQUEST_HELLO,
-            now_ns,
-            pid=self.task.pid,
-            start_time=self.task.start_time,
-            pid_namespace=lib.shmd_pid_namespace(),
-            time_namespace=time_namespace(),
-            nonce=self.nonce,
-            name=b"sim",
-        )
 
     def send(self, raw: Any) -> bool:
         """False when the ring is full."""
@@ -154,9 +166,6 @@ class Process:
             return "stray answer"
         if event.code != Code.OK:
             return f"refused: {text_of(event)[:90]}"
-        if event.kind == lib.SHMD_EVENT_HELLO_RESPONSE:
-            self.client_id, self.index = int(event.client_id), int(event.client_index)
-            return f"is client {self.client_id} at {self.index}"
         if event.kind != lib.SHMD_EVENT_ATTACH_RESPONSE:
             return "answered"
         return self._attached(event, raw)

@@ -8,13 +8,20 @@ from shmdriver._native import lib
 from shmdriver.driver.lifecycle import ShutdownMode, State
 from tests.simulation.actors import CREATE, FOLLOW, Consumer, Process, Producer
 from tests.simulation.faults import Faults
-from tests.simulation.kernel import MS
+from tests.simulation.kernel import MS, NAMESPACES, Task
 from tests.simulation.model import demand
 from tests.simulation.tables import is_live, phase
 from tests.simulation.world import CHECK_MS, SIZES, STREAMS, World
 
 WEIGHTS = {
     "arrive": 5,
+    "join": 1,
+    "replace": 2,
+    "hang_up": 2,
+    "greet_again": 2,
+    "replay": 2,
+    "impersonate": 4,
+    "crowd": 1,
     "produce": 12,
     "consume": 16,
     "publish": 40,
@@ -87,6 +94,7 @@ class Acts(Faults):
         for _ in range(self.rng.randint(2, 5)):
             self.arrive()
         self.world.tick(1)
+        self.world.tick(1)
         for _ in range(self.rng.randint(3, 9)):
             (self.produce if self.rng.random() < 0.4 else self.consume)()
         self.world.tick(1)
@@ -113,12 +121,31 @@ class Acts(Faults):
         world = self.world
         if len([p for p in world.boot.processes if not p.gone]) >= 10:
             return
-        process = Process(world.boot, world.kernel.spawn(), self.rng, self.now_ns)
+        self._come(world.kernel.spawn())
+
+    def join(self) -> None:
+        """Another client in a process that has one."""
+        process = self.world.pick(lambda p: p.awake)
+        if process:
+            self._come(process.task)
+
+    def replace(self) -> None:
+        """A process runs another program, which may become a client, too."""
+        process = self.world.pick(lambda p: p.awake)
+        if process:
+            self.world.note(f"{process} runs another program")
+            process.exec()
+            if self.rng.random() < 0.8:
+                self._come(process.task)
+
+    def _come(self, task: Task) -> None:
+        world = self.world
+        process = Process(world.boot, task, self.rng, self.now_ns)
         world.boot.processes.append(process)
-        world.note(f"{process} says hello: {process.ask(process.hello(self.now_ns))}")
+        world.note(f"{process} {process.session.begin(self.now_ns)}")
 
     def die(self) -> None:
-        process = self.world.pick(lambda p: p.task.alive and not p.left)
+        process = self.world.pick(lambda p: p.is_there)
         if process:
             self.world.note(f"{process} dies")
             process.die(self.now_ns)
@@ -146,7 +173,7 @@ class Acts(Faults):
             process.stopped = True
 
     def resume(self) -> None:
-        process = self.world.pick(lambda p: p.stopped and p.task.alive)
+        process = self.world.pick(lambda p: p.stopped and p.is_there)
         if process:
             self.world.note(f"{process} goes on")
             process.stopped = process.beats_not = False
@@ -315,6 +342,7 @@ def epilogue(world: World) -> None:
     _serve(world)
     if any(not client.provable for client in world.boot.view.snapshot().clients if phase(client)):
         acts.kill_driver()  # a driver looks once, unless descriptors were out: the next one sees them all
+        world.kernel.namespace = NAMESPACES[0]
         _serve(world)
     for _ in range(12):
         for process in world.boot.processes:
@@ -329,7 +357,10 @@ def epilogue(world: World) -> None:
                     world._drain(consumer)
         world.tick(CHECK_MS)
         _serve(world)
-    for process in [p for p in world.boot.processes if p.awake and p.connected and world.rng.random() < 0.5]:
+    everybody = [p for p in world.boot.processes if p.awake]
+    lost = [str(process) for process in everybody if not process.session.is_settled]
+    demand(not lost, "when faults are over, every client is connected", lost)
+    for process in [p for p in everybody if p.connected and world.rng.random() < 0.5]:
         if process.send(process.request(lib.SHMD_REQUEST_GOODBYE, world.clock.now_ns, deadline_ns=2**63)):
             acts._left(process)
     for _ in range(2):
@@ -337,15 +368,22 @@ def epilogue(world: World) -> None:
         _serve(world)
     for process in [p for p in world.boot.processes if p.task.alive]:
         process.die(world.clock.now_ns)
+    boot = world.boot
     for _ in range(2):
         world.tick(2 * CHECK_MS)
         _serve(world)
-    boot = world.boot
+    if any(boot.is_hidden(record) for record in boot.now.clients if phase(record)):
+        for _ in range(24):  # these expire
+            world.tick(CHECK_MS)
+            _serve(world)
     live = [record.lease_id for record in boot.now.leases if is_live(record)]
     demand(not live, "when everybody is gone, no lease is live", live)
-    clients = [record.client_id for record in boot.now.clients if phase(record)]
-    demand(not clients, "when everybody is gone, no client is left", clients)
-    held = [record.lease_id for record in boot.now.leases if phase(record) and record.quarantined]
+    clients = [record for record in boot.now.clients if phase(record)]
+    for record in clients:  # who has died before this driver could know its process
+        demand(boot.is_hidden(record), "when everybody is gone, no client is left", record.client_id)
+    hidden = {record.client_id for record in clients}
+    quarantined = [record for record in boot.now.leases if phase(record) and record.quarantined]
+    held = [record.lease_id for record in quarantined if record.client_id not in hidden]
     demand(not held, "when everybody is gone, nothing is quarantined", held)
     boot.end_asked = True
     driver = world.driver

@@ -7,7 +7,7 @@ from typing import Any
 from shmdriver._native import lib
 from shmdriver.driver.lifecycle import ShutdownMode, State
 from tests.simulation.actors import CREATE, Process
-from tests.simulation.kernel import VEILS
+from tests.simulation.kernel import VEILS, Task
 from tests.simulation.world import World
 
 
@@ -35,6 +35,8 @@ class Faults:
                 model.done = True
         process.left = True
         process.drop()
+        if self.rng.random() < 0.8:
+            process.session.hang_up()
 
     # -- malice
 
@@ -88,7 +90,7 @@ class Faults:
         process = self._process()
         if process is None or process.claims:
             return
-        raw = process.request(self.rng.choice((1, 2, 5, 6, 77)), self.now_ns)
+        raw = process.request(self.rng.choice((1, 2, 5, 6, 77)), self.now_ns)  # 1 was once a Hello
         if process.claim(raw):
             for name in (
                 "role",
@@ -136,11 +138,86 @@ class Faults:
                 consumer.model.liar = True
                 self.world.note(f"{consumer.model} lies about its gate: {position}")
 
+    # -- connections
+
+    def hang_up(self) -> None:
+        """A living client's connection ends, and that is all."""
+        process = self.world.pick(lambda p: p.awake and p.session.connection is not None)
+        if process:
+            process.session.hang_up()
+            self.world.note(f"{process} hangs up")
+
+    def greet_again(self) -> None:
+        """On a second connection, while the first one is open."""
+        process = self._process()
+        if process and not process.session.is_over:
+            self.world.note(f"{process} {process.session.begin(self.now_ns)}, again")
+
+    def replay(self) -> None:
+        """An old Hello arrives late, or twice: it is none that is heeded."""
+        process = self._process()
+        if process and process.session.serial:
+            serial = self.rng.randint(1, process.session.serial)
+            hello = process.session.hello(serial)
+            self._connect(process.task, hello, process, "old", f"{process} repeats hello {serial}")
+
+    def impersonate(self) -> None:
+        """A Hello that names another's record, with everything that it can know of it."""
+        victim = self._process()
+        other = self.world.pick(lambda p: p.awake and victim is not None and p.task is not victim.task)
+        if victim is None or other is None:
+            return
+        fields: dict[str, Any] = {"secret": self.rng.randbytes(lib.SHMD_SECRET_BYTES)}
+        task, kind = other.task, self.rng.choice(("secret", "nonce", "user", "process", "image"))
+        if kind == "nonce":
+            fields |= {"client_id": 0, "boot_id": 0}
+        elif kind != "secret":
+            del fields["secret"]
+        if kind == "image":
+            task, fields["image"] = victim.task, victim.session.image + 1 & 2**64 - 1
+        elif kind == "user" and task.uid == victim.task.uid:
+            return
+        elif kind == "process" and not self._is_seen(victim, task):
+            return
+        hello = victim.session.hello(2**40 + self.now_ns, **fields)
+        text = f"{other} says hello as {victim} (wrong {kind})"
+        self._connect(task, hello, victim, kind, text)
+
+    def _is_seen(self, victim: Process, task: Task) -> bool:
+        """Whether the driver can tell this process from that of the client."""
+        kernel = self.world.kernel
+        record = self.world.boot.record_of(victim.session.key)
+        return bool(
+            record is not None
+            and record.pid
+            and record.pid_namespace == kernel.namespace
+            and task.pid_in(kernel.namespace)
+        )
+
+    def crowd(self) -> None:
+        """Connections that say nothing."""
+        process = self._process()
+        if process:
+            network = self.world.kernel.network
+            made = [network.connect(process.task) for _ in range(self.rng.choice((2, 6, 12)))]
+            made = [connection for connection in made if not isinstance(connection, int)]
+            for connection in made:
+                if self.rng.random() < 0.3:
+                    connection.close()
+            self.world.note(f"{process} makes {len(made)} silent connections")
+
+    def _connect(self, task: Task, hello: Any, victim: Process, kind: str, text: str) -> None:
+        connection = self.world.kernel.network.connect(task)
+        if not isinstance(connection, int):
+            connection.send(hello)
+            self.world.strangers.append((connection, victim, kind))
+            self.world.note(text)
+
     # -- looks at processes
 
     def veil(self) -> None:
         """/proc hides a process, shows another namespace's, or shows it again."""
-        process = self.world.pick(lambda p: p.task.alive and not p.left)
+        process = self.world.pick(lambda p: p.is_there)
         if process:
             process.task.veil = self.rng.choice(VEILS)
             self.world.note(f"{process}: a look at it finds evidence {process.task.veil}")

@@ -24,7 +24,8 @@ from shmdriver.driver import (
     admission,
     authority,
     clients,
-    control,
+    connections,
+    driver,
     failpoints,
     held,
     instance_lock,
@@ -36,6 +37,7 @@ from shmdriver.driver.authority_file import AuthorityFile
 from shmdriver.driver.memory import Completion, InlineMemory, Job
 from shmdriver.driver.shm import SegmentMap
 from shmdriver.liveness import Look, Verdict
+from tests.simulation.door import Door, Network
 
 MS = 1_000_000
 POINTS = (
@@ -113,18 +115,35 @@ VEILS = (
 )
 
 
-class Task:
-    """A process in the kernel's eyes: a pid, a start time, and a descriptor that fires when it is dead.
+NAMESPACES = (int(lib.shmd_pid_namespace()), int(lib.shmd_pid_namespace()) + 1)
 
-    ``veil``: what hinders a look at it (``SHMD_EVIDENCE_*``, one of VEILS); 0: nothing.
+
+class Task:
+    """A process in the kernel's eyes: who it is, and a descriptor that fires when it is dead.
+
+    ``veil``: what hinders a look at it (``SHMD_EVIDENCE_*``, one of VEILS); 0: nothing. ``image``: of the
+    program that it runs; 0: not known.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, rng: Random) -> None:
         self.veil = 0
         self.pid = pid
+        self.inode = pid * 3
         self.start_time = pid * 7
+        self.uid = rng.choice((1000, 1000, 1000, 1001))
+        self.image = rng.choice((0, *[rng.getrandbits(64)] * 7))
+        self.unseen_in = {namespace for namespace in NAMESPACES if rng.random() < 0.15}
         self.alive = True
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def pid_in(self, namespace: int) -> int:
+        """Its number there; 0: it is in another PID namespace."""
+        return 0 if namespace in self.unseen_in else self.pid + 500_000 * NAMESPACES.index(namespace)
+
+    @property
+    def is_reaped(self) -> bool:
+        """Whether nothing of it is left; else it is a zombie, once dead."""
+        return not self.alive and self.pid % 2 == 0
 
     def die(self) -> None:
         self.alive = False
@@ -187,14 +206,18 @@ class Core:
 class Kernel:
     """One simulated machine. ``with kernel.installed():`` puts it under the driver."""
 
-    def __init__(self) -> None:
+    def __init__(self, rng: Random) -> None:
+        self.rng = rng
         self.clock = Clock()
-        self.tasks: dict[int, Task] = {}
+        self.network = Network(rng)
+        self.tasks: list[Task] = []
+        self.namespace = NAMESPACES[0]  # of the driver
+        self.is_old = rng.random() < 0.3  # it has no SO_PEERPIDFD
         self.base: Any = None  # the authority's header as the driver maps it
         self.points_left = 0  # until the driver dies; 0: it lives
-        self.is_short = False  # of descriptors: no pidfd can be opened now
+        self.is_short = self.is_full = False  # of descriptors: no pidfd can be opened now; no client let in
         self.seeing_since_ns = 0  # since when the driver finds descriptors for its looks
-        self.blind_to: set[int] = set()  # pids of which the present driver knows no namespace: it looks once
+        self.blind_to: set[tuple[int, bytes]] = set()  # clients whose death the present driver cannot prove
         self.where = ""
         self.killed = False
         self.crashes: Counter[str] = Counter()
@@ -204,47 +227,59 @@ class Kernel:
     # -- processes
 
     def spawn(self) -> Task:
-        pid = 2_000_000 + len(self.tasks)
-        task = self.tasks[pid] = Task(pid)
-        return task
+        self.tasks.append(Task(2_000_000 + len(self.tasks), self.rng))
+        return self.tasks[-1]
 
-    def look_at_client(self, named: Any) -> Look:
-        """As driver/clients.py has it, of simulated processes."""
-        task = self.tasks.get(int(named.pid))
-        is_reaped = task is None or (not task.alive and task.pid % 2 == 0)
+    def move(self) -> None:
+        """The next driver runs in the other PID namespace."""
+        self.namespace = NAMESPACES[1 - NAMESPACES.index(self.namespace)]
+
+    def look_at_client(self, record: Any) -> Look:
+        """As driver/identity.py has it, of simulated processes."""
+        look = self._look(record)
+        if look.verdict is Verdict.UNKNOWN and look.pidfd < 0 and not look.is_passing:
+            self.blind_to.add((int(record.nonce), bytes(record.secret_sha256)))
+        return look
+
+    def _look(self, record: Any) -> Look:
+        number = int(record.pid)
+        if not number or int(record.pid_namespace) != self.namespace:
+            return Look(Verdict.UNKNOWN, int(lib.SHMD_EVIDENCE_PID_NAMESPACE))
+        task = next((task for task in self.tasks if task.pid_in(self.namespace) == number), None)
         if task is not None and task.veil == lib.SHMD_EVIDENCE_NAMESPACES:
-            self.blind_to.add(task.pid)
             return Look(Verdict.UNKNOWN, task.veil)
-        if task is None or is_reaped:
+        if task is None or task.is_reaped:
             return Look(Verdict.DEAD, int(lib.SHMD_EVIDENCE_NO_PROCESS))
         if self.is_short:
             return Look(Verdict.UNKNOWN, int(lib.SHMD_EVIDENCE_NO_DESCRIPTOR))
         if not task.alive:
             return Look(Verdict.DEAD, int(lib.SHMD_EVIDENCE_PIDFD))
-        if not task.veil and task.start_time != int(named.start_time):
+        if not task.veil and task.start_time != int(record.start_time) != 0:
             return Look(Verdict.DEAD, int(lib.SHMD_EVIDENCE_OTHER_START))
+        if task.veil or not record.start_time:
+            veil = task.veil or int(lib.SHMD_EVIDENCE_NO_START_TIME)
+            return Look(Verdict.UNKNOWN, veil, self.pidfd_of(task))
+        return Look(Verdict.ALIVE, int(lib.SHMD_EVIDENCE_START_TIME), self.pidfd_of(task))
+
+    def pidfd_of(self, task: Task) -> int:
+        """A new descriptor of it, for the driver."""
         fd = os.dup(task.fd)
         self._handed_out.append(fd)
-        if task.veil:
-            return Look(Verdict.UNKNOWN, task.veil, fd)
-        return Look(Verdict.ALIVE, int(lib.SHMD_EVIDENCE_START_TIME), fd)
+        return fd
+
+    def descriptors_left(self, _fd: int) -> int:
+        return -1 if self.is_full else 1000
 
     def run_short(self, is_short: bool) -> None:
         """Whether there are descriptors for pidfds from now on."""
-        self.is_short = is_short
+        self.is_short, self.is_full = is_short, is_short and self.rng.random() < 0.5
         self.seeing_since_ns = 2**63 if is_short else self.clock.now_ns
 
     def unveil(self) -> None:
         """Nothing hinders a look any more."""
         self.run_short(False)
-        for task in self.tasks.values():
+        for task in self.tasks:
             task.veil = 0
-
-    def look_at_claimer(self, pid: int, *_: int) -> Look:
-        """As far as control.py asks: whether a process exists."""
-        task = self.tasks.get(pid)
-        verdict = Verdict.ALIVE if task is not None and task.alive else Verdict.DEAD
-        return Look(verdict, int(lib.SHMD_EVIDENCE_NO_PROCESS))
 
     # -- the driver's death
 
@@ -272,12 +307,13 @@ class Kernel:
         self._maps.clear()
         for fd in list(held._fds):
             held.let_go(fd)
-        own = {task.fd for task in self.tasks.values()}
+        own = {task.fd for task in self.tasks}
         for fd in set(self._handed_out) - own:
             path = Path(f"/proc/self/fd/{fd}")
             if path.is_symlink() and "eventfd" in str(path.readlink()):
                 os.close(fd)
         self._handed_out.clear()
+        self.network.bury()
         self.blind_to.clear()
         self.killed, self.base = False, None
 
@@ -319,7 +355,8 @@ class Kernel:
         core = Core(self)
         seams: list[tuple[Any, str, Any]] = [
             (clients, "look_at_client", self.look_at_client),
-            (control, "look_at_process", self.look_at_claimer),
+            (connections, "descriptors_left", self.descriptors_left),
+            (driver, "Door", lambda *_: Door(self)),
             (shm, "posix_ipc", ipc),
             (instance_lock, "_unlink", self._unlink_file),
             (AuthorityFile, "_give_back", lambda file: self._give_back(file)),
@@ -342,7 +379,7 @@ class Kernel:
         finally:
             for owner, name, value in before:
                 setattr(owner, name, value)
-            for task in self.tasks.values():
+            for task in self.tasks:
                 os.close(task.fd)
 
 

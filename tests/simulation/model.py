@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.work import DEATHS_MAX
 from shmdriver.errors import Code, Reason
+from tests.simulation.kernel import NAMESPACES
 from tests.simulation.tables import Snapshot, View, is_live, is_producer, phase, text_in
 
 if TYPE_CHECKING:
     from tests.simulation.actors import Process
+    from tests.simulation.door import Connection, Network
     from tests.simulation.kernel import Kernel
 
 OPEN, SEALING, SEALED, RETIRED = (
@@ -34,6 +36,13 @@ class Violation(AssertionError):
 def demand(holds: object, rule: str, *found: object) -> None:
     if not holds:
         raise Violation(f"{rule}: {' '.join(map(str, found))}")
+
+
+class Greeting(NamedTuple):
+    """A Hello in work, as far as :meth:`Boot.died_at` asks."""
+
+    correlation_id: int
+    kind: int = 0
 
 
 class LeaseModel:
@@ -97,6 +106,7 @@ class Boot:
         self._of_index: dict[int, LeaseModel] = {}
         self._of_gate: dict[tuple[int, int], LeaseModel] = {}
         self._of_line: dict[int, tuple[int, Process | None]] = {}
+        self._serials: dict[int, int] = {}  # by client id
         self._told: set[int] = set()  # leases whose end was an event
         self._untold: set[int] = set()  # leases whose end may have lost its event
         self._sealed_told: set[tuple[int, int]] = set()
@@ -207,21 +217,78 @@ class Boot:
             self._settled_leases(now, now_ns)
 
     def _scan_clients(self, now: Snapshot) -> None:
+        keys = Counter(key_of(record) for record in now.clients if is_alive(record))
+        demand(max(keys.values(), default=0) <= 1, "a client has one record", keys)
         for record in sorted(now.clients, key=lambda record: int(record.client_id)):
             if phase(record) == lib.SHMD_CLIENT_FREE:
                 continue
             before = self._of_line.get(record.index)
-            if before is not None and before[0] == record.client_id:
-                continue
-            owner = next((p for p in self.processes if p.task.pid == record.pid), None)
-            demand(record.client_id > self._max_client_id, "client ids are never reused", record.client_id)
-            demand(
-                before is None or before[1] is None or before[1].gone,
-                "a client line is reused only after its owner",
-                f"line {record.index}",
-            )
-            self._max_client_id = record.client_id
-            self._of_line[record.index] = (record.client_id, owner)
+            if before is None or before[0] != record.client_id:
+                self._new_client(record, before)
+            owner = self._of_line[record.index][1]
+            serial = self._serials.get(record.client_id, 0)
+            demand(record.serial >= serial, "an older Hello is not heeded", record.client_id, record.serial)
+            self._serials[record.client_id] = record.serial
+            if owner is not None:
+                task = owner.task
+                who = "a record says who its client is"
+                demand((record.uid, record.image) == (task.uid, owner.session.image), who, owner, record)
+                numbers = [0, *(task.pid_in(namespace) for namespace in NAMESPACES)]
+                demand(record.pid in numbers, who, owner, record.pid)
+                demand(record.serial in owner.session.said, "only a client's own Hello is heeded", owner)
+
+    def _new_client(self, record: Any, before: tuple[int, Process | None] | None) -> None:
+        owner = next((p for p in self.processes if p.session.key == key_of(record)), None)
+        demand(record.client_id > self._max_client_id, "client ids are never reused", record.client_id)
+        demand(
+            before is None or before[1] is None or before[1].gone,
+            "a client line is reused only after its owner",
+            f"line {record.index}",
+        )
+        self._max_client_id = record.client_id
+        self._of_line[record.index] = (record.client_id, owner)
+
+    def record_of(self, key: tuple[int, bytes]) -> Any:
+        """What the tables showed last of the client with this nonce and secret; the one alive, if any."""
+        found = [record for record in self.now.clients if phase(record) and key_of(record) == key]
+        return max(found, key=is_alive, default=None)
+
+    def knows(self, nonce: int) -> bool:
+        """Whether a client with this nonce stands in the tables now."""
+        return any(phase(record) and record.nonce == nonce for record in self.view.snapshot().clients)
+
+    def is_hidden(self, record: Any) -> bool:
+        """Whether the present driver has no means to prove this client's death."""
+        return not record.provable and key_of(record) in self.kernel.blind_to
+
+    def welcomed(self, process: Process, connection: Connection) -> None:
+        """A client has read its welcome: whoever its process was before has nothing any more."""
+        record = self.record_of(process.session.key)
+        known = record is None or record.client_id == process.client_id
+        demand(known, "a welcome names the client's own record", process)
+        former = [p for p in self.processes if p.task is process.task and p.is_succeeded]
+        keys = {p.session.key for p in former}
+        for found in self.now.clients:
+            if phase(found) and key_of(found) in keys and found.pid and found.start_time:
+                is_same = connection.began_in == found.pid_namespace
+                demand(not is_same, "a Hello of a process's next program ends the former", found.client_id)
+
+    def check_connections(self, network: Network) -> None:
+        """Between two ticks: each connection is a living client's, by its newest Hello, or has yet to say one."""
+        alive = {key_of(record): record for record in self.now.clients if is_alive(record)}
+        kept = {connection.key: connection for connection in network.kept}
+        demand(len(kept) == len(network.kept), "a client has one connection", sorted(kept))
+        for key, connection in kept.items():
+            record = alive.get(key)
+            demand(record is not None, "who expires, leaves or dies is disconnected", key[0])
+            newest = record.serial == connection.hello.serial
+            demand(newest, "a client's connection is that of its newest Hello", record.client_id)
+        for record in filter(phase, self.now.clients):
+            has = is_alive(record) and key_of(record) in kept
+            demand(record.connected == has, "a record says whether its client is connected", record.client_id)
+        for connection in network.served:
+            heard = connection.is_kept or connection.hello is None
+            demand(heard, "a connection whose Hello was refused is closed", connection.task.pid)
 
     def _live_lease(self, record: Any) -> None:
         model = self.leases.get(record.lease_id)
@@ -274,7 +341,7 @@ class Boot:
             return
         reliable = not is_producer(record) and record.delivery == lib.SHMD_DELIVERY_RELIABLE
         why = {
-            Reason.DIED: not owner.task.alive,
+            Reason.DIED: not owner.task.alive or owner.is_succeeded,
             Reason.CLOSED: model.done,
             Reason.ABORTED: model.done or (not model.answered and is_producer(record)),
             Reason.EXPIRED: owner.is_silent(record.client_id, now_ns - self.lease_timeout_ns),
@@ -374,6 +441,7 @@ class Boot:
     def _settled_leases(self, now: Snapshot, now_ns: int) -> None:
         clients = {r.client_id for r in now.clients if phase(r) != lib.SHMD_CLIENT_FREE}
         provable = {r.client_id for r in now.clients if r.provable}
+        hidden = {r.client_id for r in now.clients if self.is_hidden(r)}
         opened = {e.producer_lease_id for _, epochs in now.streams for e in epochs if e.state & 0xFF == OPEN}
         for record in now.leases:
             if not is_live(record):
@@ -382,7 +450,7 @@ class Boot:
             if is_producer(record):
                 demand(record.lease_id in opened, "a live producer has an open epoch", record.lease_id)
             owner = self.leases[record.lease_id].owner
-            if owner is not None and not owner.task.alive and owner.task.pid not in self.kernel.blind_to:
+            if owner is not None and not owner.task.alive and record.client_id not in hidden:
                 since = max(owner.died_ns, self.driver_since_ns)
                 if record.client_id not in provable:  # found once there are descriptors for looks again
                     since = max(since, self.kernel.seeing_since_ns)
@@ -403,6 +471,16 @@ class Boot:
             for record in epochs
             for name in (record.data_name, record.gates_name)
         }
+
+
+def key_of(record: Any) -> tuple[int, bytes]:
+    """Nonce and digest of the secret: whose client record it is."""
+    return int(record.nonce), bytes(record.secret_sha256)
+
+
+def is_alive(record: Any) -> bool:
+    """Of a client: whether it has not expired."""
+    return phase(record) in (lib.SHMD_CLIENT_ALIVE, lib.SHMD_CLIENT_STALLED)
 
 
 def text_of(event: Any) -> str:

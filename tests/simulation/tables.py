@@ -37,7 +37,7 @@ class _Layout:
             elif field.type.cname in _CODES:
                 names.append(name)
                 parts.append(_CODES[field.type.cname])
-            elif name.endswith("name"):
+            elif name.endswith(("name", "sha256")):
                 names.append(name)
                 parts.append(f"{ffi.sizeof(field.type)}s")
             else:

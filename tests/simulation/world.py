@@ -12,16 +12,19 @@ from shmdriver.driver.admission import Admission
 from shmdriver.driver.authentication import sign_request
 from shmdriver.driver.collect import collect
 from shmdriver.driver.config import Config
+from shmdriver.driver.connections import Connections
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.leases import LeaseTable
 from shmdriver.driver.lifecycle import CODES, ShutdownMode, State
 from shmdriver.driver.memory import InlineMemory, Provision
+from shmdriver.errors import Code
 from tests.driver_rig import rests
 from tests.segments import runtime_folders
 from tests.simulation.actors import Consumer, Process, Producer
+from tests.simulation.door import Connection
 from tests.simulation.kernel import MS, Crash, Kernel, SlowMemory
 from tests.simulation.leftovers import SHM, own_instance
-from tests.simulation.model import Boot, demand
+from tests.simulation.model import Boot, Greeting, demand, text_of
 from tests.simulation.tables import View
 
 TOKEN = b"the token of all simulations"
@@ -67,7 +70,7 @@ class World:
     def __init__(self, seed: int, steps: int = STEPS) -> None:
         self.seed, self.steps = seed, steps
         self.rng = Random(seed)
-        self.kernel = Kernel()
+        self.kernel = Kernel(self.rng)
         self.clock = self.kernel.clock
         self.instance = own_instance(os.getpid())
         self.variant = self.rng.randrange(4)
@@ -75,6 +78,8 @@ class World:
         self.driver: Driver | None = None
         self.logged: list[str] = []
         self.boot: Boot
+        # Connections on which somebody says a Hello that is not heeded, whose it seems to be, and why not.
+        self.strangers: list[tuple[Connection, Process, str]] = []
         names = ("crashes", "adoptions", "boots", "messages", "leases", "unread", "rests")
         self.counts = dict.fromkeys(names, 0)
         self.in_work: Any = None  # the request that the driver has served or granted last in this tick
@@ -89,6 +94,8 @@ class World:
     def start(self, *, fresh: bool = False) -> None:
         """Starts a driver, which may be killed on its way; adopts or begins a boot, by what it finds."""
         config = config_of(self.variant, self.instance)
+        if self.seed // 8 % 4 == 0 and self.rng.random() < 0.2:
+            self.kernel.move()
         if fresh:
             config = config.model_copy(update={"driver": config.driver.model_copy(update={"boot": "fresh"})})
         if hasattr(self, "boot"):
@@ -158,6 +165,8 @@ class World:
         self.tick_ns = self.clock.now_ns
         for process in self.boot.processes:
             process.beat(self.clock.now_ns)
+            if process.awake and self.rng.random() < 0.8:
+                self._step(process)
         if self.driver is None:
             return
         self.in_work = None
@@ -245,10 +254,12 @@ class World:
         over = driver.state is State.STOPPED
         boot.scan(self.tick_ns, settled=not over)
         boot.note_answers(events)
+        self._hear_strangers()
         for line in self.logged:
             demand("error in a tick" not in line, "a tick does not fail", line)
         self.logged.clear()
         if not over:
+            boot.check_connections(self.kernel.network)
             expected = boot.expected_segments() | boot.view.names
             found = self.segments()
             demand(
@@ -275,11 +286,28 @@ class World:
     def _receive(self, process: Process, event: Any) -> None:
         handles = len(process.producers) + len(process.consumers)
         self.note(f"{process} {process.receive(event)}")
-        if process.connected:
-            process.beat(self.clock.now_ns)
+        process.beat(self.clock.now_ns)
         made: list[Producer | Consumer] = [*process.producers, *process.consumers]
         if len(made) > handles and self.rng.random() < 0.95:
             process.confirm(max((handle.model for handle in made), key=lambda model: model.lease_id))
+
+    def _step(self, process: Process) -> None:
+        """Its connection goes on."""
+        text = process.session.step(self.clock.now_ns)
+        if text:
+            self.note(f"{process} {text}")
+
+    def _hear_strangers(self) -> None:
+        """What the driver has answered to Hellos that are none of the client's."""
+        for connection, victim, kind in self.strangers:
+            for welcome in connection.to_client:
+                where = f"{victim}, wrong {kind}: {text_of(welcome)[:90]}"
+                if kind == "old":
+                    demand(welcome.code != Code.OK, "only the newest Hello is answered", where)
+                is_refused = welcome.code != Code.OK or welcome.client_id != victim.client_id
+                demand(is_refused, "only a client itself is welcomed as that client", where)
+            connection.to_client.clear()
+        self.strangers = [found for found in self.strangers if found[0].is_served]
 
     def segments(self) -> set[str]:
         prefix = f"shmd.{self.instance}."
@@ -292,6 +320,7 @@ class World:
         from tests.simulation.acts import Acts, epilogue
 
         publish, run, make = LeaseTable.publish, Provision.run, Provision._make
+        greet, answer = Connections._greet, Connections._answer
         serve, finish = Driver._serve, Driver._finish_attach
         decide, grant = Admission._decide, Admission._grant
 
@@ -302,6 +331,20 @@ class World:
         def finished(driver: Driver, completion: Any, request: Any, now_ns: int) -> None:
             self.in_work = request
             finish(driver, completion, request, now_ns)
+
+        def heard(connections: Any, peer: Any, hello: Any, *rest: Any) -> None:
+            self.in_work = Greeting(int(hello.nonce))
+            answer(connections, peer, hello, *rest)
+
+        def greeted(connections: Any, peer: Any, hello: Any, now_ns: int) -> Any:
+            rule = "a Hello at which a driver died is not served again"
+            demand(int(hello.nonce) not in self.boot.poisons, rule, int(hello.client_id))
+            try:
+                return greet(connections, peer, hello, now_ns)
+            except Crash:
+                if not hello.client_id and not self.boot.knows(int(hello.nonce)):
+                    self.boot.poisons.add(int(hello.nonce))
+                raise
 
         def ran(job: Any) -> Any:
             try:
@@ -330,6 +373,7 @@ class World:
 
         patched: list[tuple[Any, str, Any]] = [
             (LeaseTable, "publish", admitted), (Provision, "run", ran),
+            (Connections, "_answer", heard), (Connections, "_greet", greeted),
             (Driver, "_serve", served), (Driver, "_finish_attach", finished),
             (Provision, "_make", once(make, lambda job: job.subject.request)),
             (Admission, "_decide", once(decide, lambda _self, request, *_: request)),
