@@ -206,10 +206,8 @@ def test_driver_that_runs_out_of_descriptors_lives_on(drivers: Drivers) -> None:
         hard = resource.prlimit(drivers.process.pid, resource.RLIMIT_NOFILE)[1]
         resource.prlimit(drivers.process.pid, resource.RLIMIT_NOFILE, (5, hard))
         goes_on(client)
-        with shmdriver.connect(drivers.instance, timeout=60) as late:
-            with pytest.raises(shmdriver.AttachRejected, match=r"could not make .*RLIMIT_NOFILE allows"):
-                late.producer("t", attach_timeout=60)
-            late.consumer("t", attach_timeout=60).close()
+        with pytest.raises(shmdriver.AttachRejected, match=r"no descriptor left .*LimitNOFILE"):
+            shmdriver.connect(drivers.instance, timeout=60)
         client.kill()
         client.wait()
         wait_until(lambda: not drivers.live(), "the leases of the dead to end")
@@ -374,6 +372,7 @@ def test_a_putter_waits_for_a_reader_that_has_its_own_pid_in_another_namespace(d
 
 @pytest.mark.fault(44, how="unshare --time: start times differ between time namespaces")
 def test_client_of_another_time_namespace_is_admitted_and_outlives_a_driver(drivers: Drivers) -> None:
+    """Its start time is read by the driver, so tools compare it."""
     prefix = ("unshare", "--time", "--boottime", "100000", "--fork", "--kill-child")
     needs(*prefix, "true")
     with running(CROWD, drivers.instance, "2", prefix=prefix) as client:
@@ -382,7 +381,7 @@ def test_client_of_another_time_namespace_is_admitted_and_outlives_a_driver(driv
         goes_on(client)
         assert drivers.live() == 3
         said = wait_until(lambda: healthy_text(drivers.instance), "the driver to be healthy", HEALTHY_S)
-        assert "cannot be proved alive or dead (its start time was read in another time namespace)" in said
+        assert "cannot be proved" not in said
         client.kill()
         client.wait()
         wait_until(lambda: not drivers.live(), "the leases of the dead to end")

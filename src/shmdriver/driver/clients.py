@@ -195,8 +195,11 @@ class ClientTable:
     def renew(self, client: Client, hello: Any, peer: Any, now_ns: int) -> None:
         """A client has said Hello again: it keeps its record. Takes the peer's pidfd when it had none."""
         record, process = client.record, peer.process
+        if peer.pidfd_error == errno.ESRCH and is_of(record, client.process, peer):
+            self._dead[client.client_id] = client  # it has ended since
         if int(record.pid) == 0 or int(record.pid_namespace) != int(process.pid_namespace):
             name_process(record, process)
+        client.process = client.process or int(peer.pidfd_inode)
         if client.pidfd < 0:
             self._take_pidfd(client, peer)
             self._watch(client, look_of(peer, client.pidfd), now_ns)

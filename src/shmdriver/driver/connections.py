@@ -155,14 +155,14 @@ class Connections:
         """The client that says Hello; None: this is not its newest Hello. Raises Rejection."""
         clients, tenure = self._tables.clients, self._tables.tenure
         client = clients.returning(hello, peer)
-        if client is not None:
-            if hello.serial <= client.record.serial:
-                return None
-            clients.renew(client, hello, peer, now_ns)
-            return client
+        if client is not None and hello.serial <= client.record.serial:
+            return None
         for former in clients.former_images(hello, peer):
             self._log(f"client {former.label} has ended: {EXEC}")
             tenure.client_died(former, now_ns, EXEC)
+        if client is not None:
+            clients.renew(client, hello, peer, now_ns)
+            return client
         if not clients.has_room:
             tenure.reap_dead(now_ns)
         if descriptors_left(max(peer.fd, peer.pidfd)) < 0:
