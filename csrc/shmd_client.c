@@ -178,7 +178,7 @@ static int look_for_answer(const shmd_client *client, uint64_t *cursor, uint64_t
 {
     uint64_t lost = 0;
     while (shmd_event_take(client->authority, &client->tables, cursor, out, &lost)) {
-        int is_answer = out->kind == SHMD_EVENT_HELLO_RESPONSE || out->kind == SHMD_EVENT_ATTACH_RESPONSE ||
+        int is_answer = out->kind == SHMD_EVENT_ATTACH_RESPONSE ||
                         out->kind == SHMD_EVENT_DETACH_RESPONSE || out->kind == SHMD_EVENT_ADMIN_RESPONSE || out->kind == SHMD_EVENT_ERROR;
         if (is_answer && out->correlation_id == correlation_id)
             return 1;
@@ -217,7 +217,7 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
     /* A call that a signal interrupts asks anew, and the driver gives up what it was making for that call. With signals more often
      * than the driver answers, that would never end. So no signal ends the wait before this time. */
     enum { UNINTERRUPTED_NS = 100000000 };
-    uint32_t who = client->client_id == 0 ? (SHMD_WHO_PID | ((uint32_t)getpid() & (SHMD_WHO_PID - 1))) : client->index + 1;
+    uint32_t who = client->index + 1;
     uint64_t cursor = shmd_load_acquire(&client->authority->event_head);
     uint64_t sent_ns = 0;
     uint64_t sent_to = 0; /* which driver of this boot: one that was killed took what it had read with it */
@@ -238,7 +238,7 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
         uint64_t adoptions = shmd_load_relaxed(&client->authority->adoptions);
         int is_due = sent_ns == 0 || resend || adoptions != sent_to || now - sent_ns >= RESEND_NS;
         if (is_due && shmd_client_may_answer(client)) {
-            int rc = client->client_id == 0 ? SHMD_OK : shmd_client_check_registered(client);
+            int rc = shmd_client_check_registered(client);
             if (rc != SHMD_OK)
                 return rc;
             shmd_client_mend(client);

@@ -172,19 +172,15 @@ static int is_work_ahead(const shmd_control_reader *r)
 static int take(shmd_control_reader *r, uint32_t who, shmd_request_t *out)
 {
     shmd_copy_from_shared(out, &shmd_control_slot(r->control, r->cursor)->request, sizeof *out); /* once; the copy is what is checked */
-    uint64_t nonce = out->nonce;
     if (out->position != r->cursor)
         return shmd_fail(SHMD_E_CORRUPT, "request says position %llu, it stands at %llu", (unsigned long long)out->position,
                          (unsigned long long)r->cursor);
-    if (out->kind != SHMD_REQUEST_HELLO) {
-        const shmd_client_record_t *client = shmd_authority_client(r->authority, who - 1);
-        /* Also one that expired, or whose record is free again and not used by another yet: last words that a driver reads
-         * after the death are no attack. What they may still ask for the driver decides. */
-        if (client == NULL || client->client_id == 0 || client->client_id != out->client_id)
-            return shmd_fail(SHMD_E_CORRUPT, "request of client %llu from claimer %u: no such client", (unsigned long long)out->client_id, who);
-        nonce = client->nonce;
-    }
-    if (out->checksum != shmd_request_checksum(out, who, nonce))
+    const shmd_client_record_t *client = shmd_authority_client(r->authority, who - 1);
+    /* Also one that expired, or whose record is free again and not used by another yet: last words that a driver reads
+     * after the death are no attack. What they may still ask for the driver decides. */
+    if (client == NULL || client->client_id == 0 || client->client_id != out->client_id)
+        return shmd_fail(SHMD_E_CORRUPT, "request of client %llu from claimer %u: no such client", (unsigned long long)out->client_id, who);
+    if (out->checksum != shmd_request_checksum(out, who, client->nonce))
         return shmd_fail(SHMD_E_CORRUPT, "request at position %llu from claimer %u: wrong checksum", (unsigned long long)r->cursor, who);
     return 1;
 }

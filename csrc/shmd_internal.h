@@ -52,7 +52,6 @@ static inline uint32_t shmd_turn_lap(uint64_t turn) { return (uint32_t)(turn >> 
 static inline uint32_t shmd_turn_who(uint64_t turn) { return (uint32_t)(turn >> 4) & 0x0fffffffu; }
 static inline uint32_t shmd_turn_phase(uint64_t turn) { return (uint32_t)turn & 15u; }
 static inline uint32_t shmd_position_lap(uint64_t position) { return (uint32_t)(position / SHMD_CONTROL_SLOTS); }
-#define SHMD_WHO_PID 0x08000000u
 
 /* Offsets within a control segment, from its configured counts alone. */
 uint64_t shmd_control_heartbeats_offset(void);

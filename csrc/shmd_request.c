@@ -114,7 +114,7 @@ static int attach_check(const shmd_request_t *r)
 
 int shmd_request_check(const shmd_request_t *r)
 {
-    int rc = range("kind", r->kind, SHMD_REQUEST_HELLO, SHMD_REQUEST_ADMIN);
+    int rc = range("kind", r->kind, SHMD_REQUEST_ATTACH, SHMD_REQUEST_ADMIN);
     if (rc != SHMD_OK)
         return rc;
     if (r->layout_version != SHMD_LAYOUT_VERSION)
@@ -126,9 +126,6 @@ int shmd_request_check(const shmd_request_t *r)
     if (rc != SHMD_OK)
         return rc;
     switch (r->kind) {
-    case SHMD_REQUEST_HELLO:
-        rc = shmd_text_check("client name", r->name, SHMD_NAME_BYTES);
-        return rc ? rc : range("pid", (uint64_t)r->pid, 1, 1u << 22);
     case SHMD_REQUEST_ATTACH:
         return attach_check(r);
     case SHMD_REQUEST_DETACH:

@@ -11,8 +11,6 @@ static int corrupt(const shmd_client *client, const char *what, uint64_t found, 
 static uint32_t kind_of_answer(const shmd_request_t *request)
 {
     switch (request->kind) {
-    case SHMD_REQUEST_HELLO:
-        return SHMD_EVENT_HELLO_RESPONSE;
     case SHMD_REQUEST_ATTACH:
         return SHMD_EVENT_ATTACH_RESPONSE;
     case SHMD_REQUEST_DETACH:
@@ -28,10 +26,6 @@ int shmd_answer_check(const shmd_client *client, const shmd_request_t *request, 
     if (a->kind != kind_of_answer(request))
         return shmd_fail(SHMD_E_CORRUPT, "the answer of the driver of instance %s to a request of kind %u is an event of kind %u, expected %u", client->instance,
                          request->kind, a->kind, kind_of_answer(request));
-    if (request->kind == SHMD_REQUEST_HELLO && a->client_id == 0)
-        return shmd_fail(SHMD_E_CORRUPT, "the answer of the driver of instance %s names no client", client->instance);
-    if (request->kind == SHMD_REQUEST_HELLO && a->client_index >= client->tables.client_max)
-        return corrupt(client, "client index", a->client_index, client->tables.client_max);
     if (request->kind != SHMD_REQUEST_ATTACH)
         return SHMD_OK;
     if (a->lease_id == 0 || a->stream_id == 0)

@@ -36,7 +36,7 @@ static const hint_t hints[] = {
     {SHMD_CALL_THREAD_ASKED, {EINVAL}, "this process may use none of the CPUs that were asked for: see `taskset -cp` and its cpuset", NO_LIMIT, ""},
     {SHMD_CALL_SHARE, {EPERM}, "a process may give files to groups that it is in: add its user to that group, or run as root", NO_LIMIT, ""},
     {SHMD_CALL_SHARE, {EINVAL}, "this user namespace has no such group: map it there, or choose another shm.group", NO_LIMIT, ""},
-    {SHMD_CALL_OPEN, {EACCES}, "run as its owner, or share by a group that both users are in (shm.mode = \"0660\", shm.group) and name its owner there", NO_LIMIT, ""},
+    {SHMD_CALL_OPEN | SHMD_CALL_CONNECT, {EACCES}, "run as its owner, or share by a group that both users are in (shm.mode = \"0660\", shm.group) and name its owner there", NO_LIMIT, ""},
     {SHMD_CALL_OPEN, {ENOENT}, "its driver has removed it, or has stopped: attach again", NO_LIMIT, ""},
     {SHMD_CALL_OPEN, {ELOOP, ENXIO}, "it is no shared-memory object; somebody planted it: remove it", NO_LIMIT, ""},
     {SHMD_CALL_DRIVE, {EACCES}, "a driver of another user has that name: run as that user, or choose another instance", NO_LIMIT, ""},

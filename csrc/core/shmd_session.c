@@ -168,6 +168,17 @@ static int say_hello(shmd_session_t *session)
     return sent < 0 && passes(errno) ? NOT_NOW : shmd_fail_errno(SHMD_CALL_OTHER, "send of a Hello");
 }
 
+static int may_not_connect(const shmd_folder_t *folder, int error)
+{
+    struct stat status;
+    char owner[96] = "the driver's socket cannot be used";
+    if (error == EACCES && (fstatat(folder->fd, SHMD_SOCKET_NAME, &status, AT_SYMLINK_NOFOLLOW) == 0 || fstat(folder->fd, &status) == 0))
+        (void)snprintf(owner, sizeof owner, "the driver's socket of uid %u, gid %u (mode %04o) cannot be used by uid %u", (unsigned)status.st_uid, (unsigned)status.st_gid,
+                       (unsigned)status.st_mode & 07777u, (unsigned)geteuid());
+    errno = error;
+    return shmd_fail_errno(SHMD_CALL_CONNECT, "%s: connect in %s", owner, folder->path);
+}
+
 /* session->fd is an unconnected socket; whoever gets another result than IS_SENT closes it. */
 static int try_folder(shmd_session_t *session, const shmd_folder_t *folder)
 {
@@ -178,7 +189,7 @@ static int try_folder(shmd_session_t *session, const shmd_folder_t *folder)
     if (connect(session->fd, (struct sockaddr *)&address, sizeof address) != 0) {
         int error = errno;
         if (!passes(error))
-            return shmd_fail_errno(SHMD_CALL_RUNTIME, "connect to the driver's socket in %s", folder->path);
+            return may_not_connect(folder, error);
         session->error = error;
         note(session, error == EAGAIN ? "more clients come at once to the socket in %s than its driver lets in"
                       : error == ENOENT ? "no driver's socket stands in %s" : "no driver listens at the socket in %s", folder->path);

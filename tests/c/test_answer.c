@@ -121,7 +121,7 @@ static void test_an_answer_as_it_should_be_is_taken(void)
 static void test_an_answer_of_another_kind_is_refused(void)
 {
     for (uint32_t role = SHMD_ROLE_PRODUCER; role <= SHMD_ROLE_CONSUMER; role++) {
-        WITH(role, kind, SHMD_EVENT_HELLO_RESPONSE, SHMD_E_CORRUPT, "is an event of kind 1, expected 2");
+        WITH(role, kind, SHMD_EVENT_DETACH_RESPONSE, SHMD_E_CORRUPT, "is an event of kind 3, expected 2");
         WITH(role, kind, SHMD_EVENT_ERROR, SHMD_E_CORRUPT, "is an event of kind 8, expected 2");
     }
 }

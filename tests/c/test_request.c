@@ -8,13 +8,11 @@ static shmd_request_t good(uint32_t kind)
     r.kind = kind;
     r.layout_version = SHMD_LAYOUT_VERSION;
     r.correlation_id = 1;
-    r.pid = 4711;
     r.lease_id = 5;
     r.admin = 1;
     r.role = SHMD_ROLE_PRODUCER;
     r.arena_bytes = UINT64_MAX;
     memcpy(r.stream, "md/ticks.EURUSD", 15);
-    memcpy(r.name, "client", 6);
     return r;
 }
 
@@ -37,7 +35,7 @@ static shmd_request_t good_consumer(void)
 
 static void test_every_kind_is_accepted(void)
 {
-    for (uint32_t kind = SHMD_REQUEST_HELLO; kind <= SHMD_REQUEST_ADMIN; kind++) {
+    for (uint32_t kind = SHMD_REQUEST_ATTACH; kind <= SHMD_REQUEST_ADMIN; kind++) {
         shmd_request_t r = good(kind);
         CHECK_EQ(shmd_request_check(&r), SHMD_OK);
     }
@@ -120,9 +118,6 @@ static void test_names_are_terminated_and_of_allowed_characters(void)
     shmd_request_t r = good(SHMD_REQUEST_ATTACH);
     memset(r.stream, 'a', sizeof r.stream);
     REFUSED(r, SHMD_E_INVALID, "not terminated");
-    r = good(SHMD_REQUEST_HELLO);
-    memset(r.name, 'a', sizeof r.name);
-    REFUSED(r, SHMD_E_INVALID, "not terminated");
     r = good(SHMD_REQUEST_GOODBYE);
     memset(r.text, 'a', sizeof r.text);
     REFUSED(r, SHMD_E_INVALID, "not terminated");
@@ -164,12 +159,7 @@ static void test_a_schema_is_as_long_as_it_says(void)
 
 static void test_the_other_kinds_are_checked_too(void)
 {
-    shmd_request_t r = good(SHMD_REQUEST_HELLO);
-    r.pid = -1;
-    REFUSED(r, SHMD_E_INVALID, "pid");
-    r.pid = 0;
-    REFUSED(r, SHMD_E_INVALID, "pid");
-    r = good(SHMD_REQUEST_DETACH);
+    shmd_request_t r = good(SHMD_REQUEST_DETACH);
     r.lease_id = 0;
     REFUSED(r, SHMD_E_INVALID, "detach");
     r = good(SHMD_REQUEST_DETACH);
@@ -204,7 +194,7 @@ static void test_hostile_bytes_are_refused_or_harmless(void)
             continue;
         }
         accepted++;
-        CHECK(request->kind >= SHMD_REQUEST_HELLO && request->kind <= SHMD_REQUEST_ADMIN && request->correlation_id != 0);
+        CHECK(request->kind >= SHMD_REQUEST_ATTACH && request->kind <= SHMD_REQUEST_ADMIN && request->correlation_id != 0);
         if (request->kind == SHMD_REQUEST_ATTACH) {
             CHECK(strnlen(request->stream, SHMD_NAME_BYTES) < SHMD_NAME_BYTES && strlen(request->schema) == request->schema_bytes);
             CHECK(request->slots <= SHMD_SLOTS_MAX || request->role == SHMD_ROLE_CONSUMER);

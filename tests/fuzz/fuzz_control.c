@@ -54,10 +54,8 @@ static int drive(shmd_control_reader *reader, uint64_t *accepted)
     uint32_t who = shmd_control_claimer(reader);
     if (found == 1) {
         MUST(request.position == rig.authority->control_cursor);
-        if (request.kind != SHMD_REQUEST_HELLO) {
-            MUST(who >= 1 && who <= CLIENTS / 2 && request.client_id == 99 + who);
-            *accepted = request.correlation_id;
-        }
+        MUST(who >= 1 && who <= CLIENTS / 2 && request.client_id == 99 + who);
+        *accepted = request.correlation_id;
         (void)shmd_request_check(&request);
     }
     if (found == SHMD_E_TIMEOUT)

@@ -30,8 +30,6 @@ static void take_for_an_answer(const shmd_event_t *event, uint32_t kind, uint32_
     MUST(rc == SHMD_OK || (rc == SHMD_E_CORRUPT && shmd_last_error()[0] != 0));
     if (rc != SHMD_OK)
         return;
-    if (kind == SHMD_REQUEST_HELLO)
-        (void)fuzz_touch(shmd_client_record(&client, event->client_index), sizeof(shmd_client_record_t));
     if (kind == SHMD_REQUEST_ATTACH) {
         (void)fuzz_touch(shmd_client_lease(&client, event->lease_index), sizeof(shmd_lease_record_t));
         (void)fuzz_touch(shmd_client_stream(&client, event->stream_index), sizeof(shmd_stream_record_t));
@@ -59,7 +57,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             event->kind = (uint32_t)act;
             if (act % 4 == 1) { /* an answer with a damaged field */
                 memset(event, 0, sizeof *event);
-                event->kind = SHMD_EVENT_HELLO_RESPONSE + (uint32_t)act / 4 % 2;
+                event->kind = SHMD_EVENT_ATTACH_RESPONSE + (uint32_t)act / 4 % 2;
                 event->lease_id = event->client_id = event->stream_id = 1;
                 input_patch(&input, event, offsetof(shmd_event_t, time_ns), 2);
             }
@@ -73,7 +71,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             got += (uint64_t)found;
             if (found == 1) {
                     MUST(memchr(event->text, 0, sizeof event->text) != NULL && memchr(event->stream, 0, sizeof event->stream) != NULL);
-                take_for_an_answer(event, SHMD_REQUEST_HELLO + (uint32_t)act % 6, SHMD_ROLE_PRODUCER + (uint32_t)act % 2);
+                take_for_an_answer(event, SHMD_REQUEST_ATTACH + (uint32_t)act % 5, SHMD_ROLE_PRODUCER + (uint32_t)act % 2);
             }
         } else if (act < 224) {
             input_patch(&input, ring, ring_bytes, 1);

@@ -29,7 +29,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     MUST(found == SHMD_OK || found == SHMD_E_INVALID || found == SHMD_E_LAYOUT);
     MUST(memcmp(request, &whole, sizeof whole) == 0);
     if (found == SHMD_OK) {
-        MUST(request->kind >= SHMD_REQUEST_HELLO && request->kind <= SHMD_REQUEST_ADMIN && request->correlation_id != 0);
+        MUST(request->kind >= SHMD_REQUEST_ATTACH && request->kind <= SHMD_REQUEST_ADMIN && request->correlation_id != 0);
         MUST(memchr(request->text, 0, sizeof request->text) != NULL);
         if (request->kind == SHMD_REQUEST_ATTACH || request->kind == SHMD_REQUEST_DETACH) {
             MUST(memchr(request->stream, 0, sizeof request->stream) != NULL && request->stream[0] != 0);

@@ -42,7 +42,7 @@ REASONS: Final = _labels(
 )
 EVENT_KINDS: Final = _labels(
     "SHMD_EVENT_",
-    *("hello_response", "attach_response", "detach_response", "lease_revoked"),
+    *("attach_response", "detach_response", "lease_revoked"),
     *("stream_announce", "lifecycle_changed", "driver_shutdown", "error", "admin_response"),
     "consumers_left",
 )
