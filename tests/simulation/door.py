@@ -1,8 +1,8 @@
-"""The driver's socket in a simulated kernel: what stands in place of driver/door.py and csrc/driver/shmd_listener.c.
+"""The driver's socket in a simulated kernel, in place of driver/door.py and csrc/driver/shmd_listener.c.
 
-A connection is two ends, each with a line of messages that the other end has sent. Either end can be closed; what
-was sent before can still be read, unless the driver's end was closed over unread messages: then the client's end
-is reset, and may lose its welcome.
+A connection is two ends, each with a line of messages that the other end has sent. Either end can be closed.
+What was sent before can still be read, unless the driver's end was closed over unread messages: then the
+client's end is reset, and may lose its welcome.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Network:
 
 
 class Door:
-    """As the driver uses it. Pidfds are those of kernel.py's tasks; who has connected is what it says of them."""
+    """As the driver uses it. Who has connected, and the pidfds, are kernel.py's tasks."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel, self._network = kernel, kernel.network

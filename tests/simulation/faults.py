@@ -154,12 +154,14 @@ class Faults:
             self.world.note(f"{process} {process.session.begin(self.now_ns)}, again")
 
     def replay(self) -> None:
-        """An old Hello arrives late, or twice: it is none that is heeded."""
+        """An old Hello arrives late or twice, and is not heeded, unless no newer one was."""
         process = self._process()
-        if process and process.session.serial:
+        record = self.world.boot.record_of(process.session.key) if process else None
+        if process and record:
             serial = self.rng.randint(1, process.session.serial)
             hello = process.session.hello(serial)
-            self._connect(process.task, hello, process, "old", f"{process} repeats hello {serial}")
+            kind = "serial" if serial <= record.serial else ""
+            self._connect(process.task, hello, process, kind, f"{process} repeats hello {serial}")
 
     def impersonate(self) -> None:
         """A Hello that names another's record, with everything that it can know of it."""
@@ -170,14 +172,13 @@ class Faults:
         fields: dict[str, Any] = {"secret": self.rng.randbytes(lib.SHMD_SECRET_BYTES)}
         task, kind = other.task, self.rng.choice(("secret", "nonce", "user", "process", "image"))
         if kind == "nonce":
-            fields |= {"client_id": 0, "boot_id": 0}
+            fields |= {"client_id": 0, "boot_id": 0, "image": task.image}
         elif kind != "secret":
             del fields["secret"]
         if kind == "image":
             task, fields["image"] = victim.task, victim.session.image + 1 & 2**64 - 1
-        elif kind == "user" and task.uid == victim.task.uid:
-            return
-        elif kind == "process" and not self._is_seen(victim, task):
+        is_same_user = kind == "user" and task.uid == victim.task.uid
+        if is_same_user or (kind == "process" and not self._is_seen(victim, task)):
             return
         hello = victim.session.hello(2**40 + self.now_ns, **fields)
         text = f"{other} says hello as {victim} (wrong {kind})"
@@ -199,8 +200,8 @@ class Faults:
         process = self._process()
         if process:
             network = self.world.kernel.network
-            made = [network.connect(process.task) for _ in range(self.rng.choice((2, 6, 12)))]
-            made = [connection for connection in made if not isinstance(connection, int)]
+            tries = [network.connect(process.task) for _ in range(self.rng.choice((2, 6, 12)))]
+            made = [connection for connection in tries if not isinstance(connection, int)]
             for connection in made:
                 if self.rng.random() < 0.3:
                     connection.close()

@@ -266,7 +266,10 @@ class Boot:
         record = self.record_of(process.session.key)
         known = record is None or record.client_id == process.client_id
         demand(known, "a welcome names the client's own record", process)
-        former = [p for p in self.processes if p.task is process.task and p.is_succeeded]
+        if connection.hello.serial > 1:
+            return
+        image = process.session.image
+        former = [p for p in self.processes if p.task is process.task and 0 != p.session.image != image != 0]
         keys = {p.session.key for p in former}
         for found in self.now.clients:
             if phase(found) and key_of(found) in keys and found.pid and found.start_time:
@@ -274,15 +277,15 @@ class Boot:
                 demand(not is_same, "a Hello of a process's next program ends the former", found.client_id)
 
     def check_connections(self, network: Network) -> None:
-        """Between two ticks: each connection is a living client's, by its newest Hello, or has yet to say one."""
+        """Between two ticks: each is a living client's, by its newest Hello, or has yet to say one."""
         alive = {key_of(record): record for record in self.now.clients if is_alive(record)}
         kept = {connection.key: connection for connection in network.kept}
         demand(len(kept) == len(network.kept), "a client has one connection", sorted(kept))
         for key, connection in kept.items():
             record = alive.get(key)
-            demand(record is not None, "who expires, leaves or dies is disconnected", key[0])
-            newest = record.serial == connection.hello.serial
-            demand(newest, "a client's connection is that of its newest Hello", record.client_id)
+            demand(record, "who expires, leaves or dies is disconnected", key[0])
+            serial = int(connection.hello.serial)
+            demand(serial == getattr(record, "serial", 0), "a connection is that of the newest Hello", record)
         for record in filter(phase, self.now.clients):
             has = is_alive(record) and key_of(record) in kept
             demand(record.connected == has, "a record says whether its client is connected", record.client_id)

@@ -1,8 +1,8 @@
 """A client's connection to its driver: what csrc/core/shmd_session.c does, without waiting.
 
-The client says Hello on a new connection, with a higher serial each time, and says it again when the connection
-has ended. Once it was welcomed it names its client id; as long as it was not, the same nonce and secret find what
-a lost welcome has told of.
+The client says Hello on a new connection, with a higher serial each time, and says it again when the
+connection has ended. Once it was welcomed it names its client id; as long as it was not, the same nonce and
+secret find what a lost welcome has told of.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Session:
             self.hang_up()
             self._later(now_ns)
             return "has lost its connection"
-        return self._hear(connection.to_client.popleft(), now_ns) if connection.to_client else ""
+        return self._hear(connection, now_ns) if connection.to_client else ""
 
     def hang_up(self) -> None:
         connection, self.connection = self.connection, None
@@ -92,8 +92,8 @@ class Session:
     def _later(self, now_ns: int) -> None:
         self.due_ns = now_ns + self._process.rng.choice((1, 10, 50)) * MS
 
-    def _hear(self, welcome: Any, now_ns: int) -> str:
-        process, boot = self._process, self._process.boot
+    def _hear(self, connection: Connection, now_ns: int) -> str:
+        process, boot, welcome = self._process, self._process.boot, connection.to_client.popleft()
         text = text_of(welcome)
         if welcome.code == Code.OK:
             client_id = int(welcome.client_id)
@@ -101,8 +101,8 @@ class Session:
             same = process.client_id in (0, client_id)
             demand(same, "a client that says Hello again keeps its record", process, client_id)
             process.client_id, process.index = client_id, int(welcome.client_index)
-            self._welcomed = self.connection
-            boot.welcomed(process, self.connection)
+            self._welcomed = connection
+            boot.welcomed(process, connection)
             return f"is client {client_id} at {process.index}"
         self.hang_up()
         demand(welcome.code != Code.INTERNAL_ERROR, "no Hello makes the driver fail", text)

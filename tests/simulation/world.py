@@ -78,7 +78,7 @@ class World:
         self.driver: Driver | None = None
         self.logged: list[str] = []
         self.boot: Boot
-        # Connections on which somebody says a Hello that is not heeded, whose it seems to be, and why not.
+        # Connections with a Hello out of turn, whose it seems to be, and why it is not to be heeded.
         self.strangers: list[tuple[Connection, Process, str]] = []
         names = ("crashes", "adoptions", "boots", "messages", "leases", "unread", "rests")
         self.counts = dict.fromkeys(names, 0)
@@ -302,10 +302,8 @@ class World:
         for connection, victim, kind in self.strangers:
             for welcome in connection.to_client:
                 where = f"{victim}, wrong {kind}: {text_of(welcome)[:90]}"
-                if kind == "old":
-                    demand(welcome.code != Code.OK, "only the newest Hello is answered", where)
-                is_refused = welcome.code != Code.OK or welcome.client_id != victim.client_id
-                demand(is_refused, "only a client itself is welcomed as that client", where)
+                is_welcome = welcome.code == Code.OK and welcome.client_id == victim.client_id
+                demand(not kind or not is_welcome, "only a client's own newest Hello is welcome", where)
             connection.to_client.clear()
         self.strangers = [found for found in self.strangers if found[0].is_served]
 

@@ -78,8 +78,9 @@ class Scene:
         world.start()
         self.client = Process(world.boot, world.kernel.spawn(), world.rng, world.clock.now_ns)
         world.boot.processes.append(self.client)
-        assert self.client.ask(self.client.hello(world.clock.now_ns))
+        assert self.client.session.begin(world.clock.now_ns)
         world.tick(1)
+        world._step(self.client)
         assert self.client.connected
 
     def ask(self, kind: int, role: int, **fields: Any) -> int:
