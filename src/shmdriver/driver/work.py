@@ -104,7 +104,7 @@ class Work:
         for entry in self._notes:
             if entry.state:
                 entry.driver_pid, entry.died_ns = pid, now_ns
-                state = TOLD if self._is_granted(entry) else NOTED
+                state = TOLD if self._is_granted(int(entry.correlation_id)) else NOTED
                 self._remember(_key(entry), entry, int(entry.deaths) + 1, state)
                 found.append(
                     f"the driver before (pid {pid}) died while request "
@@ -145,7 +145,7 @@ class Work:
         if entry is None:
             return ""
         pid, deaths = int(entry.driver_pid), int(entry.deaths)
-        if deaths < DEATHS_MAX and (request.kind in SENT_ONCE or self._is_granted(entry)):
+        if deaths < DEATHS_MAX and (request.kind in SENT_ONCE or self._is_granted(int(entry.correlation_id))):
             return ""
         _store_state(entry, TOLD)
         if key not in self._died:  # it may come again: clients repeat what is not answered
@@ -165,6 +165,8 @@ class Work:
 
     def _untold_like(self, request: Noted) -> Any | None:
         if not self._died or request.kind != lib.SHMD_REQUEST_ATTACH:
+            return None
+        if self._is_granted(request.correlation_id):  # asked for again, only because its answer was lost
             return None
         wanted = request.attach_hash
         for (client_id, _), entry in self._died.items():
@@ -188,10 +190,9 @@ class Work:
         self._died[key] = entry
         return entry
 
-    def _is_granted(self, entry: Any) -> bool:
-        """Whether the lease or the client that this request asked for stands in the tables."""
+    def _is_granted(self, correlation_id: int) -> bool:
+        """Whether the lease or the client that a request asked for stands in the tables."""
         clients, leases = self._tables.clients, self._tables.leases
-        correlation_id = int(entry.correlation_id)
         return bool(clients.of_hello(correlation_id) or leases.by_correlation(correlation_id))
 
 
