@@ -171,12 +171,13 @@ static int say_hello(shmd_session_t *session)
 static int may_not_connect(const shmd_folder_t *folder, int error)
 {
     struct stat status;
-    char owner[96] = "the driver's socket cannot be used";
-    if (error == EACCES && (fstatat(folder->fd, SHMD_SOCKET_NAME, &status, AT_SYMLINK_NOFOLLOW) == 0 || fstat(folder->fd, &status) == 0))
-        (void)snprintf(owner, sizeof owner, "the driver's socket of uid %u, gid %u (mode %04o) cannot be used by uid %u", (unsigned)status.st_uid, (unsigned)status.st_gid,
-                       (unsigned)status.st_mode & 07777u, (unsigned)geteuid());
+    char who[112] = "";
+    int sees_socket = fstatat(folder->fd, SHMD_SOCKET_NAME, &status, AT_SYMLINK_NOFOLLOW) == 0;
+    if (error == EACCES && (sees_socket || fstat(folder->fd, &status) == 0))
+        (void)snprintf(who, sizeof who, "the %s of uid %u, gid %u (mode %04o) cannot be used by uid %u: ", sees_socket ? "driver's socket" : "folder",
+                       (unsigned)status.st_uid, (unsigned)status.st_gid, (unsigned)status.st_mode & 07777u, (unsigned)geteuid());
     errno = error;
-    return shmd_fail_errno(SHMD_CALL_CONNECT, "%s: connect in %s", owner, folder->path);
+    return shmd_fail_errno(SHMD_CALL_CONNECT, "%sconnect to the driver's socket in %s", who, folder->path);
 }
 
 /* session->fd is an unconnected socket; whoever gets another result than IS_SENT closes it. */
