@@ -423,6 +423,7 @@ static void find_as_bob(void)
     CHECK_STR(find("x", ALICE, 1), "");
     CHECK_STR(find("y", ALICE, 0), "/dev/shm/shmdriver-4201.0000000000000000/y");
     CHECK_STR(find("x", MALLORY, 0), "");
+    CHECK_MENTIONS(shmd_folder_notes(), "/dev/shm/shmdriver-4203.\\x1b[2J can be written by others"); /* a name that drives no terminal */
 }
 
 static void find_as_root(void)
@@ -455,6 +456,7 @@ static void finding(void)
     make_dir("/dev/shm/shmdriver-4201.0000000000000000/y", ALICE, 0711);
     make_dir("/dev/shm/shmdriver-4202.0000000000000000", BOB, 0700);
     make_dir("/dev/shm/shmdriver-4202.0000000000000000/x", BOB, 0700);
+    make_dir("/dev/shm/shmdriver-4203.\x1b[2J", MALLORY, 0777);
     as(BOB, find_as_bob);
     find_as_root();
     CHECK_EQ(chmod("/run/shmdriver", 01777), 0);

@@ -188,7 +188,7 @@ static void lying(void)
     make_authority("x", 1, 0, 0600);
     CHECK_EQ(rename(path_of("x", 1), path_of("y", 1)), 0);
     CHECK_STR(find("y", UINT32_MAX), "");
-    CHECK_MENTIONS(shmd_authorities_notes(), "says that it is of instance x");
+    CHECK_MENTIONS(shmd_authorities_notes(), "says that it is of another instance, x: look what made it");
     make_authority("x", 2, 0, 0600);
     change("x", 2, 0, &magic, sizeof magic);
     CHECK_STR(find("x", UINT32_MAX), "");
