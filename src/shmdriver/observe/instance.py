@@ -98,7 +98,9 @@ class Instance:
         whose = "" if self._named == ANY_OWNER else f" of {user_name(self._named)}"
         others, start = others_hint(self.name, self._named), command("run", instance=self.name)
         text = f"no driver{whose} runs as instance {self.name!r}{others}; start one: {start}"
-        return DriverUnavailable(text + (f". Passed over: {told}" if told else ""), instance=self.name)
+        if told:
+            text = f"no driver{whose} of instance {self.name!r} that this process can use: {told}{others}"
+        return DriverUnavailable(text, instance=self.name)
 
     @property
     def path(self) -> Path:
