@@ -60,8 +60,10 @@ def folder_of(driver: Driver) -> Path:
 
 
 def pass_time(driver: Driver, milliseconds: int) -> None:
+    clock = driver._clock
+    assert isinstance(clock, FakeClock)
     for _ in range(0, milliseconds, 100):
-        driver._clock.advance_ms(100)
+        clock.advance_ms(100)
         driver.tick()
 
 
@@ -117,6 +119,7 @@ def test_lock_and_sign_of_life_are_not_inherited_by_a_forked_child(instance_name
     driver = start(instance_name)
     fds = driver.tables.authority.lock.fd, driver.tables.authority.file.fd
     reading, writing = os.pipe()
+    began, begins = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(writing)
@@ -126,9 +129,13 @@ def test_lock_and_sign_of_life_are_not_inherited_by_a_forked_child(instance_name
                 os.fstat(fd)
             except OSError as error:
                 closed += error.errno == errno.EBADF
+        os.write(begins, b".")
         os.read(reading, 1)  # until the driver is dead, and adopted
         os._exit(0 if closed == len(fds) else 1)
     os.close(reading)
+    os.read(began, 1)
+    os.close(began)
+    os.close(begins)
     try:
         driver.close()  # the child lives, and has all of its memory mapped
         assert [found.life for found in find_authorities(instance_name)] == [0]
@@ -433,16 +440,17 @@ def test_of_several_starters_in_several_folders_one_serves(tmp_path, monkeypatch
 
 def test_driver_that_begins_at_the_same_moment_is_given_way_to(instance_name: str, monkeypatch) -> None:
     """It has made its authority, and not found ours: both withdraw, and the one that comes first serves."""
-    real, rivals = AuthorityFile.create.__func__, []
+    real = AuthorityFile.create
+    rivals: list[int] = []
 
-    def create(cls, instance, size, tell):
-        made = real(cls, instance, size, tell)
+    def create(instance, size, tell):
+        made = real(instance, size, tell)
         if not rivals:
             rivals.append(os.open(plantable(instance, "authority"), os.O_RDWR | os.O_CREAT, 0o600))
             assert lib.shmd_life_show(rivals[0]) == 0
         return made
 
-    monkeypatch.setattr(AuthorityFile, "create", classmethod(create))
+    monkeypatch.setattr(AuthorityFile, "create", create)
     turns: list[float] = []
 
     class Turn:
