@@ -13,6 +13,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -195,7 +196,7 @@ def locked_by_a_watcher(instance: str) -> Iterator[None]:
 )
 @pytest.mark.parametrize("way", [HANDOVER, signal.SIGKILL])
 def test_watchers_locks_bar_no_successor(way: signal.Signals, instance_name: str, tmp_path: Path) -> None:
-    watched = {"shm.mode": "0640", "shm.group": GROUP.gr_name}
+    watched: dict[str, Any] = {"shm.mode": "0640", "shm.group": GROUP.gr_name}
     driver = UsersDriver(instance_name, os.geteuid(), tmp_path / "log", **watched)
     driver.start()
     try:
