@@ -85,6 +85,14 @@ int shmd_fail(int code, const char *format, ...)
     return code;
 }
 
+const char *shmd_errno_text(uint32_t call, int error)
+{
+    static _Thread_local char text[SHMD_TEXT_BYTES];
+    const char *hint = shmd_errno_hint(call, error);
+    (void)snprintf(text, sizeof text, "%s%s%s", strerror(error), *hint == 0 ? "" : ": ", hint);
+    return text;
+}
+
 int shmd_fail_errno(uint32_t call, const char *format, ...)
 {
     int error = errno;
@@ -93,7 +101,7 @@ int shmd_fail_errno(uint32_t call, const char *format, ...)
     int used = vsnprintf(last_error, sizeof last_error, format, arguments);
     va_end(arguments);
     if (used >= 0 && (size_t)used < sizeof last_error)
-        (void)snprintf(last_error + used, sizeof last_error - (size_t)used, ": %s: %s", strerror(error), shmd_errno_hint(call, error));
+        (void)snprintf(last_error + used, sizeof last_error - (size_t)used, ": %s", shmd_errno_text(call, error));
     escape_last_error();
     errno = error;
     return SHMD_E_SYSTEM;

@@ -39,10 +39,10 @@ static int probe(const shmd_spot_t *folder)
 {
     int fd = openat(folder->fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (fd < 0)
-        return errno == EOPNOTSUPP || errno == EISDIR ? 0 : shmd_place_say(SHMD_PLACE_UNKNOWN, "no file can be made in %s: %s", folder->path, strerror(errno));
+        return errno == EOPNOTSUPP || errno == EISDIR ? 0 : shmd_place_say(SHMD_PLACE_UNKNOWN, "no file can be made in %s: %s", folder->path, shmd_errno_text(SHMD_CALL_FILE, errno));
     int error = posix_fallocate(fd, 0, 1);
     (void)close(fd);
-    return error == 0 || error == EOPNOTSUPP || error == EINVAL ? 0 : shmd_place_say(SHMD_PLACE_UNKNOWN, "no file can be made in %s: %s", folder->path, strerror(error));
+    return error == 0 || error == EOPNOTSUPP || error == EINVAL ? 0 : shmd_place_say(SHMD_PLACE_UNKNOWN, "no file can be made in %s: %s", folder->path, shmd_errno_text(SHMD_CALL_FILE, error));
 }
 
 static int make_instance(const shmd_spot_t *parent, const shmd_search_t *search, uint32_t place, shmd_folder_t *out)
@@ -118,7 +118,7 @@ static int draw_name(char *name, size_t bytes)
 {
     uint64_t random;
     if (getrandom(&random, sizeof random, 0) != (ssize_t)sizeof random)
-        return shmd_place_say(SHMD_PLACE_UNKNOWN, "getrandom: %s", strerror(errno));
+        return shmd_place_say(SHMD_PLACE_UNKNOWN, "getrandom: %s", shmd_errno_text(SHMD_CALL_FILE, errno));
     (void)snprintf(name, bytes, "shmdriver-%u.%016llx", (unsigned)geteuid(), (unsigned long long)random);
     return 0;
 }

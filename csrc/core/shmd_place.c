@@ -60,7 +60,7 @@ const char *shmd_folder_notes(void) { return notes; }
 int shmd_place_failed(const char *what, const char *path, int error)
 {
     int code = error == ENOENT ? SHMD_PLACE_ABSENT : error == ENOTDIR || error == ELOOP || error == ENAMETOOLONG ? SHMD_PLACE_FOREIGN : SHMD_PLACE_UNKNOWN;
-    return shmd_place_say(code, "%s %s: %s", what, path, error == ENOTDIR ? "it is no folder, or a symbolic link" : strerror(error));
+    return shmd_place_say(code, "%s %s: %s", what, path, error == ENOTDIR ? "it is no folder, or a symbolic link" : shmd_errno_text(SHMD_CALL_FILE, error));
 }
 
 /* Who may own what stands above a folder. Users who have no number here are told apart nowhere: only what the system makes itself
