@@ -19,7 +19,7 @@ from typing import Any
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authority_file import AuthorityFile
 from shmdriver.driver.failpoints import failpoint
-from shmdriver.driver.instance_lock import InstanceLock
+from shmdriver.driver.instance_lock import HINT_NAME, InstanceLock
 from shmdriver.driver.shm import (
     Modes,
     SegmentMap,
@@ -31,7 +31,7 @@ from shmdriver.driver.shm import (
 )
 from shmdriver.errors import ShmDriverError
 from shmdriver.hints import command
-from shmdriver.os_errors import last_error, remedy
+from shmdriver.os_errors import errno_text, last_error, remedy
 
 __all__ = [
     "Authority",
@@ -199,6 +199,20 @@ class Authority:
         self.store("folder_device", device)
         self.store("folder_inode", folder)
         self.store("lock_inode", lock)
+
+    def note_instance(self) -> None:
+        """Tells tools, in the runtime folder, where to look. Raises ShmDriverError."""
+        hint = {
+            "authority": self.file.name,
+            "boot_id": f"{self.boot_id:016x}",
+            "pid": os.getpid(),
+            "layout": int(lib.SHMD_LAYOUT_VERSION),
+        }
+        try:
+            self.lock.note(hint)
+        except OSError as error:
+            text = errno_text(error, lib.SHMD_CALL_RUNTIME)
+            raise ShmDriverError(f"{self.lock.folder.path}/{HINT_NAME} cannot be written: {text}") from error
 
     # -- records
 
