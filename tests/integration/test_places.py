@@ -167,7 +167,7 @@ def test_in_a_bare_container_all_meet_in_dev_shm_and_nothing_stays_there(uid: in
     if done.returncode == 99 or "unshare" in done.stderr:
         pytest.skip(f"NOT LOOKED AT: no permission to make a mount namespace: {done.stderr}")
     assert done.returncode == 0, done.stderr
-    found, healthy, left = done.stdout.splitlines()
+    found, health, left = done.stdout.splitlines()
     assert re.search(rf"bare: /dev/shm/shmdriver-{uid}\.[0-9a-f]{{16}}/bare", found)
-    assert healthy.startswith("ok: ")
+    assert int(health) < 2, "a driver serves"
     assert left == "[]"

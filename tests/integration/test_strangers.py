@@ -96,7 +96,7 @@ def test_what_a_stranger_plants_keeps_nobody_from_anything(
                 driver.start()
                 assert client.boot_id == boot_id, f"the successor adopts after {way.name}"
                 assert exchange(client, way.name) == "hello"
-        assert tool_json("stat", "--check", "-i", instance_name)["code"] == 0
+        assert tool_json("stat", "--check", "-i", instance_name)["code"] < 2, "a driver serves"
         (found,) = (check for check in tool_json("doctor") if check["name"] == "foreign objects")
         assert (found["level"], str(STRANGER) in found["found"]) == ("warn", True), found
         driver.end(signal.SIGKILL)

@@ -101,7 +101,7 @@ def test_driver_of_another_user_is_used_by_those_only_who_name_that_user(
             assert len(client.leases()) == 0
         assert tool("stat", "--check", "-i", instance_name).returncode == 2
         named = ("-i", instance_name, "--owner", str(STRANGER))
-        assert tool_json("stat", "--check", *named)["code"] == 0
+        assert tool_json("stat", "--check", *named)["code"] < 2, "a driver serves"
         monkeypatch.setenv("SHMDRIVER_TRUST_OWNERS", f"daemon,{STRANGER}")
         assert connecting(instance_name)() == "hello"
         monkeypatch.delenv("SHMDRIVER_TRUST_OWNERS")
