@@ -218,6 +218,8 @@ def test_draining_lets_everybody_finish(driver: DriverProcess) -> None:
     with shmdriver.connect(driver.instance) as client:
         consumer, producer = client.consumer("s"), client.producer("s")
         assert driver.ask("drain")[0] == 0
+        with Instance(driver.instance) as view:
+            wait_until(lambda: view.driver().lifecycle == "draining", "the state, which comes after the answer")
         with pytest.raises(AttachRejected) as refused:
             client.consumer("s")
         assert refused.value.reason == Reason.DRAINING
