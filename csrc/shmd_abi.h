@@ -107,7 +107,6 @@ enum {
 enum {
     SHMD_CALL_OTHER = 1,
     SHMD_CALL_OPEN = 2,             /* an existing segment */
-    SHMD_CALL_DRIVE = 4,            /* an authority, by a driver */
     SHMD_CALL_CREATE = 8,           /* a new segment */
     SHMD_CALL_ALLOCATE = 16,        /* its memory */
     SHMD_CALL_SHARE = 32,           /* its group and mode */

@@ -23,6 +23,8 @@ enum { SHMD_PAGE_BYTES_MIN = 4096 };
 /* Sets this thread's text (printf-like), with what could drive a terminal escaped, and returns code: a refusal is one line. */
 int shmd_fail(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 int shmd_fail_errno(uint32_t call, const char *format, ...) __attribute__((format(printf, 2, 3))); /* SHMD_E_SYSTEM; appends strerror and the hint; errno stays */
+const char *shmd_errno_text(uint32_t call, int error); /* strerror, and the hint if there is one; a thread's until its next call */
+void shmd_escape(char *out, size_t out_bytes, const char *text); /* copies it with what could drive a terminal escaped (\x1b, \u202e), and what is not UTF-8 */
 void shmd_fail_answer(uint32_t code, uint32_t reason);                              /* what shmd_last_code, shmd_last_reason say */
 
 static inline uint64_t shmd_round_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }

@@ -40,18 +40,28 @@ static int check_owner(const char *name, const struct stat *status, uint32_t own
                      (unsigned)status->st_uid, (unsigned)status->st_gid, (unsigned)status->st_mode & 07777u, expected);
 }
 
+static int check_file(const char *name, const struct stat *status, uint32_t owner)
+{
+    if (!S_ISREG(status->st_mode))
+        return shmd_fail(SHMD_E_LAYOUT, "segment %s is not a regular shared-memory object (mode %o); somebody planted it: remove it", name, (unsigned)status->st_mode);
+    return check_owner(name, status, owner);
+}
+
+/* What is not to be used is not opened either: looked at before, and again when it is open. */
 int shmd_segment_open_of(const char *name, uint32_t owner, int writable, uint64_t *bytes)
 {
-    struct stat status = {.st_mode = 0};
+    struct stat status;
+    char path[sizeof "/dev/shm" + SHMD_SEGMENT_NAME_BYTES];
+    (void)snprintf(path, sizeof path, "/dev/shm%s", name);
     int rc = shmd_keep_standard_descriptors();
+    if (rc == SHMD_OK && lstat(path, &status) == 0)
+        rc = check_file(name, &status, owner);
     if (rc != SHMD_OK)
         return rc;
     int fd = shm_open(name, (writable ? O_RDWR : O_RDONLY) | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0); /* O_NONBLOCK: a planted FIFO is refused, not waited for */
     if (fd < 0)
         return refused(name, writable);
-    if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode))
-        rc = shmd_fail(SHMD_E_LAYOUT, "segment %s is not a regular shared-memory object (mode %o); somebody planted it: remove it", name, (unsigned)status.st_mode);
-    rc = rc ? rc : check_owner(name, &status, owner);
+    rc = fstat(fd, &status) == 0 ? check_file(name, &status, owner) : shmd_fail_errno(SHMD_CALL_OPEN, "fstat of %s", name);
     if (rc != SHMD_OK) {
         (void)close(fd);
         return rc;

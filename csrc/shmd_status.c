@@ -37,8 +37,7 @@ static int is_control(uint32_t point)
            (point >= 0x2028 && point <= 0x202e) || (point >= 0x2060 && point <= 0x206f) || point == 0xfeff || (point >= 0xe0000 && point <= 0xe007f);
 }
 
-/* Copies text to out with what is_control escaped (\x1b, \u202e), and with each byte that is not UTF-8. */
-static void escape(char *out, size_t out_bytes, const char *text)
+void shmd_escape(char *out, size_t out_bytes, const char *text)
 {
     const unsigned char *p = (const unsigned char *)text;
     size_t left = strlen(text), used = 0;
@@ -73,7 +72,7 @@ static void escape_last_error(void)
     if (*p == 0)
         return;
     memcpy(text, last_error, sizeof text);
-    escape(last_error, sizeof last_error, text);
+    shmd_escape(last_error, sizeof last_error, text);
 }
 
 int shmd_fail(int code, const char *format, ...)
@@ -86,6 +85,14 @@ int shmd_fail(int code, const char *format, ...)
     return code;
 }
 
+const char *shmd_errno_text(uint32_t call, int error)
+{
+    static _Thread_local char text[SHMD_TEXT_BYTES];
+    const char *hint = shmd_errno_hint(call, error);
+    (void)snprintf(text, sizeof text, "%s%s%s", strerror(error), *hint == 0 ? "" : ": ", hint);
+    return text;
+}
+
 int shmd_fail_errno(uint32_t call, const char *format, ...)
 {
     int error = errno;
@@ -94,7 +101,7 @@ int shmd_fail_errno(uint32_t call, const char *format, ...)
     int used = vsnprintf(last_error, sizeof last_error, format, arguments);
     va_end(arguments);
     if (used >= 0 && (size_t)used < sizeof last_error)
-        (void)snprintf(last_error + used, sizeof last_error - (size_t)used, ": %s: %s", strerror(error), shmd_errno_hint(call, error));
+        (void)snprintf(last_error + used, sizeof last_error - (size_t)used, ": %s", shmd_errno_text(call, error));
     escape_last_error();
     errno = error;
     return SHMD_E_SYSTEM;

@@ -36,7 +36,6 @@ MEANING = {
     "control.ControlRing.take": ("`running`, `draining`", "as above"),
     "control.ControlRing._advance": ("`running`, `draining`", "as above"),
     "damage.DamageWatch.__init__": ("`init`", "which damage was told; a reminder, it decides nothing"),
-    "damage.DamageWatch._check_lock": ("`running`, `draining`", "the loss of the lock object is told once"),
     "deathwatch.DeathWatch.__init__": ("any", "a pidfd fired since the last tick: a wake-up, no decision"),
     "deathwatch.DeathWatch._watch": ("any", "as above, set by the watching thread"),
     "desk.RequestDesk.shutdown": ("`running`, `draining`", "the mode that a signed request asks for"),

@@ -314,7 +314,6 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     name = f"measured-{os.getpid()}-{secrets.token_hex(3)}"
-    os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp")  # noqa: S108 -- for a token that nobody uses
     starting(f"{name}-a")
     adopting(f"{name}-d")
     attaching(f"{name}-b")

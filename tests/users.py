@@ -41,7 +41,7 @@ __all__ = [
 
 PATIENCE_S = 60
 GROUP = grp.getgrgid(os.getegid())
-SHARED = {"shm.mode": "0660", "shm.group": GROUP.gr_name}
+SHARED: dict[str, Any] = {"shm.mode": "0660", "shm.group": GROUP.gr_name}
 
 IS_ROOT = os.geteuid() == 0
 STRANGER, MEMBER = 65532, 65533  # not 65534, which stands for nobody in user namespaces

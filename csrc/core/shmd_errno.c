@@ -10,7 +10,7 @@
 enum { ERRORS_MAX = 3, NO_LIMIT = -1 };
 
 #define ALL_CALLS UINT32_MAX
-#define ON_MOUNT (SHMD_CALL_OPEN | SHMD_CALL_DRIVE | SHMD_CALL_CREATE | SHMD_CALL_ALLOCATE | SHMD_CALL_SHARE)
+#define ON_MOUNT (SHMD_CALL_OPEN | SHMD_CALL_CREATE | SHMD_CALL_ALLOCATE | SHMD_CALL_SHARE)
 #define THREADS (SHMD_CALL_THREAD | SHMD_CALL_THREAD_ASKED)
 
 typedef struct hint {
@@ -39,7 +39,6 @@ static const hint_t hints[] = {
     {SHMD_CALL_OPEN | SHMD_CALL_CONNECT, {EACCES}, "run as its owner, or share by a group that both users are in (shm.mode = \"0660\", shm.group) and name its owner there", NO_LIMIT, ""},
     {SHMD_CALL_OPEN, {ENOENT}, "its driver has removed it, or has stopped: attach again", NO_LIMIT, ""},
     {SHMD_CALL_OPEN, {ELOOP, ENXIO}, "it is no shared-memory object; somebody planted it: remove it", NO_LIMIT, ""},
-    {SHMD_CALL_DRIVE, {EACCES}, "a driver of another user has that name: run as that user, or choose another instance", NO_LIMIT, ""},
     {SHMD_CALL_CREATE, {EACCES}, "as a rule /dev/shm has mode 1777: chmod 1777 /dev/shm, or run as a user that may write there", NO_LIMIT, ""},
     {SHMD_CALL_CREATE | SHMD_CALL_ALLOCATE, {ENOSPC},
      "/dev/shm is full: remove files there, or make it larger (mount -o remount,size=... /dev/shm; containers: --shm-size)", NO_LIMIT, ""},

@@ -81,7 +81,8 @@ static int describe(int fd, const char *instance, shmd_found_t *out)
     if (copy.header.layout_version != SHMD_LAYOUT_VERSION)
         return 1;
     if (strcmp(copy.instance, instance) != 0) {
-        note("%s%s says that it is of instance %s: look what made it", mount_path, out->name, copy.instance);
+        note("%s%s says that it is of another instance%s%s: look what made it", mount_path, out->name, shmd_instance_is_name(copy.instance) ? ", " : "",
+             shmd_instance_is_name(copy.instance) ? copy.instance : "");
         return 0;
     }
     out->is_complete = out->bytes >= sizeof copy;
@@ -156,8 +157,8 @@ static int choose_owners(const char *instance, uint32_t owner, owners_t *out)
     if (owner != UINT32_MAX) {
         int nobody = shmd_is_nobody(owner);
         out->uid[0] = owner;
-        out->count = nobody == 0;
-        return nobody < 0 ? nobody : SHMD_OK;
+        out->count = 1;
+        return nobody == 1 ? shmd_fail(SHMD_E_INVALID, "uid %u stands for every user who has no number in this user namespace: nobody's driver is used", owner) : nobody;
     }
     rc = shmd_folder_system(instance, &system);
     if (rc >= 0)

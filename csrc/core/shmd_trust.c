@@ -19,15 +19,14 @@ static uint32_t overflow_uid(void)
     uint32_t value = shmd_load32_relaxed(&known);
     if (value != 0)
         return value - 1;
-    unsigned read_uid = USUAL;
+    unsigned found;
     FILE *file = fopen("/proc/sys/kernel/overflowuid", "re");
-    if (file != NULL) {
-        if (fscanf(file, "%u", &read_uid) != 1)
-            read_uid = USUAL;
-        (void)fclose(file);
-    }
-    shmd_store32_relaxed(&known, read_uid + 1);
-    return read_uid;
+    if (file == NULL)
+        return USUAL;
+    if (fscanf(file, "%u", &found) == 1)
+        shmd_store32_relaxed(&known, (value = found + 1));
+    (void)fclose(file);
+    return value == 0 ? USUAL : value - 1;
 }
 
 /* 1: this process is in a user namespace in which some users have no number; 0: it is not; SHMD_E_SYSTEM. */
@@ -45,7 +44,11 @@ static int some_have_no_number(void)
     return mapped < UINT32_MAX;
 }
 
-int shmd_is_nobody(uint32_t uid) { return uid == overflow_uid() ? some_have_no_number() : 0; }
+int shmd_is_nobody(uint32_t uid)
+{
+    int rc = shmd_keep_standard_descriptors();
+    return rc != SHMD_OK ? rc : uid == overflow_uid() ? some_have_no_number() : 0;
+}
 
 int shmd_is_own_or_roots(uint32_t uid) { return (uid == geteuid() || uid == 0) && shmd_is_nobody(uid) == 0; }
 

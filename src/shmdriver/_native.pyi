@@ -133,7 +133,6 @@ class _Lib:
     SHMD_REASON_TRUNCATED: int
     SHMD_CALL_OTHER: int
     SHMD_CALL_OPEN: int
-    SHMD_CALL_DRIVE: int
     SHMD_CALL_CREATE: int
     SHMD_CALL_ALLOCATE: int
     SHMD_CALL_SHARE: int

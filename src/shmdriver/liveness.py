@@ -74,7 +74,7 @@ def driver_of(authority: Any) -> tuple[int, int, int, int]:
 
 
 def look_at_driver(authority: Any, authority_fd: int = -1) -> Look:
-    """Looks at the driver of an authority, and at its lock when ``authority_fd`` leads to it."""
+    """Looks at the driver of an authority, and for its sign of life when ``authority_fd`` leads to it."""
     evidence = ffi.new("uint32_t *")
     verdict = Verdict(lib.shmd_driver_look(authority, authority_fd, evidence))
     return Look(verdict, int(evidence[0]))

@@ -188,7 +188,7 @@ static void lying(void)
     make_authority("x", 1, 0, 0600);
     CHECK_EQ(rename(path_of("x", 1), path_of("y", 1)), 0);
     CHECK_STR(find("y", UINT32_MAX), "");
-    CHECK_MENTIONS(shmd_authorities_notes(), "says that it is of instance x");
+    CHECK_MENTIONS(shmd_authorities_notes(), "says that it is of another instance, x: look what made it");
     make_authority("x", 2, 0, 0600);
     change("x", 2, 0, &magic, sizeof magic);
     CHECK_STR(find("x", UINT32_MAX), "");
@@ -264,6 +264,8 @@ static void find_as_root(void)
 
 static void owners(void)
 {
+    if (!world_walks())
+        return;
     make_dir("/run/shmdriver", 0, 0755);
     make_dir("/run/shmdriver/x", ALICE, 0755);
     make_authority("x", 1, ALICE, 0644);
@@ -330,6 +332,8 @@ static void choose_as_bob(void)
 
 static void choice(void)
 {
+    if (!world_walks())
+        return;
     make_dir("/run/shmdriver", 0, 0755);
     make_dir("/run/shmdriver/x", ALICE, 0755);
     make_authority("x", 1, ALICE, 0644);

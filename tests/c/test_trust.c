@@ -1,7 +1,9 @@
 /* test_trust.c: whose drivers and segments a process uses.
  * fault: E2 (a common group, or being root, is no reason to attach to a stranger's segments) */
+#include "rig.h"
 #include "world.h"
 
+#include <poll.h>
 #include <sys/mman.h>
 
 static const shmd_folder_t none = {.fd = -1};
@@ -173,6 +175,55 @@ static void segments(void)
 
 static void test_a_common_group_is_no_reason_and_neither_is_root(void) { in_world(segments); }
 
+/* What a stranger put in the place of an epoch's segment: the authority's owner makes them all. */
+static void foreign_epochs(void)
+{
+    rig_t rig;
+    shmd_mapping *mapping = NULL;
+    rig_start(&rig, 64, 64, 4096, 0);
+    const shmd_epoch_record_t *record = &rig.stream->epochs[0];
+    char path[2][SHMD_SEGMENT_NAME_BYTES + 16];
+    (void)snprintf(path[0], sizeof path[0], "/dev/shm%s", record->data_name);
+    (void)snprintf(path[1], sizeof path[1], "/dev/shm%s", record->gates_name);
+    CHECK_EQ(shmd_mapping_open(&rig.client, record, SHMD_ROLE_CONSUMER, &mapping), SHMD_OK);
+    shmd_mapping_free(mapping);
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(chown(path[i], MALLORY, MALLORY), 0);
+        CHECK_EQ(shmd_mapping_open(&rig.client, record, SHMD_ROLE_CONSUMER, &mapping), SHMD_E_LAYOUT);
+        CHECK_TEXT("belongs to uid 4203");
+        CHECK_TEXT("expected one of uid 0");
+        CHECK_EQ(chown(path[i], 0, 0), 0);
+    }
+    rig.client.owner = MALLORY; /* of the authority: then all has to be his */
+    CHECK_EQ(shmd_mapping_open(&rig.client, record, SHMD_ROLE_CONSUMER, &mapping), SHMD_E_LAYOUT);
+    CHECK_EQ(chown(path[0], MALLORY, MALLORY), 0);
+    CHECK_EQ(chown(path[1], MALLORY, MALLORY), 0);
+    CHECK_EQ(shmd_mapping_open(&rig.client, record, SHMD_ROLE_CONSUMER, &mapping), SHMD_OK);
+    shmd_mapping_free(mapping);
+    rig_stop(&rig);
+}
+
+static void test_an_epoch_s_segments_are_the_authority_s_owner_s(void) { in_world(foreign_epochs); }
+
+/* Somebody else's is not opened for writing, even to look at it: a FIFO would be given a writer. */
+static void not_opened(void)
+{
+    uint64_t bytes;
+    make_object("/theirs", MALLORY, MALLORY, 0666);
+    CHECK_EQ(mkfifo("/dev/shm/pipe", 0666), 0);
+    int reader = open("/dev/shm/pipe", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    struct pollfd one = {.fd = reader, .events = POLLIN};
+    CHECK_EQ(shmd_segment_open("/pipe", 1, &bytes), SHMD_E_LAYOUT);
+    CHECK_TEXT("not a regular shared-memory object");
+    CHECK_EQ(poll(&one, 1, 0), 0); /* POLLHUP: a writer has been there */
+    (void)close(reader);
+    CHECK_EQ(shmd_segment_open("/theirs", 1, &bytes), SHMD_E_LAYOUT);
+    CHECK_EQ(symlink("/dev/shm/theirs", "/dev/shm/link"), 0);
+    CHECK_EQ(shmd_segment_open("/link", 1, &bytes), SHMD_E_LAYOUT);
+}
+
+static void test_what_is_somebody_else_s_is_not_even_opened(void) { in_world(not_opened); }
+
 int main(void)
 {
     world_or_skip();
@@ -183,5 +234,7 @@ int main(void)
     RUN(test_the_overflow_uid_is_nobody_where_some_have_no_number);
     RUN(test_without_proc_the_overflow_uid_cannot_be_told);
     RUN(test_a_common_group_is_no_reason_and_neither_is_root);
+    RUN(test_an_epoch_s_segments_are_the_authority_s_owner_s);
+    RUN(test_what_is_somebody_else_s_is_not_even_opened);
     return test_report();
 }

@@ -113,6 +113,7 @@ CONSUMER = (
 DRIVER = (
     *_many(Scene.DRIVER, 1, "boot.locked adopt.mapped adopt.loaded adopt.wired adopt.settled adopt.done"),
     *_many(Scene.DRIVER, 1, "adopt.counted introduce.began introduce.exit start.filled start.complete"),
+    *_many(Scene.DRIVER, 1, "start.noted"),
     *_many(Scene.DRIVER, 1, "adopt.undone adopt.epochs adopt.revoked"),
     *_many(Scene.DRIVER, 1, "adopt.modes", _SHARED),  # the one before it had others
     *_many(Scene.DRIVER, 10, "change.word"),
@@ -133,12 +134,12 @@ DRIVER = (
 )
 ENDS = (
     *_many(Scene.SHUTDOWN, 1, "drain.began drain.armed stop.began stop.sealed stop.leases_ended stop.exit"),
-    *_many(Scene.SHUTDOWN, 1, "stop.control_unlinked seal.sealing"),
+    *_many(Scene.SHUTDOWN, 1, "stop.control_unlinked stop.authority_unlinked seal.sealing"),
     *_many(Scene.SHUTDOWN, 2, "stop.unlinking"),
     *_many(Scene.SHUTDOWN, 3, "stop.lease"),
     *_many(Scene.CREATION, 1, "boot.locked create.allocated create.control create.filled"),
     *_many(Scene.CREATION, 1, "create.control_blank introduce.began introduce.exit start.filled"),
-    *_many(Scene.CREATION, 1, "start.complete"),
+    *_many(Scene.CREATION, 1, "start.complete start.noted"),
     *_many(Scene.CREATION, 2, "segment.filled"),
     *_many(Scene.FRESH, 1, "supersede.marked supersede.sealed stop.sealed create.allocated create.filled"),
     *_many(Scene.FRESH, 3, "boot.clearing"),

@@ -468,16 +468,16 @@ def test_of_a_hundred_drivers_one_lives(stage: Stage, fault_cycles: Callable[[in
     fault_cycles(200)
 
 
-@pytest.mark.fault(15, how="rm of the lock object while its driver serves")
-def test_lock_object_removed_under_its_driver_is_told_and_harms_nobody(stage: Stage) -> None:
+@pytest.mark.fault(15, how="rm of the authority while its driver serves")
+def test_authority_removed_under_its_driver_is_told_and_harms_nobody(stage: Stage) -> None:
     consumer = stage.consumer("s")
     producer = stage.producer("s", 1, options=SMALL)
     first = stage.driver
     assert first is not None
     with Instance(stage.instance) as view:
         path_of(stage.instance, "authority").unlink()
-        wait_until(lambda: "was removed or replaced" in first.log_text(), "the driver to say so")
-        assert any("was removed or replaced" in error.text for error in view.errors())
+        wait_until(lambda: "was removed while it is in use" in first.log_text(), "the driver to say so")
+        assert any(".authority was removed while" in error.text for error in view.errors())
     moves_on(consumer)
     first.kill()  # what its clients have mapped goes on
     moves_on(consumer)

@@ -270,7 +270,10 @@ HIDDEN = (
 
 
 @pytest.mark.fault(44, how="hidepid=2, clients of another user")
-def test_driver_to_which_proc_is_hidden_ends_nobody_and_proves_deaths(instance_name: str) -> None:
+def test_driver_to_which_proc_is_hidden_ends_nobody_and_proves_deaths(
+    instance_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHMDRIVER_TRUST_OWNERS", "65534")
     needs(*HIDDEN, sys.executable, "-c", "import shmdriver")
     runtime = Path(tempfile.mkdtemp(prefix="shmdriver-test-"))
     os.chown(runtime, 65534, 65534)

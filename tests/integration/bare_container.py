@@ -64,7 +64,7 @@ def main(uid: int) -> None:
         assert client.boot_id == boot_id
     (check,) = (each for each in tool_json("doctor") if each["name"] == "runtime folder")
     print(check["level"], check["found"])
-    print(tool("stat", "--check", "-i", INSTANCE).stdout.strip())
+    print(tool("stat", "--check", "-i", INSTANCE).returncode)
     done = tool("shutdown", "-i", INSTANCE)
     assert (done.returncode, driver.join()) == (0, 0), done.stderr
     with shmdriver.embedded() as client:

@@ -114,7 +114,7 @@ def test_mode_0640_lets_the_group_watch_and_nothing_else(driver) -> None:
 def test_driver_of_another_user_has_an_instance_of_its_own_under_the_same_name(driver) -> None:
     instance = driver()
 
-    def work() -> str:
+    def work() -> str | None:
         with shmdriver.embedded(instance) as client:
             text = exchange(client)
         assert paths_of(instance) == before

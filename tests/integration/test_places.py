@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import shmdriver
-from tests.segments import SHM, paths_of, remove, runtime_folders
+from shmdriver.observe import Instance
+from tests.chaos.stage import wait_until
+from tests.segments import SHM, paths_of, remove, runtime_folder_of, runtime_folders
+from tests.tool import tool, tool_json
 from tests.users import MEMBER, STRANGER, UsersDriver, as_user, exchange, needs_root
 
 ROOT = Path(__file__).resolve().parents[2]
+OFTEN: dict[str, Any] = {"policies.announce_interval_ms": 50}
 
 
 def connected(instance: str) -> str | None:
@@ -83,6 +89,62 @@ def test_named_place_that_strangers_can_write_is_refused_and_nothing_else_tried(
         remove([foreign / "below", foreign])
 
 
+# ---- the lock, while its driver serves
+
+
+def refused_start(instance: str, log: Path) -> str:
+    """The log of a second driver of that instance."""
+    second = UsersDriver(instance, os.geteuid(), log)
+    second.launch()
+    assert second.join() == 3, second.log_text()
+    return second.log_text()
+
+
+@pytest.mark.fault(15, 78, how="rm of the lock, and of the whole runtime folder, while its driver serves")
+@pytest.mark.parametrize("what", ["lock", "folder"])
+def test_lock_that_is_removed_is_made_anew_and_no_second_driver_starts(
+    instance_name: str, tmp_path: Path, what: str
+) -> None:
+    with UsersDriver(instance_name, os.geteuid(), tmp_path / "log", **OFTEN) as driver:
+        folder = runtime_folder_of(instance_name)
+        shutil.rmtree(folder) if what == "folder" else (folder / "lock").unlink()
+        wait_until(lambda: "made anew" in driver.log_text(), "the driver to say so")
+        assert (folder / "lock").exists()
+        assert f"pid {driver.pid}" in refused_start(instance_name, tmp_path / "second")
+        assert connected(instance_name) == "hello"
+        done = tool("shutdown", "-i", instance_name)
+        assert (done.returncode, driver.join()) == (0, 0), done.stderr
+    assert not folder.exists()
+
+
+@pytest.mark.fault(15, 78, how="another file in the place of the lock, while its driver serves")
+def test_driver_whose_lock_was_replaced_says_so_everywhere_until_it_has_it_again(
+    instance_name: str, tmp_path: Path
+) -> None:
+    with UsersDriver(instance_name, os.geteuid(), tmp_path / "log", **OFTEN) as driver:
+        lock = runtime_folder_of(instance_name) / "lock"
+        other = lock.with_name("lock.0")
+        other.touch(mode=0o600)
+        other.replace(lock)
+
+        def degraded() -> bool:
+            with Instance(instance_name) as view:
+                return "lost_lock" in view.driver().degraded
+
+        wait_until(degraded, "the driver to be degraded")
+        assert "was replaced while this driver holds its lock" in driver.log_text()
+        assert tool("stat", "--check", "-i", instance_name).returncode == 1
+        (check,) = (each for each in tool_json("doctor") if each["name"] == "instances")
+        assert f"lost their lock: {instance_name}" in check["found"]
+        assert f"pid {driver.pid}" in refused_start(instance_name, tmp_path / "second"), "it shows life"
+        assert connected(instance_name) == "hello"
+        lock.unlink()
+        wait_until(lambda: not degraded(), "the driver to have a lock again")
+
+
+# ---- next to no places
+
+
 BARE = """
 mount -t tmpfs -o size=64m,mode=1777 tmpfs /dev/shm || exit 99
 for folder in /run /tmp /var/tmp; do
@@ -105,7 +167,7 @@ def test_in_a_bare_container_all_meet_in_dev_shm_and_nothing_stays_there(uid: in
     if done.returncode == 99 or "unshare" in done.stderr:
         pytest.skip(f"NOT LOOKED AT: no permission to make a mount namespace: {done.stderr}")
     assert done.returncode == 0, done.stderr
-    found, healthy, left = done.stdout.splitlines()
+    found, health, left = done.stdout.splitlines()
     assert re.search(rf"bare: /dev/shm/shmdriver-{uid}\.[0-9a-f]{{16}}/bare", found)
-    assert healthy.startswith("ok: ")
+    assert int(health) < 2, "a driver serves"
     assert left == "[]"

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_what_a_stranger_plants_keeps_nobody_from_anything(
                 driver.start()
                 assert client.boot_id == boot_id, f"the successor adopts after {way.name}"
                 assert exchange(client, way.name) == "hello"
-        assert tool_json("stat", "--check", "-i", instance_name)["code"] == 0
+        assert tool_json("stat", "--check", "-i", instance_name)["code"] < 2, "a driver serves"
         (found,) = (check for check in tool_json("doctor") if check["name"] == "foreign objects")
         assert (found["level"], str(STRANGER) in found["found"]) == ("warn", True), found
         driver.end(signal.SIGKILL)
@@ -195,7 +196,7 @@ def locked_by_a_watcher(instance: str) -> Iterator[None]:
 )
 @pytest.mark.parametrize("way", [HANDOVER, signal.SIGKILL])
 def test_watchers_locks_bar_no_successor(way: signal.Signals, instance_name: str, tmp_path: Path) -> None:
-    watched = {"shm.mode": "0640", "shm.group": GROUP.gr_name}
+    watched: dict[str, Any] = {"shm.mode": "0640", "shm.group": GROUP.gr_name}
     driver = UsersDriver(instance_name, os.geteuid(), tmp_path / "log", **watched)
     driver.start()
     try:

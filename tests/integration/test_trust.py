@@ -99,9 +99,13 @@ def test_driver_of_another_user_is_used_by_those_only_who_name_that_user(
         with client, pickle.loads(pickle.dumps(client)) as again:
             assert exchange(again) == "hello", "a pickled client carries the owner"
             assert len(client.leases()) == 0
+            queue = pickle.loads(pickle.dumps(client.queue("q")))
+            queue.put("over there")
+            assert queue.get(timeout=60) == "over there", "and so does a queue"
+            queue.close()
         assert tool("stat", "--check", "-i", instance_name).returncode == 2
         named = ("-i", instance_name, "--owner", str(STRANGER))
-        assert tool_json("stat", "--check", *named)["code"] == 0
+        assert tool_json("stat", "--check", *named)["code"] < 2, "a driver serves"
         monkeypatch.setenv("SHMDRIVER_TRUST_OWNERS", f"daemon,{STRANGER}")
         assert connecting(instance_name)() == "hello"
         monkeypatch.delenv("SHMDRIVER_TRUST_OWNERS")

@@ -22,9 +22,9 @@ import posix_ipc
 from shmdriver._native import ffi, lib
 from shmdriver.driver import (
     admission,
-    authority,
     clients,
     connections,
+    creation,
     driver,
     failpoints,
     held,
@@ -361,7 +361,7 @@ class Kernel:
             (instance_lock, "_unlink", self._unlink_file),
             (AuthorityFile, "_give_back", lambda file: self._give_back(file)),
             (failpoints, "_hit", self._failpoint),
-            (authority, "EVENT_SLOTS", 256),
+            (creation, "EVENT_SLOTS", 256),
             (oversight, "LOW_MEMORY_SHARE", 0.0),  # the machine's own memory is none of the simulation's
             (admission, "shortage", lambda *_, **__: ""),  # nor are its limits
             (SegmentMap, "of", staticmethod(tracked)),

@@ -11,11 +11,12 @@ from functools import cache
 from pathlib import Path
 
 from shmdriver._native import ffi, lib
+from shmdriver.driver.collect import collect
 from shmdriver.liveness import Verdict, look_at_process
 from tests.driver_rig import start_time_of
 
 SHM = Path("/dev/shm")
-OWNED = re.compile(r"shmd\.sim-(\d+)-([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]+)\..+")
+OWNED = re.compile(r"shmd\.(sim-(\d+)-([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]+))\..+")
 
 
 def instance_of(pid: int) -> str:
@@ -33,14 +34,18 @@ def own_instance(pid: int) -> str:
 
 
 def collect_dead() -> list[str]:
-    """Removes the segments of simulations whose processes are proved gone; their names."""
-    removed = []
-    for name in sorted(os.listdir(SHM)):  # noqa: PTH208 -- names, not paths
-        owner = OWNED.fullmatch(name)
-        if owner and is_gone(int(owner[1]), *(int(number, 16) for number in owner.groups()[1:])):
-            (SHM / name).unlink(missing_ok=True)
-            removed.append(name)
-    return removed
+    """Removes the segments and folders of simulations whose processes are proved gone; segments' names."""
+    dead = {
+        owner[0]: owner[1]
+        for name in os.listdir(SHM)  # noqa: PTH208 -- names, not paths
+        if (owner := OWNED.fullmatch(name))
+        and is_gone(int(owner[2]), *(int(number, 16) for number in owner.groups()[2:]))
+    }
+    for instance in set(dead.values()):
+        collect(instance)
+    for name in dead:
+        (SHM / name).unlink(missing_ok=True)  # what is not as a driver leaves it
+    return sorted(dead)
 
 
 def is_gone(pid: int, started: int, pid_namespace: int, time_namespace: int) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from shmdriver._native import lib
+from shmdriver._native import ffi, lib
 from shmdriver.driver import claim, instance_lock
 from shmdriver.driver.authentication import TOKEN_NAME, FolderToken
 from shmdriver.driver.authority_file import AuthorityFile, find_authorities
@@ -24,7 +24,7 @@ from shmdriver.driver.door import SOCKET_NAME
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.instance_lock import HINT_NAME, LOCK_NAME
 from shmdriver.driver.memory import InlineMemory
-from shmdriver.errors import DriverAlreadyRunning, Reason, ShmDriverError
+from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, Reason, ShmDriverError
 from tests.driver_rig import FakeClock, Rig
 from tests.segments import path_of, paths_of, plantable, runtime_folders, segment_name
 
@@ -61,8 +61,10 @@ def folder_of(driver: Driver) -> Path:
 
 
 def pass_time(driver: Driver, milliseconds: int) -> None:
+    clock = driver._clock
+    assert isinstance(clock, FakeClock)
     for _ in range(0, milliseconds, 100):
-        driver._clock.advance_ms(100)
+        clock.advance_ms(100)
         driver.tick()
 
 
@@ -118,6 +120,7 @@ def test_lock_and_sign_of_life_are_not_inherited_by_a_forked_child(instance_name
     driver = start(instance_name)
     fds = driver.tables.authority.lock.fd, driver.tables.authority.file.fd
     reading, writing = os.pipe()
+    began, begins = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(writing)
@@ -127,9 +130,13 @@ def test_lock_and_sign_of_life_are_not_inherited_by_a_forked_child(instance_name
                 os.fstat(fd)
             except OSError as error:
                 closed += error.errno == errno.EBADF
+        os.write(begins, b".")
         os.read(reading, 1)  # until the driver is dead, and adopted
         os._exit(0 if closed == len(fds) else 1)
     os.close(reading)
+    os.read(began, 1)
+    os.close(began)
+    os.close(begins)
     try:
         driver.close()  # the child lives, and has all of its memory mapped
         assert [found.life for found in find_authorities(instance_name)] == [0]
@@ -436,16 +443,17 @@ def test_of_several_starters_in_several_folders_one_serves(tmp_path, monkeypatch
 
 def test_driver_that_begins_at_the_same_moment_is_given_way_to(instance_name: str, monkeypatch) -> None:
     """It has made its authority, and not found ours: both withdraw, and the one that comes first serves."""
-    real, rivals = AuthorityFile.create.__func__, []
+    real = AuthorityFile.create
+    rivals: list[int] = []
 
-    def create(cls, instance, size, tell):
-        made = real(cls, instance, size, tell)
+    def create(instance, size, tell):
+        made = real(instance, size, tell)
         if not rivals:
             rivals.append(os.open(plantable(instance, "authority"), os.O_RDWR | os.O_CREAT, 0o600))
             assert lib.shmd_life_show(rivals[0]) == 0
         return made
 
-    monkeypatch.setattr(AuthorityFile, "create", classmethod(create))
+    monkeypatch.setattr(AuthorityFile, "create", create)
     turns: list[float] = []
 
     class Turn:
@@ -602,3 +610,57 @@ def test_user_without_a_place_has_a_folder_in_dev_shm_while_a_driver_runs(
         assert [started.wait() for started in starters] == [0] * 4
         assert is_gone(instance_name)
         assert not list(SHM.glob(f"shmdriver-{uid}.*"))
+
+
+# ---- claims of an authority that has no driver
+
+
+def claim_of(rig: Rig) -> int:
+    path, offset = path_of(rig.instance, "authority"), ffi.offsetof("shmd_authority_t", "claim")
+    return int.from_bytes(path.read_bytes()[offset : offset + 8], "little")
+
+
+@pytest.mark.fault(
+    14, how="a start that fails after its claim, and a reader that holds a lock on the authority"
+)
+def test_start_that_fails_after_its_claim_gives_it_back(rig: Rig) -> None:
+    path_of(rig.instance, "control").unlink()
+    reader = os.open(path_of(rig.instance, "authority"), os.O_RDONLY)
+    try:
+        assert lib.shmd_life_show(reader) == 0
+        rig.crash()
+        before = claim_of(rig)
+        for _ in range(2):
+            with pytest.raises(LayoutMismatch, match="--fresh"):
+                rig.start()
+            assert claim_of(rig) == before
+            assert before % 2 == 0
+    finally:
+        os.close(reader)
+    rig.start(driver__boot="fresh")
+
+
+@pytest.mark.fault(14, how="another driver has claimed a dead one's authority, and lives, and dies")
+def test_authority_that_is_taken_over_at_this_moment_is_left_to_the_other(rig: Rig) -> None:
+    boot_id = rig.driver.tables.authority.boot_id
+    rig.crash()
+    (found,) = find_authorities(rig.instance)
+    other = AuthorityFile.open(found)
+    assert other is not None
+    mapped = other.mapping(other.size, writable=True)
+    base = mapped.view("shmd_authority_t *")
+    other.show_life()
+    first = int(base.claim)
+    assert other.claim(base, first)
+    assert not other.claim(base, first), "it is swapped once"
+    with pytest.raises(DriverAlreadyRunning, match="another driver takes it over at this moment"):
+        rig.start()
+    with pytest.raises(DriverAlreadyRunning):
+        collect(rig.instance)
+    mapped.close()
+    other._claim = (0, 0)  # as kill -9 leaves it
+    other.close()
+    assert claim_of(rig) % 2 == 1
+    rig.start()
+    assert rig.driver.tables.authority.boot_id == boot_id
+    assert claim_of(rig) % 2 == 0

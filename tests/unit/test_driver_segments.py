@@ -517,6 +517,19 @@ def test_dead_embedded_instances_are_collected_by_the_next_one() -> None:
     living.stop()
 
 
+def test_one_start_looks_at_a_few_embedded_instances_and_the_next_ones_at_the_rest(monkeypatch) -> None:
+    monkeypatch.setattr(collecting, "EMBEDDED_MAX", 2)
+    dead = [EmbeddedDriver(config=Config.load(env={})) for _ in range(3)]
+    for embedded in dead:
+        driver = Driver(embedded._config)
+        driver.start()
+        driver.close()
+    removed = [{name.split(".")[1] for name in collect_dead_embedded()} for _ in range(3)]
+    assert [len(instances) for instances in removed] == [2, 1, 0]
+    assert set.union(*removed) == {embedded.instance for embedded in dead}
+    assert not runtime_folders(lambda name: name in removed[0] | removed[1])
+
+
 def test_config_text_fits_and_is_readable(rig: Rig) -> None:
     text = ffi.string(lib.shmd_authority_config(rig.view.authority)).decode()
     assert f'instance = "{rig.instance}"' in text

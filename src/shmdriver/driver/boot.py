@@ -17,10 +17,11 @@ from functools import partial
 
 from shmdriver._native import lib
 from shmdriver.driver.adoption import adopt_tables, load_tables, remove_orphans
-from shmdriver.driver.authority import Authority, TableSizes, segment_names_of
+from shmdriver.driver.authority import Authority, TableSizes
 from shmdriver.driver.authority_file import AuthorityFile
 from shmdriver.driver.claim import Claim, claimed
 from shmdriver.driver.config import Config
+from shmdriver.driver.creation import adopt_authority, create_authority, segment_names_of
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.instance_lock import InstanceLock
 from shmdriver.driver.memory import InlineMemory
@@ -92,7 +93,7 @@ def _create(
             unlink_segment(name)  # of boots whose authority is gone; nobody can find them any more
 
     limits, policies = config.policies.limits, config.policies
-    return Authority.create(
+    return create_authority(
         claim.lock,
         TableSizes(limits.clients, limits.leases, limits.streams),
         modes,
@@ -115,7 +116,7 @@ def _adopt(
     clock: Callable[[], int],
     log: Callable[[str], None],
 ) -> Tables:
-    authority = Authority.adopt(lock, file, modes)
+    authority = adopt_authority(lock, file, modes)
     undo.callback(authority.unmap)
     failpoint("adopt.mapped")
     tables = Tables.of(authority, config, memory, clock)
@@ -256,7 +257,7 @@ def _end_former(
     if superseded:
         reason, text = Reason.SUPERSEDED, "another driver starts afresh in place of this one: attach again"
     with ExitStack() as undo:
-        authority = Authority.adopt(lock, file, modes)
+        authority = adopt_authority(lock, file, modes)
         undo.callback(authority.unmap)
         tables = Tables.of(authority, config, InlineMemory(), clock)
         for table in (tables.streams, tables.clients, tables.events):

@@ -173,10 +173,11 @@ class Claim:
         held = self._lock_is_held(text_of_path(base.folder), recorded)
         if held:
             raise Refused(file.name, f"the lock in {text_of_path(base.folder)} is held")
-        if held is not None or file.life_of_others() == 0:
+        if held is not None:
             return
-        if look_at_process(*driver_of(base)).verdict is not Verdict.DEAD:
-            raise Refused(file.name, "it shows life")
+        life = file.life_of_others()
+        if life != 0 and look_at_process(*driver_of(base)).verdict is not Verdict.DEAD:
+            raise Refused(file.name, "it shows life" if life > 0 else "whether it shows life cannot be told")
 
     def _lock_is_held(self, path: str, recorded: tuple[int, int, int]) -> bool | None:
         """Whether somebody holds the lock there. None: that cannot be told. Else it is held from now on."""
@@ -224,9 +225,9 @@ def claimed(
     for_group: bool = False,
     patience: int = LOCK_TURNS,
 ) -> _Result:
-    """Claims the instance and calls ``begin``, which settles or closes the claim; its result.
+    """Claims the instance and calls ``begin``; its result.
 
-    Once it returns, it owns the claim's lock.
+    ``begin`` settles or closes the claim. Once it has returned, the claim's lock is its own.
 
     ``patience``: how often to try again while a holder whose driver is not proved alive has it. Raises
     DriverAlreadyRunning naming the holder, LayoutMismatch, ShmDriverError, OSError. Whoever is refused

@@ -10,9 +10,9 @@ import random
 import re
 
 from shmdriver import runtime_folder
-from shmdriver.driver.authority import segment_names_of
 from shmdriver.driver.authority_file import find_authorities, refuse_old_layout
 from shmdriver.driver.claim import Claim, claimed
+from shmdriver.driver.creation import segment_names_of
 from shmdriver.driver.segment_names import own_segments
 from shmdriver.driver.shm import MOUNT, unlink_segment
 from shmdriver.errors import ShmDriverError

@@ -34,7 +34,6 @@ from shmdriver.driver.desk import RequestDesk
 from shmdriver.driver.door import NO_GROUP, Door
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.inheritance import Inheritance
-from shmdriver.driver.instance_lock import HINT_NAME
 from shmdriver.driver.leasewatch import LeaseWatch
 from shmdriver.driver.lifecycle import DegradedBy, Event, Lifecycle, ShutdownMode, State
 from shmdriver.driver.limits import lock_shortage
@@ -46,8 +45,8 @@ from shmdriver.driver.shm import Modes, ShmSpace, lock_memory
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.timers import Timers
 from shmdriver.driver.work import Work
-from shmdriver.errors import Code, Reason, ShmDriverError
-from shmdriver.os_errors import errno_text, remedy
+from shmdriver.errors import Code, Reason
+from shmdriver.os_errors import remedy
 from shmdriver.runtime_folder import RuntimeFolder
 from shmdriver.truncation import guard_truncation
 
@@ -190,7 +189,7 @@ class Driver:
             adopted_maps = (mapped for epoch in epochs for mapped in epoch.memory.maps)
             authority = tables.authority
             self._report_unlocked(lock_memory(authority.map, authority.control_map, *adopted_maps), now_ns)
-        self._note_instance()
+        tables.authority.note_instance()
         failpoint("start.noted")
         found = f"adopted {len(tables.clients)} clients, {len(tables.leases)} leases" if adopted else "new"
         self._log(f"driver of instance {self.instance!r} serves: pid {os.getpid()}, {found}")
@@ -207,28 +206,11 @@ class Driver:
             log=self._log,
         )
 
-    def _note_instance(self) -> None:
-        """Tells tools where to look. Raises ShmDriverError."""
-        authority = self.tables.authority
-        hint = {
-            "authority": authority.file.name,
-            "boot_id": f"{authority.boot_id:016x}",
-            "pid": os.getpid(),
-            "layout": int(lib.SHMD_LAYOUT_VERSION),
-        }
-        try:
-            authority.lock.note(hint)
-        except OSError as error:
-            text = errno_text(error, lib.SHMD_CALL_RUNTIME)
-            raise ShmDriverError(
-                f"{authority.lock.folder.path}/{HINT_NAME} cannot be written: {text}"
-            ) from error
-
     def _furnish(self) -> None:
         """Writes again what has to stand in the runtime folder beside the lock."""
         if callable(self._token):
             self._token(self.tables.authority.lock.folder)
-        self._note_instance()
+        self.tables.authority.note_instance()
 
     def tick(self) -> int:
         """One duty cycle; how many requests, completions and timers it handled."""

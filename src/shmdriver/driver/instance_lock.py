@@ -46,15 +46,13 @@ class Standing(Enum):
 class InstanceLock:
     """The exclusive flock on an instance's lock file; the folder that it stands in."""
 
-    __slots__ = ("_found", "_pid", "fd", "folder", "instance", "is_held", "is_new", "passed_over")
+    __slots__ = ("_before", "_pid", "fd", "folder", "instance", "passed_over")
 
     def __init__(self, instance: str) -> None:
         self.instance = instance
         self.folder = RuntimeFolder()
         self.fd = -1
-        self.is_new = False  # this process has made the file
-        self.is_held = False
-        self._found: list[str] = []  # what stood in the folder before
+        self._before: list[str] | None = None  # what stood in the folder before this process made the lock
         self.passed_over = ""  # places that were not taken, and why
         self._pid = os.getpid()
 
@@ -71,9 +69,9 @@ class InstanceLock:
             except FileNotFoundError:
                 if not make:
                     return False
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
+                before, flags = self._contents(), os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
                 self.fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=self.folder.fd)
-                self.is_new = True
+                self._before = before
         except (FileNotFoundError, FileExistsError):
             return False
         except OSError as error:
@@ -91,9 +89,6 @@ class InstanceLock:
     def take(self) -> None:
         """Raises BlockingIOError when somebody holds it."""
         fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if self.is_new and not self.is_held:
-            self._found = self._contents()
-        self.is_held = True
 
     @property
     def folder_id(self) -> tuple[int, int]:
@@ -146,7 +141,6 @@ class InstanceLock:
         let_go(self.fd)
         former.close()
         self.fd = hold(fd)
-        self.is_new = True
         return True
 
     def note(self, hint: Mapping[str, object]) -> None:
@@ -184,11 +178,11 @@ class InstanceLock:
     def withdraw(self) -> None:
         """Gives the lock up; what this process has made for it goes, too."""
         try:
-            if self.fd >= 0 and self.is_new and os.getpid() == self._pid:
+            if self.fd >= 0 and self._before is not None and os.getpid() == self._pid:
                 with suppress(BlockingIOError):  # then another one has it by now
-                    if not self.is_held:
-                        self.take()
-                    self._remove(name for name in self._contents() if name not in self._found)
+                    self.take()
+                    before = self._before
+                    self._remove(name for name in self._contents() if name not in before)
             elif self.folder.fd >= 0:
                 self._remove_folder()  # if it is empty
         finally:

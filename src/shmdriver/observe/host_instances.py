@@ -134,7 +134,7 @@ def _foreign_objects(named: int) -> Check:
     if not odd:
         return Check("foreign objects", "ok", found)
     paths = ", ".join(f"{SHM_FOLDER}/{each.name}" for each in odd[:_SHOWN])
-    found += f"; {len(odd)} of them are no files, or bear the name of an instance of this user: {paths}"
+    found += f"; no file, or under the name of an instance of this user: {paths}"
     found += ", ..." if len(odd) > _SHOWN else ""
     advice = "they harm nobody; look what made them, and remove them as root or as their owner"
     return Check("foreign objects", "warn", found, advice)

@@ -14,7 +14,6 @@ whether anybody shows the driver's sign of life, a lock of the authority's file.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -42,14 +41,13 @@ from shmdriver.observe.records import (
     StreamStatus,
 )
 from shmdriver.observe.segment import Segment
+from shmdriver.observe.tables import COPY_ATTEMPTS, copied, indexes_in, lease_status
 from shmdriver.os_errors import last_error
 from shmdriver.trust import ANY_OWNER, owner_text, owner_uid, user_name
 
-_COPY_ATTEMPTS = 8
 _OPEN_ATTEMPTS = 8
 _READABLE_EPOCHS = {"open", "sealing", "sealed"}
 _CLIENTS = {"alive", "stalled"}
-_FOLLOW = int(lib.SHMD_ATTACH_FOLLOW)
 
 
 class Instance:
@@ -98,7 +96,9 @@ class Instance:
         whose = "" if self._named == ANY_OWNER else f" of {user_name(self._named)}"
         others, start = others_hint(self.name, self._named), command("run", instance=self.name)
         text = f"no driver{whose} runs as instance {self.name!r}{others}; start one: {start}"
-        return DriverUnavailable(text + (f". Passed over: {told}" if told else ""), instance=self.name)
+        if told:
+            text = f"no driver{whose} of instance {self.name!r} that this process can use: {told}{others}"
+        return DriverUnavailable(text, instance=self.name)
 
     @property
     def path(self) -> Path:
@@ -200,8 +200,8 @@ class Instance:
         copy = ffi.new("shmd_client_record_t *")
         found = []
         wanted = names.numbers(names.CLIENT_STATES, _CLIENTS | ({"gone"} if gone else set()))
-        for index in _indexes(authority, lib.SHMD_TABLE_CLIENTS, wanted):
-            if not _copy(copy, lib.shmd_authority_client(authority, index)):
+        for index in indexes_in(authority, lib.SHMD_TABLE_CLIENTS, wanted):
+            if not copied(copy, lib.shmd_authority_client(authority, index)):
                 continue
             found.append(
                 ClientStatus(
@@ -226,13 +226,13 @@ class Instance:
         copy = ffi.new("shmd_lease_record_t *")
         found = []
         states = set(names.LEASE_STATES.values()) - {"free"} if ended else names.LIVE_LEASES
-        for index in _indexes(authority, lib.SHMD_TABLE_LEASES, names.numbers(names.LEASE_STATES, states)):
-            if _copy(copy, lib.shmd_authority_lease(authority, index)):
+        for index in indexes_in(authority, lib.SHMD_TABLE_LEASES, names.numbers(names.LEASE_STATES, states)):
+            if copied(copy, lib.shmd_authority_lease(authority, index)):
                 stream_index = int(copy.stream_index)
                 if stream_index not in streams:
                     streams[stream_index] = self._stream_name(stream_index)
                 found.append(
-                    _lease_status(copy, index, streams[stream_index], clients.get(int(copy.client_id)))
+                    lease_status(copy, index, streams[stream_index], clients.get(int(copy.client_id)))
                 )
         return tuple(sorted(found, key=lambda lease: lease.lease_id))
 
@@ -241,7 +241,7 @@ class Instance:
         if index >= int(authority.stream_max):
             return ""
         copy = ffi.new("shmd_stream_record_t *")
-        return text(copy.name) if _copy(copy, lib.shmd_authority_stream(authority, index)) else ""
+        return text(copy.name) if copied(copy, lib.shmd_authority_stream(authority, index)) else ""
 
     # ---- streams -----------------------------------------------------------------------------
 
@@ -254,9 +254,9 @@ class Instance:
         copy = ffi.new("shmd_stream_record_t *")
         found: list[StreamStatus] = []
         used: set[str] = set()
-        for index in _indexes(authority, lib.SHMD_TABLE_STREAMS, {lib.SHMD_RECORD_USED}):
+        for index in indexes_in(authority, lib.SHMD_TABLE_STREAMS, {lib.SHMD_RECORD_USED}):
             record = lib.shmd_authority_stream(authority, index)
-            if not _copy(copy, record):
+            if not copied(copy, record):
                 continue
             leases = tuple(
                 lease for lease in by_stream.get(index, ()) if lease.stream_id == int(copy.stream_id)
@@ -305,7 +305,7 @@ class Instance:
     ) -> EpochStatus | None:
         epoch = ffi.new("shmd_epoch_record_t *")
         is_whole = any(
-            lib.shmd_epoch_copy(epoch, ffi.addressof(record.epochs[number])) for _ in range(_COPY_ATTEMPTS)
+            lib.shmd_epoch_copy(epoch, ffi.addressof(record.epochs[number])) for _ in range(COPY_ATTEMPTS)
         )
         if not is_whole or word(names.EPOCH_STATES, int(epoch.hot.state) & 0xFF) not in _READABLE_EPOCHS:
             return None
@@ -383,49 +383,3 @@ class Instance:
         authority = self._mapped()
         raw: bytes = ffi.string(lib.shmd_authority_config(authority), int(authority.config_bytes))
         return raw.decode("utf-8", "replace")
-
-
-def _indexes(authority: Any, table: int, states: Iterable[int]) -> Iterator[int]:
-    """Indexes of the records of a table whose state is one of these."""
-    bits = sum(1 << state for state in states)
-    index = lib.shmd_authority_next(authority, table, bits, 0)
-    while index >= 0:
-        yield int(index)
-        index = lib.shmd_authority_next(authority, table, bits, index + 1)
-
-
-def _copy(out: Any, record: Any) -> bool:
-    """A consistent copy of a record that is in use."""
-    size = ffi.sizeof(out[0])
-    is_whole = any(lib.shmd_record_copy(out, record, size) == 1 for _ in range(_COPY_ATTEMPTS))
-    return is_whole and int(out.word) & 0xFF != lib.SHMD_RECORD_FREE
-
-
-def _lease_status(copy: Any, index: int, stream: str, client: ClientStatus | None) -> LeaseStatus:
-    return LeaseStatus(
-        index=index,
-        lease_id=int(copy.lease_id),
-        state=word(names.LEASE_STATES, int(copy.word) & 0xFF),
-        role=word(names.ROLES, int(copy.role)),
-        stream=stream,
-        stream_index=int(copy.stream_index),
-        stream_id=int(copy.stream_id),
-        client_id=int(copy.client_id),
-        client_name=client.name if client else "",
-        pid=client.pid if client else 0,
-        process=client.process if client else process_status(0),
-        delivery=word(names.DELIVERIES, int(copy.delivery)),
-        start=word(names.STARTS, int(copy.start)),
-        wait=word(names.WAITS, int(copy.wait)),
-        follow=bool(int(copy.flags) & _FOLLOW),
-        gate=int(copy.gate),
-        first_epoch=int(copy.first_epoch),
-        epoch=int(copy.epoch),
-        start_seq=int(copy.start_seq),
-        slow_consumer=word(names.SLOW_CONSUMERS, int(copy.slow_consumer)),
-        min_consumers=int(copy.min_consumers),
-        attached_ns=int(copy.attached_ns),
-        ended_ns=int(copy.ended_ns),
-        end_reason=word(names.REASONS, int(copy.end_reason)),
-        quarantined=bool(copy.quarantined),
-    )

@@ -90,7 +90,7 @@ def default_instance() -> str:
 def others_hint(name: str, named: int = ANY_OWNER) -> str:
     """A hint at the instances that there are, "" when there are none, or they cannot be listed."""
     try:
-        others = instance_names(named)
+        others = [each for each in instance_names(named) if each != name]
     except (OSError, ShmDriverError):
         return ""
     near = nearest(name, others)
