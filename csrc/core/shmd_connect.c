@@ -125,6 +125,12 @@ static int folder_is_not_seen(const shmd_client *client)
                      client->tables.folder[0] == 0 ? "a folder that it does not name" : client->tables.folder);
 }
 
+/* A driver that has heard its Hello was killed, and the next one can adopt what is there: as for any other request. */
+static int awaits_next(const shmd_client *client)
+{
+    return client->waits_for_driver && client->session.hello.serial != 0 && client->authority != NULL && !shmd_client_is_orphaned(client);
+}
+
 /* SHMD_OK: somebody may answer yet. *lives: a driver does, as far as can be told; it had been seen before the last try already. */
 static int look_for_driver(shmd_client *client, int *lives)
 {
@@ -133,7 +139,7 @@ static int look_for_driver(shmd_client *client, int *lives)
     *lives = rc == SHMD_OK && !is_between;
     if (*lives && was_there && client->session.folders == 0) /* a driver makes its folder before its authority */
         rc = folder_is_not_seen(client);
-    else if (is_between || (rc == SHMD_E_DRIVER_UNAVAILABLE && lock_is_held(client)))
+    else if (is_between || (rc == SHMD_E_DRIVER_UNAVAILABLE && (lock_is_held(client) || awaits_next(client))))
         rc = SHMD_OK;
     shmd_client_unmap_authority(client);
     return rc;
