@@ -29,6 +29,10 @@ MEANING = {
         "before `init` ends",
         "published for the *predecessor's* clients (`--fresh`, or killed in its last steps)",
     ),
+    "connections.Connections.__init__": (
+        "any",
+        "whether accepting failed in the last tick, so that the next one tries again: no decision",
+    ),
     "control.ControlRing.__init__": (
         "any",
         "the ring holds more than one tick's budget; the request in hand is not served yet",
