@@ -368,17 +368,16 @@ def epilogue(world: World) -> None:
         _serve(world)
     for process in [p for p in world.boot.processes if p.task.alive]:
         process.die(world.clock.now_ns)
-    boot = world.boot
     for _ in range(2):
         world.tick(2 * CHECK_MS)
         _serve(world)
     for _ in range(100):  # whose death cannot be proved expires
-        if not any(
-            boot.is_hidden(record) and is_alive(record) for record in boot.now.clients if phase(record)
-        ):
+        boot = world.boot
+        if not any(is_alive(record) and boot.is_hidden(record) for record in boot.now.clients):
             break
         world.tick(CHECK_MS)
         _serve(world)
+    boot = world.boot
     live = [record.lease_id for record in boot.now.leases if is_live(record)]
     demand(not live, "when everybody is gone, no lease is live", live)
     clients = [record for record in boot.now.clients if phase(record)]

@@ -39,6 +39,7 @@ class Connection:
         self.hello: Any = None  # that the driver has read
         self.is_proved = False  # it has a pidfd with it
         self.is_passing = False  # it had none only because no descriptor was left
+        self.is_too_late = False  # its process had ended
         self.began_in = 0  # the PID namespace in which it read the process's start time; 0: not read
         self.accepted_ns = 0
 
@@ -71,6 +72,7 @@ class Network:
     def __init__(self, rng: Random) -> None:
         self.rng = rng
         self.backlog: deque[Connection] | None = None  # of the socket that is in place; None: nobody listens
+        self.welcomed: list[Connection] = []  # since the last check
         self.served: list[Connection] = []  # whose driver's end is open, in the backlog or accepted
 
     def connect(self, task: Task) -> Connection | int:
@@ -186,12 +188,14 @@ class Door:
             if peer.process.pid and task.alive and not task.veil:
                 peer.process.start_time = task.start_time
         connection.is_proved = peer.pidfd >= 0
+        connection.is_too_late = peer.pidfd_error == errno.ESRCH
         connection.is_passing = peer.pidfd_error == errno.EMFILE and peer.process.pid != 0
         connection.began_in = kernel.namespace if peer.process.start_time else 0
 
     def answer(self, fd: int, welcome: Any) -> bool:
         connection = self._accepted[fd]
         if welcome.code == lib.SHMD_CODE_OK:
+            self._network.welcomed.append(connection)
             is_blind = not (connection.is_proved or connection.is_passing)
             blind_to = self._kernel.blind_to
             (blind_to.add if is_blind else blind_to.discard)(connection.key)

@@ -266,8 +266,6 @@ class Boot:
         record = self.record_of(process.session.key)
         known = record is None or record.client_id == process.client_id
         demand(known, "a welcome names the client's own record", process)
-        if connection.hello.serial > 1:
-            return
         image = process.session.image
         former = [p for p in self.processes if p.task is process.task and 0 != p.session.image != image != 0]
         keys = {p.session.key for p in former}
@@ -289,6 +287,10 @@ class Boot:
         for record in filter(phase, self.now.clients):
             has = is_alive(record) and key_of(record) in kept
             demand(record.connected == has, "a record says whether its client is connected", record.client_id)
+        for connection in network.welcomed:
+            is_new = connection.hello.serial == 1 and not connection.hello.client_id
+            demand(not (is_new and connection.is_too_late), "who has ended is not admitted", connection.key)
+        network.welcomed.clear()
         for connection in network.served:
             heard = connection.is_kept or connection.hello is None
             demand(heard, "a connection whose Hello was refused is closed", connection.task.pid)

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from shmdriver.driver import adoption, boot
+from shmdriver.driver import adoption, boot, clients, identity
 from shmdriver.driver.admission import Admission
 from shmdriver.driver.authority import Authority
 from shmdriver.driver.clients import ClientTable
+from shmdriver.driver.connections import Connections
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.leases import LeaseTable
@@ -70,6 +71,38 @@ MUTATIONS = {
         ClientTable, "load", "if look.verdict is Verdict.DEAD:", "if look.verdict is not Verdict.ALIVE:"),
     "a client for which no descriptor was left is never looked at again": Mutation(
         ClientTable, "look_again", "for client in list(self._unproved.values()):", "for client in ():"),
+    "a client that says Hello again brings no proof of its death": Mutation(
+        ClientTable, "renew", "if client.pidfd < 0:", "if False:"),
+    "an older Hello is heeded": Mutation(
+        Connections, "_greet", " and hello.serial <= client.record.serial", " and False"),
+    "a Hello with a wrong secret is heeded": Mutation(
+        clients, "contradiction", "if digest_of(hello) != bytes(record.secret_sha256):", "if False:"),
+    "another user's Hello is heeded": Mutation(
+        clients, "contradiction", "if peer.uid != record.uid:", "if False:"),
+    "another process's Hello is heeded": Mutation(
+        clients, "contradiction", "if is_of(record, process, peer) is False:", "if False:"),
+    "another program's Hello is heeded": Mutation(
+        clients, "contradiction", "if hello.image != record.image:", "if False:"),
+    "a process's next program leaves the former one its leases": Mutation(
+        ClientTable, "former_images", "for client in self\n", "for client in ()\n"),
+    "numbers of two PID namespaces are compared": Mutation(
+        identity, "is_of", " or record.pid_namespace != found.pid_namespace", ""),
+    "who has ended is admitted": Mutation(
+        ClientTable, "admit", "if peer.pidfd_error == errno.ESRCH:", "if False:"),
+    "a lost welcome makes a second client": Mutation(
+        ClientTable, "returning", "else self._by_nonce.get(int(hello.nonce))", "else None"),
+    "who has expired stays connected": Mutation(
+        ClientTable, "mark", "self.on_gone(client)", "pass"),
+    "who has left stays connected": Mutation(
+        ClientTable, "remove", "self.on_gone(client)", "pass"),
+    "a client's former connection stays open": Mutation(
+        Connections, "_welcome", "self._forget(client)", "pass"),
+    "the end of a connection is taken for a death": Mutation(
+        Connections, "_ended", "self._forget(self._clients[fd])",
+        "client = self._clients[fd]\n"
+        "    self._tables.tenure.client_died(client, int(client.record.seen_ns))"),
+    "a Hello at which a driver died is served again": Mutation(
+        Connections, "_hear", "with self._notes.serving(greeting):", "if True:"),
     "a driver rests although a lease waits for its confirmation": Mutation(
         Rest, "_note", "and not lib.shmd_lease_unconfirmed(self._tables.authority.base)", ""),
     "a client that is dead is admitted": Mutation(
@@ -84,7 +117,7 @@ MUTATIONS = {
     "a request at which a driver died is served again": Mutation(
         Work, "refusal", "request.kind in SENT_ONCE or", "True or"),
     "an attach that was granted is refused for a driver's death": Mutation(
-        Work, "refusal", " or self._is_granted(entry)", ""),
+        Work, "refusal", " or self._is_granted(int(entry.correlation_id))", ""),
     "what waits for its memory counts as in work": Mutation(
         Admission, "_provision", "self._memory.submit(job)",
         "self._memory.submit(job)\n        if self._memory.pending: job.noted.__enter__()"),

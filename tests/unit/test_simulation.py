@@ -142,6 +142,25 @@ def test_an_end_that_comes_after_a_kill_is_not_excused_by_it(scene):
         world.tick(200)
 
 
+def test_a_granted_attach_is_answered_again_though_a_driver_died_at_one_like_it(scene):
+    world, boot = scene.world, scene.world.boot
+    fields: dict[str, Any] = {"delivery": lib.SHMD_DELIVERY_LOSSY, "start": lib.SHMD_START_NEWEST}
+    fields |= {"wait": lib.SHMD_WAIT_SPIN, "flags": CREATE, "deadline_ns": 2**63}
+    answers: list[tuple[int, int]] = []
+    vars(world)["_deliver"] = lambda _, event: answers.append((event.correlation_id, event.code))
+    first, *_ = [scene.ask(lib.SHMD_REQUEST_ATTACH, lib.SHMD_ROLE_CONSUMER, **fields) for _ in range(3)]
+    world.tick(1)  # the third is more than its share of a tick, and leaves the ring
+    assert len(boot.leases) == 2
+    scene.killed_at = "lease.filled"
+    world.tick(1)
+    assert world.driver is None
+    world.start()
+    answers.clear()
+    assert scene.client.send(scene.client.pending[first])
+    world.tick(1)
+    assert answers == [(first, lib.SHMD_CODE_OK)]
+
+
 STAYS = """
 import sys
 from tests.simulation.world import World
