@@ -1,27 +1,28 @@
-"""The control ring, read: what clients ask for, copied once, checked, and shared out fairly.
+"""What clients ask for: read from each client's own ring, copied once, checked, and shared out fairly.
 
 Nothing in a request is used before its copy in private memory has passed the checks of the C core
-(checksum over position, claimer and client's nonce; enums, ranges, lengths, UTF-8). A tick takes a bounded
-number of requests and a bounded number of each client's; what one client sends beyond that waits here,
-in its order, while the others are served.
+(position, client, checksum; enums, ranges, lengths, UTF-8). A tick serves the clients that have rung, in
+turns: a bounded number of requests in all, and a bounded number of each client's. What one client sends
+beyond that stays in its ring until the next tick.
+
+Bad bytes in a slot are counted and passed over: nobody gets an answer. A ring in which nothing can be read
+any more (an impossible tail, missing pages) ends its client's registration.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import Authority, text_of
-from shmdriver.driver.clients import ClientTable
+from shmdriver.driver.clients import Client, ClientTable
 from shmdriver.driver.failpoints import failpoint
-from shmdriver.errors import Code, Reason, ShmDriverError
+from shmdriver.errors import Code, Reason
 from shmdriver.os_errors import last_error
 
-__all__ = ["ControlRing", "Request"]
-
-WAITING_MAX = 1024
+__all__ = ["ControlRings", "Request"]
 
 ANSWER_KINDS = {
     lib.SHMD_REQUEST_ATTACH: lib.SHMD_EVENT_ATTACH_RESPONSE,
@@ -66,8 +67,8 @@ class Request:
         return ANSWER_KINDS.get(self.kind, int(lib.SHMD_EVENT_ERROR))
 
 
-class ControlRing:
-    """The only reader of the control ring."""
+class ControlRings:
+    """The only reader of all clients' rings. ``expel``: ends a client whose ring cannot be read any more."""
 
     def __init__(
         self,
@@ -76,138 +77,88 @@ class ControlRing:
         *,
         budget: int,
         refuse: Callable[[Request, Code, Reason, str], None],
+        expel: Callable[[Client, str, int], None],
     ) -> None:
         self._authority = authority
         self._clients = clients
         self._budget = budget
         self._share = max(1, budget // 8)
         self._refuse = refuse
-        self._waiting: OrderedDict[int, deque[Request]] = OrderedDict()
-        self._waiting_count = 0
-        self._is_more = False  # the last tick's budget ended before the ring did
-        self._is_serving = False  # the next slot's request was handed out, and its slot is not free yet
-        self._reader = lib.shmd_control_reader_new(
-            authority.control, authority.control_map.size, authority.base
-        )
-        if self._reader == ffi.NULL:
-            raise ShmDriverError(f"control ring of {authority.instance!r}: {last_error()}")
-        self._doorbell = ffi.addressof(authority.control, "doorbell")
-
-    def close(self) -> None:
-        """Frees the reader; the ring stays."""
-        if self._reader != ffi.NULL:
-            lib.shmd_control_reader_free(self._reader)
-            self._reader = ffi.NULL
+        self._expel = expel
+        self._rung: OrderedDict[int, None] = OrderedDict()  # client ids: whose ring is looked at
+        self._serving: Client | None = None  # its request was handed out, and its slot is not free yet
 
     @property
     def has_waiting(self) -> bool:
         """Whether requests wait for the next tick."""
-        return self._waiting_count > 0 or self._is_more
+        return bool(self._rung)
 
-    @property
-    def is_held_up(self) -> bool:
-        """Whether somebody has claimed the next slot and not committed it yet."""
-        return bool(lib.shmd_control_claimer(self._reader) != 0)
+    def ring(self, client: Client) -> None:
+        """Somebody has rung, or may have without a connection to ring by: its ring is looked at."""
+        self._rung[client.client_id] = None
 
-    @property
-    def rings(self) -> int:
-        """The doorbell's value, to sleep on."""
-        return int(lib.shmd_futex_load(self._doorbell))
-
-    @property
-    def reader(self) -> Any:
-        """``shmd_control_reader *``."""
-        return self._reader
-
-    def sleep(self, rings: int, timeout_ns: int) -> None:
-        """Sleeps until somebody commits a request after ``rings`` was read, a wake, or the timeout."""
-        lib.shmd_futex_wait(self._doorbell, rings, timeout_ns)
-
-    def wake(self) -> None:
-        """Wakes the driver's loop, from any thread."""
-        lib.shmd_control_ring(self._authority.control)
-
-    def mend(self) -> None:
-        """After the segment has lost pages: garbage in place of turns is free again."""
-        lib.shmd_control_mend(self._reader)
+    def look_at_silent(self) -> None:
+        """Looks at the rings of clients that have no connection."""
+        for client in self._clients:
+            control = client.control
+            if control is not None and not client.record.connected and control.has_requests:
+                self.ring(client)
 
     def take(self, now_ns: int) -> Iterator[Request]:
         """The requests of one tick, in each client's own order. Serve each before asking for the next.
 
         A request's slot is free only when it was served: a driver that is killed in between leaves it to its
-        successor, and every request is idempotent. What one client sends beyond its share leaves the ring to
-        the others and waits in private memory, where it is lost with the driver.
+        successor, and every request is idempotent.
         """
-        if self._is_serving:  # that raised: not again
-            self._advance()
+        if self._serving is not None:  # that raised: not again
+            self._advance(self._serving)
         left = self._budget
-        served: dict[int, int] = {}
-        for client_id in list(self._waiting):  # round robin: who was served goes to the back
-            pending = self._waiting[client_id]
-            turns = min(self._share, len(pending), left)
-            self._waiting.move_to_end(client_id)
-            served[client_id] = turns
-            left -= turns
-            for _ in range(turns):
-                self._waiting_count -= 1
-                yield pending.popleft()
-            if not pending:
-                del self._waiting[client_id]
-        self._is_more = True
-        for _ in range(self._budget):
-            if self._waiting_count >= WAITING_MAX:
-                break
-            found, request = self._read(now_ns)
-            if not found:
-                self._is_more = False
-                break
-            if request is None:
-                continue
-            client_id = request.client_id
-            taken = served.get(client_id, 0)
-            if client_id in self._waiting or taken >= self._share or left == 0:
-                self._waiting.setdefault(client_id, deque()).append(request)
-                self._waiting_count += 1
-            else:
-                served[client_id] = taken + 1
+        for client_id in list(self._rung):
+            self._rung.move_to_end(client_id)  # round robin: who is served goes to the back
+            for _ in range(min(self._share, left)):
+                client = self._clients.by_id(client_id)
+                found = None if client is None else self._read(client, now_ns)
+                if client is None or found == 0:
+                    self._rung.pop(client_id, None)
+                    break
                 left -= 1
-                self._is_serving = True
-                yield request
-            self._advance()
+                if isinstance(found, Request):
+                    self._serving = client
+                    yield found
+                    self._advance(client)
+            if left == 0:
+                break
 
-    def _advance(self) -> None:
-        self._is_serving = False
+    def _advance(self, client: Client) -> None:
+        self._serving = None
         failpoint("request.accepted")
-        lib.shmd_control_advance(self._reader)
+        if client.control is not None:  # else it has said goodbye
+            lib.shmd_client_ring_advance(client.control.reader)
 
-    def sweep(self) -> None:
-        """Frees the slots whose claimers said that they are done, or are proved dead."""
-        if not lib.shmd_control_sweep(self._reader):
-            return
-        for slot in range(lib.SHMD_CONTROL_SLOTS):
-            who = lib.shmd_control_quarantined(self._reader, slot)
-            if who and self._is_proved_dead(who):
-                lib.shmd_control_release(self._reader, slot)
-
-    def _read(self, now_ns: int) -> tuple[bool, Request | None]:
-        """One slot of the ring: whether there was one, and its request if it is to be served.
-
-        A slot with such a request is still to be freed; any other is free.
-        """
+    def _read(self, client: Client, now_ns: int) -> Request | int:
+        """The client's next request if it is to be served; 0: none; 1: one that is not, and is out of the way."""
+        control = client.control
+        if control is None:
+            return 0
         raw = ffi.new("shmd_request_t *")
-        found = lib.shmd_control_poll(self._reader, raw, now_ns)
+        found = lib.shmd_client_ring_poll(control.reader, raw)
+        if control.is_damaged:
+            self._expel(client, f"its control segment {control.name} was truncated", now_ns)
+            return 0
         if found == 0:
-            return False, None
-        if found == lib.SHMD_E_TIMEOUT:
-            return self._skip(), None
+            return 0
         request = Request(raw) if found == 1 else None
         if request is None:
+            text = last_error()
             self._authority.count(lib.SHMD_COUNTER_REQUESTS_CORRUPT)
-            self._authority.log_error(f"control ring: {last_error()}", now_ns)
+            self._authority.log_error(f"control ring: {text}", now_ns)
+            if not control.reader.is_polled:
+                self._expel(client, text, now_ns)
+                return 0
         elif self._accept(request, now_ns):
-            return True, request
-        self._advance()
-        return True, None
+            return request
+        self._advance(client)
+        return 1
 
     def _accept(self, request: Request, now_ns: int) -> bool:
         """Whether it is one to serve; the answer to any other is given."""
@@ -224,16 +175,3 @@ class ControlRing:
         else:
             return True
         return False
-
-    def _skip(self) -> bool:
-        who = int(lib.shmd_control_claimer(self._reader))
-        if not lib.shmd_control_skip(self._reader, int(self._is_proved_dead(who))):
-            return who != 0  # committed at this very moment: read it
-        return True
-
-    def _is_proved_dead(self, who: int) -> bool:
-        record = self._authority.client(who - 1) if who else ffi.NULL
-        if record == ffi.NULL:
-            return True  # no such record: garbage, not a claimer
-        client = self._clients.by_index(who - 1)
-        return client is None or client in self._clients.deaths()
