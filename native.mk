@@ -28,7 +28,7 @@ SHMD_CFLAGS := $(STRICT) $(PROFILE_FLAGS) -fPIC -pthread -I$(CSRC)
 SHMD_LDFLAGS := $(PROFILE_FLAGS) -pthread
 SHMD_LIBS := -lrt
 
-SOURCES := $(sort $(wildcard $(CSRC)/*.c $(CSRC)/core/*.c))
+SOURCES := $(sort $(wildcard $(CSRC)/*.c $(CSRC)/core/*.c $(CSRC)/driver/*.c))
 OBJECTS := $(patsubst $(CSRC)/%.c,$(OUT)/obj/%.o,$(SOURCES))
 ARCHIVE := $(OUT)/libshmdriver.a
 SHARED := $(OUT)/libshmdriver.so
