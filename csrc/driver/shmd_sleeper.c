@@ -357,10 +357,9 @@ void shmd_sleeper_wake(const shmd_sleeper *s)
 {
     const uint64_t one = 1;
     int error = errno; /* of what a signal handler interrupts */
-    if (!shmd_is_forked(s->fork_generation)) {
-        shmd_fence_seq_cst(); /* Q5 */
-        if (write(s->event_fd, &one, sizeof one) < 0)
-            errno = error; /* EAGAIN: the count is at its end, so the descriptor is readable */
-    }
-    errno = error;
+    if (shmd_is_forked(s->fork_generation))
+        return;
+    shmd_fence_seq_cst(); /* Q5 */
+    if (write(s->event_fd, &one, sizeof one) < 0)
+        errno = error; /* EAGAIN: the count is at its end, so the descriptor is readable */
 }

@@ -1,6 +1,7 @@
 /* The control segment of one client: its ring of requests, its lease entries, and what happens when it writes garbage there. */
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -402,11 +403,12 @@ static void test_a_client_that_is_killed_leaves_whole_requests_without_a_gap(voi
     for (uint64_t round = 0; round < test_scale(100); round++) {
         bench_t b;
         start(&b, 0);
-        pid_t child = fork();
+        pid_t parent = getpid(), child = fork();
         CHECK(child >= 0);
         if (child == 0) {
             shmd_client_ring_t own;
-            if (shmd_client_ring_open(&own, b.control, b.cursor, INDEX, NONCE) != SHMD_OK)
+            (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* else it goes on for ever when a check of its parent fails */
+            if (getppid() != parent || shmd_client_ring_open(&own, b.control, b.cursor, INDEX, NONCE) != SHMD_OK)
                 _exit(1);
             shmd_request_t request;
             for (uint64_t i = 1;;) {

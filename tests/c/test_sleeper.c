@@ -2,7 +2,7 @@
  * has to end them: one that is lost hangs the test. */
 #include <dirent.h>
 #include <fcntl.h>
-#include <sys/eventfd.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -609,6 +609,38 @@ static void test_no_look_takes_the_place_of_the_tick_that_arms_again(void)
     idle_stop(&k);
 }
 
+static int timeout_ms, only_notes;
+int __real_epoll_wait(int fd, struct epoll_event *events, int limit, int ms);
+int __wrap_epoll_wait(int fd, struct epoll_event *events, int limit, int ms);
+
+int __wrap_epoll_wait(int fd, struct epoll_event *events, int limit, int ms)
+{
+    timeout_ms = ms;
+    if (!only_notes)
+        return __real_epoll_wait(fd, events, limit, ms);
+    errno = EINTR;
+    return -1;
+}
+
+/* A sleep that ended too early would be begun again and again. */
+static void test_a_kernel_without_fine_timeouts_rounds_up(void)
+{
+    static const struct { uint64_t ns; int ms; } sleeps[] = {{0, 0}, {1, 1}, {999999, 1}, {1000000, 1}, {1000001, 2}, {UINT64_MAX - 1, INT32_MAX}, {UINT64_MAX, -1}};
+    shmd_sleeper *sleeper = new_sleeper(BUDGET);
+    shmd_wakeup_t out[LIMIT];
+    uint32_t was_missing = shmd_pwait2_missing;
+    shmd_pwait2_missing = 1;
+    only_notes = 1;
+    for (size_t i = 0; i < sizeof sleeps / sizeof sleeps[0]; i++) {
+        timeout_ms = -2;
+        CHECK_EQ(shmd_sleeper_wait(sleeper, NULL, 0, sleeps[i].ns, out, LIMIT), 0);
+        CHECK_EQ(timeout_ms, sleeps[i].ms);
+    }
+    only_notes = 0;
+    shmd_pwait2_missing = was_missing;
+    shmd_sleeper_free(sleeper);
+}
+
 /* ---- rings and sleeps together ------------------------------------------------------------- */
 
 enum { CLIENTS = 3 };
@@ -716,6 +748,7 @@ static void run_all(void)
     RUN(test_looks_take_the_place_of_ticks_while_nothing_happens);
     RUN(test_a_look_that_finds_something_ends_the_sleep);
     RUN(test_no_look_takes_the_place_of_the_tick_that_arms_again);
+    RUN(test_a_kernel_without_fine_timeouts_rounds_up);
     RUN(test_no_doorbell_is_lost);
 }
 
