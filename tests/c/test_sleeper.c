@@ -691,7 +691,7 @@ static void test_no_doorbell_is_lost(void)
     talker_t talkers[CLIENTS];
     pthread_t threads[CLIENTS];
     shmd_wakeup_t out[LIMIT];
-    uint64_t bytes = shmd_client_ring_footprint(), n = test_scale(20000);
+    uint64_t bytes = shmd_client_ring_footprint(), n = test_scale(5000);
     uint32_t over = 0, disarmed = 0;
     for (uint32_t i = 0; i < CLIENTS; i++) {
         talker_t *t = &talkers[i];
