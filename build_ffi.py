@@ -33,7 +33,7 @@ def cdef_text(header: str) -> str:
 
 
 def build_library(profile: str = "release") -> None:
-    """Compile csrc/*.c into build/<profile>/libshmdriver.a (and .so); nothing when nothing changed."""
+    """Compile csrc into build/<profile>/libshmdriver.a (and .so); nothing when nothing changed."""
     subprocess.run(
         [
             "make",

@@ -48,6 +48,8 @@ enum {
     SHMD_DATA_HEADER_BYTES = 4096,
     SHMD_GATES_HEADER_BYTES = 4096,
     SHMD_CONTROL_SLOTS = 64,
+    SHMD_CLIENT_REQUESTS = 4,       /* requests of one client that wait for the driver; divides 2^64 */
+    SHMD_CLIENT_LEASES = 448,       /* leases of one client at a time: entries of its control segment */
     SHMD_CLAIM_PATIENCE_MS = 50,    /* an unproved dead claim of a control slot is skipped after this */
     SHMD_LATENCY_BUCKETS = 256,
     SHMD_LOST_RANGES = 64,          /* gaps that a consumer remembers */
@@ -81,7 +83,8 @@ enum {
     SHMD_E_OVERRUN = -20            /* an ungated reader was lapped while it copied */
 };
 
-enum { SHMD_SEGMENT_AUTHORITY = 1, SHMD_SEGMENT_CONTROL = 2, SHMD_SEGMENT_DATA = 3, SHMD_SEGMENT_GATES = 4 };
+enum { SHMD_SEGMENT_AUTHORITY = 1, SHMD_SEGMENT_CONTROL = 2, SHMD_SEGMENT_DATA = 3, SHMD_SEGMENT_GATES = 4,
+       SHMD_SEGMENT_CLIENT = 5 };
 
 /* Answers of the driver (shmd_event.code). */
 enum { SHMD_CODE_OK = 0, SHMD_CODE_UNSUPPORTED = 1, SHMD_CODE_INVALID_PARAMS = 2, SHMD_CODE_REJECTED = 3,
@@ -170,6 +173,10 @@ enum { SHMD_FLAG_ARENA = 1, SHMD_FLAG_TENSOR = 2 };
 /* The phase of a control slot's turn word: lap (32 bits) | who (28 bits) | phase (4 bits). */
 enum { SHMD_TURN_FREE = 0, SHMD_TURN_CLAIMED = 1, SHMD_TURN_COMMITTED = 2, SHMD_TURN_QUARANTINED = 3,
        SHMD_TURN_RELEASED = 4 };
+
+/* What a client's control segment says of one of its leases (shmd_client_ring_look). The low byte of shmd_lease_entry.detached is one
+ * of the last two. */
+enum { SHMD_ENTRY_NONE = 0, SHMD_ENTRY_CONFIRMED = 1, SHMD_ENTRY_DETACHED = 2, SHMD_ENTRY_ABORTED = 3 };
 
 /* Driver counters, by index. src/shmdriver/observe/names.py has their names, in this order. */
 enum {
@@ -526,6 +533,26 @@ typedef struct shmd_welcome {       /* 2048 bytes; W:driver R:client, a copy. Th
     char text[1024];                /* @64 */
     uint8_t pad[960];               /* @1088 zero */
 } shmd_welcome_t;
+
+/* ---- control segment of one client: W:that client R:driver ----------------------------- */
+
+typedef struct shmd_lease_entry {   /* 16 bytes; a note stays until the entry serves a later lease: ids tell whose it is */
+    uint64_t confirmed;             /* @0   W:that client(release) R:driver(acquire); the lease id, once the stream is mapped */
+    uint64_t detached;              /* @8   W:that client(release) R:driver(acquire); lease id << 8 | SHMD_ENTRY_DETACHED or _ABORTED */
+} shmd_lease_entry_t;
+
+typedef struct shmd_client_control { /* 16384 bytes */
+    shmd_header_t header;           /* @0   const */
+    uint64_t client_id;             /* @128 const */
+    uint32_t request_count;         /* @136 const */
+    uint32_t lease_count;           /* @140 const */
+    uint8_t pad0[112];              /* @144 */
+    uint64_t tail;                  /* @256 W:that client(release) R:driver(acquire); position of its next request */
+    uint8_t pad1[120];              /* @264 */
+    shmd_heartbeat_t heartbeat;     /* @384 */
+    shmd_request_t requests[4];     /* @512 slot = position % 4 */
+    shmd_lease_entry_t leases[448]; /* @9216 */
+} shmd_client_control_t;
 
 /* ---- data: W:one producer R:its consumers, driver, tools ------------------------------ */
 

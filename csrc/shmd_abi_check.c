@@ -315,6 +315,22 @@ AT(shmd_welcome_t, control_bytes, 56);
 AT(shmd_welcome_t, text, 64);
 AT(shmd_welcome_t, pad, 1088);
 
+SIZE(shmd_lease_entry_t, 16);
+AT(shmd_lease_entry_t, confirmed, 0);
+AT(shmd_lease_entry_t, detached, 8);
+
+SIZE(shmd_client_control_t, 16384);
+AT(shmd_client_control_t, header, 0);
+AT(shmd_client_control_t, client_id, 128);
+AT(shmd_client_control_t, request_count, 136);
+AT(shmd_client_control_t, lease_count, 140);
+AT(shmd_client_control_t, pad0, 144);
+AT(shmd_client_control_t, tail, 256);
+AT(shmd_client_control_t, pad1, 264);
+AT(shmd_client_control_t, heartbeat, 384);
+AT(shmd_client_control_t, requests, 512);
+AT(shmd_client_control_t, leases, 9216);
+
 SIZE(shmd_slot_t, 24);
 AT(shmd_slot_t, commit, 0);
 AT(shmd_slot_t, length, 8);

@@ -277,6 +277,7 @@ def test_driver_to_which_proc_is_hidden_ends_nobody_and_proves_deaths(
     needs(*HIDDEN, sys.executable, "-c", "import shmdriver")
     runtime = Path(tempfile.mkdtemp(prefix="shmdriver-test-"))
     os.chown(runtime, 65534, 65534)
+    monkeypatch.setenv("SHMDRIVER_RUNTIME_DIR", str(runtime))  # the client looks there, too
     drivers = Drivers(instance_name, runtime)
     drivers.start(*HIDDEN)
     try:

@@ -85,3 +85,15 @@ def test_room_and_wake_have_full_fences() -> None:
     assert "ish" in ordering(code_of("shmd_producer.c", "shmd_producer_wake"))  # W1
     assert "ish" in ordering(code_of("shmd_consumer.c", "shmd_consumer_before_idle"))  # W2
     assert "ish" in ordering(code_of("shmd_stream.c", "shmd_epoch_join"))  # J1
+
+
+def test_a_clients_ring_publishes_before_its_fence_and_the_sleeper_looks_after_its_own() -> None:
+    send = ordering(code_of("core/shmd_client_ring.c", "shmd_client_ring_send"))
+    tail = send.index("release")
+    assert send.index("acquire") < tail < send.index("ish", tail)  # Q2, Q1, Q3
+    assert ordering(code_of("core/shmd_client_ring.c", "shmd_client_ring_poll"))[0] == "acquire"  # Q1
+    assert "release" in ordering(code_of("core/shmd_client_ring.c", "shmd_client_ring_advance"))  # Q2
+    look = ordering(code_of("core/shmd_client_ring.c", "shmd_client_ring_look"))
+    assert look.count("acquire") == 2  # Q4, L2
+    assert "ish" in ordering(code_of("driver/shmd_sleeper.c", "shmd_sleeper_wait"))  # Q3
+    assert "ish" in ordering(code_of("driver/shmd_sleeper.c", "shmd_sleeper_wake"))  # Q5
