@@ -16,7 +16,7 @@ from shmdriver.driver.work import DEATHS_MAX
 from shmdriver.errors import Code, Reason
 from tests.driver_rig import time_namespace
 from tests.simulation.door import Connection
-from tests.simulation.model import demand, is_alive, text_of
+from tests.simulation.rules import demand, is_alive, text_of
 
 if TYPE_CHECKING:
     from tests.simulation.actors import Process
@@ -77,7 +77,8 @@ class Session:
         """Goes on as far as that is possible now; what came of it, "" for nothing."""
         connection = self.connection
         if connection is None:
-            return "" if self.is_over or now_ns < self.due_ns else self.begin(now_ns)
+            said = "" if self.is_over or now_ns < self.due_ns else self.begin(now_ns)
+            return said if self.connection is not None else ""
         if connection.is_reset or not (connection.is_served or connection.to_client):
             self.hang_up()
             self._later(now_ns)
