@@ -13,12 +13,12 @@ from tests.simulation.model import OPEN, RETIRED, SEALED, SEALING, Boot, LeaseMo
 from tests.simulation.native import ffi, load
 from tests.simulation.rules import demand, text_of
 from tests.simulation.sessions import Session
+from tests.simulation.tables import map_segment
 
 POLL_MAX = 256
 CREATE, FOLLOW = int(lib.SHMD_ATTACH_CREATE), int(lib.SHMD_ATTACH_FOLLOW)
 _out = ffi.new("uintptr_t *")
 _rc = ffi.new("int *")
-_position = ffi.new("uint64_t *")
 _messages = ffi.new("sim_message_t[]", POLL_MAX)
 _state = ffi.new("uint64_t[8]")
 
@@ -34,9 +34,8 @@ class Process:
         self.boot, self.task, self.rng = boot, task, rng
         self.native = load()
         self.nonce = rng.getrandbits(64)
-        self.client = self.native.sim_client_new(
-            address(boot.view.authority), address(boot.view.control), self.nonce
-        )
+        self.client = self.native.sim_client_new(address(boot.view.authority), self.nonce)
+        self._control: tuple[Any, int] | None = None  # its control segment, mapped
         self.client_id = self.index = 0
         self.stopped = self.beats_not = self.left = self.is_replaced = self.is_succeeded = False
         self.session = Session(self)
@@ -46,9 +45,7 @@ class Process:
         self.inbox: list[Any] = []
         self.producers: list[Producer] = []
         self.consumers: list[Consumer] = []
-        self.claims: list[
-            tuple[int, int, Any]
-        ] = []  # control slots claimed and not committed: position, who, request
+        self.half_sent: Any = None  # a request in the middle of which it was stopped
 
     def __str__(self) -> str:
         return f"client {self.client_id} pid {self.task.pid % 1000}"
@@ -71,17 +68,13 @@ class Process:
     def connected(self) -> bool:
         return self.client_id != 0
 
-    @property
-    def who(self) -> int:
-        return self.index + 1
-
     def is_silent(self, client_id: int, since_ns: int) -> bool:
         """Whether it has not beaten since then: nor in a record of which it does not know."""
         return client_id != self.client_id or self.last_beat_ns <= since_ns
 
     def beat(self, now_ns: int) -> None:
         if self.awake and self.connected and not self.beats_not:
-            self.native.sim_client_beat(self.client, self.client_id, self.index)
+            self.native.sim_client_beat(self.client)
             self.last_beat_ns = now_ns
 
     def die(self, now_ns: int) -> None:
@@ -119,6 +112,9 @@ class Process:
         client, self.client = self.client, 0
         if client:  # a second time when a rule was broken meanwhile
             self.native.sim_client_free(client)
+        control, self._control = self._control, None
+        if control is not None:
+            lib.shmd_segment_unmap(*control)
 
     # -- requests
 
@@ -133,30 +129,37 @@ class Process:
             setattr(raw, name, value)
         return raw
 
+    def join(self, client_id: int, index: int) -> None:
+        """It is welcome: maps its control segment, unless it has."""
+        if self.client_id:
+            return
+        self.client_id, self.index = client_id, index
+        record = lib.shmd_authority_client(self.boot.view.authority, index)
+        self._control = map_segment(core.string(record.control_name).decode(), writable=True)
+        rc = self.native.sim_client_join(self.client, address(self._control[0]), client_id, index)
+        assert rc == 0, ffi.string(self.native.shmd_last_error())
+
     def send(self, raw: Any) -> bool:
-        """False when the ring is full."""
-        return bool(self.native.sim_send(self.client, address(raw), self.who) == 0)
+        """False when its ring is full. Now and then it does not come to the doorbell, or has none."""
+        sent = self.connected and self.native.sim_send(self.client, address(raw)) == 0
+        if sent and self.rng.random() < 0.9:
+            self.session.ring()
+        return bool(sent)
 
     def ask(self, raw: Any) -> bool:
         """A request that waits for its answer, and is sent again until then."""
         self.pending[int(raw.correlation_id)] = raw
         return self.send(raw)
 
-    def claim(self, raw: Any) -> bool:
-        """Claims a control slot and is interrupted before the commit."""
-        if not self.native.sim_control_claim(self.client, self.who, _position):
-            return False
-        self.claims.append((int(_position[0]), self.who, raw))
-        return True
+    def send_half(self, raw: Any) -> None:
+        """Is interrupted in the middle of it."""
+        self.native.sim_send_half(self.client, address(raw))
+        self.half_sent = raw
 
-    def commit_claims(self, checksum: int = 0) -> list[int]:
-        """Goes on with interrupted sends; 1 for each that the driver had not passed over."""
-        done = [
-            int(self.native.sim_control_commit(self.client, address(raw), who, position, checksum))
-            for position, who, raw in self.claims
-        ]
-        self.claims.clear()
-        return done
+    def finish_sending(self) -> bool:
+        """Goes on with what it was interrupted in; whether there was room."""
+        raw, self.half_sent = self.half_sent, None
+        return raw is not None and self.send(raw)
 
     # -- answers
 
@@ -200,8 +203,19 @@ class Process:
         return f"{model}"
 
     def confirm(self, model: LeaseModel) -> None:
+        """Notes that it has mapped the stream; the doorbell is not needed."""
         model.confirmed = True
-        self.native.sim_confirm(self.client, model.record.index, model.lease_id)
+        rc = self.native.sim_confirm(self.client, model.record.entry, model.lease_id)
+        demand(rc == 0, "a lease has an entry in its client's segment", model, rc)
+
+    def detach(self, model: LeaseModel, *, aborted: bool, now_ns: int) -> None:
+        """Notes that it uses the lease no more; nothing is asked, and nothing is answered."""
+        how = lib.SHMD_ENTRY_ABORTED if aborted else lib.SHMD_ENTRY_DETACHED
+        rc = self.native.sim_detach(self.client, model.record.entry, model.lease_id, how)
+        demand(rc == 0, "a lease has an entry in its client's segment", model, rc)
+        model.done, model.noted_ns = True, now_ns
+        if self.rng.random() < 0.5:
+            self.session.ring()
 
     def forget(self, handle: Producer | Consumer) -> None:
         """Closes a handle without telling the driver."""

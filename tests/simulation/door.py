@@ -54,6 +54,11 @@ class Connection:
             self.to_driver.append(ffi.new("shmd_hello_t *", hello[0]))
         return self.is_served
 
+    def ring(self) -> None:
+        """A byte that wakes the driver."""
+        if self.is_served:
+            self.to_driver.append(None)
+
     def close(self) -> None:
         """The client's end."""
         self.is_open = False
@@ -122,11 +127,12 @@ class Door:
     def has_news(self) -> bool:
         return bool(self._network.backlog or any(c.to_driver or not c.is_open for c in self._network.served))
 
-    def poll(self) -> tuple[bool, list[int]]:
-        for connection in self._network.kept:
-            connection.to_driver.clear()  # what comes after the Hello is dropped
-        ended = [connection.fd for connection in self._network.kept if not connection.is_open]
-        return bool(self._network.backlog or self._waiting), ended
+    def poll(self) -> tuple[bool, list[tuple[int, bool]]]:
+        ready = [c for c in self._network.kept if c.to_driver or not c.is_open]
+        for connection in ready:
+            connection.to_driver.clear()  # what comes after the Hello only rings
+        is_called = bool(self._network.backlog or self._waiting)
+        return is_called, [(connection.fd, not connection.is_open) for connection in ready]
 
     def accept(self, now_ns: int, budget: int) -> int:
         done, backlog = 0, self._network.backlog
@@ -192,7 +198,9 @@ class Door:
         connection.is_passing = peer.pidfd_error == errno.EMFILE and peer.process.pid != 0
         connection.began_in = kernel.namespace if peer.process.start_time else 0
 
-    def answer(self, fd: int, welcome: Any) -> bool:
+    def answer(self, fd: int, welcome: Any, control: int = -1) -> bool:
+        """The client maps its segment by the name in its record."""
+        del control
         connection = self._accepted[fd]
         if welcome.code == lib.SHMD_CODE_OK:
             self._network.welcomed.append(connection)

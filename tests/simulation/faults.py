@@ -41,9 +41,9 @@ class Faults:
     # -- malice
 
     def interrupt_send(self) -> None:
-        """Stopped or killed between the claim of a control slot and the commit."""
+        """Stopped or killed in the middle of a request, of which the driver sees nothing."""
         process = self._process()
-        if process is None or process.claims:
+        if process is None or process.half_sent is not None:
             return
         raw = process.request(
             lib.SHMD_REQUEST_ATTACH,
@@ -55,18 +55,18 @@ class Faults:
             wait=lib.SHMD_WAIT_SPIN,
             flags=CREATE,
         )
-        if process.claim(raw):
-            self.world.note(f"{process} is interrupted while it sends")
-            process.pending[int(raw.correlation_id)] = raw
-            if self.rng.random() < 0.4:
-                process.die(self.now_ns)
-            else:
-                process.stopped = True
+        process.send_half(raw)
+        self.world.note(f"{process} is interrupted while it sends")
+        process.pending[int(raw.correlation_id)] = raw
+        if self.rng.random() < 0.4:
+            process.die(self.now_ns)
+        else:
+            process.stopped = True
 
     def resume_send(self) -> None:
-        process = self.world.pick(lambda p: p.awake and bool(p.claims))
+        process = self.world.pick(lambda p: p.awake and p.half_sent is not None)
         if process:
-            self.world.note(f"{process} goes on sending: {process.commit_claims()}")
+            self.world.note(f"{process} goes on sending: {process.finish_sending()}")
 
     def flood(self) -> None:
         process = self._process()
@@ -88,10 +88,10 @@ class Faults:
 
     def garbage(self) -> None:
         process = self._process()
-        if process is None or process.claims:
+        if process is None or process.half_sent is not None:
             return
         raw = process.request(self.rng.choice((1, 2, 5, 6, 77)), self.now_ns)  # 1 was once a Hello
-        if process.claim(raw):
+        if raw:
             for name in (
                 "role",
                 "delivery",
@@ -106,8 +106,19 @@ class Faults:
                 if self.rng.random() < 0.5:
                     setattr(raw, name, self.rng.choice((0, 1, 2, 2**31 - 1)))
             raw.stream, raw.start_time = self.rng.randbytes(60).replace(b"\0", b"a"), self.rng.getrandbits(64)
-            wrong = self.rng.choice((0, 1))
-            self.world.note(f"{process} sends garbage: {process.commit_claims(wrong)}")
+            wrong = self.rng.random() < 0.5
+            send = process.native.sim_send_garbage if wrong else process.native.sim_send
+            self.world.note(f"{process} sends garbage: {send(process.client, address(raw))}")
+            process.session.ring()
+
+    def ruin(self) -> None:
+        """Its ring says that requests stand where none can be: it harms itself alone."""
+        process = self._process()
+        if process and not process.is_liar:
+            process.is_liar = True
+            process.native.sim_tail(process.client, self.rng.getrandbits(64))
+            process.session.ring()
+            self.world.note(f"{process} ruins its ring")
 
     def forge(self) -> None:
         """Another's lease, another's identity, or a request without the token."""

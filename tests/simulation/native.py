@@ -20,14 +20,16 @@ WRAPPED = [f"-Wl,--wrap=shmd_client_{name}" for name in ("attach", "detach", "co
 
 CDEF = """
 typedef struct sim_message { uint64_t seq, tag, lost, skipped, epoch, bad; } sim_message_t;
-uintptr_t sim_client_new(uintptr_t authority, uintptr_t control, uint64_t nonce);
+uintptr_t sim_client_new(uintptr_t authority, uint64_t nonce);
+int sim_client_join(uintptr_t client, uintptr_t control, uint64_t client_id, uint32_t index);
 void sim_client_free(uintptr_t client);
-void sim_client_beat(uintptr_t client, uint64_t client_id, uint32_t index);
-int sim_send(uintptr_t client, uintptr_t request, uint32_t who);
-int sim_control_claim(uintptr_t client, uint32_t who, uint64_t *position);
-int sim_control_commit(uintptr_t client, uintptr_t request, uint32_t who, uint64_t position,
-                       uint64_t checksum);
-void sim_confirm(uintptr_t client, uint32_t lease_index, uint64_t lease_id);
+void sim_client_beat(uintptr_t client);
+int sim_send(uintptr_t client, uintptr_t request);
+void sim_send_half(uintptr_t client, uintptr_t request);
+int sim_send_garbage(uintptr_t client, uintptr_t request);
+void sim_tail(uintptr_t client, uint64_t tail);
+int sim_confirm(uintptr_t client, uint32_t entry, uint64_t lease_id);
+int sim_detach(uintptr_t client, uint32_t entry, uint64_t lease_id, uint32_t how);
 int sim_produce(uintptr_t client, uintptr_t answer, uint32_t min_consumers, uintptr_t *out);
 void sim_producer_drop(uintptr_t p);
 int sim_consume(uintptr_t client, uintptr_t answer, uint32_t delivery, uint32_t wait, uint32_t flags,

@@ -90,6 +90,11 @@ class Session:
         if connection is not None:
             connection.close()
 
+    def ring(self) -> None:
+        """The doorbell: one byte on the connection on which it was welcomed, if that is open."""
+        if self._welcomed is not None and self._welcomed is self.connection:
+            self._welcomed.ring()
+
     def _later(self, now_ns: int) -> None:
         self.due_ns = now_ns + self._process.rng.choice((1, 10, 50)) * MS
 
@@ -101,7 +106,7 @@ class Session:
             demand(welcome.boot_id == boot.view.boot_id, "a welcome names its boot", process)
             same = process.client_id in (0, client_id)
             demand(same, "a client that says Hello again keeps its record", process, client_id)
-            process.client_id, process.index = client_id, int(welcome.client_index)
+            process.join(client_id, int(welcome.client_index))
             self._welcomed = connection
             boot.welcomed(process, connection)
             return f"is client {client_id} at {process.index}"

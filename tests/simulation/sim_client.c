@@ -2,9 +2,10 @@
  *
  * Python sends requests and receives answers, so that one thread plays all processes and the driver. The three functions
  * that speak with the driver on a handle's behalf are replaced at link time (ld --wrap, native.py); all else is the core.
- * Nothing here is shipped. One of the core's files is included whole for its static part: claim (of a control slot).
+ * Nothing here is shipped.
  */
-#include "shmd_control_ring.c"
+#include "core/shmd_client_ring.h"
+#include "shmd_internal.h"
 
 typedef struct sim_message {
     uint64_t seq;
@@ -15,64 +16,78 @@ typedef struct sim_message {
     uint64_t bad;       /* payload words that are not the first one */
 } sim_message_t;
 
-shmd_client *sim_client_new(const shmd_authority_t *authority, shmd_control_t *control, uint64_t nonce)
+typedef struct sim_client {
+    shmd_client core;           /* for handles; its own connection, threads and segment are not used */
+    shmd_client_ring_t ring;
+} sim_client;
+
+sim_client *sim_client_new(const shmd_authority_t *authority, uint64_t nonce)
 {
-    shmd_client *client = calloc(1, sizeof *client);
+    sim_client *client = calloc(1, sizeof *client);
     if (client == NULL)
         return NULL;
-    client->authority = authority;
-    client->control = control;
-    client->tables = *authority;
-    client->boot_id = authority->header.boot_id;
-    client->nonce = nonce;
-    client->fork_generation = shmd_fork_generation();
-    client->references = 1u << 30; /* the mappings are the simulation's */
-    if (shmd_heartbeat_init(client) == SHMD_OK)
+    client->core.authority = authority;
+    client->core.tables = *authority;
+    client->core.boot_id = authority->header.boot_id;
+    client->core.nonce = nonce;
+    client->core.fork_generation = shmd_fork_generation();
+    client->core.references = 1u << 30; /* the mappings are the simulation's */
+    if (shmd_heartbeat_init(&client->core) == SHMD_OK)
         return client;
     free(client);
     return NULL;
 }
 
-void sim_client_free(shmd_client *client)
+/* It is welcome, and has mapped its control segment. */
+int sim_client_join(sim_client *client, shmd_control_t *control, uint64_t client_id, uint32_t index)
 {
-    shmd_heartbeat_free(client);
+    const shmd_client_record_t *record = shmd_authority_client(client->core.authority, index);
+    client->core.client_id = client_id;
+    client->core.index = index;
+    return shmd_client_ring_open(&client->ring, control, &record->control_cursor, index, client->core.nonce);
+}
+
+void sim_client_free(sim_client *client)
+{
+    if (client->ring.control != NULL)
+        shmd_client_ring_close(&client->ring);
+    shmd_heartbeat_free(&client->core);
     free(client);
 }
 
-void sim_client_beat(shmd_client *client, uint64_t client_id, uint32_t index)
+void sim_client_beat(sim_client *client)
 {
-    shmd_heartbeat_t *line = shmd_control_heartbeat(client->control, client->tables.client_max, client->tables.lease_max, index);
-    client->client_id = client_id;
-    client->index = index;
-    shmd_store_relaxed(&line->client_id, client_id);
-    shmd_client_beat(client);
+    shmd_heartbeat_t *line = &client->ring.control->heartbeat;
+    shmd_store_release(&line->beat, line->beat + 1);
 }
 
-int sim_send(shmd_client *client, shmd_request_t *request, uint32_t who)
+int sim_send(sim_client *client, shmd_request_t *request) { return shmd_client_ring_send(&client->ring, request); }
+
+/* A client that is stopped or killed while it writes a request, of which the driver sees nothing. */
+void sim_send_half(sim_client *client, const shmd_request_t *request)
 {
-    return shmd_control_send(client->control, client->authority, request, who, client->nonce, 0);
+    shmd_control_t *control = client->ring.control;
+    memcpy(&control->requests[client->ring.tail % SHMD_CLIENT_REQUESTS], request, sizeof *request / 2);
 }
 
-/* A claim that is committed later or never. */
-int sim_control_claim(shmd_client *client, uint32_t who, uint64_t *position)
+/* A request that is none. 0: there was no room. */
+int sim_send_garbage(sim_client *client, shmd_request_t *request)
 {
-    return claim(client->control, client->authority, who, position);
+    shmd_control_t *control = client->ring.control;
+    uint64_t at = client->ring.tail;
+    if (shmd_client_ring_send(&client->ring, request) != SHMD_OK)
+        return 0;
+    control->requests[at % SHMD_CLIENT_REQUESTS].checksum++;
+    return 1;
 }
 
-/* checksum: added to the right one. 1 committed, 0 too late. */
-int sim_control_commit(shmd_client *client, shmd_request_t *request, uint32_t who, uint64_t position, uint64_t checksum)
+void sim_tail(sim_client *client, uint64_t tail) { shmd_store_release(&client->ring.control->tail, tail); }
+
+int sim_confirm(sim_client *client, uint32_t entry, uint64_t lease_id) { return shmd_client_ring_confirm(&client->ring, entry, lease_id); }
+
+int sim_detach(sim_client *client, uint32_t entry, uint64_t lease_id, uint32_t how)
 {
-    shmd_control_slot_t *slot = shmd_control_slot(client->control, position);
-    uint32_t lap = shmd_position_lap(position);
-    request->position = position;
-    request->checksum = shmd_request_checksum(request, who, client->nonce) + checksum;
-    shmd_copy_to_shared(&slot->request, request, sizeof *request);
-    if (shmd_cas(&slot->turn, shmd_turn(lap, who, SHMD_TURN_CLAIMED), shmd_turn(lap, who, SHMD_TURN_COMMITTED))) {
-        (void)shmd_add32(&client->control->doorbell, 1);
-        return 1;
-    }
-    (void)shmd_cas(&slot->turn, shmd_turn(lap, who, SHMD_TURN_QUARANTINED), shmd_turn(lap, who, SHMD_TURN_RELEASED));
-    return 0;
+    return shmd_client_ring_detach(&client->ring, entry, lease_id, how);
 }
 
 /* ---- what a handle says to the driver -------------------------------------------------- */
@@ -89,18 +104,14 @@ int __wrap_shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd
 /* A handle that is dropped, as the kernel does it with a process: unmapped, nobody told. */
 int __wrap_shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, const char *stream, int aborted, int wait_answer)
 {
-    (void)role, (void)stream, (void)aborted, (void)wait_answer;
-    shmd_client_unconfirm(client, lease_id);
+    (void)client, (void)lease_id, (void)role, (void)stream, (void)aborted, (void)wait_answer;
     return SHMD_OK;
 }
 
-void __real_shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id);
 void __wrap_shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id)
 {
     (void)client, (void)lease_index, (void)lease_id; /* an act of its own: sim_confirm */
 }
-
-void sim_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id) { __real_shmd_client_confirm(client, lease_index, lease_id); }
 
 int sim_produce(shmd_client *client, const shmd_event_t *answer, uint32_t min_consumers, shmd_producer **out)
 {

@@ -76,18 +76,16 @@ def is_producer(lease: Any) -> bool:
 
 
 class View:
-    """The two segments of one boot, mapped as clients map them; outlives its drivers and its names."""
+    """The authority of one boot, mapped as clients map it; outlives its drivers and its name."""
 
     def __init__(self, instance: str) -> None:
-        self._mapped = [
-            _map(segment_name(path_of(instance, "authority")), False),
-            _map(segment_name(path_of(instance, "control")), True),
-        ]
-        self.authority = ffi.cast("shmd_authority_t *", self._mapped[0][0])
-        self.control = ffi.cast("shmd_control_t *", self._mapped[1][0])
+        path = path_of(instance, "authority")
+        base, size = map_segment(segment_name(path), writable=False)
+        self._mapped: tuple[Any, int] | None = (base, size)
+        self.authority = ffi.cast("shmd_authority_t *", base)
         self.boot_id = int(self.authority.header.boot_id)
-        self.names = {path_of(instance, kind).name for kind in ("authority", "control")}
-        base, header = ffi.cast("unsigned char *", self.authority), self.authority
+        self.names = {path.name}
+        base, header = ffi.cast("unsigned char *", base), self.authority
         self._clients = ffi.buffer(base + header.clients_offset, header.client_max * _CLIENT.size)
         self._leases = ffi.buffer(base + header.leases_offset, header.lease_max * _LEASE.size)
         self._streams = ffi.buffer(base + header.streams_offset, header.stream_max * _STREAM.size)
@@ -96,9 +94,9 @@ class View:
         self._event = ffi.new("shmd_event_t *")
 
     def close(self) -> None:
-        for base, size in self._mapped:
-            lib.shmd_segment_unmap(base, size)
-        self._mapped.clear()
+        mapped, self._mapped = self._mapped, None
+        if mapped is not None:
+            lib.shmd_segment_unmap(*mapped)
 
     def tables(self) -> dict[str, bytes]:
         """All that the driver tells, by where it stands; of its counters those of events and errors."""
@@ -135,7 +133,8 @@ def text_in(field: bytes) -> str:
     return field.split(b"\0", 1)[0].decode()
 
 
-def _map(name: str, writable: bool) -> tuple[Any, int]:
+def map_segment(name: str, *, writable: bool) -> tuple[Any, int]:
+    """Where it is mapped, and its bytes."""
     size, out = ffi.new("uint64_t *"), ffi.new("void **")
     fd = lib.shmd_segment_open(name.encode(), int(writable), size)
     assert fd >= 0, f"{name} cannot be opened"

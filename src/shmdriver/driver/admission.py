@@ -14,6 +14,7 @@ from shmdriver._native import lib
 from shmdriver.driver.authority import Authority, text_of
 from shmdriver.driver.clients import Client, describe
 from shmdriver.driver.config import Config
+from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.control import Request
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry, derive_geometry
@@ -388,28 +389,32 @@ class Admission:
                     "with delivery='lossy' or 'latest'",
                 )
         with UndoneOnError() as undo:  # each step's undoing stands here before the step
-            undo.callback(stream.restore_gates, int(stream.record.gates_used))
-            gate = stream.take_gate()
+            undo.callback(stream.note_gates)
             lease = self._fill(request, client, stream, now_ns)
+            epoch = self._first_epoch(lease, stream, now_ns)
+            gate = stream.take_gate(epoch)
             lease.record.gate = gate
             # Data: gate and masks. Killed before the lease is published: adoption clears bits without one.
             undo.callback(stream.unwire, gate)
-            self._wire(lease, stream, now_ns)
+            if epoch is not None:  # else it is wired into the first epoch to come, at its first message
+                self._wire(lease, stream, epoch)
             failpoint("attach.joined")
             undo.callback(self._withdraw, lease, stream)
             self._publish(lease, stream)
             self._events.attach_response(lease.record, stream.name)
 
-    def _wire(self, lease: Lease, stream: Stream, now_ns: int) -> None:
-        oldest = bool(lease.record.start == lib.SHMD_START_OLDEST)
+    def _first_epoch(self, lease: Lease, stream: Stream, now_ns: int) -> Epoch | None:
+        """The epoch in use that a new consumer begins with."""
         epoch = stream.open_epoch
-        if epoch is None and oldest:
+        if epoch is None and lease.record.start == lib.SHMD_START_OLDEST:
             grace_ns = self._config.policies.grace_ms * MILLISECOND_NS
             ended = [e for e in stream.in_order if e.ended_cleanly and now_ns - e.sealed_ns < grace_ns]
             ended = [e for e in ended if lease.schema in (None, e.schema)]
             epoch = ended[-1] if ended else None
-        if epoch is None:
-            return  # it is wired into the first epoch to come, at its first message
+        return epoch
+
+    def _wire(self, lease: Lease, stream: Stream, epoch: Epoch) -> None:
+        oldest = bool(lease.record.start == lib.SHMD_START_OLDEST)
         peers = [peer for peer in stream.holders(epoch, reliable_only=True) if lease.shares_with(peer)]
         start, joined = epoch.join(lease, oldest=oldest, peers=peers)
         if lease.record.delivery == lib.SHMD_DELIVERY_LATEST:

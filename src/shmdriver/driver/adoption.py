@@ -8,6 +8,9 @@ so what can be found half done is a short list. Each step below is idempotent:
 * an open epoch that the stream's words do not name yet: the words are stored;
 * an ended lease whose bits, gate or epoch are as before: bits cleared, epoch sealed;
 * an epoch that was being sealed or retired: sealed, retired;
+* a client whose control segment is lost: it alone is expelled;
+* what a client has noted of its leases while no driver lived: heard;
+* an ended lease whose owner can have no epoch mapped any more: its record and gate are free;
 * an epoch whose segments are lost: leases of who has not drained it end, and only then its record is free;
 * segments of this instance that no record names: unlinked.
 
@@ -20,10 +23,9 @@ row of another table: thousands of streams and leases are taken over within a se
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 
-from shmdriver._native import ffi, lib
+from shmdriver._native import lib
 from shmdriver.driver.authority import Authority
 from shmdriver.driver.clients import Client, ClientTable
 from shmdriver.driver.failpoints import failpoint
@@ -39,15 +41,15 @@ __all__ = ["adopt_tables", "load_tables", "remove_orphans"]
 
 def load_tables(
     clients: ClientTable, leases: LeaseTable, streams: StreamDirectory, now_ns: int
-) -> tuple[list[Client], Mapping[int, int], list[str]]:
+) -> tuple[list[Client], Mapping[Client, str], Mapping[int, int], list[str]]:
     """Reads all tables as they stand.
 
-    Returns the clients that are dead, the reasons of ended leases by lease id, and texts about what
-    was amiss.
+    Returns the clients that are dead, those whose control segments are lost (why), the reasons of ended
+    leases by lease id, and texts about what was amiss.
     """
-    dead = clients.load(now_ns)
+    dead, lost = clients.load(now_ns)
     ends = leases.load()
-    return dead, ends, streams.load(list(leases))
+    return dead, lost, ends, streams.load(list(leases), leases.all_quarantined)
 
 
 def adopt_tables(
@@ -59,12 +61,8 @@ def adopt_tables(
     now_ns: int,
 ) -> list[str]:
     """Loads all tables and redoes last steps; texts as of ``load_tables``."""
-    dead, ends, problems = load_tables(clients, leases, streams, now_ns)
+    dead, lost, ends, problems = load_tables(clients, leases, streams, now_ns)
     failpoint("adopt.loaded")
-    held: defaultdict[int, int] = defaultdict(int)  # by stream id: gates that ended leases keep from others
-    for lease in leases.all_quarantined:
-        if not lease.is_producer:
-            held[int(lease.record.stream_id)] |= 1 << lease.gate
     for lease in leases:
         if lease.state == lib.SHMD_LEASE_STALLED:  # the silence that counted was seen by another driver
             leases.mark(lease, lib.SHMD_LEASE_ACTIVE)
@@ -73,7 +71,7 @@ def adopt_tables(
         failpoint("adopt.undone")
         _finish_epochs(stream, ends, now_ns)
         failpoint("adopt.epochs")
-        _finish_wiring(stream, held[stream.stream_id])
+        _finish_wiring(stream)
     for stream in streams:
         for epoch in stream.given_up:
             wired, number = int(epoch.record.hot.wired_mask), int(epoch.record.hot.state) >> 8
@@ -90,17 +88,25 @@ def adopt_tables(
     failpoint("adopt.wired")
     for client in dead:
         tenure.client_died(client, now_ns)
+    for client, text in lost.items():
+        if clients.by_id(client.client_id) is client:
+            problems.append(f"{client.label} is expelled: {text}")
+            tenure.expel(client, text, now_ns)
+    failpoint("adopt.expelled")
+    for client in clients:
+        tenure.hear(client, now_ns)
     for stream in streams:
         tenure.settle(stream, now_ns)
+        tenure.release_unmapped(stream)
     failpoint("adopt.settled")
-    return problems + authority.tell_links(*sorted(streams.segment_names()), authority.control_name)
+    return problems + authority.tell_links(*sorted(streams.segment_names()), *clients.segment_names())
 
 
-def remove_orphans(authority: Authority, streams: StreamDirectory) -> list[str]:
+def remove_orphans(authority: Authority, clients: ClientTable, streams: StreamDirectory) -> list[str]:
     """Removes segments of this instance that no table names, once nobody else has any; texts about them."""
-    known = {*streams.segment_names(), authority.control_name}
+    known = {*streams.segment_names(), *clients.segment_names()}
     return [
-        f"{name} belonged to no epoch: removed"
+        f"{name} belonged to no epoch and no client: removed"
         for name in own_segments(authority.instance, "control", "data", "gates")
         if name not in known and unlink_segment(name)
     ]
@@ -133,9 +139,9 @@ def _finish_epochs(stream: Stream, ends: Mapping[int, int], now_ns: int) -> None
         stream.clear_producer()
 
 
-def _finish_wiring(stream: Stream, held: int) -> None:
+def _finish_wiring(stream: Stream) -> None:
     live = sum(1 << gate for gate in {lease.gate for lease in stream.consumers})
-    lib.shmd_word_store(ffi.addressof(stream.record, "gates_used"), held | live)
+    stream.note_gates()
     for epoch in stream.in_order:
         epoch.keep_only(live)
         for lease in stream.consumers:

@@ -1,4 +1,4 @@
-"""The tables of one instance, mapped: the authority and the control segment.
+"""The tables of one instance, mapped: its authority.
 
 The tables are the truth. What else a driver keeps in Python its successor builds from them again,
 or can do without (how an attach that is not repeated has ended, the text of a schema that a
@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from dataclasses import dataclass
-from enum import Enum
 from itertools import accumulate
 from typing import Any
 
@@ -23,19 +22,15 @@ from shmdriver.driver.instance_lock import HINT_NAME, InstanceLock
 from shmdriver.driver.shm import (
     Modes,
     SegmentMap,
-    is_whole,
-    make_whole,
     set_modes,
     told_links,
-    unlink_segment,
 )
 from shmdriver.errors import ShmDriverError
 from shmdriver.hints import command
-from shmdriver.os_errors import errno_text, last_error, remedy
+from shmdriver.os_errors import errno_text
 
 __all__ = [
     "Authority",
-    "Control",
     "TableSizes",
     "publish_word",
     "put_text",
@@ -46,7 +41,6 @@ __all__ = [
 
 CUT = "# cut"  # a configuration's last line that begins so says that there is more
 CUT_BYTES = 200  # of that line, at most
-CONTROL_CONST_BYTES = int(ffi.offsetof("shmd_control_t", "tail"))  # what stands before what clients write
 _STATE_BITS = 0xFF
 
 
@@ -95,14 +89,6 @@ def clear_record(record: Any) -> None:
     ffi.memmove(ffi.cast("char *", record) + ffi.sizeof("uint64_t"), bytes(rest), rest)
 
 
-class Control(Enum):
-    """What a look at the control segment found."""
-
-    WHOLE = "whole"
-    RENEWED = "truncated by a client, and whole again: what stood in the missing pages is gone"
-    DAMAGED = "truncated by a client, and there is no memory to make it whole"
-
-
 @dataclass(frozen=True, slots=True)
 class TableSizes:
     """How many records each table has."""
@@ -124,39 +110,18 @@ def room_advice(key: str, limit: int, room: int, instance: str) -> str:
 
 
 class Authority:
-    """Both segments, mapped for writing. Only the holder of the instance's lock makes one, and owns both."""
+    """The authority, mapped for writing. Only the holder of the instance's lock makes one, and owns both."""
 
-    def __init__(
-        self, lock: InstanceLock, file: AuthorityFile, authority: SegmentMap, control: SegmentMap
-    ) -> None:
+    def __init__(self, lock: InstanceLock, file: AuthorityFile, authority: SegmentMap) -> None:
         self.lock = lock
         self.file = file
         self.instance = lock.instance
         self.map = authority
-        self.control_map = control
         self.base = authority.view("shmd_authority_t *")
-        self.control = control.view("shmd_control_t *")
         self.boot_id = int(self.base.header.boot_id)
-        self.control_name = text_of(self.base.control_name)
         self.sizes = TableSizes(
             int(self.base.client_max), int(self.base.lease_max), int(self.base.stream_max)
         )
-        self.control_head = self._make_control_head()
-        """What the control segment's header and constants have to be, in private memory."""
-
-    def _make_control_head(self) -> Any:
-        """By the authority alone: clients can write the segment, also while no driver lives."""
-        size, header = self.control_map.size, self.base.header
-        blank = ffi.new("uint64_t[]", -(-size // 8))
-        made = lib.shmd_control_init(
-            blank, size, self.sizes.clients, self.sizes.leases, self.boot_id, header.created_ns
-        )
-        if made != 0:
-            raise ShmDriverError(last_error())
-        head = ffi.new("uint64_t[]", CONTROL_CONST_BYTES // 8)
-        ffi.memmove(head, blank, CONTROL_CONST_BYTES)
-        ffi.cast("shmd_control_t *", head).header.magic = lib.shmd_magic(lib.SHMD_SEGMENT_CONTROL)
-        return head
 
     # -- letting clients in
 
@@ -264,37 +229,6 @@ class Authority:
             self.log_error(text, int(self.base.heartbeat_ns))
         return texts
 
-    def mend_control(self, now_ns: int) -> Control:
-        """Makes the control segment again what it has to be, whatever clients did to it; how it was found.
-
-        Clients can truncate it: then it gets its memory back. They can write over its header, which is the
-        driver's; with a wrong one no newcomer would connect.
-        """
-        found = self._make_control_whole(now_ns)
-        if found is not Control.WHOLE:
-            ffi.memmove(self.control, self.control_head, CONTROL_CONST_BYTES)
-            return found
-        if ffi.buffer(self.control, CONTROL_CONST_BYTES)[:] != ffi.buffer(self.control_head)[:]:
-            ffi.memmove(self.control, self.control_head, CONTROL_CONST_BYTES)
-            self.count(lib.SHMD_COUNTER_REQUESTS_CORRUPT)
-            self.log_error("control segment: a client wrote over its header; written again", now_ns)
-        return found
-
-    def _make_control_whole(self, now_ns: int) -> Control:
-        name = self.control_name
-        whole = is_whole(name, self.control_map)
-        if whole is not False and not lib.shmd_segment_is_damaged(self.control):
-            return Control.WHOLE  # or without a name: then nobody else can open it
-        try:
-            make_whole(name, self.control_map)
-        except (OSError, ShmDriverError) as error:
-            text = f"control segment: a client truncated it, and it cannot be made whole: {error}"
-            text += remedy(error, lib.SHMD_CALL_ALLOCATE)
-            self.log_error(text, now_ns)
-            return Control.DAMAGED
-        self.log_error("control segment: a client truncated it; made whole again", now_ns)
-        return Control.RENEWED
-
     def store_config(self, text: str) -> int:
         """Replaces the effective configuration that tools read; how many of its lines there was no room for.
 
@@ -326,9 +260,7 @@ class Authority:
         self.changed()
 
     def unlink(self) -> None:
-        """Removes both names, authority last, under the lock."""
-        unlink_segment(self.control_name)
-        failpoint("stop.control_unlinked")
+        """Removes its name, under the lock. It is the last one of the instance's segments."""
         self.file.remove()
 
     def give_up(self) -> None:
@@ -336,12 +268,11 @@ class Authority:
         os.ftruncate(self.file.fd, 0)
 
     def unmap(self) -> None:
-        """Unmaps both; the lock and the sign of life are kept."""
+        """Unmaps it; the lock and the sign of life are kept."""
         self.map.close()
-        self.control_map.close()
 
     def close(self) -> None:
-        """Unmaps both, ends the sign of life and gives the lock up."""
+        """Unmaps it, ends the sign of life and gives the lock up."""
         self.unmap()
         self.file.close()
         self.lock.release()

@@ -126,7 +126,7 @@ def _adopt(
         authority, tables.clients, tables.leases, tables.streams, tables.tenure, clock()
     ):
         log(f"adopt: {problem}")
-    for problem in remove_orphans(authority, tables.streams):
+    for problem in remove_orphans(authority, tables.clients, tables.streams):
         log(f"adopt: {problem}")
     policies = config.policies
     interval_ns = policies.heartbeat_interval_ms * MILLISECOND_NS
@@ -145,19 +145,9 @@ def _adopt(
 
 
 def _has_modes(authority: Authority, wanted: Modes) -> bool:
-    """Whether the control segment and the authority have these modes and this group already."""
+    """Whether the authority has these modes and this group already; it gets them last of all segments."""
     found = os.fstat(authority.file.fd)
-    try:
-        fd, _ = open_segment(authority.control_name, writable=False)
-    except FileNotFoundError:
-        return False  # the watch of segments says so; whatever else is there is given its modes
-    try:
-        control = os.fstat(fd)
-    finally:
-        os.close(fd)
-    return (stat.S_IMODE(control.st_mode), control.st_gid) == (wanted.bits, wanted.gid) and (
-        stat.S_IMODE(found.st_mode), found.st_gid,
-    ) == (wanted.bits & ~stat.S_IWGRP, wanted.gid)  # fmt: skip
+    return (stat.S_IMODE(found.st_mode), found.st_gid) == (wanted.bits & ~stat.S_IWGRP, wanted.gid)
 
 
 def _apply_modes(tables: Tables, modes: Modes, log: Callable[[str], None]) -> None:
@@ -166,9 +156,9 @@ def _apply_modes(tables: Tables, modes: Modes, log: Callable[[str], None]) -> No
     wanted = replace(modes, gid=os.getegid() if modes.gid is None else modes.gid)
     if _has_modes(authority, wanted):
         return
-    # The control segment is the first, the authority the last: a successor of a driver that was killed in
-    # between finds that the two differ from what either of them was told, and does all of it again.
-    for name in (authority.control_name, *sorted(tables.streams.segment_names())):
+    # The authority is the last: the successor of a driver that was killed in between finds it as it was, and
+    # does all of it again. Control segments stay private to this user.
+    for name in sorted(tables.streams.segment_names()):
         try:
             fd, _ = open_segment(name, writable=False)
         except FileNotFoundError:

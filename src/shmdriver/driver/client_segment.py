@@ -120,11 +120,6 @@ class ClientSegment:
         """Whether pages of it were missing when this process read them."""
         return bool(lib.shmd_segment_is_damaged(self.control))
 
-    @property
-    def has_requests(self) -> bool:
-        """Whether a request, or garbage, stands there to be read."""
-        return not lib.shmd_client_ring_rests(self.reader)
-
     def descriptor(self) -> int:
         """One for its client, to write; the caller closes it. Raises LayoutMismatch, ShmDriverError."""
         try:

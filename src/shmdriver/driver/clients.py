@@ -1,9 +1,8 @@
 """Who is connected: client records, and the proof of their death.
 
 A record goes FREE -> ALIVE <-> STALLED. From each of these two it becomes FREE when the client says
-Goodbye or is proved dead, and GONE when it was silent past its deadline without such a proof. The
-line of a client that is GONE is not used again before the proof (a pidfd that fires, or the Hello of another
-program of its process) or its own Goodbye.
+Goodbye or is proved dead, and GONE when it was silent past its deadline without such a proof, or was expelled.
+It is FREE once nothing is set aside any more for a client that is GONE (tenure.py).
 
 A look at a client's process says alive, dead or unknown. Unknown counts as alive. A client whose look
 failed because no descriptor was left is looked at again later. Whose Hello it is identity.py says.
@@ -14,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import select
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from shmdriver._native import ffi, lib
@@ -27,6 +26,7 @@ from shmdriver.driver.authority import (
     room_advice,
     text_of,
 )
+from shmdriver.driver.client_segment import ClientSegment
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.identity import (
     contradiction,
@@ -37,8 +37,9 @@ from shmdriver.driver.identity import (
     name_process,
 )
 from shmdriver.driver.rejection import Rejection
+from shmdriver.driver.shm import ShmSpaceError, unlink_segment
 from shmdriver.driver.undo import UndoneOnError
-from shmdriver.errors import Code, Reason
+from shmdriver.errors import Code, LayoutMismatch, Reason
 from shmdriver.liveness import Look, Verdict, pid_text
 from shmdriver.os_errors import errno_hint
 
@@ -49,14 +50,16 @@ class Client:
     """One client record, and the pidfd that proves its process dead (-1: it cannot be proved).
 
     ``process``: the same number for all pidfds of its process, and for no other process; 0: not known.
+    ``control``: its control segment; None: lost, or given back.
     """
 
-    __slots__ = ("activity", "index", "pidfd", "process", "record")
+    __slots__ = ("activity", "control", "index", "pidfd", "process", "record")
 
     def __init__(self, record: Any, index: int) -> None:
         self.record = record
         self.index = index
         self.pidfd, self.process = -1, 0
+        self.control: ClientSegment | None = None
         # The time of its last sign of life, and what its leases had read and written when it was silent then.
         self.activity: tuple[int, dict[int, dict[int, tuple[int, ...]]]] | None = None
 
@@ -232,6 +235,7 @@ class ClientTable:
             self._free.pop()
             undo.callback(self.remove, client)
             self._fill(client, hello, peer, now_ns)
+            client.control = self._make_control(record, now_ns)
             self._enter(client, now_ns)
             self._take_pidfd(client, peer)
             self._watch(client, look_of(peer, client.pidfd), now_ns)
@@ -252,13 +256,28 @@ class ClientTable:
         record.index = client.index
         ffi.memmove(record.name, hello.name, ffi.sizeof(record.name))
 
+    def _make_control(self, record: Any, now_ns: int) -> ClientSegment:
+        try:
+            return ClientSegment.create(self._authority, record, now_ns)
+        except ShmSpaceError as error:
+            size = int(lib.shmd_client_ring_footprint())
+            raise Rejection(
+                Reason.NO_MEMORY,
+                f"no memory for the control segment of client {len(self._by_id) + 1} ({size} bytes each; "
+                f"{self._limit} clients need {self._limit * size}): {error}",
+            ) from error
+
     @staticmethod
     def _take_pidfd(client: Client, peer: Any) -> None:
         client.pidfd, client.process, peer.pidfd = int(peer.pidfd), int(peer.pidfd_inode), -1
 
-    def load(self, now_ns: int) -> list[Client]:
-        """Takes over what the tables show; the clients that turned out to be dead meanwhile."""
-        dead = []
+    def load(self, now_ns: int) -> tuple[list[Client], dict[Client, str]]:
+        """Takes over what the tables show.
+
+        Returns the clients that turned out to be dead meanwhile, and those whose control segments are lost:
+        why.
+        """
+        dead, lost = [], {}
         self._free.clear()
         for index in range(self._authority.sizes.clients - 1, -1, -1):
             record = self._authority.client(index)
@@ -270,6 +289,10 @@ class ClientTable:
             if is_rewritten(record):  # killed while it named the process anew: the next Hello names it
                 record.pid = 0
                 publish_word(record, record_state(record), reuse=True)
+            try:
+                client.control = ClientSegment.open(self._authority, record)
+            except LayoutMismatch as error:
+                lost[client] = str(error)
             # All start afresh: the silence was the driver's, not theirs.
             self._enter(client, now_ns)
             look = self._look_at(client)
@@ -278,7 +301,7 @@ class ClientTable:
                 dead.append(client)
             if client.state == lib.SHMD_CLIENT_STALLED:
                 publish_word(record, lib.SHMD_CLIENT_ALIVE)
-        return dead
+        return dead, lost
 
     def deaths(self) -> list[Client]:
         """Clients whose processes are proved dead since they were last asked for."""
@@ -315,7 +338,11 @@ class ClientTable:
         """The client left, or is proved dead: its record and heartbeat line are free again."""
         publish_word(client.record, lib.SHMD_CLIENT_FREE)
         failpoint("client.removed")
-        self.watches[client.index].client_id = 0
+        self._drop_watch(client)
+        if client.control is not None:
+            client.control.remove()
+            client.control = None
+        failpoint("client.segment_removed")
         self._by_id.pop(client.client_id, None)
         if self._by_nonce.get(int(client.record.nonce)) is client:  # or of one that has said Hello anew
             del self._by_nonce[int(client.record.nonce)]
@@ -341,19 +368,37 @@ class ClientTable:
         self.watches[client.index].seen_ns = now_ns
 
     def close(self) -> None:
-        """Closes the pidfds; the records stay."""
+        """Closes the pidfds and unmaps the control segments; names and records stay."""
         for client in self:
             self._forget_pidfd(client)
+            if client.control is not None:
+                self._drop_watch(client)
+                client.control.close()
+                client.control = None
+
+    def segment_names(self) -> list[str]:
+        """The names of all control segments."""
+        return [client.control.name for client in self if client.control is not None]
+
+    def unlink_all(self) -> None:
+        """At the very end: no name is left."""
+        for name in self.segment_names():
+            unlink_segment(name)
+
+    def damaged(self, addresses: Collection[int]) -> list[Client]:
+        """The clients whose control segments are mapped at these addresses."""
+        return [c for c in self if c.control is not None and c.control.address in addresses]
+
+    def _drop_watch(self, client: Client) -> None:
+        watch = self.watches[client.index]
+        watch.client_id, watch.control = 0, ffi.NULL
 
     def _enter(self, client: Client, now_ns: int) -> None:
-        authority = self._authority
-        line = lib.shmd_control_heartbeat(
-            authority.control, authority.sizes.clients, authority.sizes.leases, client.index
-        )
         watch = self.watches[client.index]
-        watch.client_id = client.client_id
-        watch.beat = lib.shmd_word_load(ffi.addressof(line, "beat"))
-        watch.seen_ns = now_ns
+        watch.client_id, watch.seen_ns = client.client_id, now_ns
+        if client.control is not None:
+            watch.control = client.control.control
+            watch.beat = lib.shmd_word_load(ffi.addressof(watch.control.heartbeat, "beat"))
         self._by_id[client.client_id] = client
         self._by_nonce[int(client.record.nonce)] = client
 

@@ -24,7 +24,7 @@ from shmdriver.driver.identity import DESCRIPTORS_EACH, RESERVED_DESCRIPTORS, de
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.work import Work
-from shmdriver.errors import Code, Reason
+from shmdriver.errors import Code, LayoutMismatch, Reason
 from shmdriver.os_errors import last_error, remedy
 
 __all__ = ["Connections"]
@@ -52,9 +52,12 @@ class Connections:
         notes: Work,
         *,
         budget: int,
+        ring: Callable[[Client], None],
         look_for_deaths: Callable[[int], None],
         log: Callable[[str], None],
     ) -> None:
+        """``ring`` is told of clients that have rung."""
+        self._ring = ring
         self._tables = tables
         self._door = door
         self._notes = notes
@@ -78,10 +81,13 @@ class Connections:
 
     def take(self, now_ns: int) -> int:
         """Hears whoever has come, and notices who has left; how many Hellos there were."""
-        is_called, ended = self._door.poll()
-        for fd in ended:
-            self._ended(fd)
-        if ended:
+        is_called, rung = self._door.poll()
+        for fd, has_ended in rung:
+            client = self._clients[fd]
+            self._ring(client)
+            if has_ended:
+                self._forget(client)
+        if any(has_ended for _, has_ended in rung):
             self._look_for_deaths(now_ns)
         return self._hear(now_ns) if is_called else 0
 
@@ -137,15 +143,14 @@ class Connections:
             if refusal:
                 raise Rejection(Reason.DRIVER_DIED, refusal)
             client = self._greet(peer, hello, now_ns)
+            if client is not None:
+                self._welcome(client, peer, now_ns)
         except Rejection as rejection:
             self._refuse(peer, rejection.code, rejection.reason, rejection.text)
         except Exception as error:
             text = f"the driver failed at this Hello: {error!r}{remedy(error)}"
             self._tables.authority.log_error(text, now_ns)
             self._refuse(peer, Code.INTERNAL_ERROR, Reason.NONE, text)
-        else:
-            if client is not None:
-                self._welcome(client, peer, now_ns)
         if peer.fd >= 0:
             self._door.forget(int(peer.fd))
         if peer.pidfd >= 0:
@@ -181,20 +186,31 @@ class Connections:
         self._door.answer(peer.fd, welcome)  # who has left does not hear it
 
     def _welcome(self, client: Client, peer: Any, now_ns: int) -> None:
-        """The connection is the client's only one from now on."""
-        authority, record = self._tables.authority, client.record
+        """The connection is the client's only one from now on. Raises Rejection: it cannot go on."""
+        record, control = client.record, client.control
+        assert control is not None, "a client without a control segment is expelled"
         welcome = self._letter(Code.OK, Reason.NONE)
         welcome.client_id, welcome.client_index = record.client_id, record.index
-        welcome.authority_bytes, welcome.control_bytes = authority.map.size, authority.control_map.size
+        welcome.authority_bytes, welcome.control_bytes = self._tables.authority.map.size, control.size
+        try:
+            segment = control.descriptor()
+        except LayoutMismatch as error:
+            self._tables.tenure.expel(client, str(error), now_ns)
+            raise Rejection(Reason.TRUNCATED, f"{error}: connect again, as a new client") from error
         self._forget(client)
         fd, peer.fd = int(peer.fd), -1
-        if not self._door.answer(fd, welcome):  # it has left already, or will ask again
+        try:
+            is_heard = self._door.answer(fd, welcome, segment)
+        finally:
+            os.close(segment)
+        if not is_heard:  # it has left already, or will ask again
             self._door.forget(fd)
             self._look_for_deaths(now_ns)
             return
         self._door.keep(fd)
         self._fds[client.client_id], self._clients[fd] = fd, client
         record.connected = 1
+        self._ring(client)  # what it has asked for meanwhile
 
     def _letter(self, code: Code, reason: Reason) -> Any:
         welcome = ffi.new("shmd_welcome_t *")
@@ -207,6 +223,3 @@ class Connections:
             client.record.connected = 0
             del self._clients[fd]
             self._door.forget(fd)
-
-    def _ended(self, fd: int) -> None:
-        self._forget(self._clients[fd])

@@ -94,15 +94,8 @@ class ControlRings:
         return bool(self._rung)
 
     def ring(self, client: Client) -> None:
-        """Somebody has rung, or may have without a connection to ring by: its ring is looked at."""
+        """Somebody has rung, or something was seen in its ring, which is looked at."""
         self._rung[client.client_id] = None
-
-    def look_at_silent(self) -> None:
-        """Looks at the rings of clients that have no connection."""
-        for client in self._clients:
-            control = client.control
-            if control is not None and not client.record.connected and control.has_requests:
-                self.ring(client)
 
     def take(self, now_ns: int) -> Iterator[Request]:
         """The requests of one tick, in each client's own order. Serve each before asking for the next.

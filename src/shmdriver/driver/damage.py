@@ -1,7 +1,7 @@
 """Notices what other processes do to the files of segments: they truncate, overwrite or remove them.
 
-A stream whose segments are damaged is ended. The control segment is mended, which is said again each time.
-Other damage is said once. Only a truncated authority ends the driver, because its tables are lost.
+A stream whose segments are damaged is ended. A client whose control segment is damaged is expelled: it did
+that itself. Other damage is said once. Only a truncated authority ends the driver, because its tables are lost.
 """
 
 from __future__ import annotations
@@ -9,11 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shmdriver._native import lib
-from shmdriver.driver.authority import Control
-from shmdriver.driver.config import Config
-from shmdriver.driver.control import ControlRing
 from shmdriver.driver.instance_lock import LOCK_NAME, Standing
-from shmdriver.driver.leasewatch import LeaseWatch
 from shmdriver.driver.oversight import StreamWatch
 from shmdriver.driver.tables import Tables
 from shmdriver.errors import ShmDriverError
@@ -21,33 +17,24 @@ from shmdriver.truncation import damaged_addresses
 
 __all__ = ["DamageWatch"]
 
-MILLISECOND_NS = 1_000_000
-
 
 class DamageWatch:
     """Looks after the files of one instance. The driver calls it in its ticks."""
 
     def __init__(
         self,
-        config: Config,
         tables: Tables,
-        ring: ControlRing,
         streams: StreamWatch,
-        leases: LeaseWatch,
         log: Callable[[str], None],
         furnish: Callable[[], None],
     ) -> None:
         """``furnish`` puts into a runtime folder that was made anew what has to be there."""
         self._furnish = furnish
         self._tables = tables
-        self._ring = ring
         self._streams = streams
-        self._leases = leases
         self._log = log
-        self._check_interval_ns = config.policies.lease_check_interval_ms * MILLISECOND_NS
         self._bus_errors = 0
         self._is_lock_lost = False
-        self._is_control_told = False
 
     @property
     def is_new(self) -> bool:
@@ -55,7 +42,7 @@ class DamageWatch:
         return bool(lib.shmd_bus_errors() != self._bus_errors)
 
     def end_damaged(self, now_ns: int) -> bool:
-        """Ends the epochs that the missing pages belong to. True: the authority's are missing."""
+        """Ends the epochs and the clients that the missing pages belong to. True: the authority's are missing."""
         self._bus_errors = int(lib.shmd_bus_errors())
         addresses, authority = damaged_addresses(), self._tables.authority
         if authority.map.address in addresses:
@@ -67,20 +54,10 @@ class DamageWatch:
             return True
         for text in self._streams.end_damaged(addresses, now_ns):
             self._complain(text, now_ns)
+        for client in self._tables.clients.damaged(addresses):
+            if client.control is not None:
+                self._tables.tenure.expel(client, f"it truncated {client.control.name}", now_ns)
         return False
-
-    def mend_control(self, now_ns: int) -> Control:
-        """Makes it whole when a client truncated it. No silence counts until clients have it again."""
-        control = self._tables.authority.mend_control(now_ns)
-        if control is not Control.WHOLE:
-            self._ring.mend()
-            self._tables.clients.excuse(now_ns, now_ns)  # all of their silence
-            self._leases.excuse(2 * self._check_interval_ns, now_ns)
-            if not self._is_control_told:
-                self._tables.events.error(f"control segment: {control.value}")
-                self._log(f"control segment: {control.value}. Find who writes to /dev/shm")
-        self._is_control_told = control is not Control.WHOLE
-        return control
 
     def check_files(self, now_ns: int) -> None:
         """Complains of files that were truncated, removed or replaced; ends truncated epochs."""

@@ -111,7 +111,7 @@ class RequestDesk:
         self._orders.request_shutdown(mode, f"{request.text or 'no reason given'} ({self._who(request)})")
 
     def admin(self, request: Request, now_ns: int) -> None:
-        """Authenticated: maintenance, revoke, snapshot."""
+        """Authenticated: maintenance, revoke, forget, snapshot."""
         self._authenticate(request, now_ns)
         kind = int(request.raw.admin)
         reason = f"{request.text or 'no reason given'} ({self._who(request)})"
@@ -127,6 +127,8 @@ class RequestDesk:
                 lease, Reason.REVOKED, f"revoked by an administrator: {reason}", now_ns
             )
             text = f"lease {lease.lease_id} is revoked"
+        elif kind == lib.SHMD_ADMIN_FORGET:
+            text = self._forget(int(request.raw.lease_id), reason, now_ns)
         elif kind == lib.SHMD_ADMIN_SNAPSHOT:
             text = self._orders.announce()
         else:
@@ -139,6 +141,21 @@ class RequestDesk:
             text = f"maintenance {'on' if on else 'off'}"
         self._log(f"administrator: {text}: {reason}")
         self._tables.events.admin_response(request, text)
+
+    def _forget(self, client_id: int, reason: str, now_ns: int) -> str:
+        """A client whose death nobody can prove; it must not be registered any more."""
+        client = self._tables.clients.by_id(client_id)
+        if client is None:
+            raise Rejection(Reason.NOT_OWNER, f"there is no client {client_id}", Code.INVALID_PARAMS)
+        if client.state != lib.SHMD_CLIENT_GONE:
+            raise Rejection(
+                Reason.NOT_OWNER,
+                f"client {client_id}, {client.label}, beats and is not gone: end its process, or revoke its "
+                "leases",
+                Code.INVALID_PARAMS,
+            )
+        self._tables.tenure.client_died(client, now_ns, f"an administrator says that it is gone: {reason}")
+        return f"client {client_id} is forgotten: what was set aside for it is free"
 
     def _authenticate(self, request: Request, now_ns: int) -> None:
         try:

@@ -17,7 +17,6 @@ from weakref import WeakSet
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import Authority
-from shmdriver.driver.shm import open_segment
 from shmdriver.errors import ShmDriverError
 from shmdriver.os_errors import last_error
 
@@ -25,7 +24,7 @@ __all__ = ["NO_GROUP", "SOCKET_NAME", "Door"]
 
 NO_GROUP = 0xFFFFFFFF
 SOCKET_NAME = "socket"
-DROPS = 16  # messages of one connection that are read and dropped a tick
+DROPS = 16  # messages of one connection that are read a tick: a byte rings, whatever it is
 
 _doors: WeakSet[Door] = WeakSet()
 
@@ -41,19 +40,18 @@ os.register_at_fork(after_in_child=_close_in_child)
 class Door:
     """A socket that listens in the runtime folder of the authority's lock, and is put in place whole.
 
-    ``gid``: members of that group may connect, too. Every client gets descriptors of both segments, of the
-    authority one that cannot write. Raises ShmDriverError, OSError.
+    ``gid``: members of that group may connect, too. Every client gets a descriptor of the authority that
+    cannot write. Raises ShmDriverError, OSError.
     """
 
     def __init__(self, authority: Authority, gid: int) -> None:
         self._lock, self._gid = authority.lock, gid
         self._connections: dict[int, bool] = {}  # whether it is in the epoll instance
-        self._segments = [-1, -1]
+        self._authority = -1
         self._listener = _no_listener()
         self._epoll = select.epoll()
         try:
-            self._segments[0] = os.open(f"/proc/self/fd/{authority.file.fd}", os.O_RDONLY | os.O_CLOEXEC)
-            self._segments[1], _ = open_segment(authority.control_name, writable=True)
+            self._authority = os.open(f"/proc/self/fd/{authority.file.fd}", os.O_RDONLY | os.O_CLOEXEC)
             self._listen(self._listener, replace=True)
             self._epoll.register(self._listener.epoll, select.EPOLLIN)
             _doors.add(self)
@@ -81,12 +79,12 @@ class Door:
         """How many are connected that have not said Hello yet."""
         return int(self._listener.count)
 
-    def poll(self) -> tuple[bool, list[int]]:
-        """Whether somebody is at the socket, and the connections that have ended."""
+    def poll(self) -> tuple[bool, list[tuple[int, bool]]]:
+        """Whether somebody is at the socket; and the connections that have rung: whether they have ended."""
         ready = {fd for fd, _ in self._epoll.poll(0)}
         is_called = self._listener.epoll in ready or self._listener.count > 0
         ready.discard(self._listener.epoll)
-        return is_called, [fd for fd in ready if lib.shmd_listener_look(fd, DROPS) < 0]
+        return is_called, [(fd, lib.shmd_listener_look(fd, DROPS) < 0) for fd in ready]
 
     def accept(self, now_ns: int, budget: int) -> int:
         """Lets in at most so many; how many. Negative: it fails, for the reason in ``last_error``."""
@@ -104,9 +102,12 @@ class Door:
             self._connections[int(peer.fd)] = False
         return found, peer, hello
 
-    def answer(self, fd: int, welcome: Any) -> bool:
-        """Whether a ``shmd_welcome_t *`` went off; with code OK the segments go with it. Never waits."""
-        return bool(lib.shmd_listener_answer(fd, welcome, *self._segments) == 0)
+    def answer(self, fd: int, welcome: Any, control: int = -1) -> bool:
+        """Whether a ``shmd_welcome_t *`` went off. Never waits.
+
+        With code OK the authority and ``control``, a descriptor of that client's own segment, go with it.
+        """
+        return bool(lib.shmd_listener_answer(fd, welcome, self._authority, control) == 0)
 
     def keep(self, fd: int) -> None:
         """Notices from now on when this connection ends."""
@@ -141,10 +142,10 @@ class Door:
         """Closes everything; the name stays. Twice is once."""
         _doors.discard(self)
         lib.shmd_listener_close(self._listener)
-        for fd in (*self._connections, *self._segments):
+        for fd in (*self._connections, self._authority):
             if fd >= 0:
                 os.close(fd)
-        self._connections, self._segments = {}, [-1, -1]
+        self._connections, self._authority = {}, -1
         self._epoll.close()
 
 

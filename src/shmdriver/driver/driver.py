@@ -23,11 +23,11 @@ from typing import Any
 from shmdriver._native import lib
 from shmdriver.driver.admission import Admission
 from shmdriver.driver.authentication import Authentication
-from shmdriver.driver.authority import Control
 from shmdriver.driver.boot import boot
+from shmdriver.driver.clients import Client
 from shmdriver.driver.config import Config
 from shmdriver.driver.connections import Connections
-from shmdriver.driver.control import ControlRing, Request
+from shmdriver.driver.control import ControlRings, Request
 from shmdriver.driver.damage import DamageWatch
 from shmdriver.driver.deathwatch import DeathWatch
 from shmdriver.driver.desk import RequestDesk
@@ -109,7 +109,7 @@ class Driver:
         self._connections: Connections | None = None  # likewise
         self.is_lost = False  # somebody truncated the authority: the driver cannot go on
         self._notes: Work
-        self._ring: ControlRing
+        self._ring: ControlRings
         self._rest: Rest
         self._desk: RequestDesk
         self._admission: Admission
@@ -188,7 +188,7 @@ class Driver:
             epochs = (epoch for stream in tables.streams for epoch in stream.epochs.values())
             adopted_maps = (mapped for epoch in epochs for mapped in epoch.memory.maps)
             authority = tables.authority
-            self._report_unlocked(lock_memory(authority.map, authority.control_map, *adopted_maps), now_ns)
+            self._report_unlocked(lock_memory(authority.map, *adopted_maps), now_ns)
         tables.authority.note_instance()
         failpoint("start.noted")
         found = f"adopted {len(tables.clients)} clients, {len(tables.leases)} leases" if adopted else "new"
@@ -202,6 +202,7 @@ class Driver:
             self._door,
             self._notes,
             budget=self._config.policies.limits.attaches_per_tick,
+            ring=self._hear,
             look_for_deaths=self._lease_watch.look_for_deaths,
             log=self._log,
         )
@@ -332,6 +333,17 @@ class Driver:
         self.tables.announce_all()
         return f"{self.state.value}: {self.tables.summary()}"
 
+    # -- what clients do
+
+    def _hear(self, client: Client) -> None:
+        """A client has rung: what it says of its leases, then what it asks for."""
+        self.tables.tenure.hear(client, self._last_tick_ns)
+        self._ring.ring(client)
+
+    def _expel(self, client: Client, text: str, now_ns: int) -> None:
+        self._log(f"client {client.label} (uid {client.record.uid}) is expelled: {text}")
+        self.tables.tenure.expel(client, text, now_ns)
+
     # -- hooks of the lifecycle
 
     def on_tick(self, now_ns: int) -> None:
@@ -378,11 +390,6 @@ class Driver:
 
     def on_lease_check(self, now_ns: int) -> None:
         """Deaths, heartbeats, confirmations; then streams."""
-        control = self._damage.mend_control(now_ns)
-        self._health.check_control(control, now_ns)
-        if self._config.shm.mlock and control is Control.RENEWED:
-            self._report_unlocked(lock_memory(self.tables.authority.control_map), now_ns)
-        self._ring.sweep()
         self._lease_watch.check(now_ns)
         self._stream_watch.check(now_ns)
         self._health.check_clients(now_ns)
@@ -454,9 +461,12 @@ class Driver:
             tables.authority.store("exit_kind", lib.SHMD_EXIT_CLEAN)
             failpoint("stop.exit")
             authority = tables.authority
-            for text in authority.tell_links(*tables.streams.segment_names(), authority.control_name):
+            names = *tables.streams.segment_names(), *tables.clients.segment_names()
+            for text in authority.tell_links(*names):
                 self._log(text)
             tables.streams.unlink_all()
+            tables.clients.unlink_all()
+            failpoint("stop.control_unlinked")
             authority.unlink()
             failpoint("stop.authority_unlinked")
             authority.lock.remove()
@@ -509,17 +519,21 @@ class Driver:
             tables.authority, token, lambda text: tables.authority.log_error(text, self._last_tick_ns)
         )
         self._desk = RequestDesk(tables, self._admission, authentication, self, self._log)
-        self._ring = ControlRing(
-            tables.authority, tables.clients, budget=limits.attaches_per_tick, refuse=self._desk.refuse
+        self._ring = ControlRings(
+            tables.authority,
+            tables.clients,
+            budget=limits.attaches_per_tick,
+            refuse=self._desk.refuse,
+            expel=self._expel,
         )
         self._rest = Rest(self._config, tables, self._ring, gap_ns=self._gap_ns)
         self._is_assembled = True
         self._ring_bell = self._rest.stir
-        self._lease_watch = LeaseWatch(self._config, tables, self._lifecycle.dispatch, self._log)
-        self._stream_watch = StreamWatch(self._config, tables)
-        self._damage = DamageWatch(
-            self._config, tables, self._ring, self._stream_watch, self._lease_watch, self._log, self._furnish
+        self._lease_watch = LeaseWatch(
+            self._config, tables, self._lifecycle.dispatch, self._log, self._ring.ring
         )
+        self._stream_watch = StreamWatch(self._config, tables)
+        self._damage = DamageWatch(tables, self._stream_watch, self._log, self._furnish)
         self._health = HealthWatch(tables.authority, tables.clients, self._set_degraded)
 
     def _poll(self, now_ns: int) -> None:

@@ -3,9 +3,10 @@
     ATTACHED -> ACTIVE <-> STALLED      live
     DETACHED | EXPIRED | REVOKED        ended, with a reason
 
-A record whose lease has ended stays readable until it is used again. It is used again only when its
-client detached itself or is proved dead. Until then it is quarantined, and so is its gate index: a stopped
-process that wakes still writes to its old lines.
+A record whose lease has ended stays readable until it is used again. When its client has neither detached it
+nor is proved dead, it is set aside (quarantined): a stopped process that wakes still writes to its old lines, in
+the epochs that it may have mapped. It is used again when the client says so or is proved dead, or none of those
+epochs is in use any more.
 
 The table is indexed by client and by attach. So what a lookup costs does not grow with the number of leases,
 and the end of many clients costs as much as they have leases.
@@ -86,6 +87,11 @@ class Lease:
         """Index of a consumer's gate and mask bit, the same in every epoch."""
         return int(self.record.gate)
 
+    @property
+    def last_epoch(self) -> int:
+        """Of an ended lease: the newest epoch that its owner may have mapped. A producer has one epoch."""
+        return int(self.record.epoch)
+
 
 class LeaseTable:
     """The leases of one instance."""
@@ -141,6 +147,10 @@ class LeaseTable:
         """How the lease that this attach made has ended, as long as it is remembered."""
         return self._ends.get(correlation_id)
 
+    def owned_by(self, client_id: int) -> list[Lease]:
+        """A client's leases, the live ones and those that are set aside."""
+        return self._of(client_id)
+
     def of_client(self, client_id: int) -> list[Lease]:
         """A client's live leases."""
         return [lease for lease in self._of(client_id) if lease.lease_id in self._live]
@@ -177,6 +187,7 @@ class LeaseTable:
         record.delivery, record.start, record.wait = request.delivery, request.start, request.wait
         record.slow_consumer, record.min_consumers = request.slow_consumer, request.min_consumers
         record.shards = request.shards
+        record.entry = self._free_entry(client)
         record.attached_ns, record.deadline_ns = now_ns, deadline_ns
         if request.schema_bytes:
             record.schema_hash = lib.shmd_hash(request.schema, request.schema_bytes, 0)
@@ -184,6 +195,18 @@ class LeaseTable:
         if request.schema_bytes:
             lease.schema = bytes(ffi.string(request.schema)).decode()
         return lease
+
+    def _free_entry(self, client: Client) -> int:
+        """Where in its control segment the client speaks of the new lease. Raises Rejection."""
+        used = {int(lease.record.entry) for lease in self._of(client.client_id)}
+        entry = next((entry for entry in range(lib.SHMD_CLIENT_LEASES) if entry not in used), None)
+        if entry is None:
+            raise Rejection(
+                Reason.LIMIT,
+                f"{client.label} has {len(used)} leases, and one client can have {lib.SHMD_CLIENT_LEASES} at "
+                "a time: close some, or connect once more",
+            )
+        return entry
 
     def publish(self, lease: Lease) -> None:
         """Makes a filled lease the client's (state ATTACHED)."""
@@ -263,10 +286,8 @@ class LeaseTable:
         self, watches: Any, now_ns: int, stalled_ns: int, timeout_ns: int
     ) -> list[tuple[int, int, int]]:
         """Renews everything from the heartbeats in one C call; findings as (what, index, silent_ns)."""
-        authority = self._authority
         count = lib.shmd_lease_check(
-            authority.base,
-            authority.control,
+            self._authority.base,
             watches,
             now_ns,
             stalled_ns,

@@ -1,7 +1,7 @@
 """Watching clients and leases: proofs of death, heartbeats, confirmations.
 
-Any client can write over the lines of others in the control segment. So a heartbeat or a confirmation that is
-missing there ends nothing while the lease's own memory moves: its data head, its place, or its gate's line.
+A heartbeat or a confirmation that is missing in a client's control segment ends nothing while the lease's own
+memory moves: its data head, its place, or its gate's line.
 
 The driver's own lateness is charged to nobody: all deadlines of clients are put off by it (``excuse``).
 
@@ -27,6 +27,11 @@ from shmdriver.errors import Reason
 __all__ = ["LeaseWatch", "stalled_after_ns"]
 
 MILLISECOND_NS = 1_000_000
+ENTRIES = {  # what a check finds in a client's segment
+    int(lib.SHMD_CHECK_CONFIRMED): int(lib.SHMD_ENTRY_CONFIRMED),
+    int(lib.SHMD_CHECK_DETACHED): int(lib.SHMD_ENTRY_DETACHED),
+    int(lib.SHMD_CHECK_ABORTED): int(lib.SHMD_ENTRY_ABORTED),
+}
 MISSED_BEATS = 3  # so many heartbeats late, and a client is shown as stalled
 
 
@@ -49,8 +54,15 @@ class LeaseWatch:
     """Finds what is over, and ends it when the lifecycle says so."""
 
     def __init__(
-        self, config: Config, tables: Tables, dispatch: _Dispatch, log: Callable[[str], None]
+        self,
+        config: Config,
+        tables: Tables,
+        dispatch: _Dispatch,
+        log: Callable[[str], None],
+        ring: Callable[[Client], None],
     ) -> None:
+        """``ring`` is told of clients in whose rings something stands."""
+        self._ring = ring
         self._tables = tables
         self._dispatch = dispatch
         self._log = log
@@ -63,10 +75,19 @@ class LeaseWatch:
         tables = self._tables
         findings = tables.leases.check(tables.clients.watches, now_ns, self._stalled_ns, self._timeout_ns)
         for what, index, silent_ns in findings:
-            if what in (lib.SHMD_CHECK_CONFIRMED, lib.SHMD_CHECK_UNCONFIRMED):
-                self._note_lease(what, index, now_ns)
+            if what in ENTRIES:
+                lease = tables.leases.at(index)
+                if lease is not None:
+                    tables.tenure.note(lease, ENTRIES[what], now_ns)
+            elif what == lib.SHMD_CHECK_UNCONFIRMED:
+                self._note_unconfirmed(index, now_ns)
             else:
                 self._note_client(what, index, silent_ns, now_ns)
+        for lease in tables.leases.all_quarantined:  # who has detached itself after all
+            client = tables.clients.by_id(lease.client_id)
+            if client is not None and client.control is not None:
+                said = client.control.look(int(lease.record.entry), lease.lease_id)
+                tables.tenure.note(lease, said, now_ns)
 
     def excuse(self, late_ns: int, now_ns: int) -> None:
         """The driver was late by so much: puts off silences, confirmations and evictions that it counts."""
@@ -105,14 +126,14 @@ class LeaseWatch:
             self._log(f"client {client.label} has expired after {subject.silent_ns // MILLISECOND_NS} ms")
             tenure.client_expired(client, subject.silent_ns, now_ns)
 
-    def _note_lease(self, what: int, index: int, now_ns: int) -> None:
+    def _note_unconfirmed(self, index: int, now_ns: int) -> None:
         lease = self._tables.leases.at(index)
         if lease is None:
             return
         before, lease.activity = lease.activity, self._tables.streams.of(lease).activity(lease)
         has_begun = any(any(numbers[:COUNTERS]) for numbers in lease.activity.values())
         has_moved = before is not None and _has_moved(before, lease.activity)
-        if what == lib.SHMD_CHECK_CONFIRMED or has_begun or has_moved:  # it uses what it has mapped
+        if has_begun or has_moved:  # it uses what it has mapped
             self._tables.leases.mark(lease, lib.SHMD_LEASE_ACTIVE)
         elif before is not None:  # it has stood still since the check before
             self._dispatch(Event.EXPIRY, now_ns, subject=Unconfirmed(lease))
@@ -121,7 +142,9 @@ class LeaseWatch:
         client = self._tables.clients.by_index(index)
         if client is None:
             return
-        if what == lib.SHMD_CHECK_CLIENT_RECOVERED:
+        if what == lib.SHMD_CHECK_REQUESTS:
+            self._ring(client)
+        elif what == lib.SHMD_CHECK_CLIENT_RECOVERED:
             self._dispatch(Event.KEEPALIVE, now_ns, subject=client)
         elif self._is_active(client, now_ns):
             if client.state == lib.SHMD_CLIENT_STALLED:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 from shmdriver._native import lib
-from shmdriver.driver.authority import Authority, Control, text_of
+from shmdriver.driver.authority import Authority, text_of
 from shmdriver.driver.clients import ClientTable, describe
 from shmdriver.driver.config import Config
 from shmdriver.driver.epochs import Epoch
@@ -27,7 +27,6 @@ LOW_MEMORY_SHARE = 0.05  # of the mount; recovered at twice that
 OVERRUN_HOLD_NS = 10_000_000_000
 STALLED_HOLD_NS = 1_000_000_000
 EVENTS_HOLD_NS = 10_000_000_000
-CONTROL_HOLD_NS = 10_000_000_000
 
 
 def evicts_slow_consumers(config: Config, stream: Stream) -> bool:
@@ -55,14 +54,13 @@ class StreamWatch:
         """Looks once at the file of each segment in use.
 
         Returns what to say of open epochs of which somebody took pages away (touched or not), which
-        are ended; and the names (of open epochs, of control and authority) that somebody removed, each told
-        once.
+        are ended; and the names (of open epochs, control segments, the authority) that somebody removed, each
+        told once.
         """
         found = list(self._look_at_segments())
         missing = {name for _, _, name, is_gone in found if is_gone}
-        missing |= {
-            name for name in (self._authority.control_name, self._authority.file.name) if is_absent(name)
-        }
+        names = [self._authority.file.name, *self._clients.segment_names()]
+        missing |= {name for name in names if is_absent(name)}
         told, self._missing = self._missing, missing
         ended = [
             self._end_damaged(stream, epoch, name, now_ns)
@@ -197,10 +195,6 @@ class HealthWatch:
     def has_seen_all_events(self) -> bool:
         """Whether none was published since the last look."""
         return int(self._authority.base.event_head) == self._events
-
-    def check_control(self, control: Control, now_ns: int) -> None:
-        """Somebody truncated the control segment, now or lately."""
-        self._hold("truncated_control", control is not Control.WHOLE, CONTROL_HOLD_NS, now_ns)
 
     def check_lock(self, *, is_lost: bool) -> None:
         """Another lock file stands where this driver's was: nothing keeps a second driver away."""

@@ -6,7 +6,7 @@ function that changes a table does it in the order data, state; the caller emits
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ class GivenUp(NamedTuple):
 class Stream:
     """One stream record with its epochs in use and its live leases."""
 
-    __slots__ = ("epochs", "given_up", "index", "leases", "name", "provisioning", "record")
+    __slots__ = ("epochs", "given_up", "index", "leases", "name", "provisioning", "record", "set_aside")
 
     def __init__(self, record: Any, index: int) -> None:
         self.record = record
@@ -53,6 +53,7 @@ class Stream:
         self.name = text_of(record.name)
         self.epochs: dict[int, Epoch] = {}  # by record slot
         self.leases: dict[int, Lease] = {}  # by lease id
+        self.set_aside: dict[int, Lease] = {}  # ended ones whose owners may still write in epochs in use
         self.provisioning: object | None = None  # the attach that waits for an epoch's memory
         self.given_up: list[GivenUp] = []  # by the load, until ``retire_given_up``
 
@@ -103,8 +104,8 @@ class Stream:
 
     @property
     def is_left(self) -> bool:
-        """Nobody is attached or may still write to its lines."""
-        return not (self.leases or self.provisioning or int(self.record.gates_used))
+        """Nobody is attached."""
+        return not (self.leases or self.provisioning)
 
     @property
     def is_idle(self) -> bool:
@@ -115,18 +116,24 @@ class Stream:
 
     def fit_gates(self, configured: int) -> int:
         """How many gates the next epoch gets: as many as are configured now, and all that are in use."""
-        count = max(configured, int(self.record.gates_used).bit_length())
+        count = max(configured, sum(1 << gate for gate in self._live_gates()).bit_length())
         self.record.max_consumers = count
         return count
 
-    def take_gate(self) -> int:
-        """The lowest free gate index that all epochs in use have, marked used. Raises Rejection."""
+    def take_gate(self, epoch: Epoch | None) -> int:
+        """The lowest free gate index that all epochs in use have, marked used. Raises Rejection.
+
+        ``epoch``: the first one that the consumer is wired to; None: the next one to come. A gate that an
+        ended lease may still write is set aside in the epochs that its owner may have mapped, in no later one.
+        """
         counts = [epoch.geometry.gate_count for epoch in self.epochs.values()]
         limit = min([int(self.record.max_consumers), *counts])
-        used = int(self.record.gates_used)
+        first = self.next_epoch if epoch is None else epoch.number
+        aside = {lease.gate for lease in self.set_aside.values() if lease.last_epoch >= first}
+        used = self._live_gates() | aside
         for gate in range(limit):
-            if not used >> gate & 1:
-                self._store("gates_used", used | 1 << gate)
+            if gate not in used:
+                self._store("gates_used", int(self.record.gates_used) | 1 << gate)
                 failpoint("gate.taken")
                 return gate
         raise Rejection(
@@ -136,14 +143,19 @@ class Stream:
             "stream's next producer on",
         )
 
-    def free_gate(self, gate: int) -> None:
-        """The gate's former owner detached itself or is proved dead."""
-        failpoint("gate.freeing")
-        self._store("gates_used", int(self.record.gates_used) & ~(1 << gate))
+    def _live_gates(self) -> set[int]:
+        return {lease.gate for lease in self.consumers}
 
-    def restore_gates(self, used: int) -> None:
-        """Undoes ``take_gate``."""
-        self._store("gates_used", used)
+    def note_gates(self) -> None:
+        """Publishes which gates are used: those of live leases, and those that are set aside."""
+        failpoint("gate.freeing")
+        aside = {lease.gate for lease in self.set_aside.values() if not lease.is_producer}
+        self._store("gates_used", sum(1 << gate for gate in self._live_gates() | aside))
+
+    def keeps(self, lease: Lease) -> bool:
+        """Whether an epoch is in use that the owner of an ended lease may have mapped, and still write."""
+        first = lease.last_epoch if lease.is_producer else int(lease.record.first_epoch)
+        return 0 < first and any(first <= epoch.number <= lease.last_epoch for epoch in self.epochs.values())
 
     def unwire(self, gate: int) -> None:
         """Clears a gate's bits in all epochs that it is wired to."""
@@ -261,6 +273,7 @@ class StreamDirectory:
         self._by_index: dict[int, Stream] = {}
         self._free = list(range(authority.sizes.streams - 1, -1, -1))
         self.segment_bytes = 0
+        self.on_retired: Callable[[Stream], None] = lambda _stream: None
 
     def __iter__(self) -> Iterator[Stream]:
         return iter(list(self._by_index.values()))
@@ -332,6 +345,7 @@ class StreamDirectory:
         self._authority.count(lib.SHMD_COUNTER_EPOCHS_RETIRED)
         self._authority.count(lib.SHMD_COUNTER_SEGMENTS_UNLINKED, 2)
         self._release(Unmap(epoch.memory))
+        self.on_retired(stream)
 
     def unlink_all(self) -> None:
         """At the very end: no name is left. Sealed records stay, for whoever drains what it has mapped."""
@@ -340,8 +354,10 @@ class StreamDirectory:
             if unlink_segment(name):
                 self._authority.count(lib.SHMD_COUNTER_SEGMENTS_UNLINKED)
 
-    def load(self, leases: Iterator[Lease] | list[Lease]) -> list[str]:
+    def load(self, leases: Iterable[Lease], set_aside: Iterable[Lease]) -> list[str]:
         """Takes over what the tables show; texts about what could not be.
+
+        ``leases`` are the live ones, ``set_aside`` ended ones whose owners may still write.
 
         Epochs whose segments are lost are in ``given_up``. Their records stay until the caller has told
         their readers, and calls ``retire_given_up``.
@@ -360,6 +376,9 @@ class StreamDirectory:
                 problems += self._load_epoch(stream, slot)
         for lease in leases:
             self.of(lease).leases[lease.lease_id] = lease
+        for lease in set_aside:
+            if self.name_of(lease):
+                self.of(lease).set_aside[lease.lease_id] = lease
         return problems
 
     def retire_given_up(self) -> None:

@@ -66,6 +66,7 @@ class Tenure:
         self._streams = streams
         self._events = events
         self._grace_ns = grace_ns
+        streams.on_retired = self.release_unmapped
 
     # -- leases
 
@@ -91,16 +92,17 @@ class Tenure:
         text: str = "",
         correlation_id: int = 0,
     ) -> None:
-        """Ends a live lease in ``state`` (``SHMD_LEASE_*``) with all that follows from it."""
+        """Ends a live lease in ``state`` (``SHMD_LEASE_*``) with all that follows from it.
+
+        ``quarantine``: its owner may still write. It is set aside as long as it can have an epoch mapped.
+        """
         stream = self._streams.of(lease)
-        self._leases.end(lease, state, reason, now_ns, quarantine=quarantine)
-        stream.leases.pop(lease.lease_id, None)
+        self._end_record(stream, lease, state, reason, now_ns, quarantine=quarantine)
         epoch = self._stop_producing(stream, lease, reason, now_ns) if lease.is_producer else None
         failpoint("end.sealed")
         if not lease.is_producer:
             stream.unwire(lease.gate)
-            if not quarantine:
-                stream.free_gate(lease.gate)
+            stream.note_gates()
         failpoint("end.unwired")
         if state == lib.SHMD_LEASE_DETACHED:
             self._authority.count(lib.SHMD_COUNTER_DETACHES)
@@ -119,18 +121,62 @@ class Tenure:
 
         Its handle is open yet, so its gate stays its own until it detaches.
         """
-        self._leases.end(lease, lib.SHMD_LEASE_DETACHED, Reason.DELIVERED, now_ns, quarantine=True)
-        stream.leases.pop(lease.lease_id, None)
+        state = lib.SHMD_LEASE_DETACHED
+        self._end_record(stream, lease, state, Reason.DELIVERED, now_ns, quarantine=True)
         stream.unwire(lease.gate)
+        stream.note_gates()
         self._events.detach_response(lease.record, stream.name)
 
     def release(self, lease: Lease) -> None:
-        """The owner of an ended, quarantined lease has detached itself or is proved dead."""
+        """The owner of a lease that is set aside has detached itself, is proved dead, or has nothing mapped."""
+        stream = self._streams.of(lease)
+        del stream.set_aside[lease.lease_id]
         if not lease.is_producer:
-            self._streams.of(lease).free_gate(lease.gate)
+            stream.note_gates()
         self._leases.release(lease)
 
+    def _end_record(
+        self, stream: Stream, lease: Lease, state: int, reason: Reason, now_ns: int, *, quarantine: bool
+    ) -> None:
+        if not lease.is_producer:
+            lease.record.epoch = int(stream.record.epoch_count)  # data, before the state
+        is_kept = quarantine and stream.keeps(lease)
+        self._leases.end(lease, state, reason, now_ns, quarantine=is_kept)
+        stream.leases.pop(lease.lease_id, None)
+        if is_kept:
+            stream.set_aside[lease.lease_id] = lease
+
+    def release_unmapped(self, stream: Stream) -> None:
+        """After an epoch was retired: leases whose owners can have none mapped any more are nobody's."""
+        for lease in [lease for lease in stream.set_aside.values() if not stream.keeps(lease)]:
+            self.release(lease)
+            client = self._clients.by_id(lease.client_id)
+            if client is not None:
+                self._remove_gone(client)
+
+    def _remove_gone(self, client: Client) -> None:
+        """A client that is GONE, and for which nothing is set aside any more, is forgotten."""
+        if client.state == lib.SHMD_CLIENT_GONE and not self._leases.owned_by(client.client_id):
+            self._clients.remove(client)
+
     # -- clients
+
+    def hear(self, client: Client, now_ns: int) -> None:
+        """Looks at what a client says of all its leases."""
+        for lease in self._leases.owned_by(client.client_id):
+            if client.control is not None:
+                self.note(lease, client.control.look(int(lease.record.entry), lease.lease_id), now_ns)
+
+    def note(self, lease: Lease, what: int, now_ns: int) -> None:
+        """What its client says of a lease: ``SHMD_ENTRY_*``. Anything else says nothing."""
+        if what == lib.SHMD_ENTRY_CONFIRMED and lease.state == lib.SHMD_LEASE_ATTACHED:
+            self._leases.mark(lease, lib.SHMD_LEASE_ACTIVE)
+        elif what in (lib.SHMD_ENTRY_DETACHED, lib.SHMD_ENTRY_ABORTED):
+            reason = Reason.CLOSED if what == lib.SHMD_ENTRY_DETACHED else Reason.ABORTED
+            if lease.is_live:
+                self.detach(lease, reason, now_ns)
+            elif self._leases.quarantined(lease.lease_id) is lease:
+                self.release(lease)
 
     def client_left(self, client: Client, now_ns: int) -> None:
         """Goodbye: what it has not closed ends as aborted."""
@@ -139,7 +185,8 @@ class Tenure:
         self._forget(client)
 
     def client_died(self, client: Client, now_ns: int, how: str = "it has died") -> None:
-        """Proved: its leases end, its lines are free."""
+        """Proved: its leases end, as it had noted itself or as died; its lines are free."""
+        self.hear(client, now_ns)
         self._authority.count(lib.SHMD_COUNTER_CLIENTS_DIED)
         for lease in self._leases.of_client(client.client_id):
             text = f"{describe(client)}: {how}"
@@ -153,6 +200,18 @@ class Tenure:
         for lease in self._leases.of_client(client.client_id):
             self._authority.count(lib.SHMD_COUNTER_LEASES_EXPIRED)
             self.end(lease, lib.SHMD_LEASE_EXPIRED, Reason.EXPIRED, now_ns, quarantine=True, text=text)
+        self._remove_gone(client)
+
+    def expel(self, client: Client, text: str, now_ns: int) -> None:
+        """What it writes to the driver cannot be read any more. It is told, and its lines stay its own."""
+        who = describe(client)
+        self._clients.mark(client, lib.SHMD_CLIENT_GONE)
+        said = f"{who} is expelled: {text}"
+        self._authority.log_error(said, now_ns)
+        self._events.error(said)
+        for lease in self._leases.of_client(client.client_id):
+            self.revoke(lease, Reason.TRUNCATED, said, now_ns)
+        self._remove_gone(client)
 
     def client_stalled(self, client: Client) -> None:
         """Silent, not overdue yet: shown, nothing ends."""
@@ -254,7 +313,7 @@ class Tenure:
         for lease in self._leases:
             stream = self._streams.of(lease)
             failpoint("stop.lease")
-            self._leases.end(lease, lib.SHMD_LEASE_REVOKED, reason, now_ns, quarantine=True)
+            self._end_record(stream, lease, lib.SHMD_LEASE_REVOKED, reason, now_ns, quarantine=True)
             self._events.lease_revoked(lease.record, stream.name, text)
         for stream in self._streams:
             for epoch in stream.in_order:
