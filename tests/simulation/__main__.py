@@ -16,8 +16,8 @@ from pathlib import Path
 
 from shmdriver.driver import driver
 from tests.simulation.kernel import Crash
-from tests.simulation.model import Violation
 from tests.simulation.mutations import MUTATIONS, applied
+from tests.simulation.rules import Violation
 from tests.simulation.world import STEPS, World
 
 CHUNK = 25

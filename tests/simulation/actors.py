@@ -9,8 +9,9 @@ from shmdriver._native import ffi as core
 from shmdriver._native import lib
 from shmdriver.errors import Code, Reason
 from tests.simulation.kernel import Task, address
-from tests.simulation.model import OPEN, RETIRED, SEALED, SEALING, Boot, LeaseModel, demand, text_of
+from tests.simulation.model import OPEN, RETIRED, SEALED, SEALING, Boot, LeaseModel
 from tests.simulation.native import ffi, load
+from tests.simulation.rules import demand, text_of
 from tests.simulation.sessions import Session
 
 POLL_MAX = 256

@@ -9,7 +9,7 @@ from shmdriver.driver.lifecycle import ShutdownMode, State
 from tests.simulation.actors import CREATE, FOLLOW, Consumer, Process, Producer
 from tests.simulation.faults import Faults
 from tests.simulation.kernel import MS, NAMESPACES, Task
-from tests.simulation.model import demand, is_alive
+from tests.simulation.rules import demand, is_alive
 from tests.simulation.tables import is_live, phase
 from tests.simulation.world import CHECK_MS, SIZES, STREAMS, World
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from shmdriver._native import ffi, lib
 from shmdriver.driver.work import DEATHS_MAX
 from shmdriver.errors import Code, Reason
-from tests.simulation.kernel import NAMESPACES
+from tests.simulation.registry import Registry
+from tests.simulation.rules import demand, text_of
 from tests.simulation.tables import Snapshot, View, is_live, is_producer, phase, text_in
 
 if TYPE_CHECKING:
     from tests.simulation.actors import Process
-    from tests.simulation.door import Connection, Network
     from tests.simulation.kernel import Kernel
 
 OPEN, SEALING, SEALED, RETIRED = (
@@ -27,15 +27,6 @@ OPEN, SEALING, SEALED, RETIRED = (
     lib.SHMD_EPOCH_RETIRED,
 )
 NO_CHANGE = ("client_id", "role", "stream_id", "correlation_id", "index")  # of a live lease's record
-
-
-class Violation(AssertionError):
-    """A rule is broken."""
-
-
-def demand(holds: object, rule: str, *found: object) -> None:
-    if not holds:
-        raise Violation(f"{rule}: {' '.join(map(str, found))}")
 
 
 class Greeting(NamedTuple):
@@ -80,15 +71,13 @@ class EpochModel:
         self.retired = False
 
 
-class Boot:
+class Boot(Registry):
     """One boot id: its view, its processes, and all that was ever seen of its tables."""
 
     def __init__(self, view: View, kernel: Kernel, lease_timeout_ns: int, check_interval_ns: int) -> None:
-        self.view = view
-        self.kernel = kernel
+        super().__init__(view, kernel)
         self.lease_timeout_ns = lease_timeout_ns
         self.check_interval_ns = check_interval_ns
-        self.processes: list[Process] = []
         self.leases: dict[int, LeaseModel] = {}
         self.epochs: dict[tuple[int, int], EpochModel] = {}  # (stream id, number)
         self.stream_names: dict[int, bytes] = {}
@@ -96,17 +85,14 @@ class Boot:
         self.deaths: Counter[int] = Counter()  # of drivers, by what was in work, or just before
         self.poisons: set[int] = set()  # attaches that a driver that died was deciding, making or granting
         self.suspects: set[object] = set()  # attaches in work, or just before or after; by client and stream
-        self.now = view.snapshot()
         self.settled = False  # the driver is between two ticks, or was when it was killed
         self.end_asked = self.fresh_asked = False
         self.driver_since_ns = 0
         self.inherited = 0  # SHMD_LIFECYCLE_* that the present driver found
         self.retired_unread = 0
-        self._max_lease_id = self._max_client_id = 0
+        self._max_lease_id = 0
         self._of_index: dict[int, LeaseModel] = {}
         self._of_gate: dict[tuple[int, int], LeaseModel] = {}
-        self._of_line: dict[int, tuple[int, Process | None]] = {}
-        self._serials: dict[int, int] = {}  # by client id
         self._told: set[int] = set()  # leases whose end was an event
         self._untold: set[int] = set()  # leases whose end may have lost its event
         self._sealed_told: set[tuple[int, int]] = set()
@@ -198,7 +184,7 @@ class Boot:
         """Reads all tables and checks them against what was seen before."""
         self.now = now = self.view.snapshot()
         self.settled = settled
-        self._scan_clients(now)
+        self.scan_clients(now)
         for record in sorted(filter(is_live, now.leases), key=lambda record: int(record.lease_id)):
             self._live_lease(record)
         self._scan_ended(now, now_ns)
@@ -216,85 +202,6 @@ class Boot:
         if settled:
             self._settled_leases(now, now_ns)
 
-    def _scan_clients(self, now: Snapshot) -> None:
-        keys = Counter(key_of(record) for record in now.clients if is_alive(record))
-        demand(max(keys.values(), default=0) <= 1, "a client has one record", keys)
-        for record in sorted(now.clients, key=lambda record: int(record.client_id)):
-            if phase(record) == lib.SHMD_CLIENT_FREE:
-                continue
-            before = self._of_line.get(record.index)
-            if before is None or before[0] != record.client_id:
-                self._new_client(record, before)
-            owner = self._of_line[record.index][1]
-            serial = self._serials.get(record.client_id, 0)
-            demand(record.serial >= serial, "an older Hello is not heeded", record.client_id, record.serial)
-            self._serials[record.client_id] = record.serial
-            if owner is not None:
-                task = owner.task
-                who = "a record says who its client is"
-                demand((record.uid, record.image) == (task.uid, owner.session.image), who, owner, record)
-                numbers = [0, *(task.pid_in(namespace) for namespace in NAMESPACES)]
-                demand(record.pid in numbers, who, owner, record.pid)
-                demand(record.serial in owner.session.said, "only a client's own Hello is heeded", owner)
-
-    def _new_client(self, record: Any, before: tuple[int, Process | None] | None) -> None:
-        owner = next((p for p in self.processes if p.session.key == key_of(record)), None)
-        demand(record.client_id > self._max_client_id, "client ids are never reused", record.client_id)
-        demand(
-            before is None or before[1] is None or before[1].gone,
-            "a client line is reused only after its owner",
-            f"line {record.index}",
-        )
-        self._max_client_id = record.client_id
-        self._of_line[record.index] = (record.client_id, owner)
-
-    def record_of(self, key: tuple[int, bytes]) -> Any:
-        """What the tables showed last of the client with this nonce and secret; the one alive, if any."""
-        found = [record for record in self.now.clients if phase(record) and key_of(record) == key]
-        return max(found, key=is_alive, default=None)
-
-    def knows(self, nonce: int) -> bool:
-        """Whether a client with this nonce stands in the tables now."""
-        return any(phase(record) and record.nonce == nonce for record in self.view.snapshot().clients)
-
-    def is_hidden(self, record: Any) -> bool:
-        """Whether the present driver has no means to prove this client's death."""
-        return not record.provable and key_of(record) in self.kernel.blind_to
-
-    def welcomed(self, process: Process, connection: Connection) -> None:
-        """A client has read its welcome: whoever its process was before has nothing any more."""
-        record = self.record_of(process.session.key)
-        known = record is None or record.client_id == process.client_id
-        demand(known, "a welcome names the client's own record", process)
-        image = process.session.image
-        former = [p for p in self.processes if p.task is process.task and 0 != p.session.image != image != 0]
-        keys = {p.session.key for p in former}
-        for found in self.now.clients:
-            if phase(found) and key_of(found) in keys and found.pid and found.start_time:
-                is_same = connection.began_in == found.pid_namespace
-                demand(not is_same, "a Hello of a process's next program ends the former", found.client_id)
-
-    def check_connections(self, network: Network) -> None:
-        """Between two ticks: each is a living client's, by its newest Hello, or has yet to say one."""
-        alive = {key_of(record): record for record in self.now.clients if is_alive(record)}
-        kept = {connection.key: connection for connection in network.kept}
-        demand(len(kept) == len(network.kept), "a client has one connection", sorted(kept))
-        for key, connection in kept.items():
-            record = alive.get(key)
-            demand(record, "who expires, leaves or dies is disconnected", key[0])
-            serial = int(connection.hello.serial)
-            demand(serial == getattr(record, "serial", 0), "a connection is that of the newest Hello", record)
-        for record in filter(phase, self.now.clients):
-            has = is_alive(record) and key_of(record) in kept
-            demand(record.connected == has, "a record says whether its client is connected", record.client_id)
-        for connection in network.welcomed:
-            is_new = connection.hello.serial == 1 and not connection.hello.client_id
-            demand(not (is_new and connection.is_too_late), "who has ended is not admitted", connection.key)
-        network.welcomed.clear()
-        for connection in network.served:
-            heard = connection.is_kept or connection.hello is None
-            demand(heard, "a connection whose Hello was refused is closed", connection.task.pid)
-
     def _live_lease(self, record: Any) -> None:
         model = self.leases.get(record.lease_id)
         if model is not None:
@@ -304,7 +211,7 @@ class Boot:
             return
         demand(record.lease_id > self._max_lease_id, "lease ids are never reused", record.lease_id)
         self._max_lease_id = record.lease_id
-        owner = self._of_line.get(record.client_index, (0, None))[1]
+        owner = self.owner_at(record.client_index)
         model = self.leases[record.lease_id] = LeaseModel(record, owner)
         model.done = record.correlation_id in self.given_up or (owner is not None and owner.left)
         before = self._of_index.get(record.index)
@@ -476,18 +383,3 @@ class Boot:
             for record in epochs
             for name in (record.data_name, record.gates_name)
         }
-
-
-def key_of(record: Any) -> tuple[int, bytes]:
-    """Nonce and digest of the secret: whose client record it is."""
-    return int(record.nonce), bytes(record.secret_sha256)
-
-
-def is_alive(record: Any) -> bool:
-    """Of a client: whether it has not expired."""
-    return phase(record) in (lib.SHMD_CLIENT_ALIVE, lib.SHMD_CLIENT_STALLED)
-
-
-def text_of(event: Any) -> str:
-    """What an event says to a person."""
-    return bytes(ffi.string(event.text)).decode(errors="replace")

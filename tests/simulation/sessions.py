@@ -16,7 +16,7 @@ from shmdriver.driver.work import DEATHS_MAX
 from shmdriver.errors import Code, Reason
 from tests.driver_rig import time_namespace
 from tests.simulation.door import Connection
-from tests.simulation.model import demand, is_alive, text_of
+from tests.simulation.rules import demand, is_alive, text_of
 
 if TYPE_CHECKING:
     from tests.simulation.actors import Process

@@ -24,7 +24,8 @@ from tests.simulation.actors import Consumer, Process, Producer
 from tests.simulation.door import Connection
 from tests.simulation.kernel import MS, Crash, Kernel, SlowMemory
 from tests.simulation.leftovers import SHM, own_instance
-from tests.simulation.model import Boot, Greeting, demand, text_of
+from tests.simulation.model import Boot, Greeting
+from tests.simulation.rules import demand, text_of
 from tests.simulation.tables import View
 
 TOKEN = b"the token of all simulations"

@@ -14,8 +14,8 @@ from shmdriver._native import lib
 from tests.simulation.__main__ import run_seed
 from tests.simulation.actors import CREATE, FOLLOW, Process
 from tests.simulation.leftovers import SHM, collect_dead, instance_of, is_gone
-from tests.simulation.model import Violation
 from tests.simulation.mutations import MUTATIONS, applied, mutant
+from tests.simulation.rules import Violation
 from tests.simulation.world import World
 
 SEEDS = range(12)
