@@ -77,7 +77,8 @@ class Session:
         """Goes on as far as that is possible now; what came of it, "" for nothing."""
         connection = self.connection
         if connection is None:
-            return "" if self.is_over or now_ns < self.due_ns else self.begin(now_ns)
+            said = "" if self.is_over or now_ns < self.due_ns else self.begin(now_ns)
+            return said if self.connection is not None else ""
         if connection.is_reset or not (connection.is_served or connection.to_client):
             self.hang_up()
             self._later(now_ns)
