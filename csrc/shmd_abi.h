@@ -266,7 +266,8 @@ typedef struct shmd_lease_record {  /* 256 bytes */
     uint32_t min_consumers;         /* @140 */
     uint32_t index;                 /* @144 */
     uint32_t shards;                /* @148 consumer: among so many the stream's messages are shared out; 0 or 1: not */
-    uint8_t pad[104];               /* @152 */
+    uint32_t entry;                 /* @152 of its client's control segment, where that says what it does with this lease */
+    uint8_t pad[100];               /* @156 */
 } shmd_lease_record_t;
 
 /* What the hot paths load: one read-mostly line an epoch. */
@@ -672,6 +673,7 @@ typedef struct shmd_client_watch {  /* the driver's memory of one client's heart
     uint64_t client_id;
     uint64_t beat;
     uint64_t seen_ns;
+    const shmd_client_control_t *control; /* its segment; NULL: none, so neither beats nor notes of leases are seen */
 } shmd_client_watch_t;
 
 /* The numbers that identify a process, and the namespaces in which they are valid. A field of 0 is not known. */
@@ -698,9 +700,9 @@ enum {
 /* The driver's socket. Not in shared memory; `waiting` and `entries` are the listener's own. */
 enum { SHMD_LISTENER_WAITING = 64 };    /* connections that have not said Hello yet */
 typedef struct shmd_listener {
-    int32_t fd;                     /* the socket; -1: none */
-    int32_t epoll;                  /* readable while accept or hello has something to do; put only this one into an epoll of your own */
-    int32_t spare;                  /* given up when there is no descriptor left to accept with */
+    int fd;                         /* the socket; -1: none */
+    int epoll;                      /* readable while accept or hello has something to do; put only this one into an epoll of your own */
+    int spare;                      /* given up when there is no descriptor left to accept with */
     uint32_t uid;                   /* of this driver: the share of other users is limited */
     uint64_t device;                /* of the socket's name, */
     uint64_t inode;                 /* as shmd_listener_check compares it */
@@ -713,9 +715,9 @@ typedef struct shmd_listener {
 
 /* Who has connected, as the kernel says. */
 typedef struct shmd_peer {
-    int32_t fd;                     /* the connection; -1: none (any more) */
-    int32_t pidfd;                  /* -1: none, pidfd_error says why, and that proves nothing */
-    int32_t pidfd_error;            /* errno: EMFILE, EPERM, ENOSYS, ENODATA, ...; ESRCH: the process has ended */
+    int fd;                         /* the connection; -1: none (any more) */
+    int pidfd;                      /* -1: none, pidfd_error says why, and that proves nothing */
+    int pidfd_error;                /* errno: EMFILE, EPERM, ENOSYS, ENODATA, ...; ESRCH: the process has ended */
     uint32_t is_of_peer;            /* 1: the pidfd is the kernel's of this connection; 0: it was opened by number, and the start time compared */
     uint32_t uid;
     uint32_t gid;
@@ -755,11 +757,12 @@ typedef struct shmd_found {         /* an authority in /dev/shm */
 } shmd_found_t;
 
 enum { SHMD_CHECK_CONFIRMED = 1, SHMD_CHECK_UNCONFIRMED = 2, SHMD_CHECK_CLIENT_STALLED = 3,
-       SHMD_CHECK_CLIENT_RECOVERED = 4, SHMD_CHECK_CLIENT_EXPIRED = 5 };
+       SHMD_CHECK_CLIENT_RECOVERED = 4, SHMD_CHECK_CLIENT_EXPIRED = 5, SHMD_CHECK_DETACHED = 6, SHMD_CHECK_ABORTED = 7,
+       SHMD_CHECK_REQUESTS = 8 };
 
 typedef struct shmd_check {         /* one finding of shmd_lease_check */
     uint32_t what;                  /* SHMD_CHECK_* */
-    uint32_t index;                 /* of the lease record (CONFIRMED, UNCONFIRMED) or client record */
+    uint32_t index;                 /* of the lease record (CONFIRMED, UNCONFIRMED, DETACHED, ABORTED) or client record */
     uint64_t silent_ns;
 } shmd_check_t;
 
@@ -816,6 +819,39 @@ typedef struct shmd_mapping shmd_mapping;
 typedef struct shmd_watch shmd_watch;
 typedef struct shmd_event_writer shmd_event_writer;
 typedef struct shmd_control_reader shmd_control_reader;
+typedef struct shmd_sleeper shmd_sleeper;
+
+typedef struct shmd_client_ring_reader { /* the driver's: how far it has read one client's requests */
+    const shmd_client_control_t *control;
+    uint64_t *published;            /* the cursor in the client's record */
+    uint64_t cursor;
+    uint64_t client_id;
+    uint64_t nonce;
+    uint32_t who;
+    uint32_t is_polled;             /* 1: poll found a request at the cursor */
+} shmd_client_ring_reader_t;
+
+/* What a descriptor is, and so what its readiness means. */
+enum {
+    SHMD_SLEEPER_WAKE = 0,          /* not a descriptor of the caller's: shmd_sleeper_wake was called */
+    SHMD_SLEEPER_READ = 1,      /* a listener, a connection before its Hello: the caller reads, or it is told again */
+    SHMD_SLEEPER_DOORBELL = 2,  /* a client's connection: its bytes only wake, and are read here, at most `budget` messages until ... */
+    SHMD_SLEEPER_SIGNAL = 3,    /* the end of a socket pair into which signal handlers write: its bytes are read here */
+    SHMD_SLEEPER_DEATH = 4      /* a pidfd: told once */
+};
+
+/* shmd_wakeup.what */
+enum {
+    SHMD_WOKEN_READABLE = 1,    /* of SHMD_SLEEPER_DOORBELL: it has rung */
+    SHMD_WOKEN_ENDED = 2,       /* the other side is closed, or the socket failed: no longer watched. A hint to look, no proof */
+    SHMD_WOKEN_DISARMED = 4     /* its budget is used up: not watched until shmd_sleeper_arm */
+};
+
+typedef struct shmd_wakeup {
+    uint64_t key;               /* the caller's */
+    uint32_t kind;              /* SHMD_SLEEPER_* */
+    uint32_t what;              /* SHMD_WOKEN_* */
+} shmd_wakeup_t;
 
 typedef struct shmd_epoch_watch {   /* the driver's memory of one epoch, and where it looks */
     const shmd_epoch_hot_t *hot;
@@ -1125,6 +1161,49 @@ void shmd_control_mend(shmd_control_reader *reader);              /* after the s
 void shmd_control_ring(shmd_control_t *control);                  /* rings the doorbell: whoever sleeps on it, or is about to, wakes */
 int shmd_request_check(const shmd_request_t *request);            /* 0, SHMD_E_INVALID (text), SHMD_E_LAYOUT: enums, ranges, names, UTF-8 */
 int shmd_name_check(const char *name);                            /* 0 or SHMD_E_INVALID with a text; name: up to SHMD_NAME_BYTES */
+
+/* The control segment of one client: made by the driver, mapped writable by its client, read-only by the driver. */
+uint64_t shmd_client_ring_footprint(void);
+int shmd_client_ring_init(void *base, uint64_t bytes, uint64_t client_id, uint64_t boot_id, uint64_t now_ns);
+    /* All but the magic. The driver stores 0 in the client's cursor as well. 0, SHMD_E_INVALID */
+int shmd_client_ring_check(const void *base, uint64_t bytes, uint64_t client_id, uint64_t boot_id);
+    /* Whether this is that client's segment, of this layout; boot_id 0: any. SHMD_E_LAYOUT with a text. Nothing in the segment is an
+       offset or a size, so nothing of it has to be kept. */
+void shmd_client_ring_reader_init(shmd_client_ring_reader_t *reader, const shmd_client_control_t *control, uint64_t *cursor,
+                                  uint64_t client_id, uint32_t client_index, uint64_t nonce);
+    /* Goes on at *cursor, which a new driver finds as its predecessor left it. */
+int shmd_client_ring_poll(shmd_client_ring_reader_t *reader, shmd_request_t *out);
+    /* 1: the next request, a private copy that is whole and of this client; the same again until shmd_client_ring_advance.
+       0: none. SHMD_E_CORRUPT with a text: bad bytes, or a tail that is impossible. Only this client can have written them. */
+void shmd_client_ring_advance(shmd_client_ring_reader_t *reader);
+    /* Past what poll found, good or bad. Does nothing where poll found no request: an impossible tail stays. */
+int shmd_client_ring_rests(const shmd_client_ring_reader_t *reader); /* 1: a poll would return 0 */
+int shmd_client_ring_look(const shmd_client_control_t *control, uint32_t entry, uint64_t lease_id);
+    /* SHMD_ENTRY_*: what the client says of this lease; a detach counts more than a confirmation. SHMD_E_CORRUPT: no detach has
+       that low byte. SHMD_E_INVALID: there is no such entry. */
+
+/* Where the driver sleeps: one epoll set of all that may wake it. One thread, the driver's, calls all of these but shmd_sleeper_wake.
+   In a forked child each returns SHMD_E_FORKED and does nothing, because the epoll set and the eventfd are the parent's. */
+shmd_sleeper *shmd_sleeper_new(uint32_t budget); /* of doorbells for each client between two calls of shmd_sleeper_arm. NULL with a text */
+void shmd_sleeper_free(shmd_sleeper *sleeper);   /* closes its own two descriptors; those that were added stay the caller's */
+void shmd_sleeper_close_in_child(shmd_sleeper *sleeper);
+    /* For a handler that runs in each forked child: closes the child's copies of its own two descriptors, and takes nothing out
+       of the set, which is the parent's. Does nothing in the parent. */
+int shmd_sleeper_add(shmd_sleeper *sleeper, int fd, uint32_t kind, uint64_t key);
+    /* Also of one that is watched: its kind and key change, its budget is new. 0, SHMD_E_INVALID, SHMD_E_NO_MEMORY, SHMD_E_SYSTEM */
+int shmd_sleeper_remove(shmd_sleeper *sleeper, int fd);
+    /* Before the caller closes it. While a child has a copy, the kernel goes on watching a descriptor that was only closed. */
+int shmd_sleeper_disarm(shmd_sleeper *sleeper, int fd); /* not watched until shmd_sleeper_arm: a listener whose accepts are used up */
+int shmd_sleeper_arm(shmd_sleeper *sleeper);
+    /* At each tick that time brings, not after each wake-up: watches again what was disarmed, with a new budget for all. What
+       came meanwhile is told by the next wait. */
+int shmd_sleeper_wait(shmd_sleeper *sleeper, shmd_rest_t *rest, uint64_t now_ns, uint64_t until_ns, shmd_wakeup_t *out, uint32_t limit);
+    /* Sleeps until something is ready, and says what, at most `limit` of it (the next call says the rest). 0: until_ns has come
+       (UINT64_MAX: never), or a signal, or a tick is due. With `rest`, what a lease check would look at is looked at whenever
+       that is due (shmd_driver_rests), and only a look that finds something ends the sleep. As long as a descriptor is
+       disarmed, the tick that arms it again comes in place of that look. SHMD_E_SYSTEM */
+void shmd_sleeper_wake(const shmd_sleeper *sleeper);
+    /* From any thread and any signal handler: ends the present wait, or the next one */
 
 int shmd_control_rests(const shmd_control_reader *reader);        /* 1: no request, no claim, no slot that is set aside */
 int shmd_lease_unconfirmed(const shmd_authority_t *authority);    /* 1: some lease waits for its client's confirmation */

@@ -75,7 +75,8 @@ AT(shmd_lease_record_t, slow_consumer, 136);
 AT(shmd_lease_record_t, min_consumers, 140);
 AT(shmd_lease_record_t, index, 144);
 AT(shmd_lease_record_t, shards, 148);
-AT(shmd_lease_record_t, pad, 152);
+AT(shmd_lease_record_t, entry, 152);
+AT(shmd_lease_record_t, pad, 156);
 
 SIZE(shmd_epoch_hot_t, 128);
 AT(shmd_epoch_hot_t, state, 0);

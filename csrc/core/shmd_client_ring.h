@@ -7,17 +7,6 @@
 
 #include <pthread.h>
 
-/* ---- the segment: made by the driver, mapped writable by its client, read-only by the driver ---- */
-
-uint64_t shmd_client_ring_footprint(void);
-int shmd_client_ring_init(void *base, uint64_t bytes, uint64_t client_id, uint64_t boot_id, uint64_t now_ns);
-    /* All but the magic. The driver stores 0 in the client's cursor as well. 0, SHMD_E_INVALID */
-int shmd_client_ring_check(const void *base, uint64_t bytes, uint64_t client_id, uint64_t boot_id);
-    /* Whether this is that client's segment, of this layout; boot_id 0: any. SHMD_E_LAYOUT with a text. Nothing in the segment is an
-       offset or a size, so nothing of it has to be kept. */
-
-/* ---- the client ---- */
-
 typedef struct shmd_client_ring {   /* private memory of the client */
     shmd_client_control_t *control;
     const uint64_t *cursor;         /* the driver's, in the client's record */
@@ -45,30 +34,5 @@ int shmd_doorbell_ring(int connection);
     /* After the calls above: wakes the driver by one byte; never waits. 0, also when the socket is full: then the driver has
        yet to read, and looks afterwards. SHMD_E_DRIVER_UNAVAILABLE: the connection is over; a successor finds what was
        written. SHMD_E_SYSTEM. The caller sees to it that no thread closes the descriptor meanwhile. */
-
-/* ---- the driver ---- */
-
-typedef struct shmd_client_ring_reader { /* private memory of the driver */
-    const shmd_client_control_t *control;
-    uint64_t *published;            /* the cursor in the client's record */
-    uint64_t cursor;
-    uint64_t client_id;
-    uint64_t nonce;
-    uint32_t who;
-    uint32_t is_polled;             /* 1: poll found a request at the cursor */
-} shmd_client_ring_reader_t;
-
-void shmd_client_ring_reader_init(shmd_client_ring_reader_t *reader, const shmd_client_control_t *control, uint64_t *cursor,
-                                  uint64_t client_id, uint32_t client_index, uint64_t nonce);
-    /* Goes on at *cursor, which a new driver finds as its predecessor left it. */
-int shmd_client_ring_poll(shmd_client_ring_reader_t *reader, shmd_request_t *out);
-    /* 1: the next request, a private copy that is whole and of this client; the same again until shmd_client_ring_advance.
-       0: none. SHMD_E_CORRUPT with a text: bad bytes, or a tail that is impossible. Only this client can have written them. */
-void shmd_client_ring_advance(shmd_client_ring_reader_t *reader);
-    /* Past what poll found, good or bad. Does nothing where poll found no request: an impossible tail stays. */
-int shmd_client_ring_rests(const shmd_client_ring_reader_t *reader); /* 1: a poll would return 0 */
-int shmd_client_ring_look(const shmd_client_control_t *control, uint32_t entry, uint64_t lease_id);
-    /* SHMD_ENTRY_*: what the client says of this lease; a detach counts more than a confirmation. SHMD_E_CORRUPT: no detach has
-       that low byte. SHMD_E_INVALID: there is no such entry. */
 
 #endif

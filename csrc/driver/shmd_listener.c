@@ -20,7 +20,7 @@
 
 static shmd_peer_t *waiting_of(const shmd_listener_t *listener) { return listener->waiting; }
 
-static void close_one(int32_t *fd)
+static void close_one(int *fd)
 {
     if (*fd >= 0)
         (void)close(*fd);

@@ -11,8 +11,6 @@
  * A descriptor's generation goes into the kernel's set with its number, so an event of a descriptor that was closed is not
  * taken for one of another that has the same number now.
  */
-#include "shmd_sleeper.h"
-
 #include "../shmd_internal.h"
 
 #include <limits.h>

@@ -8,7 +8,6 @@
 #include <sys/wait.h>
 
 #include "core/shmd_client_ring.h"
-#include "driver/shmd_sleeper.h"
 #include "rig.h"
 
 #include <sys/syscall.h>
