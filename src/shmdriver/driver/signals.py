@@ -8,14 +8,16 @@ begins. Unblocking also undoes a mask that the parent process left behind. This 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shmdriver.driver.driver import Driver
+    from shmdriver.driver.sleeper import Sleeper
 
-__all__ = ["hold_signals", "obey_signals", "release_signals"]
+__all__ = ["hold_signals", "obey_signals", "release_signals", "signals_end_sleep"]
 
 HANDLED = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP))
 
@@ -48,3 +50,26 @@ def obey_signals(driver: Driver, show_config: Callable[[], None]) -> None:
     signal.signal(signal.SIGUSR1, hand_over)
     signal.signal(signal.SIGHUP, lambda _number, _frame: show_config())
     release_signals()
+
+
+@contextmanager
+def signals_end_sleep(sleeper: Sleeper) -> Iterator[None]:
+    """Every signal that Python handles ends the driver's sleep meanwhile. In the main thread.
+
+    A signal that comes right before the driver falls asleep only leaves a mark for the interpreter, which
+    looks when the sleep is over. The byte that it writes here ends the sleep.
+    """
+    import socket
+
+    from shmdriver._native import lib
+
+    with ExitStack() as undo:
+        heard, told = socket.socketpair()
+        for end in (heard, told):
+            undo.callback(end.close)
+            end.setblocking(False)
+        sleeper.add(heard.fileno(), lib.SHMD_SLEEPER_SIGNAL)
+        undo.callback(sleeper.remove, heard.fileno())
+        before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        undo.callback(signal.set_wakeup_fd, before)
+        yield
