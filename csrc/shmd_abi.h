@@ -864,11 +864,8 @@ typedef struct shmd_epoch_watch {   /* the driver's memory of one epoch, and whe
     uint64_t left[64];              /* each wired gate's left mark, once it is sealed, as the driver last acted on it */
 } shmd_epoch_watch_t;
 
-typedef struct shmd_rest {          /* what shmd_driver_sleep looks at; all of it the driver's own memory or mappings */
+typedef struct shmd_rest {          /* what shmd_driver_rests looks at; all of it the driver's own memory or mappings */
     shmd_authority_t *authority;
-    const shmd_control_t *control;
-    const shmd_control_t *control_head; /* what its header and constants have to be */
-    const shmd_control_reader *reader;
     shmd_client_watch_t *clients;   /* one a client record */
     shmd_epoch_watch_t **epochs;    /* open ones that have consumers, sealed ones */
     uint64_t epoch_count;
@@ -879,8 +876,7 @@ typedef struct shmd_rest {          /* what shmd_driver_sleep looks at; all of i
     uint64_t check_due_ns;          /* when the next look is due */
     uint64_t looked_ns;             /* time of the last one, or of the last tick */
     uint64_t gates_ns;              /* when gates were last looked at */
-    uint32_t stirred;               /* W:other threads, signal handlers; 1: a tick is wanted */
-    uint32_t bus_errors;            /* shmd_bus_errors() at the last tick: one more ends the rest */
+    uint64_t bus_errors;            /* shmd_bus_errors() at the last tick: one more ends the rest */
 } shmd_rest_t;
 
 typedef struct shmd_producer_info {
@@ -1210,11 +1206,10 @@ int shmd_lease_unconfirmed(const shmd_authority_t *authority);    /* 1: some lea
 int shmd_driver_rests(shmd_rest_t *rest, uint64_t now_ns);
     /* 1: a lease check at now_ns would find nothing. Then clients have been renewed and gates noted as a check does, the
        driver's heartbeat stored, an idle check counted, the next look set. 0: a tick is due, and finds all by itself. */
-int shmd_driver_sleep(shmd_rest_t *rest, uint32_t rings, uint64_t now_ns, uint64_t until_ns);
-    /* Sleeps on the doorbell until until_ns, looking as shmd_driver_rests does whenever a lease check is due. 1: nothing has
-       happened for a second, call again (signal handlers run in between); 0: somebody rang, something is due. */
-int64_t shmd_lease_check(shmd_authority_t *authority, const shmd_control_t *control, shmd_client_watch_t *watches,
-                         uint64_t now_ns, uint64_t stalled_ns, uint64_t timeout_ns, shmd_check_t *out, uint64_t limit);
+int64_t shmd_lease_check(shmd_authority_t *authority, shmd_client_watch_t *watches, uint64_t now_ns, uint64_t stalled_ns,
+                         uint64_t timeout_ns, shmd_check_t *out, uint64_t limit);
+    /* How many findings. Each live client: its beats, and whether its ring has something to read or an impossible tail. Each live
+       lease: what its client says of it. */
 
 uint64_t shmd_epoch_join(shmd_epoch_hot_t *hot, const shmd_data_t *data, shmd_gates_t *gates, const shmd_geometry_t *geometry,
                          uint32_t gate, int reliable, int may_sleep, uint64_t lease_id, int oldest, uint64_t peers, uint64_t *cursor);

@@ -447,5 +447,6 @@ static inline int shmd_consumer_is_protected(const shmd_consumer *c) /* its gate
     return c->gated_from != UINT64_MAX && c->position >= c->gated_from;
 }
 uint64_t shmd_deadline(uint64_t timeout_ns);        /* saturating now + timeout */
+int shmd_client_unread(const shmd_client_record_t *client, const shmd_client_watch_t *watch); /* 1: its ring has requests, or an impossible tail */
 
 #endif

@@ -13,17 +13,26 @@ static void found(findings_t *f, uint32_t what, uint32_t index, uint64_t silent_
         f->out[f->count++] = (shmd_check_t){.what = what, .index = index, .silent_ns = silent_ns};
 }
 
-/* NULL: the authority was truncated in the middle of the check. */
-static void check_client(shmd_client_record_t *client, const shmd_heartbeat_t *line, shmd_client_watch_t *watch, uint64_t now_ns,
-                         uint64_t stalled_ns, uint64_t timeout_ns, findings_t *findings)
+int shmd_client_unread(const shmd_client_record_t *client, const shmd_client_watch_t *watch)
 {
+    return watch->control != NULL && shmd_load_relaxed(&watch->control->tail) != client->control_cursor; /* plain, as the word below */
+}
+
+/* The client's segment is its own: what stands there besides its beat and its notes harms nobody else, and is the ring's reader's business. */
+static void check_client(shmd_client_record_t *client, shmd_client_watch_t *watch, uint64_t now_ns, uint64_t stalled_ns, uint64_t timeout_ns,
+                         findings_t *findings)
+{
+    /* NULL: the authority was truncated in the middle of the check. */
     uint32_t state = client == NULL ? SHMD_CLIENT_FREE : (uint32_t)(client->word & 0xff); /* plain: only ever written by this process */
     if (state != SHMD_CLIENT_ALIVE && state != SHMD_CLIENT_STALLED) {
         watch->client_id = 0;
         return;
     }
-    uint64_t beat = shmd_load_acquire(&line->beat); /* L1: pairs with the heartbeat thread's release store */
-    if (watch->client_id != client->client_id) {    /* a new client, or a new driver: it starts afresh */
+    if (shmd_client_unread(client, watch))
+        found(findings, SHMD_CHECK_REQUESTS, client->index, 0);
+    /* L1: pairs with the heartbeat thread's release store */
+    uint64_t beat = watch->control == NULL ? watch->beat : shmd_load_acquire(&watch->control->heartbeat.beat);
+    if (watch->client_id != client->client_id) { /* a new client, or a new driver: it starts afresh */
         watch->client_id = client->client_id;
         watch->beat = beat;
         watch->seen_ns = now_ns;
@@ -42,24 +51,32 @@ static void check_client(shmd_client_record_t *client, const shmd_heartbeat_t *l
         found(findings, SHMD_CHECK_CLIENT_STALLED, client->index, silent_ns);
 }
 
-int64_t shmd_lease_check(shmd_authority_t *authority, const shmd_control_t *control, shmd_client_watch_t *watches, uint64_t now_ns,
-                         uint64_t stalled_ns, uint64_t timeout_ns, shmd_check_t *out, uint64_t limit)
+static void check_lease(const shmd_lease_record_t *lease, uint32_t index, const shmd_client_control_t *control, uint64_t now_ns, findings_t *findings)
+{
+    uint32_t state = (uint32_t)(lease->word & 0xff);
+    if (state != SHMD_LEASE_ATTACHED && state != SHMD_LEASE_ACTIVE && state != SHMD_LEASE_STALLED)
+        return;
+    int said = control == NULL ? SHMD_ENTRY_NONE : shmd_client_ring_look(control, lease->entry, lease->lease_id); /* L2, Q4 */
+    if (said == SHMD_ENTRY_DETACHED || said == SHMD_ENTRY_ABORTED)
+        found(findings, said == SHMD_ENTRY_DETACHED ? SHMD_CHECK_DETACHED : SHMD_CHECK_ABORTED, index, 0);
+    else if (state == SHMD_LEASE_ATTACHED && said == SHMD_ENTRY_CONFIRMED)
+        found(findings, SHMD_CHECK_CONFIRMED, index, 0);
+    else if (state == SHMD_LEASE_ATTACHED && now_ns >= lease->deadline_ns)
+        found(findings, SHMD_CHECK_UNCONFIRMED, index, now_ns - lease->deadline_ns);
+}
+
+int64_t shmd_lease_check(shmd_authority_t *authority, shmd_client_watch_t *watches, uint64_t now_ns, uint64_t stalled_ns, uint64_t timeout_ns,
+                         shmd_check_t *out, uint64_t limit)
 {
     findings_t findings = {.out = out, .limit = limit, .count = 0};
     uint32_t client_max = authority->client_max;
     uint32_t lease_max = authority->lease_max;
     for (uint32_t i = 0; i < client_max; i++)
-        check_client(shmd_authority_client(authority, i), shmd_control_heartbeat(control, client_max, lease_max, i), &watches[i], now_ns,
-                     stalled_ns, timeout_ns, &findings);
+        check_client(shmd_authority_client(authority, i), &watches[i], now_ns, stalled_ns, timeout_ns, &findings);
     for (uint32_t i = 0; i < lease_max; i++) {
         const shmd_lease_record_t *lease = shmd_authority_lease(authority, i);
-        if (lease == NULL || (lease->word & 0xff) != SHMD_LEASE_ATTACHED)
-            continue;
-        /* L2: pairs with the client's release store after it has mapped the stream */
-        if (shmd_load_acquire(&shmd_control_lease_line(control, client_max, lease_max, i)->confirmed) == lease->lease_id)
-            found(&findings, SHMD_CHECK_CONFIRMED, i, 0);
-        else if (now_ns >= lease->deadline_ns)
-            found(&findings, SHMD_CHECK_UNCONFIRMED, i, now_ns - lease->deadline_ns);
+        if (lease != NULL && lease->client_index < client_max)
+            check_lease(lease, i, watches[lease->client_index].control, now_ns, &findings);
     }
     return (int64_t)findings.count;
 }

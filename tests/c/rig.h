@@ -52,6 +52,16 @@ static inline void rig_authority(rig_t *rig)
     shmd_notifier_init(&rig->client.notifier);
 }
 
+/* A client's control segment, in plain memory. */
+static inline shmd_client_control_t *rig_control(uint64_t client_id)
+{
+    uint64_t bytes = shmd_client_ring_footprint();
+    shmd_client_control_t *control = test_memory(bytes);
+    CHECK_EQ(shmd_client_ring_init(control, bytes, client_id, 99, 1), SHMD_OK);
+    shmd_segment_complete(control);
+    return control;
+}
+
 static char rig_names[512][SHMD_SEGMENT_NAME_BYTES]; /* of this process, to be unlinked whatever happens */
 
 static inline void rig_unlink(void)

@@ -11,14 +11,13 @@ typedef struct rest_rig {
     shmd_client_watch_t watches[8];
     shmd_epoch_watch_t watch;
     shmd_epoch_watch_t *list[1];
-    shmd_control_t head;
+    shmd_client_control_t *control;
     shmd_rest_t rest;
 } rest_rig_t;
 
 static void beat(rest_rig_t *k)
 {
-    shmd_heartbeat_t *line = shmd_control_heartbeat(k->rig.control, 8, 16, 1);
-    shmd_word_store(&line->beat, line->beat + 1);
+    shmd_word_store(&k->control->heartbeat.beat, k->control->heartbeat.beat + 1);
 }
 
 static void start(rest_rig_t *k)
@@ -27,17 +26,15 @@ static void start(rest_rig_t *k)
     rig_start(&k->rig, 64, 64, 0, 0);
     k->producer = rig_producer(&k->rig);
     k->consumer = rig_consumer(&k->rig, 3, SHMD_DELIVERY_RELIABLE, SHMD_WAIT_SPIN, 0, 0);
-    memcpy(&k->head, k->rig.control, sizeof k->head);
+    k->control = rig_control(11);
     k->watch = (shmd_epoch_watch_t){.hot = k->rig.hot, .data = k->rig.data, .gates = k->rig.gates, .slots = 64, .gate_count = RIG_GATES};
     k->list[0] = &k->watch;
     shmd_client_record_t *client = shmd_authority_client(k->rig.authority, 1);
     client->client_id = 11;
     shmd_word_store(&client->word, 0x200 | SHMD_CLIENT_ALIVE);
-    k->watches[1] = (shmd_client_watch_t){.client_id = 11, .seen_ns = 0};
+    client->connected = 1;
+    k->watches[1] = (shmd_client_watch_t){.client_id = 11, .control = k->control};
     k->rest = (shmd_rest_t){.authority = k->rig.authority,
-                            .control = k->rig.control,
-                            .control_head = &k->head,
-                            .reader = shmd_control_reader_new(k->rig.control, shmd_control_footprint(8, 16), k->rig.authority),
                             .clients = k->watches,
                             .epochs = k->list,
                             .epoch_count = 1,
@@ -45,13 +42,12 @@ static void start(rest_rig_t *k)
                             .gap_ns = GAP_NS,
                             .check_interval_ns = CHECK_NS,
                             .check_due_ns = CHECK_NS};
-    CHECK(k->rest.reader != NULL);
     beat(k);
 }
 
 static void stop(rest_rig_t *k)
 {
-    shmd_control_reader_free((shmd_control_reader *)(uintptr_t)k->rest.reader);
+    free(k->control);
     rig_consumer_free(k->consumer);
     rig_producer_free(k->producer);
     rig_stop(&k->rig);
@@ -153,51 +149,25 @@ static void test_an_epoch_that_somebody_left_or_that_is_being_sealed_ends_the_re
     stop(&k);
 }
 
-static void test_a_spoilt_header_ends_the_rest(void)
+static void test_what_a_client_asks_and_a_client_that_cannot_ring_end_the_rest(void)
 {
     rest_rig_t k;
     start(&k);
+    shmd_client_record_t *client = shmd_authority_client(k.rig.authority, 1);
     CHECK_EQ(shmd_driver_rests(&k.rest, 1), 1);
-    k.rig.control->lease_lines_offset++;
+    shmd_word_store(&k.control->tail, 1);
     CHECK_EQ(shmd_driver_rests(&k.rest, 2), 0);
-    stop(&k);
-}
-
-static void test_claims_requests_and_slots_set_aside_end_the_rest(void)
-{
-    rest_rig_t k;
-    start(&k);
-    uint64_t free_turn = shmd_turn(0, 0, SHMD_TURN_FREE);
-    for (uint64_t at = 0; at < SHMD_CONTROL_SLOTS; at += SHMD_CONTROL_SLOTS - 1) { /* the next one, and one far ahead */
-        uint64_t *turn = &shmd_control_slot(k.rig.control, at)->turn;
-        shmd_word_store(turn, shmd_turn(0, 2, SHMD_TURN_CLAIMED));
-        CHECK_EQ(shmd_driver_rests(&k.rest, 1), 0);
-        shmd_word_store(turn, shmd_turn(0, 2, SHMD_TURN_COMMITTED));
-        CHECK_EQ(shmd_driver_rests(&k.rest, 1), 0);
-        shmd_word_store(turn, free_turn);
-        CHECK_EQ(shmd_driver_rests(&k.rest, 1), 1);
-    }
-    shmd_control_reader *reader = (shmd_control_reader *)(uintptr_t)k.rest.reader;
-    shmd_word_store(&shmd_control_slot(k.rig.control, 0)->turn, shmd_turn(0, 2, SHMD_TURN_CLAIMED));
-    CHECK_EQ(shmd_control_skip(reader, 0), 1);
-    CHECK_EQ(shmd_driver_rests(&k.rest, 2), 0);
-    stop(&k);
-}
-
-static void test_sleep_ends_when_stirred_rung_or_due(void)
-{
-    rest_rig_t k;
-    start(&k);
-    uint64_t hour_ns = 3600000000000u;
-    k.rest.check_due_ns = k.rest.gap_ns = hour_ns;
-    CHECK_EQ(shmd_driver_sleep(&k.rest, 0, 1, 1), 0);
-    CHECK_EQ(shmd_driver_sleep(&k.rest, 1, 1, hour_ns), 0); /* the doorbell says 0: somebody rang meanwhile */
-    k.rest.stirred = 1;
-    CHECK_EQ(shmd_driver_sleep(&k.rest, 0, 1, hour_ns), 0);
-    k.rest.stirred = 0;
-    k.rest.check_due_ns = 1;
-    shmd_word_store(&shmd_authority_client(k.rig.authority, 1)->word, 0x200 | SHMD_CLIENT_STALLED);
-    CHECK_EQ(shmd_driver_sleep(&k.rest, 0, 1, hour_ns), 0); /* a check is due, and would find something */
+    client->control_cursor = 1; /* it was served */
+    CHECK_EQ(shmd_driver_rests(&k.rest, 3), 1);
+    shmd_word_store(&k.control->tail, 0); /* impossible */
+    CHECK_EQ(shmd_driver_rests(&k.rest, 4), 0);
+    shmd_word_store(&k.control->tail, 1);
+    client->connected = 0;
+    CHECK_EQ(shmd_driver_rests(&k.rest, 5), 0);
+    client->connected = 1;
+    CHECK_EQ(shmd_driver_rests(&k.rest, 6), 1);
+    k.watches[1].control = NULL;
+    CHECK_EQ(shmd_driver_rests(&k.rest, 7), 0);
     stop(&k);
 }
 
@@ -209,8 +179,6 @@ int main(void)
     RUN(test_a_gate_that_is_impossible_ends_the_rest);
     RUN(test_who_holds_an_evicting_producer_back_ends_the_rest);
     RUN(test_an_epoch_that_somebody_left_or_that_is_being_sealed_ends_the_rest);
-    RUN(test_a_spoilt_header_ends_the_rest);
-    RUN(test_claims_requests_and_slots_set_aside_end_the_rest);
-    RUN(test_sleep_ends_when_stirred_rung_or_due);
+    RUN(test_what_a_client_asks_and_a_client_that_cannot_ring_end_the_rest);
     return test_report();
 }

@@ -529,7 +529,7 @@ static void test_a_descriptor_that_was_only_closed_is_told_as_an_error(void)
 typedef struct idle {
     rig_t rig;
     shmd_client_watch_t watches[8];
-    shmd_control_t head;
+    shmd_client_control_t *control;
     shmd_rest_t rest;
     shmd_sleeper *sleeper;
 } idle_t;
@@ -538,13 +538,13 @@ static void idle_start(idle_t *k, uint64_t stalled_ns)
 {
     memset(k, 0, sizeof *k);
     rig_authority(&k->rig);
-    memcpy(&k->head, k->rig.control, sizeof k->head);
+    k->control = rig_control(11);
     shmd_client_record_t *client = shmd_authority_client(k->rig.authority, 1);
     client->client_id = 11;
     shmd_word_store(&client->word, 0x200 | SHMD_CLIENT_ALIVE);
-    k->watches[1] = (shmd_client_watch_t){.client_id = 11};
-    k->rest = (shmd_rest_t){.authority = k->rig.authority, .control = k->rig.control, .control_head = &k->head,
-                            .reader = shmd_control_reader_new(k->rig.control, shmd_control_footprint(8, 16), k->rig.authority),
+    client->connected = 1;
+    k->watches[1] = (shmd_client_watch_t){.client_id = 11, .control = k->control};
+    k->rest = (shmd_rest_t){.authority = k->rig.authority,
                             .clients = k->watches, .stalled_ns = stalled_ns, .gap_ns = UINT64_MAX, .check_interval_ns = 1000000,
                             .check_due_ns = 1000000, .bus_errors = shmd_bus_errors()};
     k->sleeper = new_sleeper(1);
@@ -553,7 +553,7 @@ static void idle_start(idle_t *k, uint64_t stalled_ns)
 static void idle_stop(idle_t *k)
 {
     shmd_sleeper_free(k->sleeper);
-    shmd_control_reader_free((shmd_control_reader *)(uintptr_t)k->rest.reader);
+    free(k->control);
     free(k->rig.authority);
     free(k->rig.control);
 }
