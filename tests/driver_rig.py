@@ -1,6 +1,6 @@
 """A driver under a fake clock, and clients made by hand: what the driver's tests stand on.
 
-The requester connects by the driver's own socket, and writes the bytes of its Hello and of the control ring
+The requester connects by the driver's own socket, and writes the bytes of its Hello and of its control segment
 itself, so that a test can also write wrong ones.
 """
 
@@ -72,22 +72,12 @@ def hash_of(data: bytes, seed: int = 0) -> int:
 
 
 class View:
-    """The segments of an instance as a client or a tool maps them; outlives drivers."""
+    """The authority of an instance as a client or a tool maps it; outlives drivers."""
 
     def __init__(self, instance: str) -> None:
         self._instance = instance
-        self._maps = []
-        for kind, ctype, writable in (
-            ("authority", "shmd_authority_t *", False),
-            ("control", "shmd_control_t *", True),
-        ):
-            fd, size = open_segment(segment_name(path_of(instance, kind)), writable=writable)
-            mapped = SegmentMap.of(fd, size, writable=writable)
-            os.close(fd)
-            self._maps.append(mapped)
-            setattr(self, ctype.split("_")[1], mapped.view(ctype))
-        self.authority: Any
-        self.control: Any
+        self._maps: list[SegmentMap] = []
+        self.authority = self._map(writable=False)
         self._cursor = ffi.new("uint64_t *", self.authority.event_head)
 
     def close(self) -> None:
@@ -96,8 +86,11 @@ class View:
 
     def writable_authority(self) -> Any:
         """The authority as a driver maps it, to put into it what another driver would have."""
-        fd, size = open_segment(segment_name(path_of(self._instance, "authority")), writable=True)
-        mapped = SegmentMap.of(fd, size, writable=True)
+        return self._map(writable=True)
+
+    def _map(self, *, writable: bool) -> Any:
+        fd, size = open_segment(segment_name(path_of(self._instance, "authority")), writable=writable)
+        mapped = SegmentMap.of(fd, size, writable=writable)
         os.close(fd)
         self._maps.append(mapped)
         return mapped.view("shmd_authority_t *")
@@ -112,31 +105,6 @@ class View:
                 values[text] = ffi.string(values[text]).decode()
             found.append(SimpleNamespace(**values))
         return found
-
-    def slot(self, position: int) -> Any:
-        base = ffi.cast("unsigned char *", self.control) + ffi.sizeof("shmd_control_t")
-        return ffi.cast("shmd_control_slot_t *", base) + position % lib.SHMD_CONTROL_SLOTS
-
-    def claim(self, who: int) -> int:
-        """Claims the next control slot as that claimer; its position."""
-        position = int(self.authority.control_cursor)
-        while self.slot(position).turn != turn(position, 0, lib.SHMD_TURN_FREE):
-            position += 1
-            assert position < self.authority.control_cursor + lib.SHMD_CONTROL_SLOTS, "the ring is full"
-        self.slot(position).turn = turn(position, who, lib.SHMD_TURN_CLAIMED)
-        return position
-
-    def commit(self, position: int, who: int, request: Any, nonce: int) -> None:
-        request.position = position
-        seed = hash_of(nonce.to_bytes(8, "little"), (who << 32) ^ position)
-        request.checksum = hash_of(bytes(ffi.buffer(request))[8:], seed)
-        ffi.memmove(ffi.addressof(self.slot(position), "request"), request, ffi.sizeof("shmd_request_t"))
-        self.slot(position).turn = turn(position, who, lib.SHMD_TURN_COMMITTED)
-
-
-def turn(position: int, who: int, phase: int) -> int:
-    return (position // lib.SHMD_CONTROL_SLOTS) << 32 | who << 4 | phase
-
 
 CONNECTS = """
 import socket, sys
@@ -175,6 +143,11 @@ class Visitor:
         assert self.process.stdout.readline() == b"\n", "it could not connect"
         return self._unused.pop(0)
 
+    @property
+    def can_connect(self) -> bool:
+        """Whether it lives, and has a socket left."""
+        return self.process.poll() is None and bool(self._unused)
+
     def kill(self) -> None:
         """Killed and reaped; its sockets stay open here."""
         self.process.kill()
@@ -206,6 +179,7 @@ class Requester:
         self.client_id = 0
         self.index = 0
         self.socket = new_socket()
+        self.map: SegmentMap | None = None  # its control segment
         self._beat = 0
 
     @property
@@ -244,11 +218,20 @@ class Requester:
         """Says it on a new connection; nobody ticks."""
         self.connect().send(ffi.buffer(hello))
 
+    @property
+    def control(self) -> Any:
+        """``shmd_client_control_t *``."""
+        assert self.map is not None, "it has not been welcome"
+        return self.map.view("shmd_client_control_t *")
+
     def hear(self) -> SimpleNamespace | None:
         """The welcome, with how many descriptors came with it; None: the connection was closed instead."""
         data, fds, flags, _ = socket.recv_fds(
             self.socket, ffi.sizeof("shmd_welcome_t") + 1, 8, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         )
+        if len(fds) == 2 and self.map is None:
+            self.map = SegmentMap.of(fds[1], os.fstat(fds[1]).st_size, writable=True)
+            self.rig.maps.append(self.map)
         for fd in fds:
             os.close(fd)
         if not data:
@@ -267,7 +250,13 @@ class Requester:
         assert answer is not None, "the driver closed the connection"
         if answer.code == lib.SHMD_CODE_OK:
             self.client_id, self.index = answer.client_id, answer.client_index
+            self.rig.requesters.append(self)
         return answer
+
+    def comes_back(self) -> None:
+        """Says Hello again to the driver that is there, if its process can; nobody ticks."""
+        if self.visitor is None or self.visitor.can_connect:
+            self.say(self.hello_message())
 
     def request(self, kind: int, **fields: Any) -> Any:
         raw = ffi.new("shmd_request_t *")
@@ -280,11 +269,29 @@ class Requester:
             setattr(raw, name, value)
         return raw
 
+    def put(self, raw: Any, *, checksum: int = 0) -> None:
+        """Writes it into its ring; ``checksum`` is added to the right one. Nobody is told."""
+        control = self.control
+        position = raw.position = int(control.tail)
+        cursor = int(lib.shmd_authority_client(self.rig.view.authority, self.index).control_cursor)
+        assert position - cursor < lib.SHMD_CLIENT_REQUESTS, "its ring is full"
+        seed = hash_of(self.nonce.to_bytes(8, "little"), (self.who << 32) ^ position)
+        raw.checksum = hash_of(bytes(ffi.buffer(raw))[8:], seed) + checksum & 2**64 - 1
+        slot = ffi.addressof(control.requests, position % lib.SHMD_CLIENT_REQUESTS)
+        ffi.memmove(slot, raw, ffi.sizeof("shmd_request_t"))
+        control.tail = position + 1
+
+    def ring(self) -> None:
+        """Rings the driver; one that is gone hears nothing."""
+        try:
+            self.socket.send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+
     def send(self, raw: Any) -> int:
-        """Puts it into the ring; the correlation id."""
-        view = self.rig.view
-        position = view.claim(self.who)
-        view.commit(position, self.who, raw, self.nonce)
+        """Asks for it; the correlation id."""
+        self.put(raw)
+        self.ring()
         return int(raw.correlation_id)
 
     def ask(self, raw: Any) -> SimpleNamespace:
@@ -326,11 +333,12 @@ class Requester:
         return answer
 
     def confirm(self, answer: SimpleNamespace) -> None:
-        view = self.rig.view
-        line = lib.shmd_control_lease_line(
-            view.control, view.authority.client_max, view.authority.lease_max, answer.lease_index
-        )
-        line.confirmed = answer.lease_id
+        self.control.leases[answer.entry].confirmed = answer.lease_id
+
+    def leave(self, answer: SimpleNamespace, how: int = lib.SHMD_ENTRY_DETACHED) -> None:
+        """Notes that it uses this lease no more, as it does when it waits for no answer."""
+        self.control.leases[answer.entry].detached = answer.lease_id << 8 | how
+        self.ring()
 
     def detach(self, answer: SimpleNamespace, *, aborted: bool = False) -> SimpleNamespace:
         return self.ask(self.detach_request(answer, flags=lib.SHMD_DETACH_ABORTED if aborted else 0))
@@ -349,11 +357,8 @@ class Requester:
         self.rig.tick()
 
     def beat(self) -> None:
-        view = self.rig.view
         self._beat += 1
-        lib.shmd_control_heartbeat(
-            view.control, view.authority.client_max, view.authority.lease_max, self.index
-        ).beat = self._beat
+        self.control.heartbeat.beat = self._beat
 
 
 class Rig:
@@ -373,6 +378,8 @@ class Rig:
         self.logged: list[str] = []
         self._seen: list[SimpleNamespace] = []
         self.sockets: list[socket.socket] = []
+        self.maps: list[SegmentMap] = []
+        self.requesters: list[Requester] = []
         self._visitors: list[Visitor] = []
         self.driver: Driver
         self.view: View
@@ -388,9 +395,12 @@ class Rig:
             config, clock=self.clock, memory=InlineMemory(), log=self.logged.append, token=self.token
         )
 
-    def start(self, **overrides: Any) -> Driver:
+    def start(self, *, alone: bool = False, **overrides: Any) -> Driver:
+        """``alone``: nobody comes back to it. Else all clients of this rig say Hello, which a tick hears."""
         self.driver = self.make_driver(**overrides)
         self.driver.start()
+        for requester in [] if alone else self.requesters:
+            requester.comes_back()
         return self.driver
 
     def crash(self) -> None:
@@ -531,7 +541,7 @@ class Rig:
         """Whatever state it is in, nothing stays."""
         for visitor in self._visitors:
             visitor.close()
-        for found in self.sockets:
+        for found in (*self.sockets, *self.maps):
             found.close()
         self.view.close()
         self.driver.close()

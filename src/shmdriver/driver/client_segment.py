@@ -32,7 +32,7 @@ class ClientSegment:
 
     def __init__(self, record: Any, mapped: SegmentMap) -> None:
         self._record, self._map = record, mapped
-        self.control = mapped.view("shmd_control_t *")
+        self.control = mapped.view("shmd_client_control_t *")
         self.reader = ffi.new("shmd_client_ring_reader_t *")
         lib.shmd_client_ring_reader_init(
             self.reader,

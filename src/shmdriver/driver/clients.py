@@ -39,7 +39,8 @@ from shmdriver.driver.identity import (
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.shm import ShmSpaceError, unlink_segment
 from shmdriver.driver.undo import UndoneOnError
-from shmdriver.errors import Code, LayoutMismatch, Reason
+from shmdriver.driver.sleeper import Sleeper
+from shmdriver.errors import Code, LayoutMismatch, Reason, ShmDriverError
 from shmdriver.liveness import Look, Verdict, pid_text
 from shmdriver.os_errors import errno_hint
 
@@ -102,7 +103,7 @@ class ClientTable:
         self._poll = select.poll()
         self._free = list(range(authority.sizes.clients - 1, -1, -1))
         self.watches = ffi.new("shmd_client_watch_t[]", authority.sizes.clients)
-        self.on_pidfd: Callable[[int], None] | None = None  # told of each new pidfd
+        self._sleeper: Sleeper | None = None  # is woken by deaths, when there is one
         self.on_gone: Callable[[Client], None] = lambda _client: None  # told who has expired, died or left
 
     def __iter__(self) -> Iterator[Client]:
@@ -121,10 +122,11 @@ class ClientTable:
         """Whether some client has to be looked at again, because no descriptor was left for its pidfd."""
         return bool(self._unproved)
 
-    @property
-    def pidfds(self) -> list[int]:
-        """Of all clients whose death can be proved."""
-        return list(self._by_pidfd)
+    def wake_at_deaths(self, sleeper: Sleeper) -> None:
+        """Each pidfd wakes that sleeper from now on, those to come, too."""
+        self._sleeper = sleeper
+        for client in self:
+            self._let_wake(client)
 
     def of_hello(self, nonce: int) -> Client | None:
         """The client that a Hello with this nonce made."""
@@ -369,6 +371,7 @@ class ClientTable:
 
     def close(self) -> None:
         """Closes the pidfds and unmaps the control segments; names and records stay."""
+        self._sleeper = None
         for client in self:
             self._forget_pidfd(client)
             if client.control is not None:
@@ -425,13 +428,21 @@ class ClientTable:
         if look.pidfd >= 0:
             self._poll.register(look.pidfd, select.POLLIN)
             self._by_pidfd[look.pidfd] = client
-            if self.on_pidfd is not None:
-                self.on_pidfd(look.pidfd)
+            self._let_wake(client)
+
+    def _let_wake(self, client: Client) -> None:
+        if self._sleeper is not None and client.pidfd >= 0:
+            try:
+                self._sleeper.add(client.pidfd, lib.SHMD_SLEEPER_DEATH, client.client_id)
+            except ShmDriverError:
+                pass  # a limit of the kernel's (fs.epoll.max_user_watches): found at a lease check
 
     def _forget_pidfd(self, client: Client) -> None:
         if client.pidfd >= 0:
             if self._by_pidfd.pop(client.pidfd, None) is not None:
                 self._poll.unregister(client.pidfd)
+            if self._sleeper is not None:
+                self._sleeper.remove(client.pidfd)
             os.close(client.pidfd)
             client.pidfd = -1
 

@@ -13,7 +13,7 @@ A Hello is noted while it is in work, as requests are (work.py), under its nonce
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from shmdriver._native import ffi, lib
@@ -22,6 +22,7 @@ from shmdriver.driver.clients import Client
 from shmdriver.driver.door import Door
 from shmdriver.driver.identity import DESCRIPTORS_EACH, RESERVED_DESCRIPTORS, descriptors_left
 from shmdriver.driver.rejection import Rejection
+from shmdriver.driver.sleeper import Woken
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.work import Work
 from shmdriver.errors import Code, LayoutMismatch, Reason
@@ -65,29 +66,28 @@ class Connections:
         self._look_for_deaths = look_for_deaths
         self._log = log
         self._fds: dict[int, int] = {}  # by client id
-        self._clients: dict[int, Client] = {}  # by connection
+        self._clients: dict[int, Client] = {}  # likewise
         self._is_failing = False  # nobody can be accepted: the next tick tries again, not at once
         tables.clients.on_gone = self._forget
 
     @property
-    def has_news(self) -> bool:
-        """Whether there is something to do for a tick now."""
-        return not self._is_failing and self._door.has_news
-
-    @property
     def is_quiet(self) -> bool:
-        """Whether nobody is at the door: neither news, nor a connection whose time for a Hello runs."""
-        return not self._door.silent and not self._door.has_news
+        """Whether nobody is at the door whom only ticks see to: whose time for a Hello runs, or who waits."""
+        return not self._is_failing and not self._door.silent
 
-    def take(self, now_ns: int) -> int:
-        """Hears whoever has come, and notices who has left; how many Hellos there were."""
-        is_called, rung = self._door.poll()
-        for fd, has_ended in rung:
-            client = self._clients[fd]
-            self._ring(client)
-            if has_ended:
-                self._forget(client)
-        if any(has_ended for _, has_ended in rung):
+    def take(self, now_ns: int, woken: Collection[Woken]) -> int:
+        """Hears whoever has come, rung or left, as the sleeper says; how many Hellos there were."""
+        is_called, has_ended = self._is_failing or self._door.silent > 0, False
+        for each in woken:
+            if each.kind == lib.SHMD_SLEEPER_READ:
+                is_called = True
+            elif each.kind == lib.SHMD_SLEEPER_DOORBELL and each.key in self._fds:
+                client = self._clients[each.key]
+                self._ring(client)
+                if each.what & lib.SHMD_WOKEN_ENDED:
+                    has_ended = True
+                    self._forget(client)
+        if has_ended:
             self._look_for_deaths(now_ns)
         return self._hear(now_ns) if is_called else 0
 
@@ -97,10 +97,6 @@ class Connections:
         if text:
             self._tables.authority.log_error(text, now_ns)
         return is_found
-
-    def fileno(self) -> int:
-        """A descriptor that is readable while there is something to do."""
-        return self._door.fileno()
 
     # -- inner
 
@@ -207,8 +203,8 @@ class Connections:
             self._door.forget(fd)
             self._look_for_deaths(now_ns)
             return
-        self._door.keep(fd)
-        self._fds[client.client_id], self._clients[fd] = fd, client
+        self._door.keep(fd, client.client_id)
+        self._fds[client.client_id], self._clients[client.client_id] = fd, client
         record.connected = 1
         self._ring(client)  # what it has asked for meanwhile
 
@@ -221,5 +217,5 @@ class Connections:
         fd = self._fds.pop(client.client_id, -1)
         if fd >= 0:
             client.record.connected = 0
-            del self._clients[fd]
+            del self._clients[client.client_id]
             self._door.forget(fd)

@@ -1,22 +1,19 @@
 """The driver's socket and its clients' connections, as the kernel has them (csrc/driver/shmd_listener.c).
 
-The C core accepts, reads Hellos and closes whoever says none. Here are the descriptors: one epoll instance
-holds the socket and all connections, so that one descriptor tells whether there is anything to do. A child
-that the driver's process forks closes its copies at once: it would keep connections open after its driver's
-death, and clients would wait at a socket at which nobody accepts. They are only closed there, because an
-epoll instance is shared with the child. Here a connection leaves it before it is closed, because it would
-stay in it as long as a child has a copy.
+The C core accepts, reads Hellos and closes whoever says none. Here are the descriptors, which the driver's
+sleeper watches. A child that the driver's process forks closes its copies at once: it would keep connections
+open after its driver's death, and clients would wait at a socket at which nobody accepts.
 """
 
 from __future__ import annotations
 
 import os
-import select
 from typing import Any
 from weakref import WeakSet
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authority import Authority
+from shmdriver.driver.sleeper import Sleeper
 from shmdriver.errors import ShmDriverError
 from shmdriver.os_errors import last_error
 
@@ -24,7 +21,6 @@ __all__ = ["NO_GROUP", "SOCKET_NAME", "Door"]
 
 NO_GROUP = 0xFFFFFFFF
 SOCKET_NAME = "socket"
-DROPS = 16  # messages of one connection that are read a tick: a byte rings, whatever it is
 
 _doors: WeakSet[Door] = WeakSet()
 
@@ -44,16 +40,15 @@ class Door:
     cannot write. Raises ShmDriverError, OSError.
     """
 
-    def __init__(self, authority: Authority, gid: int) -> None:
-        self._lock, self._gid = authority.lock, gid
-        self._connections: dict[int, bool] = {}  # whether it is in the epoll instance
+    def __init__(self, authority: Authority, gid: int, sleeper: Sleeper) -> None:
+        self._lock, self._gid, self._sleeper = authority.lock, gid, sleeper
+        self._connections: dict[int, bool] = {}  # whether it is watched
         self._authority = -1
         self._listener = _no_listener()
-        self._epoll = select.epoll()
         try:
             self._authority = os.open(f"/proc/self/fd/{authority.file.fd}", os.O_RDONLY | os.O_CLOEXEC)
             self._listen(self._listener, replace=True)
-            self._epoll.register(self._listener.epoll, select.EPOLLIN)
+            sleeper.add(self._listener.epoll, lib.SHMD_SLEEPER_READ)
             _doors.add(self)
         except BaseException:
             self.close()
@@ -65,26 +60,10 @@ class Door:
         if lib.shmd_listener_open(folder.fd, path, self._gid, int(replace), listener) != 0:
             raise ShmDriverError(f"nobody can connect to this driver: {last_error()}")
 
-    def fileno(self) -> int:
-        """Readable while somebody arrives, says something or leaves."""
-        return self._epoll.fileno()
-
-    @property
-    def has_news(self) -> bool:
-        """Whether it is readable now."""
-        return bool(self._epoll.poll(0, 1))
-
     @property
     def silent(self) -> int:
         """How many are connected that have not said Hello yet."""
         return int(self._listener.count)
-
-    def poll(self) -> tuple[bool, list[tuple[int, bool]]]:
-        """Whether somebody is at the socket; and the connections that have rung: whether they have ended."""
-        ready = {fd for fd, _ in self._epoll.poll(0)}
-        is_called = self._listener.epoll in ready or self._listener.count > 0
-        ready.discard(self._listener.epoll)
-        return is_called, [(fd, lib.shmd_listener_look(fd, DROPS) < 0) for fd in ready]
 
     def accept(self, now_ns: int, budget: int) -> int:
         """Lets in at most so many; how many. Negative: it fails, for the reason in ``last_error``."""
@@ -109,15 +88,15 @@ class Door:
         """
         return bool(lib.shmd_listener_answer(fd, welcome, self._authority, control) == 0)
 
-    def keep(self, fd: int) -> None:
-        """Notices from now on when this connection ends."""
-        self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
+    def keep(self, fd: int, client_id: int) -> None:
+        """The sleeper tells of this connection from now on, as the doorbell of that client."""
+        self._sleeper.add(fd, lib.SHMD_SLEEPER_DOORBELL, client_id)
         self._connections[fd] = True
 
     def forget(self, fd: int) -> None:
         """Closes a connection, kept or not."""
         if self._connections.pop(fd):
-            self._epoll.unregister(fd)
+            self._sleeper.remove(fd)
         os.close(fd)
 
     def check(self) -> tuple[bool, str]:
@@ -133,20 +112,20 @@ class Door:
         except ShmDriverError as error:
             self._listener = former
             return False, str(error)
+        self._sleeper.remove(former.epoll)
         lib.shmd_listener_close(former)
-        self._epoll.register(self._listener.epoll, select.EPOLLIN)
+        self._sleeper.add(self._listener.epoll, lib.SHMD_SLEEPER_READ)
         where = self._lock.folder.path
         return True, f"{where}/{SOCKET_NAME} was removed: made anew. Find who cleans up there"
 
     def close(self) -> None:
-        """Closes everything; the name stays. Twice is once."""
+        """Closes everything; the name stays. Twice is once. The sleeper is closed with it, or another child's."""
         _doors.discard(self)
         lib.shmd_listener_close(self._listener)
         for fd in (*self._connections, self._authority):
             if fd >= 0:
                 os.close(fd)
         self._connections, self._authority = {}, -1
-        self._epoll.close()
 
 
 def _no_listener() -> Any:

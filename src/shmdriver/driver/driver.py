@@ -12,7 +12,6 @@ asks the kernel how long it took.
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -29,7 +28,6 @@ from shmdriver.driver.config import Config
 from shmdriver.driver.connections import Connections
 from shmdriver.driver.control import ControlRings, Request
 from shmdriver.driver.damage import DamageWatch
-from shmdriver.driver.deathwatch import DeathWatch
 from shmdriver.driver.desk import RequestDesk
 from shmdriver.driver.door import NO_GROUP, Door
 from shmdriver.driver.failpoints import failpoint
@@ -42,6 +40,8 @@ from shmdriver.driver.notify import Notifier
 from shmdriver.driver.oversight import HealthWatch, StreamWatch
 from shmdriver.driver.rest import Rest
 from shmdriver.driver.shm import Modes, ShmSpace, lock_memory
+from shmdriver.driver.signals import signals_end_sleep
+from shmdriver.driver.sleeper import Sleeper, Woken
 from shmdriver.driver.tables import Tables
 from shmdriver.driver.timers import Timers
 from shmdriver.driver.work import Work
@@ -56,7 +56,7 @@ MILLISECOND_NS = 1_000_000
 TICK_ALLOWED_NS = 50 * MILLISECOND_NS  # a longer one delays heartbeats and expiry noticeably
 GAP_NS = 1000 * MILLISECOND_NS  # no tick for so long, or two lease checks: the silence is its own
 POLL_NS = 1 * MILLISECOND_NS  # while memory is being made
-HELD_UP_NS = 10 * MILLISECOND_NS  # while a claimed control slot holds others up
+DOORBELLS = 128  # of one client that wake the driver within 10 ms
 ANNOUNCED_MAX = 256  # streams an interval: more of them are announced in turn
 ASLEEP_MAX_NS = 1000 * MILLISECOND_NS
 
@@ -102,9 +102,8 @@ class Driver:
         self._work = 0
         self._announce_from = 0  # which stream's turn it is
         self._tables: Tables | None = None
-        self._ring_bell: Callable[[], None] = lambda: None  # while there is a ring: wakes who sleeps on it
-        self._bell = threading.RLock()  # reentrant: a signal handler may interrupt its own thread inside
-        self._is_assembled = False
+        self._sleeper: Sleeper | None = None  # once started
+        self._woken: list[Woken] = []  # since the tick before
         self._door: Door | None = None  # while clients can connect
         self._connections: Connections | None = None  # likewise
         self.is_lost = False  # somebody truncated the authority: the driver cannot go on
@@ -117,7 +116,6 @@ class Driver:
         self._stream_watch: StreamWatch
         self._damage: DamageWatch
         self._health: HealthWatch
-        self._deathwatch: DeathWatch | None = None
 
     # -- life
 
@@ -143,6 +141,12 @@ class Driver:
         assert self._connections is not None, "the driver has not been started, or is closed"
         return self._connections
 
+    @property
+    def sleeper(self) -> Sleeper:
+        """Where it sleeps, once started."""
+        assert self._sleeper is not None, "the driver has not been started, or is closed"
+        return self._sleeper
+
     def start(self) -> None:
         """Takes the lock, adopts or makes the segments, lets clients in.
 
@@ -167,6 +171,7 @@ class Driver:
 
     def _begin(self, tables: Tables, modes: Modes, most: int, *, adopted: bool) -> None:
         shm, now_ns = self._config.shm, self._clock()
+        self._sleeper = Sleeper(DOORBELLS)
         self._assemble(tables, modes, most + (0 if shm.max_bytes else tables.streams.segment_bytes))
         for text in self._notes.inherit(now_ns):
             tables.authority.log_error(text, now_ns)
@@ -196,7 +201,8 @@ class Driver:
         self._notifier.send(f"READY=1\nMAINPID={os.getpid()}")
 
     def _open_door(self, modes: Modes) -> None:
-        self._door = Door(self.tables.authority, NO_GROUP if modes.gid is None else modes.gid)
+        gid = NO_GROUP if modes.gid is None else modes.gid
+        self._door = Door(self.tables.authority, gid, self.sleeper)
         self._connections = Connections(
             self.tables,
             self._door,
@@ -224,6 +230,8 @@ class Driver:
         authority.store("heartbeat_ns", now_ns)
         authority.count(lib.SHMD_COUNTER_TICKS)
         try:
+            self.sleeper.arm(now_ns)
+            self._woken = self.sleeper.look()
             self._lifecycle.dispatch(Event.TICK, now_ns)
             self._poll(now_ns)
             self._obey(now_ns)
@@ -250,34 +258,24 @@ class Driver:
     def next_deadline_ns(self) -> int:
         """When the next tick is due, if nobody rings before."""
         now_ns = self._clock()
-        has_rung = self._deathwatch is not None and self._deathwatch.rang
-        has_news = has_rung or self.connections.has_news
-        if self._ring.has_waiting or self._orders or has_news or self._damage.is_new:
+        if self._ring.has_waiting or self._orders or self._damage.is_new:
             return now_ns
         due_ns = self._timers.next_deadline_ns() or now_ns + ASLEEP_MAX_NS
         if self._memory.pending:
             due_ns = min(due_ns, now_ns + POLL_NS)
-        if self._ring.is_held_up:
-            due_ns = min(due_ns, now_ns + HELD_UP_NS)
-        return due_ns
+        return min(due_ns, self.sleeper.arm_due_ns or due_ns)
 
     def run(self, *, catches_signals: bool = False) -> None:
-        """Ticks until stopped, asleep on the doorbell in between; then closes.
+        """Ticks until stopped, asleep in between; then closes.
 
         ``catches_signals``: a signal ends its sleep, so Python's handler runs at once. In the main thread.
         """
         try:
-            self._deathwatch = DeathWatch(self.wake)
-            self._deathwatch.add_door(self.connections.fileno())
-            self.tables.clients.on_pidfd = self._deathwatch.add
-            for pidfd in self.tables.clients.pidfds:
-                self._deathwatch.add(pidfd)
-            with self._deathwatch.signals() if catches_signals else nullcontext():
+            with signals_end_sleep(self.sleeper) if catches_signals else nullcontext():
                 while self._goes_on():
-                    rings = self._ring.rings  # before the tick: whatever is rung for meanwhile changes it
                     self.tick()
                     if self._goes_on():
-                        self._sleep(rings)
+                        self._sleep()
         finally:
             self.close()
 
@@ -288,8 +286,9 @@ class Driver:
 
     def wake(self) -> None:
         """Ends the loop's sleep, or keeps the next one from beginning: a tick comes. From any thread."""
-        with self._bell:
-            self._ring_bell()
+        sleeper = self._sleeper  # else there is no sleep yet, or none any more
+        if sleeper is not None:
+            sleeper.wake()
 
     def close(self, *, is_refused: bool = False) -> None:
         """Lets go of all resources. Unless the driver was shut down, its segments stay, as after a crash.
@@ -299,20 +298,16 @@ class Driver:
         if self._tables is None:
             return
         tables, self._tables = self._tables, None
-        if self._deathwatch is not None:
-            self._deathwatch.close()
         self._memory.close()
         for completion in self._memory.completions():
             completion.abandon()
         if self._door is not None:
             self._door.close()
             self._door = self._connections = None
-        with self._bell:
-            self._ring_bell = lambda: None
-        if self._is_assembled:
-            self._ring.close()
         lock = tables.authority.lock
         with ExitStack() as undo:
+            if self._sleeper is not None:
+                undo.callback(self._sleeper.close)
             undo.callback(tables.close)
             if is_refused:
                 lock.withdraw()
@@ -348,8 +343,7 @@ class Driver:
 
     def on_tick(self, now_ns: int) -> None:
         """Deaths that were noticed since the last one; what else is there the loop polls, see ``_poll``."""
-        if self._deathwatch is not None and self._deathwatch.rang:
-            self._deathwatch.rang = False
+        if any(each.kind == lib.SHMD_SLEEPER_DEATH for each in self._woken):
             self._lease_watch.look_for_deaths(now_ns)
         if self._damage.is_new and self._damage.end_damaged(now_ns):
             self.is_lost = True
@@ -481,18 +475,19 @@ class Driver:
     def _goes_on(self) -> bool:
         return self._lifecycle.may_serve and not self.is_lost
 
-    def _sleep(self, rings: int) -> None:
+    def _sleep(self) -> None:
         """Until somebody rings or something is due: a lease check that would find nothing is not."""
         timeout_ns = self.next_deadline_ns() - self._clock()
         if timeout_ns <= 0:
             return
         if not self._may_rest:
-            self._ring.sleep(rings, timeout_ns)
+            now_ns = self._clock()
+            self.sleeper.wait(None, now_ns, now_ns + timeout_ns)
             return
         check = self._timers["lease_check"]
         until_ns = self._timers.next_deadline_ns(but=check) or 2**64 - 1
         self._rest.begin(check, self._last_tick_ns)
-        self._rest.sleep(rings, self._clock, until_ns)
+        self.sleeper.wait(self._rest.native, self._clock(), self._rest.until_ns(until_ns))
         self._last_tick_ns = self._rest.looked(check)
 
     @property
@@ -502,7 +497,7 @@ class Driver:
             self._config.policies.tickless_idle
             and self.state is State.HEALTHY
             and not (self._orders or self._memory.pending)
-            and not (self._ring.has_waiting or self._ring.is_held_up)
+            and not self._ring.has_waiting
             and self._health.has_seen_all_events
             and self.connections.is_quiet
             and self._rest.is_possible
@@ -526,9 +521,8 @@ class Driver:
             refuse=self._desk.refuse,
             expel=self._expel,
         )
-        self._rest = Rest(self._config, tables, self._ring, gap_ns=self._gap_ns)
-        self._is_assembled = True
-        self._ring_bell = self._rest.stir
+        self._rest = Rest(self._config, tables, gap_ns=self._gap_ns)
+        tables.clients.wake_at_deaths(self.sleeper)
         self._lease_watch = LeaseWatch(
             self._config, tables, self._lifecycle.dispatch, self._log, self._ring.ring
         )
@@ -540,7 +534,7 @@ class Driver:
         """Requests, memory, timers. Each becomes an event that is complete before the next one is asked for:
         so a request's slot is freed only when its consequences are in the tables.
         """
-        self._work += self.connections.take(now_ns)
+        self._work += self.connections.take(now_ns, self._woken)
         for request in self._ring.take(now_ns):
             self._work += 1
             with self._notes.serving(request):

@@ -49,14 +49,18 @@ class Sleeper:
     """
 
     def __init__(self, budget: int) -> None:
-        self.native = lib.shmd_sleeper_new(budget)
-        self._check(0 if self.native else -1)
         self._found = ffi.new("shmd_wakeup_t[]", FOUND_MAX)
         self._woken: dict[tuple[int, int], int] = {}
         self._armed_ns = 0
         self._is_disarmed = False
         self._bell = threading.RLock()  # reentrant: a signal handler may interrupt its own thread inside
-        _sleepers.add(self)
+        self.native = lib.shmd_sleeper_new(budget)
+        try:
+            self._check(0 if self.native else -1)
+            _sleepers.add(self)
+        except BaseException:
+            lib.shmd_sleeper_free(self.native)
+            raise
 
     def add(self, fd: int, kind: int, key: int = 0) -> None:
         """Watches a descriptor of the caller's; one that is watched already gets a new kind and key.
@@ -66,8 +70,9 @@ class Sleeper:
         self._check(lib.shmd_sleeper_add(self.native, fd, kind, key))
 
     def remove(self, fd: int) -> None:
-        """Before the caller closes it. What is known of it already is still told."""
-        self._check(lib.shmd_sleeper_remove(self.native, fd))
+        """Before the caller closes it, watched still or ended. What is known of it already is still told."""
+        found = lib.shmd_sleeper_remove(self.native, fd)
+        self._check(0 if found == lib.SHMD_E_INVALID else found)
 
     def disarm(self, fd: int) -> None:
         """Not watched until ``arm``: who cannot see to it now would be woken by it all the time."""
