@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from shmdriver._native import lib
-from shmdriver.driver.lifecycle import ShutdownMode, State
-from tests.simulation.actors import CREATE, FOLLOW, Consumer, Process, Producer
+from tests.simulation.actors import CREATE, Process
 from tests.simulation.faults import Faults
-from tests.simulation.kernel import MS, NAMESPACES, Task
-from tests.simulation.rules import demand, is_alive
-from tests.simulation.tables import is_live, phase
-from tests.simulation.world import CHECK_MS, SIZES, STREAMS, World
+from tests.simulation.handles import FOLLOW, Consumer, Producer
+from tests.simulation.kernel import MS, Task
+from tests.simulation.world import SIZES, STREAMS, World
 
 WEIGHTS = {
     "arrive": 5,
@@ -42,6 +40,8 @@ WEIGHTS = {
     "resume_send": 5,
     "flood": 1,
     "garbage": 2,
+    "ruin": 1,
+    "forget": 2,
     "forge": 3,
     "lie": 2,
     "kill_driver": 3,
@@ -275,6 +275,11 @@ class Acts(Faults):
 
     def _detach(self, handle: Producer | Consumer, *, aborted: bool) -> None:
         process, record = handle.process, handle.model.record
+        if self.rng.random() < 0.4:
+            process.detach(handle.model, aborted=aborted, now_ns=self.now_ns)
+            process.forget(handle)
+            self.world.note(f"{process} notes the end of {handle.model}")
+            return
         name = self.world.boot.stream_names[record.stream_id]
         raw = process.request(
             lib.SHMD_REQUEST_DETACH,
@@ -331,72 +336,3 @@ class Acts(Faults):
             self.world.note(
                 f"{producer.model} ends its claim, commit {commit}: {producer.finish_claim(commit)}"
             )
-
-
-def epilogue(world: World) -> None:
-    """Faults are over: everything is delivered, everybody goes, and nothing stays."""
-    acts = Acts(world)
-    world.kernel.arm(0)
-    world.note("epilogue")
-    world.kernel.unveil()
-    _serve(world)
-    if any(not client.provable for client in world.boot.view.snapshot().clients if phase(client)):
-        acts.kill_driver()  # a driver looks once, unless descriptors were out: the next one sees them all
-        world.kernel.namespace = NAMESPACES[0]
-        _serve(world)
-    for _ in range(12):
-        for process in world.boot.processes:
-            process.stopped = process.beats_not = False
-            if process.awake:
-                process.commit_claims()
-                for raw in list(process.pending.values()):
-                    process.send(raw)
-                while process.inbox:
-                    world._receive(process, process.inbox.pop(0))
-                for consumer in [c for c in process.consumers if not c.over]:
-                    world._drain(consumer)
-        world.tick(CHECK_MS)
-        _serve(world)
-    everybody = [p for p in world.boot.processes if p.awake]
-    lost = [str(process) for process in everybody if not process.session.is_settled]
-    demand(not lost, "when faults are over, every client is connected", lost)
-    for process in [p for p in everybody if p.connected and world.rng.random() < 0.5]:
-        if process.send(process.request(lib.SHMD_REQUEST_GOODBYE, world.clock.now_ns, deadline_ns=2**63)):
-            acts._left(process)
-    for _ in range(2):
-        world.tick(2 * CHECK_MS)
-        _serve(world)
-    for process in [p for p in world.boot.processes if p.task.alive]:
-        process.die(world.clock.now_ns)
-    for _ in range(2):
-        world.tick(2 * CHECK_MS)
-        _serve(world)
-    for _ in range(100):  # whose death cannot be proved expires
-        boot = world.boot
-        if not any(is_alive(record) and boot.is_hidden(record) for record in boot.now.clients):
-            break
-        world.tick(CHECK_MS)
-        _serve(world)
-    boot = world.boot
-    live = [record.lease_id for record in boot.now.leases if is_live(record)]
-    demand(not live, "when everybody is gone, no lease is live", live)
-    clients = [record for record in boot.now.clients if phase(record)]
-    for record in clients:  # who has died before this driver could know its process
-        demand(boot.is_hidden(record), "when everybody is gone, no client is left", record.client_id)
-    hidden = {record.client_id for record in clients}
-    quarantined = [record for record in boot.now.leases if phase(record) and record.quarantined]
-    held = [record.lease_id for record in quarantined if record.client_id not in hidden]
-    demand(not held, "when everybody is gone, nothing is quarantined", held)
-    boot.end_asked = True
-    driver = world.driver
-    assert driver is not None
-    driver.request_shutdown(ShutdownMode.END, "epilogue")
-    for _ in range(3):
-        if world.driver is not None:
-            world.tick(800)
-    demand(world.driver is None, "a shutdown ends within its timeout and one tick")
-
-
-def _serve(world: World) -> None:
-    while world.driver is None or world.driver.state is State.STOPPED:
-        world.start()

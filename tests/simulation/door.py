@@ -1,4 +1,4 @@
-"""The driver's socket in a simulated kernel, in place of driver/door.py and csrc/driver/shmd_listener.c.
+"""The driver's socket and its sleep in a simulated kernel: in place of driver/door.py and driver/sleeper.py.
 
 A connection is two ends, each with a line of messages that the other end has sent. Either end can be closed.
 What was sent before can still be read, unless the driver's end was closed over unread messages: then the
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.identity import digest_of
+from shmdriver.driver.sleeper import Woken
 from tests.driver_rig import time_namespace
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 BACKLOG = 6
 WAITING = 8
 PATIENCE_NS = 2_000_000_000
+FIRST_FD = 1_000_000  # of connections: no descriptor of this process has such a number
 
 
 class Connection:
@@ -77,6 +79,8 @@ class Network:
     def __init__(self, rng: Random) -> None:
         self.rng = rng
         self.backlog: deque[Connection] | None = None  # of the socket that is in place; None: nobody listens
+        self.waiting: list[Connection] = []  # accepted, and their Hellos not read
+        self.known: list[Connection] = []  # that this driver kept at the last check
         self.welcomed: list[Connection] = []  # since the last check
         self.served: list[Connection] = []  # whose driver's end is open, in the backlog or accepted
 
@@ -98,6 +102,8 @@ class Network:
     def bury(self) -> None:
         """The driver's process is gone."""
         self.backlog = None
+        self.waiting.clear()
+        self.known.clear()
         for connection in list(self.served):
             self.end(connection)
 
@@ -107,62 +113,106 @@ class Network:
         return [connection for connection in self.served if connection.is_kept]
 
 
-class Door:
-    """As the driver uses it. Who has connected, and the pidfds, are kernel.py's tasks."""
+class Sleeper:
+    """As the driver uses it. It tells of what is there; nobody sleeps."""
+
+    arm_due_ns = None
 
     def __init__(self, kernel: Kernel) -> None:
-        self._kernel, self._network = kernel, kernel.network
-        self._waiting: list[Connection] = []
-        self._accepted: dict[int, Connection] = {}
-        self._network.backlog = deque()
+        self._network = kernel.network
+        self._watched: dict[int, tuple[int, int]] = {}  # kind and key by descriptor
+        self._late: list[Woken] = []  # of what is not watched any more
 
-    def fileno(self) -> int:
-        raise AssertionError("nobody sleeps in a simulation")
+    def add(self, fd: int, kind: int, key: int = 0) -> None:
+        self._watched[fd] = (kind, key)
 
-    @property
-    def silent(self) -> int:
-        return len(self._waiting)
+    def remove(self, fd: int) -> None:
+        """What is known of it already is still told, now and then."""
+        if self._network.rng.random() < 0.3:
+            self._late += [woken for woken in self._ready() if self._watched[fd] == woken[:2]]
+        self._watched.pop(fd, None)
+
+    def look(self) -> list[Woken]:
+        found, self._late = [*self._late, *self._ready()], []
+        told: dict[tuple[int, int], int] = {}
+        for kind, key, what in found:
+            told[kind, key] = told.get((kind, key), 0) | what
+        for connection in self._network.kept:
+            connection.to_driver.clear()  # what comes after the Hello only rings
+            if not connection.is_open:
+                self._watched.pop(connection.fd, None)
+        return [Woken(*who, what) for who, what in told.items()]
 
     @property
     def has_news(self) -> bool:
-        return bool(self._network.backlog or any(c.to_driver or not c.is_open for c in self._network.served))
+        """Whether somebody would wake the driver now."""
+        return bool(self._late or self._ready())
 
-    def poll(self) -> tuple[bool, list[tuple[int, bool]]]:
-        ready = [c for c in self._network.kept if c.to_driver or not c.is_open]
-        for connection in ready:
-            connection.to_driver.clear()  # what comes after the Hello only rings
-        is_called = bool(self._network.backlog or self._waiting)
-        return is_called, [(connection.fd, not connection.is_open) for connection in ready]
+    def _ready(self) -> list[Woken]:
+        network, found = self._network, []
+        if network.backlog or any(c.to_driver or not c.is_open for c in network.waiting):
+            found.append(Woken(int(lib.SHMD_SLEEPER_READ), 0, int(lib.SHMD_WOKEN_READABLE)))
+        for connection in network.kept:
+            if connection.fd in self._watched and (connection.to_driver or not connection.is_open):
+                what = lib.SHMD_WOKEN_READABLE if connection.to_driver else 0
+                what |= 0 if connection.is_open else lib.SHMD_WOKEN_ENDED
+                found.append(Woken(*self._watched[connection.fd], int(what)))
+        return found
+
+    def arm(self, now_ns: int) -> None:
+        pass
+
+    def disarm(self, fd: int) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._watched.clear()
+
+
+class Door:
+    """As the driver uses it. Who has connected, and the pidfds, are kernel.py's tasks."""
+
+    def __init__(self, kernel: Kernel, sleeper: Sleeper) -> None:
+        self._kernel, self._network, self._sleeper = kernel, kernel.network, sleeper
+        self._accepted: dict[int, Connection] = {}
+        self._network.backlog = deque()
+
+    @property
+    def silent(self) -> int:
+        return len(self._network.waiting)
 
     def accept(self, now_ns: int, budget: int) -> int:
         done, backlog = 0, self._network.backlog
         while backlog and done < budget:
-            if len(self._waiting) >= WAITING and not self._make_room():
+            if len(self._network.waiting) >= WAITING and not self._make_room():
                 break
             connection = backlog.popleft()
             connection.accepted_ns = now_ns
-            connection.fd = next(number for number in count(3) if number not in self._accepted)
+            connection.fd = next(number for number in count(FIRST_FD) if number not in self._accepted)
             self._accepted[connection.fd] = connection
-            self._waiting.append(connection)
+            self._network.waiting.append(connection)
             done += 1
         return done
 
     def _make_room(self) -> bool:
-        silent = [connection for connection in self._waiting if not connection.to_driver]
+        silent = [connection for connection in self._network.waiting if not connection.to_driver]
         if silent:
             self._refuse(silent[0])
         return bool(silent)
 
     def _refuse(self, connection: Connection) -> None:
-        self._waiting.remove(connection)
+        self._network.waiting.remove(connection)
         del self._accepted[connection.fd]
         self._network.end(connection)
 
     def hello(self, now_ns: int) -> tuple[int, Any, Any]:
         peer, hello = ffi.new("shmd_peer_t *"), ffi.new("shmd_hello_t *")
-        for connection in list(self._waiting):
+        for connection in list(self._network.waiting):
             if connection.to_driver:
-                self._waiting.remove(connection)
+                self._network.waiting.remove(connection)
                 connection.hello = connection.to_driver.popleft()
                 hello[0] = connection.hello[0]
                 self._identify(connection, peer)
@@ -211,10 +261,13 @@ class Door:
             connection.to_client.append(ffi.new("shmd_welcome_t *", welcome[0]))
         return connection.is_open
 
-    def keep(self, fd: int) -> None:
+    def keep(self, fd: int, client_id: int) -> None:
+        self._sleeper.add(fd, int(lib.SHMD_SLEEPER_DOORBELL), client_id)
         self._accepted[fd].is_kept = True
 
     def forget(self, fd: int) -> None:
+        if self._accepted[fd].is_kept:
+            self._sleeper.remove(fd)
         self._network.end(self._accepted.pop(fd))
 
     def check(self) -> tuple[bool, str]:
@@ -223,5 +276,4 @@ class Door:
     def close(self) -> None:
         """As the kernel does it at the driver's end."""
         self._accepted.clear()
-        self._waiting.clear()
         self._network.bury()

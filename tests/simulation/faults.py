@@ -7,7 +7,9 @@ from typing import Any
 from shmdriver._native import lib
 from shmdriver.driver.lifecycle import ShutdownMode, State
 from tests.simulation.actors import CREATE, Process
-from tests.simulation.kernel import VEILS, Task
+from tests.simulation.kernel import VEILS, Task, address
+from tests.simulation.rules import is_alive, key_of
+from tests.simulation.tables import phase
 from tests.simulation.world import World
 
 
@@ -91,25 +93,15 @@ class Faults:
         if process is None or process.half_sent is not None:
             return
         raw = process.request(self.rng.choice((1, 2, 5, 6, 77)), self.now_ns)  # 1 was once a Hello
-        if raw:
-            for name in (
-                "role",
-                "delivery",
-                "start",
-                "flags",
-                "slots",
-                "schema_bytes",
-                "pid",
-                "admin",
-                "layout_version",
-            ):
-                if self.rng.random() < 0.5:
-                    setattr(raw, name, self.rng.choice((0, 1, 2, 2**31 - 1)))
-            raw.stream, raw.start_time = self.rng.randbytes(60).replace(b"\0", b"a"), self.rng.getrandbits(64)
-            wrong = self.rng.random() < 0.5
-            send = process.native.sim_send_garbage if wrong else process.native.sim_send
-            self.world.note(f"{process} sends garbage: {send(process.client, address(raw))}")
-            process.session.ring()
+        names = ("role", "delivery", "start", "flags", "slots", "schema_bytes", "admin", "layout_version")
+        for name in names:
+            if self.rng.random() < 0.5:
+                setattr(raw, name, self.rng.choice((0, 1, 2, 2**31 - 1)))
+        raw.stream = self.rng.randbytes(60).replace(b"\0", b"a")
+        wrong = self.rng.random() < 0.5
+        send = process.native.sim_send_garbage if wrong else process.native.sim_send
+        self.world.note(f"{process} sends garbage: {send(process.client, address(raw))}")
+        process.session.ring()
 
     def ruin(self) -> None:
         """Its ring says that requests stand where none can be: it harms itself alone."""
@@ -148,6 +140,20 @@ class Faults:
             if consumer.process.native.sim_lie(consumer.handle, position):
                 consumer.model.liar = True
                 self.world.note(f"{consumer.model} lies about its gate: {position}")
+
+    def forget(self) -> None:
+        """An administrator gives up a client that is gone, or one that is not: that is refused."""
+        process, boot = self._process(), self.world.boot
+        alive = {key_of(record): is_alive(record) for record in boot.now.clients if phase(record)}
+        known = [p for p in boot.processes if p.session.key in alive]
+        others = [p for p in known if alive[p.session.key] or not p.task.alive]
+        if process and others:
+            other = self.rng.choice(others)
+            raw = process.request(
+                lib.SHMD_REQUEST_ADMIN, self.now_ns, admin=lib.SHMD_ADMIN_FORGET, lease_id=other.client_id
+            )
+            self.world.sign(process, raw)
+            self.world.note(f"{process} has {other} forgotten: {process.send(raw)}")
 
     # -- connections
 

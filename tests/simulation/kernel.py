@@ -37,7 +37,7 @@ from shmdriver.driver.authority_file import AuthorityFile
 from shmdriver.driver.memory import Completion, InlineMemory, Job
 from shmdriver.driver.shm import SegmentMap
 from shmdriver.liveness import Look, Verdict
-from tests.simulation.door import Door, Network
+from tests.simulation.door import Door, Network, Sleeper
 
 MS = 1_000_000
 POINTS = (
@@ -50,7 +50,7 @@ POINTS = (
     "shmd_epoch_join",
     "shmd_epoch_leave",
     "shmd_epoch_seal",
-    "shmd_control_advance",
+    "shmd_client_ring_advance",
     "shmd_segment_complete",
 )
 
@@ -179,12 +179,6 @@ class Core:
         head = int(self.kernel.base.event_head)
         lib.shmd_event_publish(writer, event)
         self.kernel.base.event_head = head
-
-    def _shmd_control_advance(self, reader: Any) -> None:
-        """The slot is free, the cursor not published."""
-        cursor = int(self.kernel.base.control_cursor)
-        lib.shmd_control_advance(reader)
-        self.kernel.base.control_cursor = cursor
 
     @staticmethod
     def _shmd_epoch_join(
@@ -356,7 +350,8 @@ class Kernel:
         seams: list[tuple[Any, str, Any]] = [
             (clients, "look_at_client", self.look_at_client),
             (connections, "descriptors_left", self.descriptors_left),
-            (driver, "Door", lambda *_: Door(self)),
+            (driver, "Door", lambda _authority, _gid, sleeper: Door(self, sleeper)),
+            (driver, "Sleeper", lambda *_, **__: Sleeper(self)),
             (shm, "posix_ipc", ipc),
             (instance_lock, "_unlink", self._unlink_file),
             (AuthorityFile, "_give_back", lambda file: self._give_back(file)),

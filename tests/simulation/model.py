@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.work import DEATHS_MAX
 from shmdriver.errors import Code, Reason
 from tests.simulation.registry import Registry
-from tests.simulation.rules import demand, text_of
+from tests.simulation.rules import demand, is_alive, key_of, text_of
 from tests.simulation.tables import Snapshot, View, is_live, is_producer, phase, text_in
 
 if TYPE_CHECKING:
@@ -29,13 +29,6 @@ OPEN, SEALING, SEALED, RETIRED = (
 NO_CHANGE = ("client_id", "role", "stream_id", "correlation_id", "index")  # of a live lease's record
 
 
-class Greeting(NamedTuple):
-    """A Hello in work, as far as :meth:`Boot.died_at` asks."""
-
-    correlation_id: int
-    kind: int = 0
-
-
 class LeaseModel:
     """A lease as it was first seen live, and what its owner did with it."""
 
@@ -47,6 +40,7 @@ class LeaseModel:
         self.done = False  # its owner sent a detach or a goodbye
         self.liar = False  # its gate holds nonsense
         self.revoke_asked = False
+        self.noted_ns = 0  # when its owner noted in its control segment that it has ended
         self.live = True
         self.reason = 0
 
@@ -88,11 +82,11 @@ class Boot(Registry):
         self.settled = False  # the driver is between two ticks, or was when it was killed
         self.end_asked = self.fresh_asked = False
         self.driver_since_ns = 0
+        self._unread: dict[Process, tuple[int, int]] = {}  # without a connection: how many, and since when
         self.inherited = 0  # SHMD_LIFECYCLE_* that the present driver found
         self.retired_unread = 0
         self._max_lease_id = 0
-        self._of_index: dict[int, LeaseModel] = {}
-        self._of_gate: dict[tuple[int, int], LeaseModel] = {}
+        self._of_gate: dict[tuple[int, int, int], LeaseModel] = {}  # by stream id, epoch and gate
         self._told: set[int] = set()  # leases whose end was an event
         self._untold: set[int] = set()  # leases whose end may have lost its event
         self._sealed_told: set[tuple[int, int]] = set()
@@ -214,26 +208,6 @@ class Boot(Registry):
         owner = self.owner_at(record.client_index)
         model = self.leases[record.lease_id] = LeaseModel(record, owner)
         model.done = record.correlation_id in self.given_up or (owner is not None and owner.left)
-        before = self._of_index.get(record.index)
-        demand(
-            before is None or before.released,
-            "a lease line is reused only after its owner",
-            model,
-            "after",
-            before,
-        )
-        self._of_index[record.index] = model
-        if not is_producer(record):
-            gate = (record.stream_id, record.gate)
-            before = self._of_gate.get(gate)
-            demand(
-                before is None or before.released,
-                "a gate is reused only after its owner",
-                model,
-                "after",
-                before,
-            )
-            self._of_gate[gate] = model
 
     def _scan_ended(self, now: Snapshot, now_ns: int) -> None:
         records = {record.lease_id: record for record in now.leases}
@@ -262,6 +236,7 @@ class Boot(Registry):
             Reason.EVICTED: reliable,
             Reason.BAD_GATE: model.liar,
             Reason.REVOKED: model.revoke_asked,
+            Reason.TRUNCATED: owner.is_liar,
             Reason.SHUTDOWN: self.ending,
             Reason.SUPERSEDED: self.ending and self.fresh_asked,
         }.get(reason, False)
@@ -277,6 +252,7 @@ class Boot(Registry):
             demand(not epoch.retired, "a retired epoch does not come back", key)
             demand(state >= epoch.state, "an epoch's state only grows", key, epoch.state, state)
             epoch.state = state
+            self._scan_gates(stream.stream_id, record)
             if state == SEALED:
                 self._sealed(key, record.sealed_seq, record.end_reason)
         for key, epoch in self.epochs.items():
@@ -286,6 +262,19 @@ class Boot(Registry):
                     epoch.sealed is None
                 ):  # sealed and retired at one go by an adopting driver: nobody needed it
                     epoch.sealed = epoch.committed
+
+    def _scan_gates(self, stream_id: int, epoch: Any) -> None:
+        """Nobody is given a gate that another one may still write in an epoch that both have mapped."""
+        for model in self.leases.values():
+            record = model.record
+            if not (model.live and record.stream_id == stream_id and not is_producer(record)):
+                continue
+            if epoch.wired_mask >> record.gate & 1:
+                key = (stream_id, epoch.state >> 8, record.gate)
+                before = self._of_gate.setdefault(key, model)
+                rule = "a gate of an epoch is reused only after its owner"
+                demand(before is model or before.released, rule, model, "after", before)
+                self._of_gate[key] = model
 
     def _sealed(self, key: tuple[int, int], sealed_seq: int, reason: int) -> None:
         epoch = self.epochs[key]
@@ -306,8 +295,9 @@ class Boot(Registry):
             return
         mine = [r for r in now.leases if r.stream_id == stream.stream_id and not is_producer(r)]
         live = [r for r in mine if is_live(r)]
-        held = [r.gate for r in mine if is_live(r) or (phase(r) and r.quarantined)]
-        demand(len(held) == len(set(held)), "one owner a gate", stream.stream_id, held)
+        gates = [r.gate for r in live]
+        demand(len(gates) == len(set(gates)), "one owner a gate", stream.stream_id, gates)
+        held = gates + [r.gate for r in mine if phase(r) and not is_live(r) and r.quarantined]
         used = sum(1 << gate for gate in set(held))
         demand(
             stream.gates_used == used,
@@ -355,10 +345,14 @@ class Boot(Registry):
         provable = {r.client_id for r in now.clients if r.provable}
         hidden = {r.client_id for r in now.clients if self.is_hidden(r)}
         opened = {e.producer_lease_id for _, epochs in now.streams for e in epochs if e.state & 0xFF == OPEN}
+        entries: set[tuple[int, int]] = set()
         for record in now.leases:
             if not is_live(record):
                 continue
             demand(record.client_id in clients, "a live lease has a client", record.lease_id)
+            entry = (record.client_id, record.entry)
+            demand(entry not in entries, "each of a client's leases has an entry of its own", entry)
+            entries.add(entry)
             if is_producer(record):
                 demand(record.lease_id in opened, "a live producer has an open epoch", record.lease_id)
             owner = self.leases[record.lease_id].owner
@@ -371,15 +365,30 @@ class Boot(Registry):
                     "a proved death ends leases within one lease check",
                     self.leases[record.lease_id],
                 )
+            noted_ns = self.leases[record.lease_id].noted_ns
+            due_ns = max(noted_ns, self.driver_since_ns) + self.check_interval_ns
+            rule = "what a client has noted as ended ends within one lease check"
+            demand(not noted_ns or now_ns < due_ns, rule, self.leases[record.lease_id])
+        self._settled_rings(now, now_ns)
         for model in self.leases.values():
             if not model.live and model.lease_id not in self._told:
                 demand(model.lease_id in self._untold, "every end of a lease is told", model, model.reason)
 
+    def _settled_rings(self, now: Snapshot, now_ns: int) -> None:
+        """What stands in the ring of a client without a connection is found by a lease check."""
+        silent = {key_of(record) for record in now.clients if is_alive(record) and not record.connected}
+        for process in self.processes:
+            count = process.unread if process.session.key in silent and not process.is_liar else 0
+            before, since_ns = self._unread.get(process, (0, 0))
+            if count == 0 or count < before or since_ns == 0:
+                since_ns = now_ns
+            self._unread[process] = (count, since_ns)
+            due_ns = max(since_ns, self.driver_since_ns) + self.check_interval_ns
+            demand(count == 0 or now_ns < due_ns, "a ring without a doorbell is read", process, count)
+
     def expected_segments(self) -> set[str]:
         """Names below the mount that the tables account for."""
-        return {
-            text_in(name).lstrip("/")
-            for _, epochs in self.now.streams
-            for record in epochs
-            for name in (record.data_name, record.gates_name)
-        }
+        epochs = [record for _, found in self.now.streams for record in found]
+        names = [name for record in epochs for name in (record.data_name, record.gates_name)]
+        names += [record.control_name for record in self.now.clients if phase(record)]
+        return {text_in(name).lstrip("/") for name in names}

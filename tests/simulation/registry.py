@@ -39,7 +39,7 @@ class Registry:
                 continue
             before = self._of_line.get(record.index)
             if before is None or before[0] != record.client_id:
-                self._new_client(record, before)
+                self._new_client(record)
             owner = self._of_line[record.index][1]
             serial = self._serials.get(record.client_id, 0)
             demand(record.serial >= serial, "an older Hello is not heeded", record.client_id, record.serial)
@@ -52,14 +52,9 @@ class Registry:
                 demand(record.pid in numbers, who, owner, record.pid)
                 demand(record.serial in owner.session.said, "only a client's own Hello is heeded", owner)
 
-    def _new_client(self, record: Any, before: tuple[int, Process | None] | None) -> None:
+    def _new_client(self, record: Any) -> None:
         owner = next((p for p in self.processes if p.session.key == key_of(record)), None)
         demand(record.client_id > self._max_client_id, "client ids are never reused", record.client_id)
-        demand(
-            before is None or before[1] is None or before[1].gone,
-            "a client line is reused only after its owner",
-            f"line {record.index}",
-        )
         self._max_client_id = record.client_id
         self._of_line[record.index] = (record.client_id, owner)
 
@@ -102,6 +97,10 @@ class Registry:
         for record in filter(phase, self.now.clients):
             has = is_alive(record) and key_of(record) in kept
             demand(record.connected == has, "a record says whether its client is connected", record.client_id)
+        for connection in network.known:
+            is_over = not connection.is_open or connection.key in kept or connection.key not in alive
+            demand(is_over or connection.is_kept, "a living client's connection stays open", connection.key)
+        network.known = network.kept
         for connection in network.welcomed:
             is_new = connection.hello.serial == 1 and not connection.hello.client_id
             demand(not (is_new and connection.is_too_late), "who has ended is not admitted", connection.key)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from shmdriver._native import ffi, lib
 from tests.simulation.tables import phase
+
+
+class Greeting(NamedTuple):
+    """A Hello in work, as far as model.Boot.died_at asks."""
+
+    correlation_id: int
+    kind: int = 0
 
 
 class Violation(AssertionError):

@@ -8,24 +8,23 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from shmdriver.driver.admission import Admission
 from shmdriver.driver.authentication import sign_request
 from shmdriver.driver.collect import collect
 from shmdriver.driver.config import Config
-from shmdriver.driver.connections import Connections
 from shmdriver.driver.driver import Driver
-from shmdriver.driver.leases import LeaseTable
 from shmdriver.driver.lifecycle import CODES, ShutdownMode, State
-from shmdriver.driver.memory import InlineMemory, Provision
+from shmdriver.driver.memory import InlineMemory
 from shmdriver.errors import Code
 from tests.driver_rig import rests
 from tests.segments import runtime_folders
-from tests.simulation.actors import Consumer, Process, Producer
+from tests.simulation.actors import Process
 from tests.simulation.door import Connection
+from tests.simulation.handles import Consumer, Producer
 from tests.simulation.kernel import MS, Crash, Kernel, SlowMemory
 from tests.simulation.leftovers import SHM, own_instance
-from tests.simulation.model import Boot, Greeting
-from tests.simulation.rules import demand, text_of
+from tests.simulation.model import Boot
+from tests.simulation.probes import probed
+from tests.simulation.rules import demand, is_alive, text_of
 from tests.simulation.tables import View
 
 TOKEN = b"the token of all simulations"
@@ -171,6 +170,8 @@ class World:
         if self.driver is None:
             return
         self.in_work = None
+        rung = {c.key for c in self.kernel.network.kept if c.to_driver}
+        unread = {p: p.unread for p in self.boot.processes if p.session.key in rung}
         try:
             gates_ns = int(self.driver._rest.native.gates_ns)
             if self._rests():
@@ -183,6 +184,11 @@ class World:
             self._killed()
             return
         self.look()
+        for process, count in unread.items():
+            record = self.boot.record_of(process.session.key)
+            is_read = count == 0 or process.unread < count or process.is_liar
+            is_gone = record is None or not is_alive(record) or self.driver.state is State.STOPPED
+            demand(is_read or is_gone, "who rings is served in the next tick", process, count)
         deadline_ns = int(self.boot.view.authority.shutdown_deadline_ns)
         if self.driver.state is State.STOPPED:
             self._stopped()
@@ -192,7 +198,8 @@ class World:
     def _rests(self) -> bool:
         """Whether the driver's loop would sleep on: C has looked and found nothing. For half of the seeds."""
         assert self.driver is not None
-        return self.seed // 2 % 2 == 0 and rests(self.driver, self.tick_ns)
+        is_called = self.driver._sleeper.has_news
+        return self.seed // 2 % 2 == 0 and not is_called and rests(self.driver, self.tick_ns)
 
     def _check_idle(self, gates_ns: int) -> None:
         """What an idle check that found nothing has said: a tick with a lease check, now, finds nothing.
@@ -316,83 +323,18 @@ class World:
     # -- a whole run
 
     def run(self) -> None:
-        from tests.simulation.acts import Acts, epilogue
+        from tests.simulation.acts import Acts
+        from tests.simulation.epilogue import epilogue
 
-        publish, run, make = LeaseTable.publish, Provision.run, Provision._make
-        greet, answer = Connections._greet, Connections._answer
-        serve, finish = Driver._serve, Driver._finish_attach
-        decide, grant = Admission._decide, Admission._grant
-
-        def served(driver: Driver, request: Any, now_ns: int) -> None:
-            self.in_work = request
-            serve(driver, request, now_ns)
-
-        def finished(driver: Driver, completion: Any, request: Any, now_ns: int) -> None:
-            self.in_work = request
-            finish(driver, completion, request, now_ns)
-
-        def heard(connections: Any, peer: Any, hello: Any, *rest: Any) -> None:
-            self.in_work = Greeting(int(hello.nonce))
-            answer(connections, peer, hello, *rest)
-
-        def greeted(connections: Any, peer: Any, hello: Any, now_ns: int) -> Any:
-            rule = "a Hello at which a driver died is not served again"
-            demand(int(hello.nonce) not in self.boot.poisons, rule, int(hello.client_id))
+        with self.kernel.installed(), probed(self):
             try:
-                return greet(connections, peer, hello, now_ns)
-            except Crash:
-                if not hello.client_id and not self.boot.knows(int(hello.nonce)):
-                    self.boot.poisons.add(int(hello.nonce))
-                raise
-
-        def ran(job: Any) -> Any:
-            try:
-                return run(job)
-            except Crash:
-                self.boot.died_at(job.subject.request)
-                raise
-
-        def once(step: Callable[..., Any], request_of: Callable[..., Any]) -> Callable[..., Any]:
-            def stepped(*args: Any) -> Any:
-                correlation = request_of(*args).correlation_id
-                rule = "an attach at which a driver died is not served again"
-                demand(correlation not in self.boot.poisons, rule, hex(correlation))
-                try:
-                    return step(*args)
-                except Crash:
-                    self.boot.poisons.add(correlation)
-                    raise
-
-            return stepped
-
-        def admitted(table: Any, lease: Any) -> None:
-            state = self.driver.state if self.driver else State.INIT
-            demand(state in (State.HEALTHY, State.DEGRADED), "nothing is admitted outside running", state)
-            publish(table, lease)
-
-        patched: list[tuple[Any, str, Any]] = [
-            (LeaseTable, "publish", admitted), (Provision, "run", ran),
-            (Connections, "_answer", heard), (Connections, "_greet", greeted),
-            (Driver, "_serve", served), (Driver, "_finish_attach", finished),
-            (Provision, "_make", once(make, lambda job: job.subject.request)),
-            (Admission, "_decide", once(decide, lambda _self, request, *_: request)),
-            (Admission, "_grant", once(grant, lambda _self, _undo, waiting, *_: waiting.request)),
-        ]  # fmt: skip
-        originals = [(owner, name, vars(owner)[name]) for owner, name, _ in patched]
-        for owner, name, function in patched:
-            setattr(owner, name, function)
-        try:
-            with self.kernel.installed():
-                try:
-                    self.start()
-                    Acts(self).perform(self.steps)
-                    epilogue(self)
-                    self._count(self.boot)
-                finally:
-                    self._clean()
-        finally:
-            for owner, name, function in originals:
-                setattr(owner, name, function)
+                self.start()
+                acts = Acts(self)
+                acts.perform(self.steps)
+                epilogue(self, acts)
+                self._count(self.boot)
+            finally:
+                self._clean()
 
     def _clean(self) -> None:
         if hasattr(self, "boot"):

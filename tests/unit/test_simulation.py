@@ -12,7 +12,8 @@ import pytest
 
 from shmdriver._native import lib
 from tests.simulation.__main__ import run_seed
-from tests.simulation.actors import CREATE, FOLLOW, Process
+from tests.simulation.actors import CREATE, Process
+from tests.simulation.handles import FOLLOW
 from tests.simulation.leftovers import SHM, collect_dead, instance_of, is_gone
 from tests.simulation.mutations import MUTATIONS, applied, mutant
 from tests.simulation.rules import Violation
@@ -140,25 +141,6 @@ def test_an_end_that_comes_after_a_kill_is_not_excused_by_it(scene):
     scene.client.die(world.clock.now_ns)
     with applied("a revoke is not announced"), pytest.raises(Violation, match="before the announce"):
         world.tick(200)
-
-
-def test_a_granted_attach_is_answered_again_though_a_driver_died_at_one_like_it(scene):
-    world, boot = scene.world, scene.world.boot
-    fields: dict[str, Any] = {"delivery": lib.SHMD_DELIVERY_LOSSY, "start": lib.SHMD_START_NEWEST}
-    fields |= {"wait": lib.SHMD_WAIT_SPIN, "flags": CREATE, "deadline_ns": 2**63}
-    answers: list[tuple[int, int]] = []
-    vars(world)["_deliver"] = lambda _, event: answers.append((event.correlation_id, event.code))
-    first, *_ = [scene.ask(lib.SHMD_REQUEST_ATTACH, lib.SHMD_ROLE_CONSUMER, **fields) for _ in range(3)]
-    world.tick(1)  # the third is more than its share of a tick, and leaves the ring
-    assert len(boot.leases) == 2
-    scene.killed_at = "lease.filled"
-    world.tick(1)
-    assert world.driver is None
-    world.start()
-    answers.clear()
-    assert scene.client.send(scene.client.pending[first])
-    world.tick(1)
-    assert answers == [(first, lib.SHMD_CODE_OK)]
 
 
 STAYS = """
