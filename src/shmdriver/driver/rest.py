@@ -5,8 +5,7 @@ times a second; the idle check takes microseconds. Beside producers and consumer
 core, messages are late by just that. The idle check decides nothing and dispatches nothing: what a
 lease check would find, or only might, ends the rest, and the tick that follows finds it by itself.
 So an idle check that lets the driver sleep on is right: a lease check at that moment would find
-nothing. What it does not see is a control segment that was truncated where nobody has touched it
-since; the next announce is a tick, and the lease check after it sees that.
+nothing but what its client rings for in the next moment.
 
 The authority counts idle checks apart from ticks (``idle_checks``, ``ticks``); both store the
 driver's heartbeat. ``policies.tickless_idle = false`` switches the rest off.
@@ -14,12 +13,10 @@ driver's heartbeat. ``policies.tickless_idle = false`` switches the rest off.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.config import Config
-from shmdriver.driver.control import ControlRing
 from shmdriver.driver.leasewatch import stalled_after_ns
 from shmdriver.driver.oversight import GATE_CHECK_NS, evicts_slow_consumers
 from shmdriver.driver.tables import Tables
@@ -35,30 +32,19 @@ class Rest:
     tick has run for so long, the sleep ends and a tick follows.
     """
 
-    def __init__(self, config: Config, tables: Tables, ring: ControlRing, *, gap_ns: int) -> None:
+    def __init__(self, config: Config, tables: Tables, *, gap_ns: int) -> None:
         self._config = config
         self._tables = tables
-        self._ring = ring
-        self._head = tables.authority.control_head  # the native struct points into it, and into these
-        self._epochs: Any = None
+        self._epochs: Any = None  # the native struct points into it
         self._is_checked = self._is_noted = self._is_possible = False
         self._retire_ns: list[int] = []  # when sealed epochs will have had their grace
         self.native = ffi.new("shmd_rest_t *")
-        self.native.authority, self.native.control = tables.authority.base, tables.authority.control
-        self.native.control_head = ffi.cast("shmd_control_t *", self._head)
-        self.native.reader = ring.reader
-        self.native.clients = tables.clients.watches
+        self.native.authority, self.native.clients = tables.authority.base, tables.clients.watches
         self.native.stalled_ns, self.native.gap_ns = stalled_after_ns(config), gap_ns
         self.native.gates_interval_ns = GATE_CHECK_NS
 
-    def stir(self) -> None:
-        """Ends the sleep, or keeps the next one from beginning. From any thread."""
-        self.native.stirred = 1
-        self._ring.wake()
-
     def end(self) -> None:
-        """A tick begins: it sees to whatever stirred, and may change what was noted."""
-        self.native.stirred = 0
+        """A tick begins: it may change what was noted."""
         self._is_noted = self._is_checked = False
 
     def checked(self) -> None:
@@ -86,12 +72,6 @@ class Rest:
         """``deadline_ns``, or an earlier end of an epoch's grace that was to come at the last look."""
         looked_ns = int(self.native.looked_ns)
         return min((deadline_ns, *(due_ns for due_ns in self._retire_ns if due_ns > looked_ns)))
-
-    def sleep(self, rings: int, clock: Callable[[], int], until_ns: int) -> None:
-        """Sleeps while nothing is to be done, until ``until_ns`` at most; ``begin`` first."""
-        until_ns = self.until_ns(until_ns)
-        while lib.shmd_driver_sleep(self.native, rings, clock(), until_ns):
-            pass  # signal handlers have their turn
 
     def _note(self) -> None:
         self._is_noted = True

@@ -15,6 +15,7 @@ from weakref import WeakSet
 from shmdriver._native import ffi, lib
 from shmdriver.errors import ShmDriverError
 from shmdriver.os_errors import last_error
+from shmdriver.standard_descriptors import keep_standard_descriptors
 
 __all__ = ["Sleeper", "Woken"]
 
@@ -54,13 +55,10 @@ class Sleeper:
         self._armed_ns = 0
         self._is_disarmed = False
         self._bell = threading.RLock()  # reentrant: a signal handler may interrupt its own thread inside
-        self.native = lib.shmd_sleeper_new(budget)
-        try:
-            self._check(0 if self.native else -1)
-            _sleepers.add(self)
-        except BaseException:
-            lib.shmd_sleeper_free(self.native)
-            raise
+        keep_standard_descriptors()
+        self.native = ffi.gc(lib.shmd_sleeper_new(budget), lib.shmd_sleeper_free)
+        self._check(0 if self.native else -1)
+        _sleepers.add(self)
 
     def add(self, fd: int, kind: int, key: int = 0) -> None:
         """Watches a descriptor of the caller's; one that is watched already gets a new kind and key.
@@ -117,7 +115,8 @@ class Sleeper:
         _sleepers.discard(self)
         with self._bell:
             native, self.native = self.native, ffi.NULL
-        lib.shmd_sleeper_free(native)
+        if native:
+            ffi.release(native)
 
     # -- inner
 
