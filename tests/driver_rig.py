@@ -1,7 +1,7 @@
 """A driver under a fake clock, and clients made by hand: what the driver's tests stand on.
 
-The requester connects by the driver's own socket, and writes the bytes of its Hello and of its control segment
-itself, so that a test can also write wrong ones.
+The requester connects by the driver's own socket, and writes the bytes of its Hello and of its control
+segment itself, so that a test can also write wrong ones.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ class View:
                 values[text] = ffi.string(values[text]).decode()
             found.append(SimpleNamespace(**values))
         return found
+
 
 CONNECTS = """
 import socket, sys

@@ -14,8 +14,8 @@ from shmdriver._native import lib
 from shmdriver.driver.authority import Authority, text_of
 from shmdriver.driver.clients import Client, describe
 from shmdriver.driver.config import Config
-from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.control import Request
+from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.geometry import Geometry, derive_geometry
 from shmdriver.driver.leases import Lease

@@ -32,7 +32,7 @@ class ClientSegment:
 
     def __init__(self, record: Any, mapped: SegmentMap) -> None:
         self._record, self._map = record, mapped
-        self.control = mapped.view("shmd_client_control_t *")
+        self.control = mapped.view("shmd_control_t *")
         self.reader = ffi.new("shmd_client_ring_reader_t *")
         lib.shmd_client_ring_reader_init(
             self.reader,
@@ -55,9 +55,7 @@ class ClientSegment:
             put_text(record.control_name, name)  # an adopting driver removes what no client's record names
             return create_segment(name, size, PRIVATE)
 
-        name, fd = draw(
-            authority.instance, "control", make, lambda text: authority.log_error(text, now_ns)
-        )
+        name, fd = draw(authority.instance, "control", make, lambda text: authority.log_error(text, now_ns))
         with ExitStack() as undo:
             undo.callback(unlink_segment, name)
             try:
@@ -81,7 +79,7 @@ class ClientSegment:
 
     @classmethod
     def open(cls, authority: Authority, record: Any) -> ClientSegment:
-        """The one that a former driver made for a client. Raises LayoutMismatch: it is lost. ShmDriverError."""
+        """The one that a former driver made for a client. Raises LayoutMismatch (it is lost), ShmDriverError."""
         name, size = text_of(record.control_name), int(lib.shmd_client_ring_footprint())
         if not is_name_of(name, authority.instance, "control"):
             raise LayoutMismatch(f"{name!r} is no name of a control segment", segment=name)

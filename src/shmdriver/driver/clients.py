@@ -1,8 +1,8 @@
 """Who is connected: client records, and the proof of their death.
 
 A record goes FREE -> ALIVE <-> STALLED. From each of these two it becomes FREE when the client says
-Goodbye or is proved dead, and GONE when it was silent past its deadline without such a proof, or was expelled.
-It is FREE once nothing is set aside any more for a client that is GONE (tenure.py).
+Goodbye or is proved dead, and GONE when it was silent past its deadline without such a proof, or was
+expelled. A record that is GONE becomes FREE once nothing is set aside for its client any more (tenure.py).
 
 A look at a client's process says alive, dead or unknown. Unknown counts as alive. A client whose look
 failed because no descriptor was left is looked at again later. Whose Hello it is identity.py says.
@@ -38,8 +38,8 @@ from shmdriver.driver.identity import (
 )
 from shmdriver.driver.rejection import Rejection
 from shmdriver.driver.shm import ShmSpaceError, unlink_segment
-from shmdriver.driver.undo import UndoneOnError
 from shmdriver.driver.sleeper import Sleeper
+from shmdriver.driver.undo import UndoneOnError
 from shmdriver.errors import Code, LayoutMismatch, Reason, ShmDriverError
 from shmdriver.liveness import Look, Verdict, pid_text
 from shmdriver.os_errors import errno_hint

@@ -1,7 +1,8 @@
 """Notices what other processes do to the files of segments: they truncate, overwrite or remove them.
 
 A stream whose segments are damaged is ended. A client whose control segment is damaged is expelled: it did
-that itself. Other damage is said once. Only a truncated authority ends the driver, because its tables are lost.
+that itself. Other damage is said once. Only a truncated authority ends the driver, because its tables are
+lost.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class DamageWatch:
         return bool(lib.shmd_bus_errors() != self._bus_errors)
 
     def end_damaged(self, now_ns: int) -> bool:
-        """Ends the epochs and the clients that the missing pages belong to. True: the authority's are missing."""
+        """Ends the epochs and clients that the missing pages belong to. True: the authority's are missing."""
         self._bus_errors = int(lib.shmd_bus_errors())
         addresses, authority = damaged_addresses(), self._tables.authority
         if authority.map.address in addresses:

@@ -119,7 +119,7 @@ class Door:
         return True, f"{where}/{SOCKET_NAME} was removed: made anew. Find who cleans up there"
 
     def close(self) -> None:
-        """Closes everything; the name stays. Twice is once. The sleeper is closed with it, or another child's."""
+        """Closes everything; the name stays. Twice is once. The sleeper is closed by its owner."""
         _doors.discard(self)
         lib.shmd_listener_close(self._listener)
         for fd in (*self._connections, self._authority):

@@ -4,9 +4,9 @@
     DETACHED | EXPIRED | REVOKED        ended, with a reason
 
 A record whose lease has ended stays readable until it is used again. When its client has neither detached it
-nor is proved dead, it is set aside (quarantined): a stopped process that wakes still writes to its old lines, in
-the epochs that it may have mapped. It is used again when the client says so or is proved dead, or none of those
-epochs is in use any more.
+nor is proved dead, it is set aside (quarantined): a stopped process that wakes still writes to its old lines,
+in the epochs that it may have mapped. It is used again when the client says so or is proved dead, or none of
+those epochs is in use any more.
 
 The table is indexed by client and by attach. So what a lookup costs does not grow with the number of leases,
 and the end of many clients costs as much as they have leases.

@@ -124,7 +124,8 @@ class Stream:
         """The lowest free gate index that all epochs in use have, marked used. Raises Rejection.
 
         ``epoch``: the first one that the consumer is wired to; None: the next one to come. A gate that an
-        ended lease may still write is set aside in the epochs that its owner may have mapped, in no later one.
+        ended lease may still write is set aside in the epochs that its owner may have mapped, not in later
+        ones.
         """
         counts = [epoch.geometry.gate_count for epoch in self.epochs.values()]
         limit = min([int(self.record.max_consumers), *counts])
@@ -155,7 +156,7 @@ class Stream:
     def keeps(self, lease: Lease) -> bool:
         """Whether an epoch is in use that the owner of an ended lease may have mapped, and still write."""
         first = lease.last_epoch if lease.is_producer else int(lease.record.first_epoch)
-        return 0 < first and any(first <= epoch.number <= lease.last_epoch for epoch in self.epochs.values())
+        return first > 0 and any(first <= epoch.number <= lease.last_epoch for epoch in self.epochs.values())
 
     def unwire(self, gate: int) -> None:
         """Clears a gate's bits in all epochs that it is wired to."""

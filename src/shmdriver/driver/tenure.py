@@ -128,7 +128,7 @@ class Tenure:
         self._events.detach_response(lease.record, stream.name)
 
     def release(self, lease: Lease) -> None:
-        """The owner of a lease that is set aside has detached itself, is proved dead, or has nothing mapped."""
+        """The owner of a lease that is set aside has detached itself, is dead, or has nothing mapped."""
         stream = self._streams.of(lease)
         del stream.set_aside[lease.lease_id]
         if not lease.is_producer:
