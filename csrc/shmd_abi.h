@@ -47,10 +47,8 @@ enum {
     SHMD_TENSOR_DTYPE_MAX = 1024,
     SHMD_DATA_HEADER_BYTES = 4096,
     SHMD_GATES_HEADER_BYTES = 4096,
-    SHMD_CONTROL_SLOTS = 64,
     SHMD_CLIENT_REQUESTS = 4,       /* requests of one client that wait for the driver; divides 2^64 */
     SHMD_CLIENT_LEASES = 448,       /* leases of one client at a time: entries of its control segment */
-    SHMD_CLAIM_PATIENCE_MS = 50,    /* an unproved dead claim of a control slot is skipped after this */
     SHMD_LATENCY_BUCKETS = 256,
     SHMD_LOST_RANGES = 64,          /* gaps that a consumer remembers */
     SHMD_ERROR_TEXT_BYTES = 232
@@ -83,8 +81,7 @@ enum {
     SHMD_E_OVERRUN = -20            /* an ungated reader was lapped while it copied */
 };
 
-enum { SHMD_SEGMENT_AUTHORITY = 1, SHMD_SEGMENT_CONTROL = 2, SHMD_SEGMENT_DATA = 3, SHMD_SEGMENT_GATES = 4,
-       SHMD_SEGMENT_CLIENT = 5 };
+enum { SHMD_SEGMENT_AUTHORITY = 1, SHMD_SEGMENT_CONTROL = 2, SHMD_SEGMENT_DATA = 3, SHMD_SEGMENT_GATES = 4 };
 
 /* Answers of the driver (shmd_event.code). */
 enum { SHMD_CODE_OK = 0, SHMD_CODE_UNSUPPORTED = 1, SHMD_CODE_INVALID_PARAMS = 2, SHMD_CODE_REJECTED = 3,
@@ -170,10 +167,6 @@ enum { SHMD_EVENT_ATTACH_RESPONSE = 2, SHMD_EVENT_DETACH_RESPONSE = 3,
 /* Slot flags. */
 enum { SHMD_FLAG_ARENA = 1, SHMD_FLAG_TENSOR = 2 };
 
-/* The phase of a control slot's turn word: lap (32 bits) | who (28 bits) | phase (4 bits). */
-enum { SHMD_TURN_FREE = 0, SHMD_TURN_CLAIMED = 1, SHMD_TURN_COMMITTED = 2, SHMD_TURN_QUARANTINED = 3,
-       SHMD_TURN_RELEASED = 4 };
-
 /* What a client's control segment says of one of its leases (shmd_client_ring_look). The low byte of shmd_lease_entry.detached is one
  * of the last two. */
 enum { SHMD_ENTRY_NONE = 0, SHMD_ENTRY_CONFIRMED = 1, SHMD_ENTRY_DETACHED = 2, SHMD_ENTRY_ABORTED = 3 };
@@ -186,7 +179,7 @@ enum {
     SHMD_COUNTER_CLIENTS_DIED = 9, SHMD_COUNTER_CLIENTS_STALLED = 10, SHMD_COUNTER_EPOCHS_OPENED = 11,
     SHMD_COUNTER_EPOCHS_SEALED = 12, SHMD_COUNTER_EPOCHS_UNPROVEN = 13, SHMD_COUNTER_EPOCHS_RETIRED = 14,
     SHMD_COUNTER_SEGMENTS_CREATED = 15, SHMD_COUNTER_SEGMENTS_UNLINKED = 16, SHMD_COUNTER_SEGMENT_BYTES = 17,
-    SHMD_COUNTER_CLAIMS_SKIPPED = 18, SHMD_COUNTER_CLAIMS_QUARANTINED = 19, SHMD_COUNTER_EVENTS = 20,
+    SHMD_COUNTER_EVENTS = 20,
     SHMD_COUNTER_ERRORS = 21, SHMD_COUNTER_TICK_OVERRUNS = 22, SHMD_COUNTER_TICK_LATE_MAX_NS = 23,
     SHMD_COUNTER_ADOPTIONS = 24, SHMD_COUNTER_AUTH_REFUSED = 25, SHMD_COUNTER_EVICTIONS = 26,
     SHMD_COUNTER_BAD_GATES = 27, SHMD_COUNTER_IDLE_CHECKS = 28, SHMD_COUNTER_HARD_LINKS = 29,
@@ -361,12 +354,11 @@ typedef struct shmd_authority {     /* 2048 bytes, then the tables at their offs
     uint64_t counters_offset;       /* @192 const */
     uint64_t errors_offset;         /* @200 const */
     uint64_t config_offset;         /* @208 const */
-    uint64_t control_bytes;         /* @216 const */
+    uint64_t reserved;              /* @216 */
     uint64_t heartbeat_interval_ns; /* @224 W:driver(relaxed) R:clients */
     uint64_t lease_timeout_ns;      /* @232 W:driver(relaxed) R:clients, tools */
     char instance[64];              /* @240 const */
-    char control_name[96];          /* @304 const */
-    uint8_t pad0[112];              /* @400 */
+    uint8_t pad0[208];              /* @304 */
     uint64_t lifecycle;             /* @512 W:driver(release) R:all(acquire); SHMD_LIFECYCLE_* */
     uint64_t exit_kind;             /* @520 W:driver(release) R:all(acquire); SHMD_EXIT_*; not NONE: this driver is over */
     uint64_t heartbeat_ns;          /* @528 W:driver(release) R:clients, tools; time of its last tick or idle check */
@@ -380,7 +372,7 @@ typedef struct shmd_authority {     /* 2048 bytes, then the tables at their offs
     uint64_t shutdown_mode;         /* @592 likewise; SHMD_SHUTDOWN_* */
     uint64_t driver_time_namespace; /* @600 likewise; in which driver_start_time was read */
     uint8_t pad1[32];               /* @608 */
-    uint64_t control_cursor;        /* @640 W:driver(release) R:clients(acquire), successor; next request position */
+    uint64_t reserved2;             /* @640 */
     uint64_t next_client_id;        /* @648 W:driver before it is used R:successor */
     uint64_t next_lease_id;         /* @656 likewise */
     uint64_t next_stream_id;        /* @664 likewise */
@@ -400,7 +392,7 @@ typedef struct shmd_authority {     /* 2048 bytes, then the tables at their offs
     uint8_t pad5[224];              /* @1824 */
 } shmd_authority_t;
 
-typedef struct shmd_event {         /* 1184 bytes, the payload of an event-ring slot */
+typedef struct shmd_event {         /* 1192 bytes, the payload of an event-ring slot */
     uint32_t kind;                  /* @0   SHMD_EVENT_* */
     uint32_t code;                  /* @4   SHMD_CODE_* */
     uint32_t reason;                /* @8   SHMD_REASON_* */
@@ -421,22 +413,22 @@ typedef struct shmd_event {         /* 1184 bytes, the payload of an event-ring 
     uint64_t time_ns;               /* @88 */
     char stream[64];                /* @96 */
     char text[1024];                /* @160 */
+    uint32_t entry;                 /* @1184 attach: of the client's control segment */
+    uint32_t reserved;              /* @1188 */
 } shmd_event_t;
 
-/* ---- control: W:all clients R:driver -------------------------------------------------- */
+/* ---- control, one for each client: W:that client R:driver ------------------------------- */
 
 typedef struct shmd_request {       /* 2176 bytes */
     uint64_t checksum;              /* @0   over position, who, the client's nonce and all bytes from @8 on */
     uint64_t position;              /* @8 */
     uint64_t correlation_id;        /* @16 */
-    uint64_t client_id;             /* @24  0 in a Hello */
+    uint64_t client_id;             /* @24 */
     uint64_t deadline_ns;           /* @32  monotonic; dropped past it */
     uint32_t kind;                  /* @40  SHMD_REQUEST_* */
     uint32_t layout_version;        /* @44 */
-    int64_t pid;                    /* @48  Hello */
-    uint64_t start_time;            /* @56  Hello; 0: the client could not read its own */
-    uint64_t pid_namespace;         /* @64  Hello */
-    uint64_t nonce;                 /* @72  Hello: the client's; Shutdown, Admin: increasing */
+    uint8_t pad0[24];               /* @48  zero */
+    uint64_t nonce;                 /* @72  Shutdown, Admin: increasing */
     uint32_t role;                  /* @80  Attach, Detach */
     uint32_t delivery;              /* @84  Attach */
     uint32_t start;                 /* @88  Attach */
@@ -455,44 +447,34 @@ typedef struct shmd_request {       /* 2176 bytes */
     uint32_t shards;                /* @156 Attach, consumer; among so many the stream's messages are shared out; 0: not */
     uint8_t hmac[32];               /* @160 Shutdown, Admin */
     char stream[64];                /* @192 */
-    char name[64];                  /* @256 Hello: the client's */
+    uint8_t pad1[64];               /* @256 zero */
     char text[128];                 /* @320 reason */
     char schema[1536];              /* @448 */
-    uint64_t time_namespace;        /* @1984 Hello */
-    uint8_t pad[184];               /* @1992 zero */
+    uint8_t pad2[192];              /* @1984 zero */
 } shmd_request_t;
 
-typedef struct shmd_control_slot {  /* 2304 bytes */
-    uint64_t turn;                  /* @0   W:claimer(CAS), driver(CAS) */
-    uint8_t pad[120];               /* @8 */
-    shmd_request_t request;         /* @128 W:its claimer R:driver, which copies it once */
-} shmd_control_slot_t;
-
-typedef struct shmd_heartbeat {     /* 128 bytes; one a client record, the same index */
+typedef struct shmd_heartbeat {     /* 128 bytes */
     uint64_t beat;                  /* @0   W:that client(release) R:driver(acquire) */
     uint64_t client_id;             /* @8   W:that client */
     uint8_t pad[112];               /* @16 */
 } shmd_heartbeat_t;
 
-typedef struct shmd_lease_line {    /* 128 bytes; one a lease record, the same index */
-    uint64_t confirmed;             /* @0   W:that lease's client(release) R:driver(acquire); the lease id */
-    uint8_t pad[120];               /* @8 */
-} shmd_lease_line_t;
+typedef struct shmd_lease_entry {   /* 16 bytes; a note stays until the entry serves a later lease: ids tell whose it is */
+    uint64_t confirmed;             /* @0   W:that client(release) R:driver(acquire); the lease id, once the stream is mapped */
+    uint64_t detached;              /* @8   W:that client(release) R:driver(acquire); lease id << 8 | SHMD_ENTRY_DETACHED or _ABORTED */
+} shmd_lease_entry_t;
 
-typedef struct shmd_control {       /* 512 bytes, then slots, heartbeats, lease lines */
-    shmd_header_t header;           /* @0 */
-    uint32_t slot_count;            /* @128 const */
-    uint32_t client_max;            /* @132 const */
-    uint32_t lease_max;             /* @136 const */
-    uint32_t reserved;              /* @140 */
-    uint64_t slots_offset;          /* @144 const */
-    uint64_t heartbeats_offset;     /* @152 const */
-    uint64_t lease_lines_offset;    /* @160 const */
-    uint8_t pad0[88];               /* @168 */
-    uint64_t tail;                  /* @256 W:clients(CAS) R:clients; a hint, the turns decide */
+typedef struct shmd_control {       /* 16384 bytes */
+    shmd_header_t header;           /* @0   const */
+    uint64_t client_id;             /* @128 const */
+    uint32_t request_count;         /* @136 const */
+    uint32_t lease_count;           /* @140 const */
+    uint8_t pad0[112];              /* @144 */
+    uint64_t tail;                  /* @256 W:that client(release) R:driver(acquire); position of its next request */
     uint8_t pad1[120];              /* @264 */
-    uint32_t doorbell;              /* @384 W:clients; futex: bumped at every commit */
-    uint8_t pad2[124];              /* @388 */
+    shmd_heartbeat_t heartbeat;     /* @384 */
+    shmd_request_t requests[4];     /* @512 slot = position % 4 */
+    shmd_lease_entry_t leases[448]; /* @9216 */
 } shmd_control_t;
 
 /* ---- Hello: one message each way on a connection of type SOCK_SEQPACKET ---------------- */
@@ -534,26 +516,6 @@ typedef struct shmd_welcome {       /* 2048 bytes; W:driver R:client, a copy. Th
     char text[1024];                /* @64 */
     uint8_t pad[960];               /* @1088 zero */
 } shmd_welcome_t;
-
-/* ---- control segment of one client: W:that client R:driver ----------------------------- */
-
-typedef struct shmd_lease_entry {   /* 16 bytes; a note stays until the entry serves a later lease: ids tell whose it is */
-    uint64_t confirmed;             /* @0   W:that client(release) R:driver(acquire); the lease id, once the stream is mapped */
-    uint64_t detached;              /* @8   W:that client(release) R:driver(acquire); lease id << 8 | SHMD_ENTRY_DETACHED or _ABORTED */
-} shmd_lease_entry_t;
-
-typedef struct shmd_client_control { /* 16384 bytes */
-    shmd_header_t header;           /* @0   const */
-    uint64_t client_id;             /* @128 const */
-    uint32_t request_count;         /* @136 const */
-    uint32_t lease_count;           /* @140 const */
-    uint8_t pad0[112];              /* @144 */
-    uint64_t tail;                  /* @256 W:that client(release) R:driver(acquire); position of its next request */
-    uint8_t pad1[120];              /* @264 */
-    shmd_heartbeat_t heartbeat;     /* @384 */
-    shmd_request_t requests[4];     /* @512 slot = position % 4 */
-    shmd_lease_entry_t leases[448]; /* @9216 */
-} shmd_client_control_t;
 
 /* ---- data: W:one producer R:its consumers, driver, tools ------------------------------ */
 
@@ -644,7 +606,6 @@ typedef struct shmd_gates {         /* 4096 bytes, then gate_count gates */
 
 typedef struct shmd_authority_params {
     const char *instance;
-    const char *control_name;
     uint64_t boot_id;
     uint64_t now_ns;
     uint64_t heartbeat_interval_ns;
@@ -673,7 +634,7 @@ typedef struct shmd_client_watch {  /* the driver's memory of one client's heart
     uint64_t client_id;
     uint64_t beat;
     uint64_t seen_ns;
-    const shmd_client_control_t *control; /* its segment; NULL: none, so neither beats nor notes of leases are seen */
+    const shmd_control_t *control; /* its segment; NULL: none, so neither beats nor notes of leases are seen */
 } shmd_client_watch_t;
 
 /* The numbers that identify a process, and the namespaces in which they are valid. A field of 0 is not known. */
@@ -818,11 +779,10 @@ typedef struct shmd_consumer shmd_consumer;
 typedef struct shmd_mapping shmd_mapping;
 typedef struct shmd_watch shmd_watch;
 typedef struct shmd_event_writer shmd_event_writer;
-typedef struct shmd_control_reader shmd_control_reader;
 typedef struct shmd_sleeper shmd_sleeper;
 
 typedef struct shmd_client_ring_reader { /* the driver's: how far it has read one client's requests */
-    const shmd_client_control_t *control;
+    const shmd_control_t *control;
     uint64_t *published;            /* the cursor in the client's record */
     uint64_t cursor;
     uint64_t client_id;
@@ -1105,12 +1065,10 @@ int shmd_owner_named(const char *owner, uint32_t *uid); /* a user's name or numb
 /* ---- exported functions: the driver's side --------------------------------------------- */
 
 uint64_t shmd_authority_footprint(const shmd_authority_params_t *params);  /* 0: out of range */
-uint64_t shmd_control_footprint(uint32_t client_max, uint32_t lease_max);
 uint64_t shmd_data_footprint(const shmd_geometry_t *geometry);
 uint64_t shmd_gates_footprint(uint32_t gate_count);
 void shmd_geometry_round(uint32_t *slots, uint32_t *slot_bytes, uint64_t *arena_bytes); /* to powers of two and whole pages */
 int shmd_authority_init(void *base, uint64_t bytes, const shmd_authority_params_t *params);  /* all but the magic */
-int shmd_control_init(void *base, uint64_t bytes, uint32_t client_max, uint32_t lease_max, uint64_t boot_id, uint64_t now_ns);
 int shmd_data_init(void *base, uint64_t bytes, const shmd_geometry_t *geometry, const char *schema); /* base: at least the first 4096 bytes mapped */
 int shmd_gates_init(void *base, uint64_t bytes, const shmd_geometry_t *geometry);
 int shmd_authority_check(const void *base, uint64_t bytes);       /* offsets and counts against the size, after shmd_header_check */
@@ -1122,8 +1080,6 @@ int64_t shmd_authority_next(const shmd_authority_t *authority, int table, uint64
     /* index of the next record of SHMD_TABLE_*, from first on, whose state's bit is in states; -1: none */
 shmd_error_record_t *shmd_authority_error(const shmd_authority_t *authority, uint32_t index);
 char *shmd_authority_config(const shmd_authority_t *authority);   /* config_bytes, NUL-terminated text */
-shmd_heartbeat_t *shmd_control_heartbeat(const shmd_control_t *control, uint32_t client_max, uint32_t lease_max, uint32_t index);
-shmd_lease_line_t *shmd_control_lease_line(const shmd_control_t *control, uint32_t client_max, uint32_t lease_max, uint32_t index);
 shmd_gate_t *shmd_gates_gate(const shmd_gates_t *gates, uint32_t index);
 
 void shmd_counter_add(shmd_authority_t *authority, uint32_t counter, uint64_t n);
@@ -1141,20 +1097,6 @@ void shmd_authority_changed(shmd_authority_t *authority);
        for the next epoch. */
 int shmd_event_poll(const shmd_authority_t *authority, uint64_t *cursor, shmd_event_t *out, uint64_t *lost); /* 1, 0 */
 
-shmd_control_reader *shmd_control_reader_new(shmd_control_t *control, uint64_t bytes, shmd_authority_t *authority); /* repairs tail and turns */
-void shmd_control_reader_free(shmd_control_reader *reader);
-int shmd_control_poll(shmd_control_reader *reader, shmd_request_t *out, uint64_t now_ns);
-    /* 1: a valid copy in out; 0: nothing; SHMD_E_CORRUPT: a request that fails its checks (text in shmd_last_error);
-       SHMD_E_TIMEOUT: the next slot is claimed and not committed, patience is over. After 1 or SHMD_E_CORRUPT
-       call shmd_control_advance, after SHMD_E_TIMEOUT shmd_control_skip. */
-void shmd_control_advance(shmd_control_reader *reader);           /* frees the slot, publishes the cursor */
-uint32_t shmd_control_claimer(const shmd_control_reader *reader); /* who holds the next slot: client index + 1 with bit 27 clear, or pid with bit 27 set; 0: nobody */
-int shmd_control_skip(shmd_control_reader *reader, int proved);   /* 1 skipped (quarantined unless proved), 0: it was committed after all */
-uint32_t shmd_control_quarantined(const shmd_control_reader *reader, uint32_t slot); /* who holds that quarantined slot, 0: none */
-void shmd_control_release(shmd_control_reader *reader, uint32_t slot);  /* the quarantined claimer is proved dead */
-int shmd_control_sweep(shmd_control_reader *reader);              /* frees slots whose claimers said that they are done; how many stay set aside */
-void shmd_control_mend(shmd_control_reader *reader);              /* after the segment lost pages: turns that no claimer can have written are free again */
-void shmd_control_ring(shmd_control_t *control);                  /* rings the doorbell: whoever sleeps on it, or is about to, wakes */
 int shmd_request_check(const shmd_request_t *request);            /* 0, SHMD_E_INVALID (text), SHMD_E_LAYOUT: enums, ranges, names, UTF-8 */
 int shmd_name_check(const char *name);                            /* 0 or SHMD_E_INVALID with a text; name: up to SHMD_NAME_BYTES */
 
@@ -1165,7 +1107,7 @@ int shmd_client_ring_init(void *base, uint64_t bytes, uint64_t client_id, uint64
 int shmd_client_ring_check(const void *base, uint64_t bytes, uint64_t client_id, uint64_t boot_id);
     /* Whether this is that client's segment, of this layout; boot_id 0: any. SHMD_E_LAYOUT with a text. Nothing in the segment is an
        offset or a size, so nothing of it has to be kept. */
-void shmd_client_ring_reader_init(shmd_client_ring_reader_t *reader, const shmd_client_control_t *control, uint64_t *cursor,
+void shmd_client_ring_reader_init(shmd_client_ring_reader_t *reader, const shmd_control_t *control, uint64_t *cursor,
                                   uint64_t client_id, uint32_t client_index, uint64_t nonce);
     /* Goes on at *cursor, which a new driver finds as its predecessor left it. */
 int shmd_client_ring_poll(shmd_client_ring_reader_t *reader, shmd_request_t *out);
@@ -1174,7 +1116,7 @@ int shmd_client_ring_poll(shmd_client_ring_reader_t *reader, shmd_request_t *out
 void shmd_client_ring_advance(shmd_client_ring_reader_t *reader);
     /* Past what poll found, good or bad. Does nothing where poll found no request: an impossible tail stays. */
 int shmd_client_ring_rests(const shmd_client_ring_reader_t *reader); /* 1: a poll would return 0 */
-int shmd_client_ring_look(const shmd_client_control_t *control, uint32_t entry, uint64_t lease_id);
+int shmd_client_ring_look(const shmd_control_t *control, uint32_t entry, uint64_t lease_id);
     /* SHMD_ENTRY_*: what the client says of this lease; a detach counts more than a confirmation. SHMD_E_CORRUPT: no detach has
        that low byte. SHMD_E_INVALID: there is no such entry. */
 
@@ -1201,7 +1143,6 @@ int shmd_sleeper_wait(shmd_sleeper *sleeper, shmd_rest_t *rest, uint64_t now_ns,
 void shmd_sleeper_wake(const shmd_sleeper *sleeper);
     /* From any thread and any signal handler: ends the present wait, or the next one */
 
-int shmd_control_rests(const shmd_control_reader *reader);        /* 1: no request, no claim, no slot that is set aside */
 int shmd_lease_unconfirmed(const shmd_authority_t *authority);    /* 1: some lease waits for its client's confirmation */
 int shmd_driver_rests(shmd_rest_t *rest, uint64_t now_ns);
     /* 1: a lease check at now_ns would find nothing. Then clients have been renewed and gates noted as a check does, the

@@ -203,7 +203,7 @@ int shmd_client_give_up_asking(const shmd_client *client, int is_full)
     if (shmd_client_is_orphaned(client) || look_at_driver(client, &evidence) == SHMD_PROCESS_DEAD)
         return SHMD_E_DRIVER_UNAVAILABLE;
     if (is_full)
-        return shmd_fail(SHMD_E_TIMEOUT, "control ring full: %d requests wait for the driver of instance %s (%s)", SHMD_CONTROL_SLOTS, client->instance,
+        return shmd_fail(SHMD_E_TIMEOUT, "control ring full: %d requests of this client wait for the driver of instance %s (%s)", SHMD_CLIENT_REQUESTS, client->instance,
                          pid_of_driver(client->authority));
     if (evidence != SHMD_EVIDENCE_START_TIME)
         return shmd_fail(SHMD_E_TIMEOUT, "the driver of instance %s (%s) did not answer in time, and whether it lives cannot be proved: %s", client->instance,
@@ -212,12 +212,25 @@ int shmd_client_give_up_asking(const shmd_client *client, int is_full)
                      client->instance, pid_of_driver(client->authority), client->instance);
 }
 
+static int send_once(shmd_client *client, shmd_request_t *request)
+{
+    int rc = shmd_client_ring_send(&client->ring, request);
+    if (rc == SHMD_OK)
+        shmd_client_wake_driver(client);
+    return rc;
+}
+
+/* A driver has read it. Until then it stands in the ring, for this driver or the next one, and is not sent again. */
+static int is_taken(const shmd_client *client, const shmd_request_t *request)
+{
+    return shmd_load_acquire(client->ring.cursor) - request->position - 1 < UINT64_MAX / 2; /* Q2 */
+}
+
 static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t deadline_ns)
 {
     /* A call that a signal interrupts asks anew, and the driver gives up what it was making for that call. With signals more often
      * than the driver answers, that would never end. So no signal ends the wait before this time. */
     enum { UNINTERRUPTED_NS = 100000000 };
-    uint32_t who = client->index + 1;
     uint64_t cursor = shmd_load_acquire(&client->authority->event_head);
     uint64_t sent_ns = 0;
     uint64_t sent_to = 0; /* which driver of this boot: one that was killed took what it had read with it */
@@ -236,16 +249,15 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
             return shmd_client_give_up_asking(client, is_full);
         shmd_client_stay_connected(client, now);
         uint64_t adoptions = shmd_load_relaxed(&client->authority->adoptions);
-        int is_due = sent_ns == 0 || resend || adoptions != sent_to || now - sent_ns >= RESEND_NS;
+        int is_due = sent_ns == 0 || (is_taken(client, request) && (resend || adoptions != sent_to || now - sent_ns >= RESEND_NS));
         if (is_due && shmd_client_may_answer(client)) {
             int rc = shmd_client_check_registered(client);
             if (rc != SHMD_OK)
                 return rc;
-            shmd_client_mend(client);
-            rc = shmd_control_send(client->control, client->authority, request, who, client->nonce, now); /* a full ring is waited for below */
-            if (rc != SHMD_OK && rc != SHMD_E_TIMEOUT)
+            rc = send_once(client, request); /* a full ring is waited for below */
+            if (rc != SHMD_OK && rc != SHMD_BACK_PRESSURED)
                 return rc;
-            is_full = rc == SHMD_E_TIMEOUT;
+            is_full = rc == SHMD_BACK_PRESSURED;
             sent_ns = is_full ? sent_ns : now;
             sent_to = is_full ? sent_to : adoptions;
         } else if (is_due && sleeps == 0) {
@@ -313,10 +325,18 @@ int shmd_client_tell(shmd_client *client, shmd_request_t *request, uint64_t pati
     if (rc != SHMD_OK)
         return rc;
     identify(client, request, UINT64_MAX);
-    shmd_client_mend(client);
-    if (shmd_client_is_known(client))
-        rc = shmd_control_send(client->control, client->authority, request, client->index + 1, client->nonce, patience_ns == 0 ? 0 : shmd_deadline(patience_ns));
-    return rc;
+    uint64_t deadline_ns = patience_ns == 0 ? 0 : shmd_deadline(patience_ns);
+    for (;;) {
+        uint32_t seen = shmd_load32_acquire(&client->authority->event_word);
+        if (!shmd_client_is_known(client))
+            return SHMD_OK;
+        rc = send_once(client, request);
+        if (rc != SHMD_BACK_PRESSURED)
+            return rc;
+        if (shmd_now_ns() >= deadline_ns)
+            return SHMD_E_TIMEOUT; /* with the ring's text */
+        (void)shmd_futex_wait(&client->authority->event_word, seen, FULL_NS);
+    }
 }
 
 int shmd_client_tell_quietly(shmd_client *client, shmd_request_t *request, uint64_t patience_ns)
@@ -341,8 +361,7 @@ int shmd_client_attach_failed(shmd_client *client, const shmd_request_t *request
 {
     uint32_t reason;
     int is_live = shmd_lease_live(client, answer->lease_index, answer->lease_id, &reason);
-    if (is_live)
-        shmd_client_give_up(client, request);
+    shmd_client_note_end(client, answer->entry, answer->lease_id, 1);
     if (shmd_client_is_orphaned(client))
         return SHMD_E_DRIVER_UNAVAILABLE;
     if (is_live)
@@ -354,7 +373,17 @@ int shmd_client_attach_failed(shmd_client *client, const shmd_request_t *request
     return shmd_fail(SHMD_E_REJECTED, "stream %.64s: the lease ended before the stream was mapped; attach again", request->stream);
 }
 
-int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, const char *stream, int aborted)
+/* A detach that nobody answers: read by this driver at its next lease check or by the next one, whenever that comes. */
+void shmd_client_note_end(shmd_client *client, uint32_t entry, uint64_t lease_id, int aborted)
+{
+    char text[sizeof ((shmd_event_t *)0)->text];
+    (void)snprintf(text, sizeof text, "%s", shmd_last_error());
+    if (shmd_client_ring_detach(&client->ring, entry, lease_id, aborted ? SHMD_ENTRY_ABORTED : SHMD_ENTRY_DETACHED) == SHMD_OK)
+        shmd_client_wake_driver(client);
+    (void)shmd_fail(0, "%s", text);
+}
+
+int shmd_client_detach(shmd_client *client, uint32_t entry, uint64_t lease_id, uint32_t role, const char *stream, int aborted)
 {
     enum { PATIENCE_NS = 2000000000 };
     shmd_request_t request;
@@ -365,14 +394,11 @@ int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, co
     request.lease_id = lease_id;
     request.flags = aborted ? SHMD_DETACH_ABORTED : 0;
     memcpy(request.stream, stream, strlen(stream));
-    shmd_client_unconfirm(client, lease_id);
     int rc = shmd_client_request(client, &request, &answer, PATIENCE_NS);
-    if (rc == SHMD_E_DRIVER_UNAVAILABLE) {
-        /* No driver now: leave the request in the ring, its successor reads it and ends the lease as it was meant. */
-        request.correlation_id = 0;
-        (void)shmd_client_tell(client, &request, SHMD_TELL_PATIENCE_NS);
+    if (rc == SHMD_E_DRIVER_UNAVAILABLE || rc == SHMD_E_TIMEOUT || rc == SHMD_E_INTERRUPTED)
+        shmd_client_note_end(client, entry, lease_id, aborted);
+    if (rc == SHMD_E_DRIVER_UNAVAILABLE)
         return SHMD_OK;
-    }
     return rc == SHMD_E_REVOKED || rc == SHMD_E_REJECTED || rc == SHMD_E_INTERRUPTED ? SHMD_OK : rc;
 }
 
@@ -433,8 +459,10 @@ void shmd_client_release(shmd_client *client)
     if (shmd_is_forked(client->fork_generation))
         shmd_bus_error_forget(client->control); /* a child does not have this mapping, and another one may be at its place */
     else
-        (void)shmd_segment_unmap(client->control, client->control_bytes);
+        (void)shmd_segment_unmap(client->control, shmd_client_ring_footprint());
     client->control = NULL;
+    if (client->ring.control != NULL)
+        shmd_client_ring_close(&client->ring);
     shmd_session_end(&client->session);
     shmd_heartbeat_free(client);
     shmd_client_drop_authority(client);

@@ -107,7 +107,7 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
         return rc;
     shmd_consumer *c = shmd_consumer_new(client, request.stream);
     if (c == NULL) {
-        shmd_client_give_up(client, &request);
+        shmd_client_note_end(client, answer.entry, answer.lease_id, 1);
         return SHMD_E_NO_MEMORY;
     }
     c->delivery = choice.delivery;
@@ -122,6 +122,7 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
     c->gate_bit = (uint64_t)1 << (answer.gate & 63);
     c->lease_id = answer.lease_id;
     c->lease_index = answer.lease_index;
+    c->entry = answer.entry;
     c->stream_index = answer.stream_index;
     c->stream_id = answer.stream_id;
     c->gated_from = UINT64_MAX;
@@ -133,7 +134,7 @@ int shmd_consumer_attach(shmd_client *client, const char *stream, const shmd_con
         return rc;
     }
     SHMD_FAILPOINT("attach.mapped");
-    shmd_client_confirm(client, c->lease_index, c->lease_id);
+    shmd_client_confirm(client, c->entry, c->lease_id);
     SHMD_FAILPOINT("attach.confirmed");
     *out = c;
     return SHMD_OK;
@@ -235,9 +236,9 @@ int shmd_consumer_end(shmd_consumer *c, int how)
     if (!shmd_is_forked(c->fork_generation)) {
         shmd_watch_end(c);
         if (how == SHMD_END_ABANDONED)
-            shmd_client_end_later(c->client, c->lease_index, c->lease_id, SHMD_ROLE_CONSUMER, c->stream);
+            shmd_client_note_end(c->client, c->entry, c->lease_id, 1);
         else
-            rc = shmd_client_detach(c->client, c->lease_id, SHMD_ROLE_CONSUMER, c->stream, 0);
+            rc = shmd_client_detach(c->client, c->entry, c->lease_id, SHMD_ROLE_CONSUMER, c->stream, 0);
     }
     give_back(c, how != SHMD_END_ABANDONED);
     return rc;

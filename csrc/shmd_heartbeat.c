@@ -8,91 +8,29 @@
 
 int shmd_heartbeat_init(shmd_client *client)
 {
-    client->pending = calloc(client->tables.lease_max, sizeof *client->pending);
-    if (client->pending == NULL)
-        return shmd_fail(SHMD_E_NO_MEMORY, "no memory for the confirmations of %u leases", client->tables.lease_max);
-    pthread_mutexattr_t recursive; /* what is sent with the lock held may mend the control segment first (shmd_client_mend) */
-    (void)pthread_mutexattr_init(&recursive);
-    (void)pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
-    (void)pthread_mutex_init(&client->lines, &recursive);
-    (void)pthread_mutexattr_destroy(&recursive);
-    return SHMD_OK;
+    errno = pthread_mutex_init(&client->beating, NULL);
+    return errno == 0 ? SHMD_OK : shmd_fail_errno(SHMD_CALL_OTHER, "the lock of a client's beats");
 }
 
 void shmd_heartbeat_free(shmd_client *client)
 {
-    if (client->pending == NULL)
-        return;
-    if (shmd_client_check_fork(client) == SHMD_OK) /* else it may have been held when it was copied */
-        (void)pthread_mutex_destroy(&client->lines);
-    shmd_client_forget_noted(client);
-    free(client->pending);
-}
-
-/* ---- confirmations ------------------------------------------------------------------------ */
-
-static void drop_pending(shmd_client *client, uint64_t at) { client->pending[at] = client->pending[--client->pending_count]; }
-
-/* Confirms a lease again whose line somebody wrote over. 0: it need not be confirmed any more. */
-static int confirm_again(shmd_client *client, const shmd_pending_t *pending)
-{
-    const shmd_lease_record_t *record = shmd_client_lease(client, pending->lease_index);
-    shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->tables.client_max, client->tables.lease_max, pending->lease_index);
-    shmd_lease_record_t lease;
-    if (!shmd_record_copy(&lease, record, sizeof lease))
-        return 1; /* it changes just now: the next beat looks again */
-    if (lease.lease_id != pending->lease_id || (lease.word & 0xff) != SHMD_LEASE_ATTACHED)
-        return 0;
-    if (shmd_load_relaxed(&line->confirmed) != pending->lease_id)
-        shmd_store_release(&line->confirmed, pending->lease_id); /* L2 */
-    return 1;
-}
-
-/* Any client can write over a line: until the driver has marked the lease as active, each beat looks after it. Its lease line is
- * this client's until its detach is sent, which takes the lock first. */
-void shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id)
-{
-    shmd_lease_line_t *line = shmd_control_lease_line(client->control, client->tables.client_max, client->tables.lease_max, lease_index);
-    if (line == NULL)
-        return;
-    (void)pthread_mutex_lock(&client->lines);
-    uint64_t at = 0;
-    while (at < client->pending_count && client->pending[at].lease_index != lease_index)
-        at++;
-    client->pending[at] = (shmd_pending_t){.lease_id = lease_id, .lease_index = lease_index}; /* one a record: there is room */
-    client->pending_count = shmd_max(client->pending_count, at + 1);
-    shmd_store_release(&line->confirmed, lease_id); /* L2 */
-    (void)pthread_mutex_unlock(&client->lines);
-}
-
-void shmd_client_unconfirm(shmd_client *client, uint64_t lease_id)
-{
-    if (shmd_client_check_fork(client) != SHMD_OK)
-        return; /* its lock may have been held when it was copied */
-    (void)pthread_mutex_lock(&client->lines);
-    for (uint64_t i = client->pending_count; i > 0; i--)
-        if (client->pending[i - 1].lease_id == lease_id)
-            drop_pending(client, i - 1);
-    (void)pthread_mutex_unlock(&client->lines);
+    if (client->client_id != 0 && shmd_client_check_fork(client) == SHMD_OK) /* else it may have been held when it was copied */
+        (void)pthread_mutex_destroy(&client->beating);
 }
 
 /* ---- the beat ----------------------------------------------------------------------------- */
 
 void shmd_client_beat(shmd_client *client)
 {
-    shmd_client_mend(client);
-    shmd_heartbeat_t *line = shmd_control_heartbeat(client->control, client->tables.client_max, client->tables.lease_max, client->index);
-    (void)pthread_mutex_lock(&client->lines);
-    if (client->is_silent) { /* its goodbye is said: these lines may be another client's by now */
-        (void)pthread_mutex_unlock(&client->lines);
-        return;
-    }
-    shmd_store_release(&line->beat, ++client->beat); /* L1 */
-    for (uint64_t i = client->pending_count; i > 0; i--)
-        if (!confirm_again(client, &client->pending[i - 1]))
-            drop_pending(client, i - 1);
-    shmd_client_end_noted(client);
-    (void)pthread_mutex_unlock(&client->lines);
+    (void)pthread_mutex_lock(&client->beating);
+    if (!client->is_silent) /* its goodbye is said */
+        shmd_store_release(&client->control->heartbeat.beat, ++client->beat); /* L1 */
+    (void)pthread_mutex_unlock(&client->beating);
+}
+
+void shmd_client_confirm(shmd_client *client, uint32_t entry, uint64_t lease_id)
+{
+    (void)shmd_client_ring_confirm(&client->ring, entry, lease_id); /* the entry was checked with the answer */
 }
 
 enum { STOPPED = 1, TAKES_OVER = 2 }; /* what stop_word says */
@@ -166,9 +104,9 @@ int shmd_heartbeat_takes_over(shmd_client *client)
 {
     if (!client->thread_started)
         return 0;
-    (void)pthread_mutex_lock(&client->lines);
+    (void)pthread_mutex_lock(&client->beating);
     client->is_silent = 1;
-    (void)pthread_mutex_unlock(&client->lines);
+    (void)pthread_mutex_unlock(&client->beating);
     client->is_parted = shmd_client_goodbye(client, 0) != SHMD_E_TIMEOUT; /* now, if it can be: a process that ends next takes its threads with it */
     const uint32_t *word = &client->stop_word; /* a wake-up looks at its address alone: the thread may have freed the client by then */
     shmd_store32_release(&client->stop_word, TAKES_OVER); /* A2: after all that this caller did with the client; pairs with the thread's load */

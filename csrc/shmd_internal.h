@@ -8,6 +8,7 @@
 #define SHMD_NO_INLINE 1
 #include "shmdriver.h"
 #include "core/shmd_bus_error.h"
+#include "core/shmd_client_ring.h"
 #include "core/shmd_fork.h"
 #include "core/shmd_seqlock.h"
 #include "core/shmd_session.h"
@@ -45,30 +46,8 @@ int shmd_is_own_or_roots(uint32_t uid);
 /* Whose drivers this process uses, at most SHMD_OWNERS_MAX, in the order in which they are asked: how many; negative. NULL: no folder. */
 int shmd_owners_trusted(const shmd_folder_t *folder, uint32_t *out);
 
-/* The turn word of a control slot. */
-static inline uint64_t shmd_turn(uint32_t lap, uint32_t who, uint32_t phase)
-{
-    return ((uint64_t)lap << 32) | ((uint64_t)(who & 0x0fffffffu) << 4) | phase;
-}
-static inline uint32_t shmd_turn_lap(uint64_t turn) { return (uint32_t)(turn >> 32); }
-static inline uint32_t shmd_turn_who(uint64_t turn) { return (uint32_t)(turn >> 4) & 0x0fffffffu; }
-static inline uint32_t shmd_turn_phase(uint64_t turn) { return (uint32_t)turn & 15u; }
-static inline uint32_t shmd_position_lap(uint64_t position) { return (uint32_t)(position / SHMD_CONTROL_SLOTS); }
-
-/* Offsets within a control segment, from its configured counts alone. */
-uint64_t shmd_control_heartbeats_offset(void);
-uint64_t shmd_control_lease_lines_offset(uint32_t client_max);
-static inline shmd_control_slot_t *shmd_control_slot(shmd_control_t *control, uint64_t position)
-{
-    return (shmd_control_slot_t *)(void *)((unsigned char *)control + sizeof(shmd_control_t) +
-                                           (position % SHMD_CONTROL_SLOTS) * sizeof(shmd_control_slot_t));
-}
-
 int shmd_request_begin(shmd_request_t *request, uint32_t role, const char *stream, const char *schema); /* an attach; 0, SHMD_E_INVALID */
 uint64_t shmd_request_checksum(const shmd_request_t *request, uint32_t who, uint64_t nonce);
-int shmd_control_send(shmd_control_t *control, const shmd_authority_t *authority, shmd_request_t *request, uint32_t who,
-                      uint64_t nonce, uint64_t deadline_ns); /* fills position and checksum */
-
 /* The ungated read of one slot into private memory: 1 copied, 0 not there yet, SHMD_E_OVERRUN lapped, SHMD_E_TOO_LARGE, SHMD_E_CORRUPT. */
 typedef struct shmd_ring_view {
     const unsigned char *slots;
@@ -157,34 +136,20 @@ int shmd_threads_ask(shmd_threads_t *threads, const shmd_client_options *options
 /* Of C, takes no signals. The caller does not wait until it runs. what: for the error's text; `function` names the thread. */
 int shmd_thread_start(const shmd_threads_t *threads, void *(*function)(void *), void *argument, const char *what, unsigned long *thread);
 
-/* A lease that was abandoned (core/shmd_abandon.c). */
-typedef struct shmd_ending {
-    struct shmd_ending *next;
-    shmd_request_t request;     /* its detach; position: where it was sent last */
-    uint64_t sent_ns;           /* 0: not yet */
-    uint32_t lease_index;
-} shmd_ending_t;
-
-/* A lease that the client has confirmed and the driver may not have marked as active yet. */
-typedef struct shmd_pending {
-    uint64_t lease_id;
-    uint32_t lease_index;
-} shmd_pending_t;
-
 struct shmd_client {
     const shmd_authority_t *authority;
-    shmd_control_t *control;
+    shmd_control_t *control; /* its own segment */
+    shmd_client_ring_t ring;    /* of requests, in that segment; zeros: not open */
     uint64_t authority_bytes;
-    uint64_t control_bytes;
     int authority_fd;           /* as it was mapped: says whether it still has a name, and a driver (-1: not mapped) */
     uint32_t owner;             /* of the authority: whose all other segments have to be */
     uint32_t named_owner;       /* whose driver it has to be; UINT32_MAX: of anybody whom this process trusts */
     char authority_name[SHMD_SEGMENT_NAME_BYTES];
+    struct stat control_is;     /* what was mapped */
     struct stat authority_is;   /* what was opened there: a program that closes all fds, as daemons do, gives the number to another file */
     shmd_authority_t tables;    /* a copy of the authority's header, checked: its counts and offsets. What the segment says later steers nothing */
     uint32_t index;
     shmd_damage_t authority_damage; /* somebody truncated it; zeros stand there for good */
-    shmd_damage_t control_damage;   /* likewise, until the driver has made it whole and the next beat has mapped it again */
     uint64_t boot_id;
     uint64_t client_id;
     uint64_t nonce;
@@ -201,16 +166,14 @@ struct shmd_client {
     uint32_t references;        /* the connection's own, and handles that still use the mappings */
     uint32_t readers;           /* who reads the authority only, without the connection (shmd_client_keep_authority) */
     unsigned long thread;
-    pthread_mutex_t lines;      /* recursive. pending, and the lease lines of the control segment that it names; ending. Nobody waits while holding it */
-    shmd_pending_t *pending;    /* confirmations that the driver may not have seen yet */
-    uint64_t pending_count;
+    pthread_mutex_t beating;    /* between threads that beat. Nobody waits while holding it */
     uint64_t beat_due_ns;       /* manual heartbeats: when a call that waits beats next */
-    uint32_t is_silent;         /* under `lines`: no beat any more */
+    uint32_t is_silent;         /* under `beating`: no beat any more */
     uint32_t is_parted;         /* its goodbye is in the ring, or needs not be said */
-    shmd_ending_t *ending;      /* leases that were abandoned, and have not ended yet */
     shmd_notifier_t notifier;
     shmd_session_t session;     /* its connection to the driver; zeros: none */
     uint32_t session_taken;     /* 1: a thread is inside; the others pass by */
+    uint32_t rings;             /* 1: the driver is to be woken, by whoever is inside, or gets in next */
     uint64_t heard_by;          /* adoptions of the authority when it said Hello last */
     char instance[SHMD_NAME_BYTES];
     char name[SHMD_NAME_BYTES];
@@ -235,7 +198,6 @@ static inline const shmd_stream_record_t *shmd_client_stream(const shmd_client *
 }
 /* As shmd_event_poll, by a private copy of the authority's header. */
 int shmd_event_take(const shmd_authority_t *authority, const shmd_authority_t *tables, uint64_t *cursor, shmd_event_t *out, uint64_t *lost);
-void shmd_client_mend(shmd_client *client);         /* maps a damaged control segment again, once it is whole */
 
 /* The longest sleep. A wait in which nothing has moved for so long looks whether anybody is
  * there. */
@@ -294,8 +256,8 @@ uint64_t shmd_client_reconnects_ns(const shmd_client *client, uint64_t now_ns); 
 int shmd_client_attach(shmd_client *client, shmd_request_t *request, shmd_event_t *answer, uint64_t timeout_ns);
 int shmd_answer_check(const shmd_client *client, const shmd_request_t *request, const shmd_event_t *answer);
     /* what says yes to a request: its kind, and each index in it against the client's own counts; SHMD_E_CORRUPT with a text */
-void shmd_client_confirm(shmd_client *client, uint32_t lease_index, uint64_t lease_id);
-void shmd_client_unconfirm(shmd_client *client, uint64_t lease_id); /* before its detach is sent */
+void shmd_client_confirm(shmd_client *client, uint32_t entry, uint64_t lease_id); /* its stream is mapped */
+void shmd_client_wake_driver(shmd_client *client);  /* after something was written for it. Never waits; without a connection the next driver finds it */
 int shmd_client_check_fork(const shmd_client *client);
 void shmd_client_beat(shmd_client *client);
 /* In the slow turns of every call that waits. With manual heartbeats: beats when that is due. How long the caller may sleep:
@@ -310,11 +272,8 @@ int shmd_heartbeat_start(shmd_client *client);
 void shmd_heartbeat_stop(shmd_client *client);
 void shmd_heartbeat_free(shmd_client *client);
 int shmd_heartbeat_takes_over(shmd_client *client); /* 1: its thread says goodbye and releases the client; 0: it has no thread */
-/* Ends a lease as aborted, without waiting: sends its detach, and keeps a note of it from which it is sent again until the lease has ended. */
-void shmd_client_end_later(shmd_client *client, uint32_t lease_index, uint64_t lease_id, uint32_t role, const char *stream);
-void shmd_client_end_noted(shmd_client *client);        /* at each beat, with `lines` held: sends what is due */
-void shmd_client_forget_noted(shmd_client *client);     /* frees the notes */
-int shmd_client_detach(shmd_client *client, uint64_t lease_id, uint32_t role, const char *stream, int aborted);
+void shmd_client_note_end(shmd_client *client, uint32_t entry, uint64_t lease_id, int aborted); /* ends a lease without an answer. Never waits, needs no driver, leaves no text */
+int shmd_client_detach(shmd_client *client, uint32_t entry, uint64_t lease_id, uint32_t role, const char *stream, int aborted);
 void shmd_client_give_up(shmd_client *client, const shmd_request_t *attach); /* detach by correlation id, no answer wanted */
 /* What was granted could not be mapped, for `rc`: gives it back. rc, or what has ended it meanwhile: SHMD_E_DRIVER_UNAVAILABLE, SHMD_E_REJECTED. */
 int shmd_client_attach_failed(shmd_client *client, const shmd_request_t *request, const shmd_event_t *answer, int rc);

@@ -72,11 +72,9 @@ int shmd_authority_init(void *base, uint64_t bytes, const shmd_authority_params_
     authority_counts(a, params);
     (void)authority_layout(a);
     header_init(&a->header, SHMD_SEGMENT_AUTHORITY, bytes, params->boot_id, 0, 0, params->now_ns);
-    a->control_bytes = shmd_control_footprint(params->client_max, params->lease_max);
     a->heartbeat_interval_ns = params->heartbeat_interval_ns;
     a->lease_timeout_ns = params->lease_timeout_ns;
     (void)snprintf(a->instance, sizeof a->instance, "%s", params->instance);
-    (void)snprintf(a->control_name, sizeof a->control_name, "%s", params->control_name);
     a->next_client_id = a->next_lease_id = a->next_stream_id = 1;
     return SHMD_OK;
 }
@@ -89,40 +87,8 @@ int shmd_authority_check(const void *base, uint64_t bytes)
         return shmd_fail(SHMD_E_LAYOUT, "authority of %llu bytes is too short", (unsigned long long)bytes);
     memcpy(&expected, a, sizeof expected);
     if (!counts_in_range(&expected) || authority_layout(&expected) != bytes ||
-        memcmp(&expected.clients_offset, &a->clients_offset, 7 * sizeof(uint64_t)) != 0 ||
-        a->control_bytes != shmd_control_footprint(a->client_max, a->lease_max))
+        memcmp(&expected.clients_offset, &a->clients_offset, 7 * sizeof(uint64_t)) != 0)
         return shmd_fail(SHMD_E_LAYOUT, "authority's table offsets do not fit its counts and its %llu bytes", (unsigned long long)bytes);
-    return SHMD_OK;
-}
-
-uint64_t shmd_control_heartbeats_offset(void)
-{
-    return after(sizeof(shmd_control_t), (uint64_t)SHMD_CONTROL_SLOTS * sizeof(shmd_control_slot_t));
-}
-
-uint64_t shmd_control_lease_lines_offset(uint32_t client_max)
-{
-    return after(shmd_control_heartbeats_offset(), (uint64_t)client_max * sizeof(shmd_heartbeat_t));
-}
-
-uint64_t shmd_control_footprint(uint32_t client_max, uint32_t lease_max)
-{
-    return shmd_round_up(shmd_control_lease_lines_offset(client_max) + (uint64_t)lease_max * sizeof(shmd_lease_line_t), shmd_page_bytes());
-}
-
-int shmd_control_init(void *base, uint64_t bytes, uint32_t client_max, uint32_t lease_max, uint64_t boot_id, uint64_t now_ns)
-{
-    shmd_control_t *control = base;
-    if (bytes != shmd_control_footprint(client_max, lease_max))
-        return shmd_fail(SHMD_E_INVALID, "control of %llu bytes does not fit %u clients, %u leases", (unsigned long long)bytes, client_max, lease_max);
-    memset(base, 0, (size_t)bytes);
-    header_init(&control->header, SHMD_SEGMENT_CONTROL, bytes, boot_id, 0, 0, now_ns);
-    control->slot_count = SHMD_CONTROL_SLOTS;
-    control->client_max = client_max;
-    control->lease_max = lease_max;
-    control->slots_offset = sizeof *control;
-    control->heartbeats_offset = shmd_control_heartbeats_offset();
-    control->lease_lines_offset = shmd_control_lease_lines_offset(client_max);
     return SHMD_OK;
 }
 
@@ -245,17 +211,6 @@ shmd_error_record_t *shmd_authority_error(const shmd_authority_t *a, uint32_t in
 }
 char *shmd_authority_config(const shmd_authority_t *a) { return (char *)at(a, a->config_offset); }
 
-shmd_heartbeat_t *shmd_control_heartbeat(const shmd_control_t *control, uint32_t client_max, uint32_t lease_max, uint32_t index)
-{
-    (void)lease_max;
-    unsigned char *base = (unsigned char *)(uintptr_t)control + shmd_control_heartbeats_offset();
-    return index < client_max ? (shmd_heartbeat_t *)(void *)base + index : NULL;
-}
-shmd_lease_line_t *shmd_control_lease_line(const shmd_control_t *control, uint32_t client_max, uint32_t lease_max, uint32_t index)
-{
-    unsigned char *base = (unsigned char *)(uintptr_t)control + shmd_control_lease_lines_offset(client_max);
-    return index < lease_max ? (shmd_lease_line_t *)(void *)base + index : NULL;
-}
 shmd_gate_t *shmd_gates_gate(const shmd_gates_t *gates, uint32_t index)
 {
     return index < SHMD_GATE_MAX ? (shmd_gate_t *)(void *)((unsigned char *)(uintptr_t)gates + SHMD_GATES_HEADER_BYTES) + index : NULL;

@@ -51,7 +51,7 @@ static void check_client(shmd_client_record_t *client, shmd_client_watch_t *watc
         found(findings, SHMD_CHECK_CLIENT_STALLED, client->index, silent_ns);
 }
 
-static void check_lease(const shmd_lease_record_t *lease, uint32_t index, const shmd_client_control_t *control, uint64_t now_ns, findings_t *findings)
+static void check_lease(const shmd_lease_record_t *lease, uint32_t index, const shmd_control_t *control, uint64_t now_ns, findings_t *findings)
 {
     uint32_t state = (uint32_t)(lease->word & 0xff);
     if (state != SHMD_LEASE_ATTACHED && state != SHMD_LEASE_ACTIVE && state != SHMD_LEASE_STALLED)

@@ -86,6 +86,7 @@ static int wire_producer(shmd_producer *p, const shmd_event_t *answer, uint32_t 
     p->ended_seal = UINT64_MAX;
     p->lease_id = answer->lease_id;
     p->lease_index = answer->lease_index;
+    p->entry = answer->entry;
     p->stream_index = answer->stream_index;
     p->stream_id = answer->stream_id;
     p->epoch = answer->epoch;
@@ -117,7 +118,7 @@ int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_pro
         return rc;
     shmd_producer *p = shmd_producer_new(client, request.stream);
     if (p == NULL) {
-        shmd_client_give_up(client, &request);
+        shmd_client_note_end(client, answer.entry, answer.lease_id, 1);
         return SHMD_E_NO_MEMORY;
     }
     rc = wire_producer(p, &answer, options->min_consumers);
@@ -128,7 +129,7 @@ int shmd_producer_attach(shmd_client *client, const char *stream, const shmd_pro
         return rc;
     }
     SHMD_FAILPOINT("attach.mapped");
-    shmd_client_confirm(client, p->lease_index, p->lease_id);
+    shmd_client_confirm(client, p->entry, p->lease_id);
     SHMD_FAILPOINT("attach.confirmed");
     *out = p;
     return SHMD_OK;
@@ -142,9 +143,9 @@ int shmd_producer_end(shmd_producer *p, int how)
     if (!shmd_is_forked(p->fork_generation)) {
         shmd_producer_unblocked(p);
         if (how == SHMD_END_ABANDONED)
-            shmd_client_end_later(p->client, p->lease_index, p->lease_id, SHMD_ROLE_PRODUCER, p->stream);
+            shmd_client_note_end(p->client, p->entry, p->lease_id, 1);
         else
-            rc = shmd_client_detach(p->client, p->lease_id, SHMD_ROLE_PRODUCER, p->stream, how == SHMD_END_ABORTED);
+            rc = shmd_client_detach(p->client, p->entry, p->lease_id, SHMD_ROLE_PRODUCER, p->stream, how == SHMD_END_ABORTED);
     }
     give_back(p, how != SHMD_END_ABANDONED);
     return rc;

@@ -81,6 +81,7 @@ struct shmd_producer {
     uint64_t room_slice_ns;             /* how long the next sleep for room is */
     uint32_t end_reason;
     uint32_t lease_index;
+    uint32_t entry;                     /* of the client's control segment: what it says of this lease */
     uint32_t stream_index;
     uint32_t stream_id;
     uint32_t epoch;
@@ -153,6 +154,7 @@ struct shmd_consumer {
     uint32_t record;
     uint32_t end_reason;
     uint32_t lease_index;
+    uint32_t entry;                     /* of the client's control segment: what it says of this lease */
     uint32_t stream_index;
     uint32_t stream_id;
     uint32_t busy;

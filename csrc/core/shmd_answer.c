@@ -33,6 +33,8 @@ int shmd_answer_check(const shmd_client *client, const shmd_request_t *request, 
                          (unsigned long long)a->lease_id, a->stream_id);
     if (a->lease_index >= client->tables.lease_max)
         return corrupt(client, "lease index", a->lease_index, client->tables.lease_max);
+    if (a->entry >= SHMD_CLIENT_LEASES)
+        return corrupt(client, "lease entry", a->entry, SHMD_CLIENT_LEASES);
     if (a->stream_index >= client->tables.stream_max)
         return corrupt(client, "stream index", a->stream_index, client->tables.stream_max);
     if (request->role == SHMD_ROLE_CONSUMER && a->gate >= SHMD_GATE_MAX)

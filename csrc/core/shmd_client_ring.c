@@ -21,16 +21,16 @@ enum { HOW_BITS = 8 };
 
 /* ---- the segment -------------------------------------------------------------------------- */
 
-uint64_t shmd_client_ring_footprint(void) { return shmd_round_up(sizeof(shmd_client_control_t), shmd_page_bytes()); }
+uint64_t shmd_client_ring_footprint(void) { return shmd_round_up(sizeof(shmd_control_t), shmd_page_bytes()); }
 
 int shmd_client_ring_init(void *base, uint64_t bytes, uint64_t client_id, uint64_t boot_id, uint64_t now_ns)
 {
-    shmd_client_control_t *control = base;
+    shmd_control_t *control = base;
     if (bytes != shmd_client_ring_footprint())
         return shmd_fail(SHMD_E_INVALID, "a client's control segment of %llu bytes: expected %llu", (unsigned long long)bytes,
                          (unsigned long long)shmd_client_ring_footprint());
     memset(base, 0, (size_t)bytes);
-    control->header = (shmd_header_t){.layout_version = SHMD_LAYOUT_VERSION, .kind = SHMD_SEGMENT_CLIENT, .segment_bytes = bytes,
+    control->header = (shmd_header_t){.layout_version = SHMD_LAYOUT_VERSION, .kind = SHMD_SEGMENT_CONTROL, .segment_bytes = bytes,
                                       .boot_id = boot_id, .created_ns = now_ns};
     control->client_id = client_id;
     control->request_count = SHMD_CLIENT_REQUESTS;
@@ -40,11 +40,11 @@ int shmd_client_ring_init(void *base, uint64_t bytes, uint64_t client_id, uint64
 
 int shmd_client_ring_check(const void *base, uint64_t bytes, uint64_t client_id, uint64_t boot_id)
 {
-    const shmd_client_control_t *control = base;
+    const shmd_control_t *control = base;
     if (bytes < sizeof *control)
         return shmd_fail(SHMD_E_LAYOUT, "a client's control segment of %llu bytes: expected %llu", (unsigned long long)bytes,
                          (unsigned long long)shmd_client_ring_footprint());
-    int rc = shmd_header_check(base, bytes, SHMD_SEGMENT_CLIENT, boot_id, 0, 0);
+    int rc = shmd_header_check(base, bytes, SHMD_SEGMENT_CONTROL, boot_id, 0, 0);
     if (rc != SHMD_OK)
         return rc;
     uint64_t found_id = shmd_load_relaxed(&control->client_id);
@@ -60,7 +60,7 @@ int shmd_client_ring_check(const void *base, uint64_t bytes, uint64_t client_id,
 
 /* ---- the client --------------------------------------------------------------------------- */
 
-int shmd_client_ring_open(shmd_client_ring_t *ring, shmd_client_control_t *control, const uint64_t *cursor, uint32_t client_index,
+int shmd_client_ring_open(shmd_client_ring_t *ring, shmd_control_t *control, const uint64_t *cursor, uint32_t client_index,
                           uint64_t nonce)
 {
     *ring = (shmd_client_ring_t){.control = control, .cursor = cursor, .tail = shmd_load_acquire(cursor), .nonce = nonce,
@@ -156,7 +156,7 @@ int shmd_doorbell_ring(int connection)
 
 /* ---- the driver --------------------------------------------------------------------------- */
 
-void shmd_client_ring_reader_init(shmd_client_ring_reader_t *reader, const shmd_client_control_t *control, uint64_t *cursor,
+void shmd_client_ring_reader_init(shmd_client_ring_reader_t *reader, const shmd_control_t *control, uint64_t *cursor,
                                   uint64_t client_id, uint32_t client_index, uint64_t nonce)
 {
     *reader = (shmd_client_ring_reader_t){.control = control, .published = cursor, .cursor = shmd_load_relaxed(cursor),
@@ -202,7 +202,7 @@ void shmd_client_ring_advance(shmd_client_ring_reader_t *r)
 
 int shmd_client_ring_rests(const shmd_client_ring_reader_t *r) { return shmd_load_relaxed(&r->control->tail) == r->cursor; }
 
-int shmd_client_ring_look(const shmd_client_control_t *control, uint32_t entry, uint64_t lease_id)
+int shmd_client_ring_look(const shmd_control_t *control, uint32_t entry, uint64_t lease_id)
 {
     if (entry >= SHMD_CLIENT_LEASES)
         return shmd_fail(SHMD_E_INVALID, "lease entry %u of %d", entry, SHMD_CLIENT_LEASES);

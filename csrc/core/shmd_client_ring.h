@@ -8,7 +8,7 @@
 #include <pthread.h>
 
 typedef struct shmd_client_ring {   /* private memory of the client */
-    shmd_client_control_t *control;
+    shmd_control_t *control;
     const uint64_t *cursor;         /* the driver's, in the client's record */
     uint64_t tail;                  /* the shared one is published, never read back */
     uint64_t nonce;
@@ -17,7 +17,7 @@ typedef struct shmd_client_ring {   /* private memory of the client */
     pthread_mutex_t lock;           /* between threads of this process; nobody waits, calls out or rings while holding it */
 } shmd_client_ring_t;
 
-int shmd_client_ring_open(shmd_client_ring_t *ring, shmd_client_control_t *control, const uint64_t *cursor, uint32_t client_index,
+int shmd_client_ring_open(shmd_client_ring_t *ring, shmd_control_t *control, const uint64_t *cursor, uint32_t client_index,
                           uint64_t nonce);
     /* For a segment that no request was written into yet. 0, SHMD_E_SYSTEM */
 void shmd_client_ring_close(shmd_client_ring_t *ring); /* no other thread is inside any more */

@@ -44,7 +44,6 @@ static int map_authority(shmd_client *client, uint64_t boot_id)
     if (rc != SHMD_OK)
         return rc;
     memcpy(&client->tables, base, sizeof client->tables);
-    client->tables.control_name[sizeof client->tables.control_name - 1] = 0;
     client->tables.folder[sizeof client->tables.folder - 1] = 0;
     rc = shmd_authority_check(&client->tables, client->authority_bytes);
     if (rc == SHMD_OK && strncmp(client->tables.instance, client->instance, sizeof client->tables.instance) != 0)
@@ -204,115 +203,30 @@ static int await_welcome(shmd_client *client, uint64_t deadline_ns)
 
 /* ---- the control segment --------------------------------------------------------------------------- */
 
-/* Nobody wakes a client that waits for its driver to mend what is damaged: it looks. */
-static int sleep_before_look(uint64_t began_ns, uint64_t deadline_ns)
-{
-    enum { LOOK_AGAIN_NS = 2000000 };
-    static const uint32_t nothing = 0;
-    uint64_t now = shmd_now_ns();
-    uint64_t slice_ns = shmd_look_pause(now - began_ns, LOOK_AGAIN_NS, SHMD_LONG_WAIT_NS);
-    slice_ns = shmd_min(slice_ns, deadline_ns > now ? deadline_ns - now : 0);
-    if (shmd_futex_wait(&nothing, 0, slice_ns) == SHMD_E_INTERRUPTED)
-        return shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver to mend its control segment");
-    return SHMD_OK;
-}
-
-/* Every client can write that page. A driver that lives mends a header that somebody wrote over: at its next lease check. */
-static int await_control_header(const shmd_client *client, uint64_t deadline_ns)
-{
-    uint64_t began_ns = shmd_now_ns();
-    for (;;) {
-        int rc = shmd_header_check(client->control, client->control_bytes, SHMD_SEGMENT_CONTROL, client->boot_id, 0, 0);
-        if (rc == SHMD_OK || shmd_now_ns() >= deadline_ns)
-            return rc;
-        if (!shmd_client_may_answer(client))
-            return SHMD_E_DRIVER_UNAVAILABLE;
-        rc = sleep_before_look(began_ns, deadline_ns);
-        if (rc != SHMD_OK)
-            return rc;
-    }
-}
-
-/* Any client can truncate it, likewise. */
-static int await_control_bytes(shmd_client *client, int fd, uint64_t deadline_ns)
-{
-    uint64_t began_ns = shmd_now_ns();
-    struct stat status;
-    client->control_bytes = shmd_control_footprint(client->tables.client_max, client->tables.lease_max);
-    for (;;) {
-        if (fstat(fd, &status) != 0)
-            return shmd_fail_errno(SHMD_CALL_OPEN, "fstat of the control segment");
-        if ((uint64_t)status.st_size == client->control_bytes)
-            return SHMD_OK;
-        if (!shmd_client_may_answer(client))
-            return SHMD_E_DRIVER_UNAVAILABLE;
-        if (shmd_now_ns() >= deadline_ns)
-            return shmd_fail(SHMD_E_LAYOUT, "control segment %s has %llu bytes, and the authority's counts make %llu: somebody truncated it", client->tables.control_name,
-                             (unsigned long long)status.st_size, (unsigned long long)client->control_bytes);
-        int rc = sleep_before_look(began_ns, deadline_ns);
-        if (rc != SHMD_OK)
-            return rc;
-    }
-}
-
-/* A forked child of this process would share these lines, which are this client's alone. */
+/* A forked child of this process would share it, and it has one writer. */
 static int keep_from_children(const shmd_client *client)
 {
-    return madvise(client->control, (size_t)client->control_bytes, MADV_DONTFORK) == 0 ? SHMD_OK
-                                                                                   : shmd_fail_errno(SHMD_CALL_MAP, "madvise(MADV_DONTFORK) of the control segment");
+    return madvise(client->control, (size_t)shmd_client_ring_footprint(), MADV_DONTFORK) == 0
+               ? SHMD_OK : shmd_fail_errno(SHMD_CALL_MAP, "madvise(MADV_DONTFORK) of the control segment");
 }
 
-static int map_control(shmd_client *client, int fd, uint64_t deadline_ns)
+/* This client's own, which nobody else can write. */
+static int map_control(shmd_client *client, int fd, const shmd_welcome_t *welcome)
 {
     void *base = NULL;
-    int rc = await_control_bytes(client, fd, deadline_ns);
-    rc = rc ? rc : shmd_segment_map(fd, 0, client->control_bytes, 1, 0, &base);
+    uint64_t bytes = shmd_client_ring_footprint();
+    if (fstat(fd, &client->control_is) != 0)
+        return shmd_fail_errno(SHMD_CALL_OPEN, "fstat of the control segment");
+    if ((uint64_t)client->control_is.st_size != bytes || welcome->control_bytes != bytes)
+        return shmd_fail(SHMD_E_LAYOUT, "the control segment of client %llu has %llu bytes, and the driver says %llu: expected %llu", (unsigned long long)welcome->client_id,
+                         (unsigned long long)client->control_is.st_size, (unsigned long long)welcome->control_bytes, (unsigned long long)bytes);
+    int rc = shmd_segment_map(fd, 0, bytes, 1, 0, &base);
     if (rc != SHMD_OK)
         return rc;
     client->control = base;
-    shmd_bus_error_tell(base, &client->control_damage, 1);
     rc = keep_from_children(client);
-    return rc ? rc : await_control_header(client, deadline_ns);
-}
-
-/* The control segment under that name, when it is whole and of this boot; -1 otherwise. */
-static int open_whole_control(const shmd_client *client)
-{
-    uint64_t bytes = 0;
-    void *base = NULL;
-    int fd = shmd_segment_open_of(client->tables.control_name, client->owner, 1, &bytes);
-    int rc = fd < 0 ? fd : bytes != client->control_bytes ? SHMD_E_LAYOUT : shmd_segment_map(fd, 0, shmd_page_bytes(), 0, 0, &base);
-    if (rc == SHMD_OK) /* the driver writes the header again when it has made the segment whole */
-        rc = shmd_header_check(base, bytes, SHMD_SEGMENT_CONTROL, client->boot_id, 0, 0);
-    (void)shmd_segment_unmap(base, shmd_page_bytes());
-    if (rc == SHMD_OK)
-        return fd;
-    if (fd >= 0)
-        (void)close(fd);
-    return -1;
-}
-
-static void own_line(const shmd_client *client)
-{
-    shmd_heartbeat_t *line = shmd_control_heartbeat(client->control, client->tables.client_max, client->tables.lease_max, client->index);
-    shmd_store_relaxed(&line->client_id, client->client_id);
-}
-
-void shmd_client_mend(shmd_client *client)
-{
-    if (__builtin_expect(shmd_load32_acquire(&client->control_damage.damaged) == 0, 1))
-        return;
-    (void)pthread_mutex_lock(&client->lines);
-    int fd = open_whole_control(client);
-    if (fd >= 0) {
-        shmd_store32_seq_cst(&client->control_damage.damaged, 0); /* G3: before it is mapped; a fault from now on sets it again */
-        if (shmd_segment_renew(fd, client->control, client->control_bytes, 1) != SHMD_OK || keep_from_children(client) != SHMD_OK)
-            shmd_store32_seq_cst(&client->control_damage.damaged, 1);
-        else if (client->client_id != 0)
-            own_line(client);
-        (void)close(fd);
-    }
-    (void)pthread_mutex_unlock(&client->lines);
+    rc = rc ? rc : shmd_client_ring_check(base, bytes, welcome->client_id, client->boot_id);
+    return rc ? rc : shmd_client_ring_open(&client->ring, client->control, &shmd_client_record(client, welcome->client_index)->control_cursor, welcome->client_index, client->nonce);
 }
 
 /* ---- connect ------------------------------------------------------------------------------------------ */
@@ -326,7 +240,7 @@ static int check_registration(const shmd_client *client, const shmd_welcome_t *w
 }
 
 /* What the welcome has brought is the client's from here on. */
-static int move_in(shmd_client *client, uint64_t deadline_ns)
+static int move_in(shmd_client *client)
 {
     shmd_session_t *session = &client->session;
     const shmd_welcome_t *welcome = &session->welcome;
@@ -335,7 +249,7 @@ static int move_in(shmd_client *client, uint64_t deadline_ns)
     int rc = map_authority(client, welcome->boot_id);
     name_authority(client);
     rc = rc ? rc : check_registration(client, welcome);
-    rc = rc ? rc : map_control(client, session->control_fd, deadline_ns);
+    rc = rc ? rc : map_control(client, session->control_fd, welcome);
     shmd_session_drop_descriptors(session);
     rc = rc ? rc : shmd_heartbeat_init(client);
     if (rc != SHMD_OK)
@@ -345,8 +259,6 @@ static int move_in(shmd_client *client, uint64_t deadline_ns)
     session->hello.boot_id = client->boot_id;
     client->heard_by = shmd_load_relaxed(&client->authority->adoptions);
     SHMD_FAILPOINT("hello.answered");
-    own_line(client);
-    SHMD_FAILPOINT("hello.line");
     shmd_client_beat(client);
     return client->is_manual ? SHMD_OK : shmd_heartbeat_start(client);
 }
@@ -380,7 +292,7 @@ int shmd_client_connect(const char *instance, const shmd_client_options *options
     int rc = shmd_client_configure(client, instance, options);
     rc = rc ? rc : introduce(client);
     rc = rc ? rc : await_welcome(client, deadline_ns);
-    rc = rc ? rc : move_in(client, deadline_ns);
+    rc = rc ? rc : move_in(client);
     if (rc != SHMD_OK) {
         shmd_client_drop(client, 1);
         return rc;
@@ -405,9 +317,10 @@ enum { REFUSED_NS = 1000000000 }; /* until it asks a driver again that has said 
 static int is_same(const shmd_client *client)
 {
     const shmd_welcome_t *welcome = &client->session.welcome;
-    struct stat status;
+    struct stat status, control;
     return welcome->boot_id == client->boot_id && welcome->client_id == client->client_id && welcome->client_index == client->index &&
-           fstat(client->session.authority_fd, &status) == 0 && status.st_dev == client->authority_is.st_dev && status.st_ino == client->authority_is.st_ino;
+           fstat(client->session.authority_fd, &status) == 0 && status.st_dev == client->authority_is.st_dev && status.st_ino == client->authority_is.st_ino &&
+           fstat(client->session.control_fd, &control) == 0 && control.st_dev == client->control_is.st_dev && control.st_ino == client->control_is.st_ino;
 }
 
 static void step_on(shmd_client *client, uint64_t now_ns)
@@ -423,6 +336,8 @@ static void step_on(shmd_client *client, uint64_t now_ns)
     int is_done = rc == SHMD_SESSION_DONE;
     if (rc < 0 || (is_done && !is_same(client)))
         shmd_session_begin(session, now_ns + REFUSED_NS);
+    else if (is_done)
+        shmd_store32_relaxed(&client->rings, 1); /* what was written meanwhile */
     shmd_session_drop_descriptors(session);
 }
 
@@ -431,6 +346,17 @@ static int may_be_heard(const shmd_client *client)
 {
     uint64_t exit_kind = shmd_load_acquire(&client->authority->exit_kind);
     return client->client_id != 0 && !client->is_silent && exit_kind != SHMD_EXIT_CLEAN && exit_kind != SHMD_EXIT_SUPERSEDED && shmd_client_is_registered(client);
+}
+
+/* A thread that is inside when this one comes looks at `rings` after it has left: so one of them wakes the driver. */
+void shmd_client_wake_driver(shmd_client *client)
+{
+    shmd_store32_seq_cst(&client->rings, 1);
+    while (shmd_add32(&client->rings, 0) != 0 && shmd_cas32(&client->session_taken, 0, 1)) {
+        shmd_store32_seq_cst(&client->rings, 0);
+        shmd_session_ring(&client->session);
+        shmd_store32_seq_cst(&client->session_taken, 0);
+    }
 }
 
 void shmd_client_stay_connected(shmd_client *client, uint64_t now_ns)
@@ -443,7 +369,9 @@ void shmd_client_stay_connected(shmd_client *client, uint64_t now_ns)
     step_on(client, now_ns);
     shmd_fail_answer(code, reason);
     (void)shmd_fail(0, "%s", text);
-    shmd_store32_release(&client->session_taken, 0);
+    shmd_store32_seq_cst(&client->session_taken, 0);
+    if (shmd_add32(&client->rings, 0) != 0)
+        shmd_client_wake_driver(client);
 }
 
 uint64_t shmd_client_reconnects_ns(const shmd_client *client, uint64_t now_ns)

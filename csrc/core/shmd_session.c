@@ -366,6 +366,13 @@ static void look(shmd_session_t *session, uint64_t now_ns)
     put_off(session, now_ns);
 }
 
+/* That the connection has ended is seen by the next step. */
+void shmd_session_ring(shmd_session_t *session)
+{
+    if (session->state == SHMD_SESSION_OPEN && is_own_socket(session))
+        (void)shmd_doorbell_ring(session->fd);
+}
+
 int shmd_session_step(shmd_session_t *session, uint64_t now_ns)
 {
     if (session->state >= SHMD_SESSION_SENT && !is_own_socket(session)) { /* the program has closed it under us */

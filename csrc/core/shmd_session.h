@@ -42,6 +42,7 @@ void shmd_session_begin(shmd_session_t *session, uint64_t due_ns); /* says Hello
  * they contain. WAIT: not yet, or nothing to do. Negative: the driver has said no (SHMD_E_REJECTED, its code and reason
  * noted), or what answered is no driver to be trusted (SHMD_E_LAYOUT, SHMD_E_CORRUPT, SHMD_E_SYSTEM); it is IDLE then. */
 int shmd_session_step(shmd_session_t *session, uint64_t now_ns);
+void shmd_session_ring(shmd_session_t *session); /* wakes the driver, when it is OPEN; leaves no text */
 void shmd_session_drop_descriptors(shmd_session_t *session);
 void shmd_session_end(shmd_session_t *session); /* closes everything; twice is once, and of a session of zeros nothing */
 void shmd_session_forked(void);                 /* in a forked child: closes what its parent has open */

@@ -53,10 +53,10 @@ static inline void rig_authority(rig_t *rig)
 }
 
 /* A client's control segment, in plain memory. */
-static inline shmd_client_control_t *rig_control(uint64_t client_id)
+static inline shmd_control_t *rig_control(uint64_t client_id)
 {
     uint64_t bytes = shmd_client_ring_footprint();
-    shmd_client_control_t *control = test_memory(bytes);
+    shmd_control_t *control = test_memory(bytes);
     CHECK_EQ(shmd_client_ring_init(control, bytes, client_id, 99, 1), SHMD_OK);
     shmd_segment_complete(control);
     return control;

@@ -12,7 +12,7 @@
 enum { CLIENT = 11, INDEX = 4, NONCE = 0x5eed, BOOT = 99 };
 
 typedef struct bench {
-    shmd_client_control_t *control;
+    shmd_control_t *control;
     uint64_t *cursor;
     shmd_client_ring_t ring;
     shmd_client_ring_reader_t reader;
@@ -76,7 +76,7 @@ static void test_a_segment_fits_its_limit_and_says_whose_it_is(void)
 {
     bench_t b;
     uint64_t bytes = shmd_client_ring_footprint();
-    CHECK(sizeof(shmd_client_control_t) <= 16384);
+    CHECK(sizeof(shmd_control_t) <= 16384);
     CHECK_EQ(bytes % shmd_page_bytes(), 0);
     CHECK(SHMD_CLIENT_LEASES >= 256);
     CHECK_EQ(sizeof b.control->requests / sizeof b.control->requests[0], SHMD_CLIENT_REQUESTS);
@@ -87,7 +87,7 @@ static void test_a_segment_fits_its_limit_and_says_whose_it_is(void)
     CHECK_EQ(shmd_client_ring_check(b.control, bytes, CLIENT + 1, BOOT), SHMD_E_LAYOUT);
     CHECK_TEXT("expected that of client 12");
     CHECK_EQ(shmd_client_ring_check(b.control, bytes, CLIENT, BOOT + 1), SHMD_E_LAYOUT);
-    CHECK_EQ(shmd_client_ring_check(b.control, sizeof(shmd_client_control_t) - 1, CLIENT, BOOT), SHMD_E_LAYOUT);
+    CHECK_EQ(shmd_client_ring_check(b.control, sizeof(shmd_control_t) - 1, CLIENT, BOOT), SHMD_E_LAYOUT);
     b.control->lease_count++;
     CHECK_EQ(shmd_client_ring_check(b.control, bytes, CLIENT, BOOT), SHMD_E_LAYOUT);
     CHECK_TEXT("449 leases");

@@ -5,7 +5,7 @@ enum { STALLED_NS = 1000, TIMEOUT_NS = 5000 };
 
 typedef struct check {
     rig_t rig;
-    shmd_client_control_t *controls[8];
+    shmd_control_t *controls[8];
     shmd_client_watch_t watches[8];
     shmd_check_t found[32];
 } check_t;

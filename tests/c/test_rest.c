@@ -11,7 +11,7 @@ typedef struct rest_rig {
     shmd_client_watch_t watches[8];
     shmd_epoch_watch_t watch;
     shmd_epoch_watch_t *list[1];
-    shmd_client_control_t *control;
+    shmd_control_t *control;
     shmd_rest_t rest;
 } rest_rig_t;
 

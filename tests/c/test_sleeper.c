@@ -529,7 +529,7 @@ static void test_a_descriptor_that_was_only_closed_is_told_as_an_error(void)
 typedef struct idle {
     rig_t rig;
     shmd_client_watch_t watches[8];
-    shmd_client_control_t *control;
+    shmd_control_t *control;
     shmd_rest_t rest;
     shmd_sleeper *sleeper;
 } idle_t;
@@ -645,7 +645,7 @@ static void test_a_kernel_without_fine_timeouts_rounds_up(void)
 enum { CLIENTS = 3 };
 
 typedef struct talker {
-    shmd_client_control_t *control;
+    shmd_control_t *control;
     uint64_t cursor;
     shmd_client_ring_t ring;
     shmd_client_ring_reader_t reader;

@@ -10,7 +10,7 @@
 enum { STEPS = 256, NONCE = 0x5eed };
 
 typedef struct party {
-    shmd_client_control_t *control;
+    shmd_control_t *control;
     uint64_t cursor;
     shmd_client_ring_t ring;
     shmd_client_ring_reader_t reader;
@@ -83,7 +83,7 @@ static void look(const party_t *party, uint32_t entry, uint64_t lease_id)
 /* Any bytes anywhere, a tail near the cursor, or a request with a right checksum over wrong bytes. */
 static void disturb(party_t *party, input_t *input)
 {
-    shmd_client_control_t *control = party->control;
+    shmd_control_t *control = party->control;
     uint64_t position = party->cursor + input_take(input, 1) % (2 * SHMD_CLIENT_REQUESTS);
     shmd_request_t *request = &control->requests[position % SHMD_CLIENT_REQUESTS];
     switch (input_take(input, 1) % 4) {
