@@ -237,9 +237,7 @@ class Driver:
             self._obey(now_ns)
             self._finish_draining(now_ns)
         except Exception as error:  # the loop outlives its defects; tools show them
-            text = f"{error!r}{remedy(error)}"
-            authority.log_error(f"tick: {text}", now_ns)
-            self._log(f"error in a tick: {text}")
+            self._note_defect("tick", error, now_ns)
         took_ns = self._overrun_ns = self._clock() - now_ns
         if self._lifecycle.may_serve and self._health.tick_took(took_ns, TICK_ALLOWED_NS, now_ns):
             authority.count(lib.SHMD_COUNTER_TICK_OVERRUNS)
@@ -476,19 +474,27 @@ class Driver:
         return self._lifecycle.may_serve and not self.is_lost
 
     def _sleep(self) -> None:
-        """Until somebody rings or something is due: a lease check that would find nothing is not."""
-        timeout_ns = self.next_deadline_ns() - self._clock()
-        if timeout_ns <= 0:
-            return
-        if not self._may_rest:
-            now_ns = self._clock()
-            self.sleeper.wait(None, now_ns, now_ns + timeout_ns)
-            return
+        """Until somebody wakes it or something is due: a lease check that would find nothing is not."""
+        now_ns, due_ns = self._clock(), self.next_deadline_ns()
+        try:
+            if due_ns > now_ns and self._may_rest:
+                self._rest_until_woken(now_ns)
+            elif due_ns > now_ns:
+                self.sleeper.wait(None, now_ns, due_ns)
+        except Exception as error:  # as in a tick
+            self._note_defect("sleep", error, now_ns)
+
+    def _rest_until_woken(self, now_ns: int) -> None:
         check = self._timers["lease_check"]
         until_ns = self._timers.next_deadline_ns(but=check) or 2**64 - 1
         self._rest.begin(check, self._last_tick_ns)
-        self.sleeper.wait(self._rest.native, self._clock(), self._rest.until_ns(until_ns))
+        self.sleeper.wait(self._rest.native, now_ns, self._rest.until_ns(until_ns))
         self._last_tick_ns = self._rest.looked(check)
+
+    def _note_defect(self, where: str, error: Exception, now_ns: int) -> None:
+        text = f"{error!r}{remedy(error)}"
+        self.tables.authority.log_error(f"{where}: {text}", now_ns)
+        self._log(f"error in a {where}: {text}")
 
     @property
     def _may_rest(self) -> bool:
@@ -498,6 +504,7 @@ class Driver:
             and self.state is State.HEALTHY
             and not (self._orders or self._memory.pending)
             and not self._ring.has_waiting
+            and self.sleeper.arm_due_ns is None
             and self._health.has_seen_all_events
             and self.connections.is_quiet
             and self._rest.is_possible
