@@ -221,9 +221,9 @@ class Requester:
 
     @property
     def control(self) -> Any:
-        """``shmd_client_control_t *``."""
+        """``shmd_control_t *``."""
         assert self.map is not None, "it has not been welcome"
-        return self.map.view("shmd_client_control_t *")
+        return self.map.view("shmd_control_t *")
 
     def hear(self) -> SimpleNamespace | None:
         """The welcome, with how many descriptors came with it; None: the connection was closed instead."""

@@ -52,6 +52,7 @@ class EventLog:
         event.epoch = lease.epoch if lease.role == lib.SHMD_ROLE_PRODUCER else lease.first_epoch
         event.record = lease.record
         event.gate = lease.gate
+        event.entry = lease.entry
         event.start_seq = lease.start_seq
         event.value = lease.joined_seq
         self._publish()
@@ -139,6 +140,7 @@ class EventLog:
     def _begin(self, kind: int, *, code: int = Code.OK, reason: int = Reason.NONE, text: str = "") -> Any:
         event = self._event
         ffi.memmove(event, b"\0" * 160, 160)  # all that stands before the text
+        event.entry = 0
         event.kind, event.code, event.reason = kind, code, reason
         event.text_bytes = put_text(event.text, text)
         event.time_ns = self._clock()
