@@ -82,6 +82,7 @@ class Boot(Registry):
         self.settled = False  # the driver is between two ticks, or was when it was killed
         self.end_asked = self.fresh_asked = False
         self.driver_since_ns = 0
+        self.has_waiting = False  # the driver knows of requests that it has not read yet
         self._unread: dict[Process, tuple[int, int]] = {}  # without a connection: how many, and since when
         self.inherited = 0  # SHMD_LIFECYCLE_* that the present driver found
         self.retired_unread = 0
@@ -375,16 +376,20 @@ class Boot(Registry):
                 demand(model.lease_id in self._untold, "every end of a lease is told", model, model.reason)
 
     def _settled_rings(self, now: Snapshot, now_ns: int) -> None:
-        """What stands in the ring of a client without a connection is found by a lease check."""
-        silent = {key_of(record) for record in now.clients if is_alive(record) and not record.connected}
+        """A lease check finds what stands in the ring of a client without a connection, and what is no ring."""
+        alive = {key_of(record): record for record in now.clients if is_alive(record)}
         for process in self.processes:
-            count = process.unread if process.session.key in silent and not process.is_liar else 0
+            record = alive.get(process.session.key)
+            is_watched = record is not None and (not record.connected or process.is_liar)
+            count = process.unread if is_watched else 0
+            is_ruined = not 0 <= count <= lib.SHMD_CLIENT_REQUESTS
             before, since_ns = self._unread.get(process, (0, 0))
             if count == 0 or count < before or since_ns == 0:
                 since_ns = now_ns
             self._unread[process] = (count, since_ns)
             due_ns = max(since_ns, self.driver_since_ns) + self.check_interval_ns
-            demand(count == 0 or now_ns < due_ns, "a ring without a doorbell is read", process, count)
+            rule = "who ruins its ring is expelled" if is_ruined else "a ring without a doorbell is read"
+            demand(count == 0 or now_ns < due_ns or self.has_waiting, rule, process, count)
 
     def expected_segments(self) -> set[str]:
         """Names below the mount that the tables account for."""

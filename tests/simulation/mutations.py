@@ -18,11 +18,13 @@ from shmdriver.driver.admission import Admission
 from shmdriver.driver.authority import Authority
 from shmdriver.driver.clients import ClientTable
 from shmdriver.driver.connections import Connections
+from shmdriver.driver.control import ControlRings
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.leases import LeaseTable
 from shmdriver.driver.lifecycle import Lifecycle
 from shmdriver.driver.rest import Rest
+from shmdriver.driver.streams import Stream
 from shmdriver.driver.tenure import Tenure
 from shmdriver.driver.work import Work
 
@@ -64,7 +66,16 @@ MUTATIONS = {
     "a dead producer is sealed at its head": Mutation(
         Epoch, "seal", "int(self.record.end_reason == Reason.CLOSED),", "1,"),
     "a gate is free before its owner is proved gone": Mutation(
-        Tenure, "end", "if not quarantine:", "if True:"),
+        Tenure, "_end_record", "is_kept = quarantine and stream.keeps(lease)", "is_kept = False"),
+    "a gate that is set aside is given to who reads the same epoch": Mutation(
+        Stream, "take_gate", "if lease.last_epoch >= first}", "if False}"),
+    "a gate is set aside in the first epoch only": Mutation(
+        Tenure, "_end_record", "lease.record.epoch = int(stream.record.epoch_count)",
+        "lease.record.epoch = lease.record.first_epoch"),
+    "who rings is not looked at": Mutation(
+        Connections, "take", "self._ring(client)", "pass"),
+    "who ruins its ring goes on": Mutation(
+        ControlRings, "_read", "self._expel(client, text, now_ns)", "pass"),
     "an epoch is retired before it is drained": Mutation(
         Tenure, "may_retire", " or stream.holders(epoch, reliable_only=True)", ""),
     "a process that cannot be looked at is taken for dead": Mutation(
@@ -98,9 +109,7 @@ MUTATIONS = {
     "a client's former connection stays open": Mutation(
         Connections, "_welcome", "self._forget(client)", "pass"),
     "the end of a connection is taken for a death": Mutation(
-        Connections, "_ended", "self._forget(self._clients[fd])",
-        "client = self._clients[fd]\n"
-        "    self._tables.tenure.client_died(client, int(client.record.seen_ns))"),
+        Connections, "take", "self._forget(client)", "self._tables.tenure.client_died(client, now_ns)"),
     "a Hello at which a driver died is served again": Mutation(
         Connections, "_hear", "with self._notes.serving(greeting):", "if True:"),
     "a driver rests although a lease waits for its confirmation": Mutation(
