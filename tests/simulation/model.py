@@ -376,7 +376,7 @@ class Boot(Registry):
                 demand(model.lease_id in self._untold, "every end of a lease is told", model, model.reason)
 
     def _settled_rings(self, now: Snapshot, now_ns: int) -> None:
-        """A lease check finds what stands in the ring of a client without a connection, and what is no ring."""
+        """A lease check finds requests of clients without a connection, and rings that are none."""
         alive = {key_of(record): record for record in now.clients if is_alive(record)}
         for process in self.processes:
             record = alive.get(process.session.key)
