@@ -37,9 +37,11 @@ def settled(rig: Rig) -> Requester:
 
 
 def rests_later(rig: Rig) -> bool:
-    """Whether it rests when its next lease check is due."""
+    """Whether it sleeps on until its next lease check is due, and rests then."""
+    sleeper = rig.driver.sleeper
     rig.clock.advance_ms(CHECK_MS)
-    return rests(rig.driver, rig.clock.now_ns)
+    sleeper.wait(None, rig.clock.now_ns, rig.clock.now_ns)
+    return not sleeper._woken and rests(rig.driver, rig.clock.now_ns)
 
 
 @pytest.mark.fault(74, how="a hundred idle checks of a healthy driver")
@@ -87,13 +89,29 @@ def test_no_rest_while_a_client_is_to_be_looked_at_again(rig: Rig, monkeypatch: 
         patch.setattr(
             clients, "look_at_client", lambda _: Look(Verdict.UNKNOWN, lib.SHMD_EVIDENCE_NO_DESCRIPTOR)
         )
-        rig.restart()
+        rig.crash()
+        rig.start(alone=True)
+        record = lib.shmd_authority_client(rig.view.writable_authority(), client.index)
+        record.connected = 1  # as if only its process were not known
         rig.tick(2 * CHECK_MS)
         assert not rests_later(rig)
-        record = lib.shmd_authority_client(rig.view.authority, client.index)
         assert not record.provable
     rig.tick(CHECK_MS)
     assert record.provable
+    assert rests_later(rig)
+
+
+def test_no_rest_while_a_client_of_the_driver_before_has_no_connection(rig: Rig) -> None:
+    """Nothing rings for it, so a tick looks at what it says of its leases, and each tick again."""
+    client = settled(rig)
+    rig.crash()
+    rig.start(alone=True)
+    rig.tick(2 * CHECK_MS)
+    client.beat()
+    assert not rests_later(rig)
+    client.hello()
+    rig.tick(2 * CHECK_MS)
+    client.beat()
     assert rests_later(rig)
 
 
@@ -101,12 +119,24 @@ def _request(rig: Rig, client: Requester) -> None:
     client.send(client.request(lib.SHMD_REQUEST_GOODBYE))
 
 
-def _claim(rig: Rig, client: Requester) -> None:
-    rig.view.claim(client.who)
+def _request_without_ringing(_rig: Rig, client: Requester) -> None:
+    client.put(client.request(lib.SHMD_REQUEST_GOODBYE))
 
 
-def _spoil_control(rig: Rig, _client: Requester) -> None:
-    rig.view.control.slots_offset += 64
+def _ring_without_a_request(_rig: Rig, client: Requester) -> None:
+    client.ring()
+
+
+def _spoil_tail(_rig: Rig, client: Requester) -> None:
+    client.control.tail = 1 << 40
+
+
+def _disconnect(_rig: Rig, client: Requester) -> None:
+    client.socket.close()
+
+
+def _say_hello(_rig: Rig, client: Requester) -> None:
+    client.say(client.hello_message())
 
 
 def _order(rig: Rig, _client: Requester) -> None:
@@ -138,7 +168,8 @@ def _attach_unconfirmed(rig: Rig, client: Requester) -> None:
 @pytest.mark.parametrize(
     "disturb",
     [
-        _request, _claim, _spoil_control, _order, _suspend, _degrade, _publish_event,
+        _request, _request_without_ringing, _ring_without_a_request, _spoil_tail, _disconnect, _say_hello,
+        _order, _suspend, _degrade, _publish_event,
         _tick_between_checks, _attach_unconfirmed,
     ],
 )  # fmt: skip
@@ -239,21 +270,18 @@ def test_looks_keep_to_the_grid_of_lease_checks(rig: Rig) -> None:
         assert (timer.deadline_ns - grid_ns) % (CHECK_MS * MS) == 0
 
 
-def test_sleep_returns_at_once_when_stirred_rung_or_due(rig: Rig) -> None:
-    settled(rig)
-    driver, native = rig.driver, rig.driver._rest.native
-    rings, hour_ns = driver._ring.rings, 3_600_000 * MS
+def test_rest_ends_at_once_when_the_driver_is_woken_or_something_is_due(rig: Rig) -> None:
+    client = settled(rig)
+    driver, now_ns, never_ns = rig.driver, rig.clock.now_ns, 2**64 - 1
     assert driver._may_rest
     driver._rest.begin(driver._timers["lease_check"], driver._last_tick_ns)
-    native.check_due_ns = rig.clock.now_ns + hour_ns
-    until_ns = rig.clock.now_ns + hour_ns
-    assert lib.shmd_driver_sleep(native, rings + 1, rig.clock.now_ns, until_ns) == 0
-    assert lib.shmd_driver_sleep(native, rings, rig.clock.now_ns, rig.clock.now_ns) == 0
-    driver.wake()
-    assert lib.shmd_driver_sleep(native, rings, rig.clock.now_ns, until_ns) == 0
-    assert lib.shmd_driver_sleep(native, rings, rig.clock.now_ns, until_ns) == 0  # a tick sees to it
-    driver.tick()
-    assert native.stirred == 0
+    driver._rest.native.check_due_ns = never_ns
+    driver.sleeper.wait(driver._rest.native, now_ns, now_ns)
+    assert driver.sleeper.look() == []
+    for act, kind in ((driver.wake, lib.SHMD_SLEEPER_WAKE), (client.ring, lib.SHMD_SLEEPER_DOORBELL)):
+        act()
+        driver.sleeper.wait(driver._rest.native, now_ns, never_ns)
+        assert [woken.kind for woken in driver.sleeper.look()] == [kind]
 
 
 def test_resting_driver_is_woken_by_requests_and_by_orders_of_other_threads() -> None:
@@ -284,6 +312,8 @@ def test_rare_lease_checks_are_no_gap_in_which_nobodys_silence_counts(
         for late_ms in range(15_000 // check_ms):  # a loop with nothing to do, a little late each time
             rig.clock.now_ns = rig.driver.next_deadline_ns() + late_ms * MS
             rig.driver.tick()
-        assert rig.client_state(client) == lib.SHMD_CLIENT_GONE
+        assert (
+            rig.client_state(client) == lib.SHMD_CLIENT_FREE
+        )  # it has expired, and nothing is set aside for it
     finally:
         rig.close()

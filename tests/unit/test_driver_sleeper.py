@@ -204,8 +204,9 @@ def test_descriptor_that_cannot_be_watched_is_refused(sleeper: Sleeper) -> None:
         pytest.raises(ShmDriverError, match="the driver's sleep: watching descriptor"),
     ):
         sleeper.add(null.fileno(), READ)
-    with pytest.raises(ShmDriverError, match="is not watched"):
-        sleeper.remove(999)
+    sleeper.remove(999)  # of one that could not be watched: nothing
+    with pytest.raises(ShmDriverError, match="descriptor -1 of kind 1 cannot be watched"):
+        sleeper.add(-1, READ)
 
 
 def anonymous_files() -> set[str]:

@@ -1,10 +1,11 @@
-"""What wakes a driver changes the word that it sleeps on: nothing is lost between its look and its sleep.
+"""Whatever a driver sees to ends its sleep at once, and nothing is lost between its look and its sleep.
 
 Timers are an hour away here, so a wake-up that is lost is a test that does not end.
 """
 
 from __future__ import annotations
 
+import queue
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import shmdriver
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.embedded import EmbeddedDriver
@@ -28,17 +30,17 @@ LONG = {
 
 def before_first_sleep(driver: Driver, act: Callable[[], None]) -> None:
     """Has ``act`` done in another thread after the driver has computed how long it sleeps, before it does."""
-    ring, done = driver._ring, threading.Event()
+    sleeper, done = driver.sleeper, threading.Event()
 
-    def sleep(rings: int, timeout_ns: int, real: Any = ring.sleep) -> None:
+    def wait(rest: object, now_ns: int, until_ns: int, real: Any = sleeper.wait) -> None:
         if not done.is_set():
             done.set()
             thread = threading.Thread(target=act)
             thread.start()
             thread.join()
-        real(rings, timeout_ns)
+        real(rest, now_ns, until_ns)
 
-    ring.sleep = sleep  # type: ignore[method-assign]
+    sleeper.wait = wait  # type: ignore[method-assign]
 
 
 @pytest.mark.fault(51, how="an order between the driver's deadline and its sleep")
@@ -63,26 +65,63 @@ def test_embedded_driver_stops_at_one_call_without_polling() -> None:
         assert not thread.is_alive()
 
 
+DIES = """
+import sys
+import shmdriver
+
+client = shmdriver.connect(sys.argv[1])
+producer = client.producer("held")
+print(flush=True)
+input()
+"""
+
+
+@pytest.mark.fault(51, how="Hello, requests, a clean end and a death, while all timers are an hour away")
+def test_hello_request_and_death_end_the_sleep(instance_name: str) -> None:
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    driver = Driver(Config.load(env={}, overrides={**LONG, "driver.instance": instance_name}), log=lines.put)
+    driver.start()
+    thread = threading.Thread(target=driver.run, daemon=True)
+    thread.start()
+    try:
+        with shmdriver.connect(instance_name, timeout=HANG_S) as client:
+            client.producer("s").close()
+            child = subprocess.Popen(
+                [sys.executable, "-c", DIES, instance_name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            with child:
+                assert child.stdout
+                assert child.stdout.readline()
+                child.kill()
+                while "has died" not in lines.get(timeout=HANG_S):
+                    pass
+            client.producer("held").close()  # its former producer is gone
+    finally:
+        driver.request_shutdown()
+        thread.join(HANG_S)
+    assert not thread.is_alive()
+
+
 SIGNALLED = """
 import os, signal, sys, threading, time
 from shmdriver.driver import process
 from shmdriver.driver.config import Config
-from shmdriver.driver.control import ControlRing
+from shmdriver.driver.sleeper import Sleeper
 
-FUTEX = ("202 ", "98 ")  # its number on x86-64, and on ARM64
+SLEEPS = ("441 ", "232 ", "22 ")  # epoll_pwait2; without it epoll_wait on x86-64, epoll_pwait on ARM64
 main, pause, asleep = threading.get_native_id(), threading.Event(), threading.Event()
 
 def kill_when_asleep():
     asleep.wait()
-    while not open(f"/proc/self/task/{main}/syscall").read().startswith(FUTEX):
+    while not open(f"/proc/self/task/{main}/syscall").read().startswith(SLEEPS):
         pause.wait(0.001)
     os.kill(os.getpid(), signal.SIGTERM)
 
-def sleep(ring, rings, timeout_ns, real=ControlRing.sleep):
+def wait(sleeper, rest, now_ns, until_ns, real=Sleeper.wait):
     asleep.set()
-    real(ring, rings, timeout_ns)
+    real(sleeper, rest, now_ns, until_ns)
 
-ControlRing.sleep = sleep
+Sleeper.wait = wait
 threading.Thread(target=kill_when_asleep, daemon=True).start()  # the only thread that takes the signal
 def serve(config):
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
