@@ -29,29 +29,6 @@ typedef struct rig {
     shmd_client client;
 } rig_t;
 
-static inline void rig_authority(rig_t *rig)
-{
-    shmd_authority_params_t params = {.instance = "rig", .control_name = "/shmd.rig.control", .boot_id = 99, .now_ns = 1,
-                                      .heartbeat_interval_ns = 1000, .lease_timeout_ns = 1000, .client_max = 8, .lease_max = 16,
-                                      .stream_max = 2, .event_slots = 16, .config_bytes = 256, .error_max = 4};
-    uint64_t bytes = shmd_authority_footprint(&params);
-    CHECK(bytes != 0);
-    rig->authority = test_memory(bytes);
-    CHECK_EQ(shmd_authority_init(rig->authority, bytes, &params), SHMD_OK);
-    shmd_segment_complete(rig->authority);
-    bytes = shmd_control_footprint(params.client_max, params.lease_max);
-    rig->control = test_memory(bytes);
-    CHECK_EQ(shmd_control_init(rig->control, bytes, params.client_max, params.lease_max, params.boot_id, 1), SHMD_OK);
-    shmd_segment_complete(rig->control);
-    rig->client.authority = rig->authority;
-    rig->client.control = rig->control;
-    rig->client.tables = *rig->authority;
-    rig->client.boot_id = params.boot_id;
-    rig->client.owner = geteuid(); /* as what makes the segments below */
-    rig->client.fork_generation = shmd_fork_generation();
-    shmd_notifier_init(&rig->client.notifier);
-}
-
 /* A client's control segment, in plain memory. */
 static inline shmd_control_t *rig_control(uint64_t client_id)
 {
@@ -60,6 +37,35 @@ static inline shmd_control_t *rig_control(uint64_t client_id)
     CHECK_EQ(shmd_client_ring_init(control, bytes, client_id, 99, 1), SHMD_OK);
     shmd_segment_complete(control);
     return control;
+}
+
+/* The client of the rig has that record and nonce. */
+static inline void rig_ring(rig_t *rig, uint32_t index, uint64_t nonce)
+{
+    rig->client.index = index;
+    rig->client.nonce = nonce;
+    CHECK_EQ(shmd_client_ring_open(&rig->client.ring, rig->control, &shmd_authority_client(rig->authority, index)->control_cursor, index, nonce), SHMD_OK);
+}
+
+static inline void rig_authority(rig_t *rig)
+{
+    shmd_authority_params_t params = {.instance = "rig", .boot_id = 99, .now_ns = 1,
+                                      .heartbeat_interval_ns = 1000, .lease_timeout_ns = 1000, .client_max = 8, .lease_max = 16,
+                                      .stream_max = 2, .event_slots = 16, .config_bytes = 256, .error_max = 4};
+    uint64_t bytes = shmd_authority_footprint(&params);
+    CHECK(bytes != 0);
+    rig->authority = test_memory(bytes);
+    CHECK_EQ(shmd_authority_init(rig->authority, bytes, &params), SHMD_OK);
+    shmd_segment_complete(rig->authority);
+    rig->control = rig_control(5);
+    rig->client.authority = rig->authority;
+    rig->client.control = rig->control;
+    rig->client.tables = *rig->authority;
+    rig->client.boot_id = params.boot_id;
+    rig->client.owner = geteuid(); /* as what makes the segments below */
+    rig->client.fork_generation = shmd_fork_generation();
+    shmd_notifier_init(&rig->client.notifier);
+    rig_ring(rig, 0, 0);
 }
 
 static char rig_names[512][SHMD_SEGMENT_NAME_BYTES]; /* of this process, to be unlinked whatever happens */

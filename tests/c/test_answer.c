@@ -16,19 +16,17 @@ typedef struct fake {
 static void *answer_all(void *argument)
 {
     fake_t *f = argument;
-    uint64_t bytes = shmd_control_footprint(f->rig.client.tables.client_max, f->rig.client.tables.lease_max);
-    shmd_control_reader *reader = shmd_control_reader_new(f->rig.control, bytes, f->rig.authority);
+    shmd_client_ring_reader_t reader;
+    shmd_client_ring_reader_init(&reader, f->rig.control, &shmd_authority_client(f->rig.authority, CLIENT_INDEX)->control_cursor, 5, CLIENT_INDEX, 77);
     shmd_event_writer *writer = shmd_event_writer_new(f->rig.authority);
     shmd_request_t request;
-    CHECK(reader != NULL && writer != NULL);
+    CHECK(writer != NULL);
     while (!shmd_load32_acquire(&f->is_over)) {
-        uint32_t seen = shmd_futex_load(&f->rig.control->doorbell);
-        int rc = shmd_control_poll(reader, &request, shmd_now_ns());
-        if (rc == 0)
-            (void)shmd_futex_wait(&f->rig.control->doorbell, seen, 10000000);
-        if (rc != 1)
+        if (shmd_client_ring_poll(&reader, &request) != 1) {
+            (void)sched_yield(); /* there is no connection, so nothing rings */
             continue;
-        shmd_control_advance(reader);
+        }
+        shmd_client_ring_advance(&reader);
         shmd_event_t event = f->answer;
         if (request.kind == SHMD_REQUEST_DETACH) {
             memset(&event, 0, sizeof event);
@@ -39,7 +37,6 @@ static void *answer_all(void *argument)
         (void)shmd_event_publish(writer, &event);
     }
     shmd_event_writer_free(writer);
-    shmd_control_reader_free(reader);
     return NULL;
 }
 
@@ -58,8 +55,7 @@ static void fake_start(fake_t *f, uint32_t role)
     shmd_client *client = &f->rig.client;
     client->authority_fd = -1;
     client->client_id = 5;
-    client->index = CLIENT_INDEX;
-    client->nonce = 77;
+    rig_ring(&f->rig, CLIENT_INDEX, 77);
     client->references = 100; /* the rig's own */
     CHECK_EQ(shmd_heartbeat_init(client), SHMD_OK);
     shmd_client_record_t *record = shmd_authority_client(a, CLIENT_INDEX);
@@ -77,7 +73,6 @@ static void fake_start(fake_t *f, uint32_t role)
 static void fake_stop(fake_t *f)
 {
     shmd_store32_release(&f->is_over, 1);
-    shmd_futex_wake(&f->rig.control->doorbell);
     test_join(f->thread);
     shmd_heartbeat_free(&f->rig.client);
     rig_stop(&f->rig);
@@ -105,7 +100,8 @@ static void attach_with(uint32_t role, size_t offset, size_t bytes, uint64_t val
     CHECK_EQ(attach_and_use(&f, role), expected);
     if (expected != SHMD_OK)
         CHECK_TEXT(text);
-    while (expected != SHMD_OK && shmd_load_relaxed(&f.given_up) == 0) /* what was granted is given back */
+    while (expected != SHMD_OK && shmd_load_relaxed(&f.given_up) == 0 && /* what was granted is given back */
+           shmd_client_ring_look(f.rig.control, 0, f.answer.lease_id) != SHMD_ENTRY_ABORTED)
         (void)sched_yield();
     fake_stop(&f);
 }

@@ -27,7 +27,7 @@ static void begin(manual_t *m)
     record->client_id = 5;
     shmd_word_store(&record->word, 0x200 | SHMD_CLIENT_ALIVE);
     m->rig.authority->heartbeat_interval_ns = INTERVAL_NS;
-    m->line = shmd_control_heartbeat(m->rig.control, 8, 16, 0);
+    m->line = &m->rig.control->heartbeat;
 }
 
 static void finish(manual_t *m)
@@ -45,61 +45,44 @@ static void await_beats(const manual_t *m)
 
 /* ---- shmd_keepalive */
 
-static void set_lease(manual_t *m, uint32_t index, uint64_t id, uint32_t state)
-{
-    shmd_lease_record_t *lease = shmd_authority_lease(m->rig.authority, index);
-    lease->lease_id = id;
-    shmd_word_store(&lease->word, (lease->word & ~(uint64_t)0xff) + 0x200 + state);
-}
-
-/* Each attach of this client gets another record, because others have attached and gone in between. */
-static void test_a_beat_looks_after_no_lease_that_the_driver_has_marked(void)
+static void test_a_confirmation_stands_in_the_segment_until_a_later_lease_has_the_entry(void)
 {
     manual_t m;
     begin(&m);
-    for (uint32_t index = 0; index < 16; index++) {
-        set_lease(&m, index, 100 + index, SHMD_LEASE_ATTACHED);
-        shmd_client_confirm(&m.rig.client, index, 100 + index);
-    }
-    CHECK_EQ(m.rig.client.pending_count, 16);
-    for (uint32_t index = 0; index < 15; index++)
-        set_lease(&m, index, 100 + index, index % 3 == 0 ? SHMD_LEASE_DETACHED : SHMD_LEASE_ACTIVE);
-    set_lease(&m, 7, 900, SHMD_LEASE_ATTACHED); /* another's by now */
-    CHECK_EQ(shmd_keepalive(&m.rig.client), SHMD_OK);
-    CHECK_EQ(m.rig.client.pending_count, 1);
-    CHECK_EQ(m.rig.client.pending[0].lease_id, 115);
-    finish(&m);
-}
-
-static void test_a_confirmation_is_repeated_until_the_driver_has_marked_the_lease(void)
-{
-    manual_t m;
-    begin(&m);
-    shmd_lease_line_t *line = shmd_control_lease_line(m.rig.control, 8, 16, 3);
-    set_lease(&m, 3, 103, SHMD_LEASE_ATTACHED);
     shmd_client_confirm(&m.rig.client, 3, 103);
-    for (int i = 0; i < 3; i++) {
-        shmd_word_store(&line->confirmed, 0); /* somebody writes over it */
-        CHECK_EQ(shmd_keepalive(&m.rig.client), SHMD_OK);
-        CHECK_EQ(line->confirmed, 103);
-    }
-    shmd_client_unconfirm(&m.rig.client, 103);
-    shmd_word_store(&line->confirmed, 0);
+    CHECK_EQ(shmd_client_ring_look(m.rig.control, 3, 103), SHMD_ENTRY_CONFIRMED);
     CHECK_EQ(shmd_keepalive(&m.rig.client), SHMD_OK);
-    CHECK_EQ(line->confirmed, 0);
+    CHECK_EQ(shmd_client_ring_look(m.rig.control, 3, 103), SHMD_ENTRY_CONFIRMED);
+    shmd_client_confirm(&m.rig.client, 3, 104);
+    CHECK_EQ(shmd_client_ring_look(m.rig.control, 3, 103), SHMD_ENTRY_NONE);
     finish(&m);
 }
 
-static void test_one_record_confirmed_again_and_again_is_one_confirmation(void)
+static void test_an_abandoned_lease_ends_by_a_note_that_needs_no_driver(void)
 {
     manual_t m;
     begin(&m);
-    for (uint64_t id = 100; id < 200; id++) {
-        set_lease(&m, 15, id, SHMD_LEASE_ATTACHED);
-        shmd_client_confirm(&m.rig.client, 15, id);
-    }
-    CHECK_EQ(m.rig.client.pending_count, 1);
-    CHECK_EQ(m.rig.client.pending[0].lease_id, 199);
+    shmd_request_t request = {.kind = SHMD_REQUEST_ADMIN, .client_id = 5};
+    while (shmd_client_ring_send(&m.rig.client.ring, &request) == SHMD_OK) /* a full ring */
+        ;
+    (void)shmd_fail(SHMD_E_TIMEOUT, "what failed before");
+    shmd_client_note_end(&m.rig.client, 7, 107, 1);
+    CHECK_TEXT("what failed before"); /* a finaliser may run between a failure and the look at its text */
+    CHECK_EQ(shmd_client_ring_look(m.rig.control, 7, 107), SHMD_ENTRY_ABORTED);
+    shmd_client_note_end(&m.rig.client, 7, 106, 0); /* an earlier lease of that entry: too late to say anything */
+    CHECK_EQ(shmd_client_ring_look(m.rig.control, 7, 107), SHMD_ENTRY_ABORTED);
+    finish(&m);
+}
+
+static void test_a_silent_client_beats_no_more(void)
+{
+    manual_t m;
+    begin(&m);
+    shmd_client_beat(&m.rig.client);
+    uint64_t beat = m.line->beat;
+    m.rig.client.is_silent = 1; /* its goodbye is said */
+    shmd_client_beat(&m.rig.client);
+    CHECK_EQ(m.line->beat, beat);
     finish(&m);
 }
 
@@ -303,9 +286,9 @@ static void test_a_wait_sleeps_no_longer_than_until_the_next_beat(void)
 
 int main(void)
 {
-    RUN(test_a_beat_looks_after_no_lease_that_the_driver_has_marked);
-    RUN(test_a_confirmation_is_repeated_until_the_driver_has_marked_the_lease);
-    RUN(test_one_record_confirmed_again_and_again_is_one_confirmation);
+    RUN(test_a_confirmation_stands_in_the_segment_until_a_later_lease_has_the_entry);
+    RUN(test_an_abandoned_lease_ends_by_a_note_that_needs_no_driver);
+    RUN(test_a_silent_client_beats_no_more);
     RUN(test_keepalive_says_that_its_client_was_expelled);
     RUN(test_keepalive_says_that_its_driver_was_stopped);
     RUN(test_keepalive_is_not_for_a_client_with_a_thread);

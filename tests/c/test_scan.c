@@ -18,7 +18,7 @@ static const char *path_of(const char *instance, unsigned number)
 /* A complete authority of that user; the lowest 32 bits of its boot id are its number. */
 static void make_authority(const char *instance, unsigned number, uid_t owner, mode_t mode)
 {
-    shmd_authority_params_t params = {.instance = instance, .control_name = "/shmd.none", .boot_id = number, .now_ns = 1000 + number, .heartbeat_interval_ns = 1000,
+    shmd_authority_params_t params = {.instance = instance, .boot_id = number, .now_ns = 1000 + number, .heartbeat_interval_ns = 1000,
                                       .lease_timeout_ns = 1000, .client_max = 2, .lease_max = 2, .stream_max = 1, .event_slots = 4, .config_bytes = 256, .error_max = 1};
     uint64_t bytes = shmd_authority_footprint(&params);
     void *base = test_memory(bytes);

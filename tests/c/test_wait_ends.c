@@ -437,7 +437,6 @@ static void test_a_close_ends_the_sleep_of_who_waits_beside_a_producer(void)
     CHECK_EQ(shmd_guarded_producer_abandon(producer), SHMD_OK);
     test_join(thread);
     CHECK_EQ(result, SHMD_E_CLOSED);
-    shmd_client_forget_noted(&rig.client);
     stop();
 }
 

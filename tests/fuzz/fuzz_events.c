@@ -10,7 +10,7 @@ static uint64_t bytes;
 
 static void restart(void)
 {
-    shmd_authority_params_t params = {.instance = "fuzz", .control_name = "/shmd.fuzz.control", .boot_id = 99, .now_ns = 1,
+    shmd_authority_params_t params = {.instance = "fuzz", .boot_id = 99, .now_ns = 1,
                                       .heartbeat_interval_ns = 1000, .lease_timeout_ns = 1000, .client_max = 1, .lease_max = 1,
                                       .stream_max = 1, .event_slots = 4, .config_bytes = 256, .error_max = 1};
     bytes = shmd_authority_footprint(&params);

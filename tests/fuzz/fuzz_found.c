@@ -8,7 +8,6 @@
 
 static char instance[SHMD_NAME_BYTES];
 static char path[SHMD_SEGMENT_NAME_BYTES + 16];
-static char control_name[SHMD_SEGMENT_NAME_BYTES];
 static unsigned char *whole;
 static uint64_t whole_bytes;
 
@@ -17,18 +16,11 @@ static void begin(void)
 {
     if (unshare(CLONE_NEWNS) == 0 && mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0)
         (void)mount("tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777");
-    shmd_authority_params_t params = {.instance = instance, .control_name = control_name, .boot_id = 99, .now_ns = 1, .heartbeat_interval_ns = 1000,
+    shmd_authority_params_t params = {.instance = instance, .boot_id = 99, .now_ns = 1, .heartbeat_interval_ns = 1000,
                                       .lease_timeout_ns = 1000, .client_max = 2, .lease_max = 2, .stream_max = 1, .event_slots = 4, .config_bytes = 256,
                                       .error_max = 1};
-    uint64_t bytes = shmd_control_footprint(2, 2);
-    void *control = NULL;
     (void)snprintf(instance, sizeof instance, "fuzz-%ld", (long)getpid());
     (void)snprintf(path, sizeof path, "/dev/shm/shmd.%s.%032x.authority", instance, 1);
-    int fd = rig_segment("control", bytes, control_name);
-    MUST(shmd_segment_map(fd, 0, bytes, 1, 1, &control) == SHMD_OK);
-    MUST(shmd_control_init(control, bytes, 2, 2, 99, 1) == SHMD_OK);
-    shmd_segment_complete(control);
-    (void)close(fd);
     whole_bytes = shmd_authority_footprint(&params);
     whole = calloc(1, whole_bytes);
     MUST(whole != NULL && shmd_authority_init(whole, whole_bytes, &params) == SHMD_OK);

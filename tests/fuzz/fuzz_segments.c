@@ -9,13 +9,13 @@ static uint64_t made_bytes[5];
 
 static void make_all(void)
 {
-    shmd_authority_params_t params = {.instance = "fuzz", .control_name = "/shmd.fuzz.control", .boot_id = BOOT, .now_ns = 1,
+    shmd_authority_params_t params = {.instance = "fuzz", .boot_id = BOOT, .now_ns = 1,
                                       .heartbeat_interval_ns = 1000, .lease_timeout_ns = 1000, .client_max = 2, .lease_max = 2,
                                       .stream_max = 1, .event_slots = 4, .config_bytes = 256, .error_max = 1};
     shmd_geometry_t geometry = {.slots = 64, .slot_bytes = 64, .arena_bytes = 4096, .gate_count = 2, .stream_id = STREAM, .epoch = EPOCH,
                                 .boot_id = BOOT, .now_ns = 1};
     made_bytes[SHMD_SEGMENT_AUTHORITY] = shmd_authority_footprint(&params);
-    made_bytes[SHMD_SEGMENT_CONTROL] = shmd_control_footprint(2, 2);
+    made_bytes[SHMD_SEGMENT_CONTROL] = shmd_client_ring_footprint();
     made_bytes[SHMD_SEGMENT_DATA] = shmd_data_footprint(&geometry);
     made_bytes[SHMD_SEGMENT_GATES] = shmd_gates_footprint(2);
     for (uint32_t kind = SHMD_SEGMENT_AUTHORITY; kind <= SHMD_SEGMENT_GATES; kind++) {
@@ -23,7 +23,7 @@ static void make_all(void)
         MUST(made[kind] != NULL);
     }
     MUST(shmd_authority_init(made[1], made_bytes[1], &params) == SHMD_OK);
-    MUST(shmd_control_init(made[2], made_bytes[2], 2, 2, BOOT, 1) == SHMD_OK);
+    MUST(shmd_client_ring_init(made[2], made_bytes[2], 5, BOOT, 1) == SHMD_OK);
     MUST(shmd_data_init(made[3], made_bytes[3], &geometry, "i8") == SHMD_OK);
     MUST(shmd_gates_init(made[4], made_bytes[4], &geometry) == SHMD_OK);
     for (uint32_t kind = SHMD_SEGMENT_AUTHORITY; kind <= SHMD_SEGMENT_GATES; kind++)
