@@ -101,6 +101,24 @@ def test_no_rest_while_a_client_is_to_be_looked_at_again(rig: Rig, monkeypatch: 
     assert rests_later(rig)
 
 
+@pytest.mark.fault(74, how="a client that has expired says at last that it is done")
+def test_no_rest_while_a_client_that_has_expired_may_still_leave(rig: Rig) -> None:
+    """Its connection was closed, so nothing rings."""
+    expired, other = settled(rig), rig.client()
+    for _ in range(12):
+        other.beat()
+        rig.tick(1000)
+    assert rig.client_state(expired) == lib.SHMD_CLIENT_GONE
+    other.beat()
+    assert not rests_later(rig)
+    for entry in range(2):
+        lease_id = int(expired.control.leases[entry].confirmed)
+        expired.control.leases[entry].detached = lease_id << 8 | lib.SHMD_ENTRY_DETACHED
+    other.beat()
+    rig.tick(2 * CHECK_MS)
+    assert rests_later(rig)
+
+
 def test_no_rest_while_a_client_of_the_driver_before_has_no_connection(rig: Rig) -> None:
     """Nothing rings for it, so a tick looks at what it says of its leases, and each tick again."""
     client = settled(rig)

@@ -76,11 +76,16 @@ class Rest:
     def _note(self) -> None:
         self._is_noted = True
         self.native.bus_errors = lib.shmd_bus_errors()
-        epochs = [(stream, epoch) for stream in self._tables.streams for epoch in stream.epochs.values()]
+        tables = self._tables
+        epochs = [(stream, epoch) for stream in tables.streams for epoch in stream.epochs.values()]
+        owners = {tables.clients.by_id(lease.client_id) for lease in tables.leases.all_quarantined}
+        # Who has expired may still say that it is done, and has no connection to ring by.
+        may_leave = any(owner is not None and not owner.record.connected for owner in owners)
         self._is_possible = (
             all(epoch.is_sealed or (epoch.is_open and epoch.blocked is None) for _, epoch in epochs)
-            and not lib.shmd_lease_unconfirmed(self._tables.authority.base)
-            and not self._tables.clients.is_short_of_descriptors
+            and not lib.shmd_lease_unconfirmed(tables.authority.base)
+            and not may_leave
+            and not tables.clients.is_short_of_descriptors
         )
         watches = []
         for stream, epoch in epochs:
@@ -88,7 +93,7 @@ class Rest:
                 epoch.watch.evicts = evicts_slow_consumers(self._config, stream)
             if epoch.is_sealed or stream.leases:
                 watches.append(epoch.watch)
-        grace_ns = self._tables.tenure.grace_ns
+        grace_ns = tables.tenure.grace_ns
         self._retire_ns = [epoch.sealed_ns + grace_ns for _, epoch in epochs if epoch.is_sealed]
         self._epochs = ffi.new("shmd_epoch_watch_t *[]", watches)
         self.native.epochs, self.native.epoch_count = self._epochs, len(watches)
