@@ -156,7 +156,8 @@ enum { SHMD_EXIT_NONE = 0, SHMD_EXIT_CLEAN = 1, SHMD_EXIT_HANDOVER = 2, SHMD_EXI
 
 enum { SHMD_REQUEST_ATTACH = 2, SHMD_REQUEST_DETACH = 3, SHMD_REQUEST_GOODBYE = 4,
        SHMD_REQUEST_SHUTDOWN = 5, SHMD_REQUEST_ADMIN = 6 };
-enum { SHMD_ADMIN_MAINTENANCE_ON = 1, SHMD_ADMIN_MAINTENANCE_OFF = 2, SHMD_ADMIN_REVOKE = 3, SHMD_ADMIN_SNAPSHOT = 4 };
+enum { SHMD_ADMIN_MAINTENANCE_ON = 1, SHMD_ADMIN_MAINTENANCE_OFF = 2, SHMD_ADMIN_REVOKE = 3, SHMD_ADMIN_SNAPSHOT = 4,
+       SHMD_ADMIN_FORGET = 5 /* a client whose end nobody can prove: lease_id is its id */ };
 enum { SHMD_SHUTDOWN_END = 1, SHMD_SHUTDOWN_HANDOVER = 2 };
 
 enum { SHMD_EVENT_ATTACH_RESPONSE = 2, SHMD_EVENT_DETACH_RESPONSE = 3,
@@ -441,7 +442,7 @@ typedef struct shmd_request {       /* 2176 bytes */
     uint32_t schema_bytes;          /* @116 Attach; without the NUL; 0: none */
     uint64_t max_message;           /* @120 Attach, producer; 0: as the profile says */
     uint64_t arena_bytes;           /* @128 Attach, producer; UINT64_MAX: as the profile says */
-    uint64_t lease_id;              /* @136 Detach, Admin; 0 in a Detach: by target_correlation_id */
+    uint64_t lease_id;              /* @136 Detach, Admin (of FORGET: the client's id); 0 in a Detach: by target_correlation_id */
     uint64_t target_correlation_id; /* @144 Detach */
     uint32_t admin;                 /* @152 SHMD_ADMIN_*; Shutdown: SHMD_SHUTDOWN_* */
     uint32_t shards;                /* @156 Attach, consumer; among so many the stream's messages are shared out; 0: not */
@@ -488,7 +489,7 @@ typedef struct shmd_hello {         /* 512 bytes; W:client R:driver, a copy. The
     uint32_t bytes;                 /* @12  of the message */
     uint64_t boot_id;               /* @16  of the former registration; 0: none */
     uint64_t client_id;             /* @24  likewise; 0: a new client */
-    uint64_t serial;                /* @32  from 1 on; grows with each Hello of this client */
+    uint64_t serial;                /* @32  monotonic time in ns: grows with each Hello of a process, whichever its client or image */
     uint64_t image;                 /* @40  shmd_image of the instance: who has called exec has another one. 0: not known */
     uint64_t nonce;                 /* @48  keys the checksums of this client's requests */
     uint64_t start_time;            /* @56  as the client reads its own, to be refused by only; 0: it cannot */

@@ -139,7 +139,7 @@ int shmd_request_check(const shmd_request_t *r)
     case SHMD_REQUEST_SHUTDOWN:
         return range("shutdown mode", r->admin, SHMD_SHUTDOWN_END, SHMD_SHUTDOWN_HANDOVER);
     case SHMD_REQUEST_ADMIN:
-        return range("admin request", r->admin, SHMD_ADMIN_MAINTENANCE_ON, SHMD_ADMIN_SNAPSHOT);
+        return range("admin request", r->admin, SHMD_ADMIN_MAINTENANCE_ON, SHMD_ADMIN_FORGET);
     default:
         return SHMD_OK;
     }

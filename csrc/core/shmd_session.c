@@ -6,7 +6,7 @@
  *
  * Each step does what can be done now. Times between tries grow, and are drawn, so that thousands of clients of a new driver do not
  * come at once again and again. A socket on which something failed is closed, never used again. The same client says Hello with the
- * same nonce and secret each time, and a higher serial: a driver heeds the newest.
+ * same nonce and secret each time, and a later serial: a driver heeds the newest.
  *
  * Whom it speaks with is what the kernel says of the listening socket (SO_PEERCRED), and has to be trusted; what comes is copied,
  * checked, and then used. There is room for two descriptors, so no more are ever installed here.
@@ -161,7 +161,7 @@ static int check_peer(shmd_session_t *session, const shmd_folder_t *folder)
 
 static int say_hello(shmd_session_t *session)
 {
-    session->hello.serial++;
+    session->hello.serial = shmd_max(session->hello.serial + 1, shmd_now_ns()); /* a driver compares those of one process, also after an exec */
     ssize_t sent = send(session->fd, &session->hello, sizeof session->hello, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent == (ssize_t)sizeof session->hello)
         return IS_SENT;
