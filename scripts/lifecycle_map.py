@@ -33,22 +33,13 @@ MEANING = {
         "any",
         "whether accepting failed in the last tick, so that the next one tries again: no decision",
     ),
-    "control.ControlRing.__init__": (
-        "any",
-        "the ring holds more than one tick's budget; the request in hand is not served yet",
-    ),
-    "control.ControlRing.take": ("`running`, `draining`", "as above"),
-    "control.ControlRing._advance": ("`running`, `draining`", "as above"),
     "damage.DamageWatch.__init__": ("`init`", "which damage was told; a reminder, it decides nothing"),
-    "deathwatch.DeathWatch.__init__": ("any", "a pidfd fired since the last tick: a wake-up, no decision"),
-    "deathwatch.DeathWatch._watch": ("any", "as above, set by the watching thread"),
     "desk.RequestDesk.shutdown": ("`running`, `draining`", "the mode that a signed request asks for"),
     "driver.Driver.__init__": (
         "`init`",
-        "nobody has truncated the authority yet, and the parts are not there yet",
+        "nobody has truncated the authority yet",
     ),
     "driver.Driver._begin": ("`init`", "segments are there and locked; an inherited draining is kept"),
-    "driver.Driver._assemble": ("`init`", "the parts are there: an order rings the bell from now on"),
     "driver.Driver.is_draining": ("any", "asks the machine for the request desk"),
     "driver.Driver.tick": (
         "`running`, `draining`",
@@ -59,7 +50,7 @@ MEANING = {
     "driver.Driver.set_maintenance": ("`running`, `draining`", "a signed admin request"),
     "driver.Driver.on_tick": (
         "`running`, `draining`",
-        "the deathwatch's ring is heard; a truncated authority ends the loop as a crash does, with no state",
+        "deaths that woke it are looked at; a truncated authority ends the loop like a crash, with no state",
     ),
     "driver.Driver._poll": (
         "`running`, `draining`",
@@ -88,7 +79,10 @@ MEANING = {
     "embedded.EmbeddedDriver.stop": ("any", "orders the end; again, when patience is over"),
     "inheritance.Inheritance.of": ("`init`", "reads the state that the predecessor published last"),
     "leasewatch.LeaseWatch.look_for_deaths": ("`running`, `draining`", "a proved death becomes an event"),
-    "leasewatch.LeaseWatch._note_lease": ("`running`, `draining`", "an unconfirmed lease becomes an event"),
+    "leasewatch.LeaseWatch._note_unconfirmed": (
+        "`running`, `draining`",
+        "an unconfirmed lease becomes an event",
+    ),
     "leasewatch.LeaseWatch._note_client": ("`running`, `draining`", "silence or recovery becomes an event"),
     "memory.Provision": ("any", "this attach was short of memory before an unmapping; gone with it"),
     "oversight.HealthWatch.__init__": (
@@ -101,6 +95,8 @@ MEANING = {
     "rest.Rest._note": ("`running.healthy`", "as above"),
     "signals.obey_signals.stop": ("any", "SIGTERM, SIGINT"),
     "signals.obey_signals.hand_over": ("any", "SIGUSR1"),
+    "sleeper.Sleeper.__init__": ("any", "whether some descriptor is not watched until the next arm"),
+    "sleeper.Sleeper.disarm": ("`running`, `draining`", "as above"),
 }
 
 
