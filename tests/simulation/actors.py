@@ -14,7 +14,6 @@ from tests.simulation.model import Boot, LeaseModel
 from tests.simulation.native import ffi, load
 from tests.simulation.rules import demand, text_of
 from tests.simulation.sessions import Session
-from tests.simulation.tables import map_segment
 
 CREATE = int(lib.SHMD_ATTACH_CREATE)
 _out = ffi.new("uintptr_t *")
@@ -32,7 +31,7 @@ class Process:
         self.native = load()
         self.nonce = rng.getrandbits(64)
         self.client = self.native.sim_client_new(address(boot.view.authority), self.nonce)
-        self._control: tuple[Any, int] | None = None  # its control segment, mapped
+        self._control: Any = None  # its control segment, mapped
         self.client_id = self.index = 0
         self.stopped = self.beats_not = self.left = self.is_replaced = self.is_succeeded = False
         self.is_liar = False  # nonsense stood in its control segment
@@ -110,9 +109,6 @@ class Process:
         client, self.client = self.client, 0
         if client:  # a second time when a rule was broken meanwhile
             self.native.sim_client_free(client)
-        control, self._control = self._control, None
-        if control is not None:
-            lib.shmd_segment_unmap(*control)
 
     # -- requests
 
@@ -127,22 +123,36 @@ class Process:
             setattr(raw, name, value)
         return raw
 
-    def join(self, client_id: int, index: int) -> None:
-        """It is welcome: maps its control segment, unless it has."""
+    def join(self, client_id: int, index: int, control: Any) -> None:
+        """It is welcome: uses its control segment, unless it has one."""
         if self.client_id:
             return
         self.client_id, self.index = client_id, index
-        record = lib.shmd_authority_client(self.boot.view.authority, index)
-        self._control = map_segment(core.string(record.control_name).decode(), writable=True)
-        rc = self.native.sim_client_join(self.client, address(self._control[0]), client_id, index)
+        self._control = core.cast("shmd_control_t *", control)
+        rc = self.native.sim_client_join(self.client, address(control), client_id, index)
         assert rc == 0, ffi.string(self.native.shmd_last_error())
 
     def send(self, raw: Any) -> bool:
-        """False when its ring is full. Now and then it does not come to the doorbell, or has none."""
+        """False when its ring is full. Now and then it is stopped before it rings."""
         sent = self.connected and self.native.sim_send(self.client, address(raw)) == 0
-        if sent and self.rng.random() < 0.9:
-            self.session.ring()
+        if sent:
+            self._ring()
         return bool(sent)
+
+    def _ring(self) -> None:
+        if self.rng.random() < 0.9:
+            self.session.ring()
+        else:
+            self.stopped = True
+
+    def go_on(self, now_ns: int) -> None:
+        """After a stop: it rings for what it had written."""
+        if self.stopped:
+            self.session.ring()
+            for model in self.boot.leases.values():
+                if model.owner is self and model.noted_ns:
+                    model.noted_ns = now_ns
+        self.stopped = self.beats_not = False
 
     def ask(self, raw: Any) -> bool:
         """A request that waits for its answer, and is sent again until then."""
@@ -160,8 +170,9 @@ class Process:
         if self._control is None:
             return 0
         record = lib.shmd_authority_client(self.boot.view.authority, self.index)
-        control = core.cast("shmd_control_t *", self._control[0])
-        return int(control.tail) - int(record.control_cursor) if record.client_id == self.client_id else 0
+        return (
+            int(self._control.tail) - int(record.control_cursor) if record.client_id == self.client_id else 0
+        )
 
     def finish_sending(self) -> bool:
         """Goes on with what it was interrupted in; whether there was room."""
@@ -222,8 +233,7 @@ class Process:
         rc = self.native.sim_detach(self.client, model.record.entry, model.lease_id, how)
         demand(rc == 0, "a lease has an entry in its client's segment", model, rc)
         model.done, model.noted_ns = True, now_ns
-        if self.rng.random() < 0.5:
-            self.session.ring()
+        self._ring()
 
     def forget(self, handle: Producer | Consumer) -> None:
         """Closes a handle without telling the driver."""

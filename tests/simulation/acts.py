@@ -176,7 +176,7 @@ class Acts(Faults):
         process = self.world.pick(lambda p: p.stopped and p.is_there)
         if process:
             self.world.note(f"{process} goes on")
-            process.stopped = process.beats_not = False
+            process.go_on(self.now_ns)
 
     def fall_silent(self) -> None:
         """Its heartbeat stops, all else goes on."""

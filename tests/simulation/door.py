@@ -83,6 +83,7 @@ class Network:
         self.known: list[Connection] = []  # that this driver kept at the last check
         self.welcomed: list[Connection] = []  # since the last check
         self.served: list[Connection] = []  # whose driver's end is open, in the backlog or accepted
+        self._mapped: list[tuple[Any, int]] = []  # for clients
 
     def connect(self, task: Task) -> Connection | int:
         """Or an errno."""
@@ -107,6 +108,18 @@ class Network:
         for connection in list(self.served):
             self.end(connection)
 
+    def map(self, fd: int, size: int) -> Any:
+        """Maps a control segment for the client that gets this descriptor; where."""
+        out = ffi.new("void **")
+        assert lib.shmd_segment_map(fd, 0, size, 1, 0, out) == 0
+        self._mapped.append((out[0], size))
+        return out[0]
+
+    def unmap_all(self) -> None:
+        for base, size in self._mapped:
+            lib.shmd_segment_unmap(base, size)
+        self._mapped.clear()
+
     @property
     def kept(self) -> list[Connection]:
         """What the driver keeps for clients."""
@@ -128,8 +141,9 @@ class Sleeper:
 
     def remove(self, fd: int) -> None:
         """What is known of it already is still told, now and then."""
+        who = self._watched.get(fd)
         if self._network.rng.random() < 0.3:
-            self._late += [woken for woken in self._ready() if self._watched[fd] == woken[:2]]
+            self._late += [woken for woken in self._ready() if who == woken[:2]]
         self._watched.pop(fd, None)
 
     def look(self) -> list[Woken]:
@@ -249,8 +263,7 @@ class Door:
         connection.began_in = kernel.namespace if peer.process.start_time else 0
 
     def answer(self, fd: int, welcome: Any, control: int = -1) -> bool:
-        """The client maps its segment by the name in its record."""
-        del control
+        """``control``: a descriptor of the client's own segment, which goes with a welcome."""
         connection = self._accepted[fd]
         if welcome.code == lib.SHMD_CODE_OK:
             self._network.welcomed.append(connection)
@@ -258,7 +271,8 @@ class Door:
             blind_to = self._kernel.blind_to
             (blind_to.add if is_blind else blind_to.discard)(connection.key)
         if connection.is_open:
-            connection.to_client.append(ffi.new("shmd_welcome_t *", welcome[0]))
+            base = self._network.map(control, int(welcome.control_bytes)) if control >= 0 else None
+            connection.to_client.append((ffi.new("shmd_welcome_t *", welcome[0]), base))
         return connection.is_open
 
     def keep(self, fd: int, client_id: int) -> None:

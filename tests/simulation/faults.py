@@ -12,6 +12,8 @@ from tests.simulation.rules import is_alive, key_of
 from tests.simulation.tables import phase
 from tests.simulation.world import World
 
+ADMIN_FORGET = getattr(lib, "SHMD_ADMIN_FORGET", 5)
+
 
 class Faults:
     """Performs them on a world."""
@@ -150,7 +152,7 @@ class Faults:
         if process and others:
             other = self.rng.choice(others)
             raw = process.request(
-                lib.SHMD_REQUEST_ADMIN, self.now_ns, admin=lib.SHMD_ADMIN_FORGET, lease_id=other.client_id
+                lib.SHMD_REQUEST_ADMIN, self.now_ns, admin=ADMIN_FORGET, lease_id=other.client_id
             )
             self.world.sign(process, raw)
             self.world.note(f"{process} has {other} forgotten: {process.send(raw)}")

@@ -374,6 +374,7 @@ class Kernel:
         finally:
             for owner, name, value in before:
                 setattr(owner, name, value)
+            self.network.unmap_all()
             for task in self.tasks:
                 os.close(task.fd)
 

@@ -116,7 +116,9 @@ class Boot(Registry):
             live = {int(record.lease_id) for record in self.view.snapshot().leases if is_live(record)}
             self._untold |= set(range(int(self.view.authority.next_lease_id))) - live
         for event in events:
-            demand(event.code != Code.INTERNAL_ERROR, "no request makes the driver fail", text_of(event))
+            expelled = " is expelled: " in text_of(event) and any(p.is_liar for p in self.processes)
+            failed = event.code == Code.INTERNAL_ERROR and not expelled
+            demand(not failed, "no request makes the driver fail", text_of(event))
             if event.reason == Reason.DRIVER_DIED:
                 rule = "a request is refused for a driver's death only when it was in work then"
                 is_sent_once = event.kind in (lib.SHMD_EVENT_DETACH_RESPONSE, lib.SHMD_EVENT_ERROR)
@@ -236,8 +238,7 @@ class Boot(Registry):
             Reason.DELIVERED: not is_producer(record) and not record.flags & lib.SHMD_ATTACH_FOLLOW,
             Reason.EVICTED: reliable,
             Reason.BAD_GATE: model.liar,
-            Reason.REVOKED: model.revoke_asked,
-            Reason.TRUNCATED: owner.is_liar,
+            Reason.REVOKED: model.revoke_asked or owner.is_liar,
             Reason.SHUTDOWN: self.ending,
             Reason.SUPERSEDED: self.ending and self.fresh_asked,
         }.get(reason, False)
@@ -366,7 +367,8 @@ class Boot(Registry):
                     "a proved death ends leases within one lease check",
                     self.leases[record.lease_id],
                 )
-            noted_ns = self.leases[record.lease_id].noted_ns
+            has_rung = owner is None or not owner.stopped or owner.session.connection is None
+            noted_ns = self.leases[record.lease_id].noted_ns if has_rung else 0
             due_ns = max(noted_ns, self.driver_since_ns) + self.check_interval_ns
             rule = "what a client has noted as ended ends within one lease check"
             demand(not noted_ns or now_ns < due_ns, rule, self.leases[record.lease_id])

@@ -98,8 +98,10 @@ class Registry:
             has = is_alive(record) and key_of(record) in kept
             demand(record.connected == has, "a record says whether its client is connected", record.client_id)
         for connection in network.known:
-            is_over = not connection.is_open or connection.key in kept or connection.key not in alive
-            demand(is_over or connection.is_kept, "a living client's connection stays open", connection.key)
+            record = alive.get(connection.key)
+            is_newest = record is not None and record.serial == connection.hello.serial
+            stays = connection.is_kept or not (connection.is_open and is_newest)
+            demand(stays, "a living client's connection stays open", connection.key)
         network.known = network.kept
         for connection in network.welcomed:
             is_new = connection.hello.serial == 1 and not connection.hello.client_id

@@ -99,14 +99,15 @@ class Session:
         self.due_ns = now_ns + self._process.rng.choice((1, 10, 50)) * MS
 
     def _hear(self, connection: Connection, now_ns: int) -> str:
-        process, boot, welcome = self._process, self._process.boot, connection.to_client.popleft()
+        process, boot = self._process, self._process.boot
+        welcome, control = connection.to_client.popleft()
         text = text_of(welcome)
         if welcome.code == Code.OK:
             client_id = int(welcome.client_id)
             demand(welcome.boot_id == boot.view.boot_id, "a welcome names its boot", process)
             same = process.client_id in (0, client_id)
             demand(same, "a client that says Hello again keeps its record", process, client_id)
-            process.join(client_id, int(welcome.client_index))
+            process.join(client_id, int(welcome.client_index), control)
             self._welcomed = connection
             boot.welcomed(process, connection)
             return f"is client {client_id} at {process.index}"

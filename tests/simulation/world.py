@@ -309,7 +309,7 @@ class World:
     def _hear_strangers(self) -> None:
         """What the driver has answered to Hellos that are none of the client's."""
         for connection, victim, kind in self.strangers:
-            for welcome in connection.to_client:
+            for welcome, _ in connection.to_client:
                 where = f"{victim}, wrong {kind}: {text_of(welcome)[:90]}"
                 is_welcome = welcome.code == Code.OK and welcome.client_id == victim.client_id
                 demand(not kind or not is_welcome, "only a client's own newest Hello is welcome", where)
