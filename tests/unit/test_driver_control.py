@@ -1,55 +1,166 @@
-"""The control ring read: garbage, dead claimers, floods, forged identities; who may shut a driver down."""
+"""Each client's control segment read: garbage, floods, forged ids, notes; who may shut a driver down."""
 
 from __future__ import annotations
 
+import os
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from shmdriver._native import ffi, lib
 from shmdriver.driver.authentication import create_token, read_token, sign_request
 from shmdriver.errors import Code, Reason, ShmDriverError
-from tests.driver_rig import Requester, Rig, turn
+from tests.driver_rig import Requester, Rig
+
+CONSUMER = lib.SHMD_ROLE_CONSUMER
 
 
-def test_wrong_checksum_is_counted_and_harms_nobody(rig: Rig) -> None:
-    client = rig.client()
-    raw = client.attach_request("s", lib.SHMD_ROLE_CONSUMER)
-    position = rig.view.claim(client.who)
-    rig.view.commit(position, client.who, raw, client.nonce + 1)
-    rig.tick()
+def is_known(rig: Rig, client: Requester) -> bool:
+    return rig.client_state(client) in (lib.SHMD_CLIENT_ALIVE, lib.SHMD_CLIENT_STALLED)
+
+
+def test_wrong_checksum_is_counted_and_passed_over(rig: Rig) -> None:
+    client, other = rig.client(), rig.client()
+    client.put(client.attach_request("s", CONSUMER), checksum=1)
+    assert client.consume().code == Code.OK
     assert rig.counter("REQUESTS_CORRUPT") == 1
-    assert client.consume().code == lib.SHMD_CODE_OK
+    assert other.consume().code == Code.OK
 
 
-@pytest.mark.fault(23, how="random bytes in every control slot")
+@pytest.mark.fault(23, how="random bytes in every slot of a client's control ring")
 def test_bytes_of_garbage_in_every_slot_are_survived(rig: Rig) -> None:
-    client = rig.client()
+    client, other = rig.client(), rig.client()
     chance = random.Random(7)
-    for _ in range(200):
-        position = rig.view.claim(client.who)
-        slot = rig.view.slot(position)
-        garbage = chance.randbytes(ffi.sizeof("shmd_request_t"))
-        ffi.memmove(ffi.addressof(slot, "request"), garbage, len(garbage))
-        slot.turn = turn(position, chance.choice([client.who, 0, 2**27 - 1]), lib.SHMD_TURN_COMMITTED)
+    for number in range(200):
+        control = client.control
+        slot = ffi.addressof(control.requests, int(control.tail) % lib.SHMD_CLIENT_REQUESTS)
+        ffi.memmove(slot, chance.randbytes(ffi.sizeof("shmd_request_t")), ffi.sizeof("shmd_request_t"))
+        control.tail += 1
+        client.ring()
         rig.tick()
-    for _ in range(50):
-        rig.view.slot(int(rig.view.authority.control_cursor)).turn = chance.getrandbits(64)
-        rig.tick(60)
-    rig.view.control.tail = 2**63
+        assert rig.counter("REQUESTS_CORRUPT") == number + 1
+    assert client.consume().code == Code.OK, "what comes after garbage is heard"
+    assert other.consume().code == Code.OK
+    assert rig.driver.state.value == "running.healthy"
+
+
+@pytest.mark.fault(47, how="random bytes over a whole control segment of its own")
+@pytest.mark.parametrize("seed", range(8))
+def test_client_that_writes_over_its_own_segment_harms_itself_alone(rig: Rig, seed: int) -> None:
+    client, other = rig.client(), rig.client()
+    lost, kept = client.produce("a"), other.produce("b")
+    size = ffi.sizeof("shmd_control_t")
+    ffi.memmove(client.control, random.Random(seed).randbytes(size), size)
+    client.ring()
     rig.tick(500)
-    client.beat()
-    assert client.consume().code == lib.SHMD_CODE_OK
-    assert rig.driver.state.value in ("running.healthy", "running.degraded")
+    assert not is_known(rig, client)
+    assert client.hear() is None
+    assert rig.lease_state(lost) == lib.SHMD_LEASE_REVOKED
+    assert rig.lease(lost).end_reason == Reason.REVOKED
+    assert rig.lease_state(kept) == lib.SHMD_LEASE_ACTIVE
+    assert other.produce("c").code == Code.OK
+    told = [event.text for event in rig.events_of(lib.SHMD_EVENT_LEASE_REVOKED)]
+    assert len(told) == 1
+    assert f"(pid {client.pid}) is expelled" in told[0]
+    assert any(f"(uid {os.geteuid()}) is expelled" in line for line in rig.logged)
 
 
-def test_control_header_that_a_client_wrote_over_is_written_again(rig: Rig) -> None:
-    header = bytes(ffi.buffer(rig.view.control, 256))
-    ffi.memmove(rig.view.control, b"\xff" * 256, 256)
-    rig.tick(200)
-    assert bytes(ffi.buffer(rig.view.control, 256)) == header
+@pytest.mark.parametrize("tail", [5, 2**63, 2**64 - 1])
+def test_impossible_tail_expels_its_client(rig: Rig, tail: int) -> None:
+    client = rig.client()
+    client.control.tail = tail
+    client.ring()
+    rig.tick()
+    assert not is_known(rig, client)
     assert rig.counter("REQUESTS_CORRUPT") == 1
-    rig.client()
+    assert rig.client().consume().code == Code.OK
+
+
+@pytest.mark.fault(7, how="a client truncates its own control segment")
+def test_client_that_truncates_its_segment_is_expelled(rig: Rig) -> None:
+    client, other = rig.client(), rig.client()
+    lost, kept = client.produce("a"), other.produce("b")
+    control = rig.driver.tables.clients.by_id(client.client_id).control
+    os.truncate(f"/dev/shm{control.name}", 0)
+    rig.tick(500)
+    assert not is_known(rig, client)
+    assert rig.lease(lost).end_reason == Reason.REVOKED
+    assert rig.lease_state(kept) == lib.SHMD_LEASE_ACTIVE
+    assert any("truncated" in line and "is expelled" in line for line in rig.logged)
+
+
+def test_request_rung_by_nobody_is_found_by_the_next_lease_check(rig: Rig) -> None:
+    client = rig.client()
+    raw = client.attach_request("s", CONSUMER)
+    client.put(raw)
+    rig.tick()
+    assert not [event for event in rig.events if event.correlation_id == raw.correlation_id]
+    rig.tick(100)
+    assert rig.answer(raw.correlation_id).code == Code.OK
+
+
+def test_request_that_was_left_while_no_driver_lived_is_served_by_the_next(rig: Rig) -> None:
+    client = rig.client()
+    lease = client.consume()
+    rig.crash()
+    client.send(client.detach_request(lease))
+    rig.start(alone=True)
+    rig.tick(100)
+    assert rig.lease(lease).end_reason == Reason.CLOSED
+
+
+# ---- notes of leases, which wait for no answer
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [(lib.SHMD_ENTRY_DETACHED, Reason.CLOSED), (lib.SHMD_ENTRY_ABORTED, Reason.ABORTED)],
+)
+def test_lease_that_its_client_notes_as_left_ends_at_once(rig: Rig, how: int, reason: Reason) -> None:
+    client = rig.client()
+    lease = client.produce()
+    client.leave(lease, how)
+    rig.tick()
+    assert rig.lease_state(lease) == lib.SHMD_LEASE_DETACHED
+    assert rig.lease(lease).end_reason == reason
+    assert client.produce().code == Code.OK
+
+
+def test_clean_end_while_no_driver_lived_is_no_death(rig: Rig) -> None:
+    visitor = rig.visitor()
+    client = rig.client(visitor=visitor)
+    lease, other = client.produce(), client.consume("t")
+    rig.crash()
+    client.leave(lease)
+    visitor.kill()
+    rig.start()
+    assert rig.epoch(lease).end_reason == Reason.CLOSED
+    assert rig.lease(other).end_reason == Reason.DIED
+
+
+def test_note_of_an_earlier_lease_says_nothing_of_a_later_one_in_its_entry(rig: Rig) -> None:
+    client = rig.client()
+    first = client.consume()
+    client.leave(first)
+    rig.tick()
+    second = client.consume()
+    assert second.entry == first.entry
+    rig.tick(500)
+    assert rig.lease_state(second) == lib.SHMD_LEASE_ACTIVE
+
+
+def test_client_with_too_many_leases_is_refused_by_number(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = rig.client()
+    table = rig.driver.tables.leases
+    held = [SimpleNamespace(record=SimpleNamespace(entry=n)) for n in range(lib.SHMD_CLIENT_LEASES)]
+    monkeypatch.setattr(table, "_of", lambda _client_id: held)
+    answer = client.consume()
+    assert answer.reason == Reason.LIMIT
+    assert f"has {lib.SHMD_CLIENT_LEASES} leases" in answer.text
+
+
+# ---- requests
 
 
 @pytest.mark.fault(23, how="values out of range in requests")
@@ -75,45 +186,36 @@ def test_invalid_values_are_answered_with_what_is_allowed(rig: Rig, fields, word
     assert words in answer.text
 
 
-@pytest.mark.fault(27, how="a claim that nobody commits")
-def test_claim_that_is_never_committed_holds_others_up_only_for_its_patience(rig: Rig) -> None:
-    lame, client = rig.client(), rig.client()
-    held = rig.view.claim(lame.who)
-    correlation = client.send(client.attach_request("s", lib.SHMD_ROLE_CONSUMER))
-    rig.tick(lib.SHMD_CLAIM_PATIENCE_MS + 60, step_ms=10)
-    assert rig.answer(correlation).code == lib.SHMD_CODE_OK
-    assert rig.counter("CLAIMS_QUARANTINED") == 1
-    quarantined = turn(held, lame.who, lib.SHMD_TURN_QUARANTINED)
-    assert rig.view.slot(held).turn == quarantined  # so its late commit fails
-    rig.view.slot(held).turn = turn(held, lame.who, lib.SHMD_TURN_RELEASED)
-    rig.tick(200)
-    assert rig.view.slot(held).turn == turn(held + lib.SHMD_CONTROL_SLOTS, 0, lib.SHMD_TURN_FREE)
-
-
-@pytest.mark.fault(28, how="40 attaches at once")
-def test_flood_of_one_client_does_not_hold_up_another(rig: Rig) -> None:
-    flooder, client = rig.client(), rig.client()
-    for number in range(40):
-        flooder.send(flooder.attach_request(f"s{number}", lib.SHMD_ROLE_CONSUMER))
-    correlation = client.send(client.attach_request("t", lib.SHMD_ROLE_CONSUMER))
-    rig.tick()
-    assert rig.answer(correlation).code == lib.SHMD_CODE_OK
-    assert len(rig.driver.tables.leases) < 40
-    assert rig.driver.next_deadline_ns() == rig.clock.now_ns  # the rest waits, so the loop does not sleep
-    for _ in range(10):
+@pytest.mark.fault(28, how="a ring that is always full")
+def test_flood_of_one_client_does_not_hold_up_another(instance_name: str) -> None:
+    rig = Rig(instance_name, policies__limits__attaches_per_tick=8)  # a share of one request a tick
+    try:
+        flooder, client = rig.client(), rig.client()
+        for number in range(lib.SHMD_CLIENT_REQUESTS):
+            flooder.send(flooder.attach_request(f"s{number}", CONSUMER))
+        with pytest.raises(AssertionError, match="its ring is full"):
+            flooder.put(flooder.attach_request("s", CONSUMER))
+        correlation = client.send(client.attach_request("t", CONSUMER))
         rig.tick()
-    assert len(rig.driver.tables.leases) == 41
+        assert rig.answer(correlation).code == Code.OK
+        assert len(rig.driver.tables.leases) == 2
+        assert rig.driver.next_deadline_ns() == rig.clock.now_ns  # the rest waits, so the loop does not sleep
+        for _ in range(lib.SHMD_CLIENT_REQUESTS):
+            rig.tick()
+        assert len(rig.driver.tables.leases) == 1 + lib.SHMD_CLIENT_REQUESTS
+    finally:
+        rig.close()
 
 
 def test_small_budget_leaves_the_rest_to_the_next_tick_at_once(instance_name: str) -> None:
     rig = Rig(instance_name, policies__limits__attaches_per_tick=1)
     try:
         client = rig.client()
-        sent = [client.send(client.attach_request(f"s{n}", lib.SHMD_ROLE_CONSUMER)) for n in range(4)]
+        sent = [client.send(client.attach_request(f"s{n}", CONSUMER)) for n in range(4)]
         for _ in sent:
             rig.tick()
             assert rig.driver.next_deadline_ns() <= rig.clock.now_ns or len(rig.driver.tables.leases) == 4
-        assert all(rig.answer(correlation).code == lib.SHMD_CODE_OK for correlation in sent)
+        assert all(rig.answer(correlation).code == Code.OK for correlation in sent)
     finally:
         rig.close()
 
@@ -130,9 +232,9 @@ def test_forged_client_id_is_no_client(rig: Rig) -> None:
 
 def test_more_requests_than_slots_are_served_over_laps(rig: Rig) -> None:
     client = rig.client()
-    for _ in range(3 * lib.SHMD_CONTROL_SLOTS):
+    for _ in range(3 * lib.SHMD_CLIENT_REQUESTS):
         client.detach(client.consume())
-    assert rig.counter("REQUESTS") == 1 + 6 * lib.SHMD_CONTROL_SLOTS
+    assert rig.counter("REQUESTS") == 1 + 6 * lib.SHMD_CLIENT_REQUESTS
 
 
 # ---- authentication

@@ -37,15 +37,11 @@ def rig(instance_name: str) -> Iterator[Rig]:
 
 
 def overwrite_lines(rig: Rig, chance: random.Random) -> None:
-    """Random bytes over all heartbeats, and over all confirmations: the same ones each time."""
-    view = rig.view
-    clients, leases = view.authority.client_max, view.authority.lease_max
-    for index in range(clients):
-        line = lib.shmd_control_heartbeat(view.control, clients, leases, index)
-        ffi.memmove(line, chance.randbytes(ffi.sizeof("shmd_heartbeat_t")), ffi.sizeof("shmd_heartbeat_t"))
-    for index in range(leases):
-        line = lib.shmd_control_lease_line(view.control, clients, leases, index)
-        ffi.memmove(line, chance.randbytes(ffi.sizeof("shmd_lease_line_t")), ffi.sizeof("shmd_lease_line_t"))
+    """Random bytes over all heartbeats, and over all notes of leases: the same ones each time."""
+    for client in rig.requesters:
+        for part in ("heartbeat", "leases"):
+            place = ffi.addressof(client.control, part)
+            ffi.memmove(place, chance.randbytes(ffi.sizeof(place[0])), ffi.sizeof(place[0]))
 
 
 def reads(rig: Rig, epoch: SimpleNamespace, gate: int) -> None:

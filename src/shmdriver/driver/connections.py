@@ -158,7 +158,10 @@ class Connections:
         client = clients.returning(hello, peer)
         if client is not None and hello.serial <= client.record.serial:
             return None
-        for former in clients.former_images(hello, peer):
+        formers = clients.former_images(hello, peer)
+        if any(former.record.serial > hello.serial for former in formers):
+            return None  # it was said before its process called exec, and is heard only now
+        for former in formers:
             self._log(f"client {former.label} has ended: {EXEC}")
             tenure.client_died(former, now_ns, EXEC)
         if client is not None:
@@ -192,7 +195,7 @@ class Connections:
             segment = control.descriptor()
         except LayoutMismatch as error:
             self._tables.tenure.expel(client, str(error), now_ns)
-            raise Rejection(Reason.TRUNCATED, f"{error}: connect again, as a new client") from error
+            raise Rejection(Reason.REVOKED, f"{error}: connect again, as a new client") from error
         self._forget(client)
         fd, peer.fd = int(peer.fd), -1
         try:

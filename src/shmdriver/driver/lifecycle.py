@@ -85,7 +85,6 @@ class DegradedBy(StrEnum):
     LOW_MEMORY = "low_memory"
     STALLED_CLIENTS = "stalled_clients"
     LOST_EVENTS = "lost_events"
-    TRUNCATED_CONTROL = "truncated_control"
     LOST_LOCK = "lost_lock"
 
 

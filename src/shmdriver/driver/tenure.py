@@ -162,10 +162,12 @@ class Tenure:
     # -- clients
 
     def hear(self, client: Client, now_ns: int) -> None:
-        """Looks at what a client says of all its leases."""
+        """Looks at which leases a client has noted as left. (Confirmations wait for a lease check.)"""
         for lease in self._leases.owned_by(client.client_id):
             if client.control is not None:
-                self.note(lease, client.control.look(int(lease.record.entry), lease.lease_id), now_ns)
+                said = client.control.look(int(lease.record.entry), lease.lease_id)
+                if said != lib.SHMD_ENTRY_CONFIRMED:
+                    self.note(lease, said, now_ns)
 
     def note(self, lease: Lease, what: int, now_ns: int) -> None:
         """What its client says of a lease: ``SHMD_ENTRY_*``. Anything else says nothing."""
@@ -210,7 +212,7 @@ class Tenure:
         self._authority.log_error(said, now_ns)
         self._events.error(said)
         for lease in self._leases.of_client(client.client_id):
-            self.revoke(lease, Reason.TRUNCATED, said, now_ns)
+            self.revoke(lease, Reason.REVOKED, said, now_ns)
         self._remove_gone(client)
 
     def client_stalled(self, client: Client) -> None:

@@ -51,14 +51,14 @@ COUNTERS: Final = _labels(
     *("ticks", "requests", "requests_corrupt", "requests_rejected", "requests_expired"),
     *("attaches", "detaches", "leases_expired", "leases_revoked", "clients_died"),
     *("clients_stalled", "epochs_opened", "epochs_sealed", "epochs_unproven", "epochs_retired"),
-    *("segments_created", "segments_unlinked", "segment_bytes", "claims_skipped"),
-    *("claims_quarantined", "events", "errors", "tick_overruns", "tick_late_max_ns"),
+    *("segments_created", "segments_unlinked", "segment_bytes"),
+    *("events", "errors", "tick_overruns", "tick_late_max_ns"),
     *("adoptions", "auth_refused", "evictions", "bad_gates", "idle_checks", "hard_links"),
 )
 
 # Bits of shmd_authority.degraded, from bit 0 on; a test compares them with the driver's own list.
 DEGRADED_BY: Final = (
-    "tick_overrun", "low_memory", "stalled_clients", "lost_events", "truncated_control", "lost_lock",
+    "tick_overrun", "low_memory", "stalled_clients", "lost_events", "lost_lock",
 )  # fmt: skip
 
 LIVE_LEASES: Final = frozenset({"attached", "active", "stalled"})
