@@ -15,6 +15,7 @@ WEIGHTS = {
     "arrive": 5,
     "join": 1,
     "replace": 2,
+    "late_hello": 4,
     "hang_up": 2,
     "greet_again": 2,
     "replay": 2,
@@ -134,9 +135,25 @@ class Acts(Faults):
         process = self.world.pick(lambda p: p.awake)
         if process:
             self.world.note(f"{process} runs another program")
+            if self.rng.random() < 0.5:
+                self._leave_hello(process.task)
             process.exec()
             if self.rng.random() < 0.8:
                 self._come(process.task)
+
+    def _leave_hello(self, task: Task) -> None:
+        """Another client in it has connected; a child says its Hello, perhaps when the next program runs."""
+        connection = self.world.kernel.network.connect(task)
+        if not isinstance(connection, int):
+            process = Process(self.world.boot, task, self.rng, self.now_ns)
+            self.world.boot.processes.append(process)
+            process.session.said.add(self.now_ns - 1)
+            self.late.append((connection, process.session.hello(self.now_ns - 1)))
+
+    def late_hello(self) -> None:
+        if self.late:
+            connection, hello = self.late.pop(0)
+            self.world.note(f"a hello of a program that was: {connection.send(hello)}")
 
     def _come(self, task: Task) -> None:
         world = self.world

@@ -26,12 +26,16 @@ class Registry:
         self._max_client_id = 0
         self._of_line: dict[int, tuple[int, Process | None]] = {}
         self._serials: dict[int, int] = {}  # by client id
+        self._keys: set[tuple[int, bytes]] = set()  # of all that were seen,
+        self._former_keys: set[tuple[int, bytes]] = set()  # and before the last look
 
     def owner_at(self, index: int) -> Process | None:
         """Whose record that is, or was last."""
         return self._of_line.get(index, (0, None))[1]
 
     def scan_clients(self, now: Snapshot) -> None:
+        self._former_keys = set(self._keys)
+        self._keys |= {key_of(record) for record in now.clients if phase(record)}
         keys = Counter(key_of(record) for record in now.clients if is_alive(record))
         demand(max(keys.values(), default=0) <= 1, "a client has one record", keys)
         for record in sorted(now.clients, key=lambda record: int(record.client_id)):
@@ -104,7 +108,7 @@ class Registry:
             demand(stays, "a living client's connection stays open", connection.key)
         network.known = network.kept
         for connection in network.welcomed:
-            is_new = connection.hello.serial == 1 and not connection.hello.client_id
+            is_new = connection.key not in self._former_keys
             demand(not (is_new and connection.is_too_late), "who has ended is not admitted", connection.key)
         network.welcomed.clear()
         for connection in network.served:
