@@ -18,9 +18,11 @@ from pathlib import Path
 import pytest
 
 from shmdriver._native import lib
+from shmdriver.driver.driver import DOORBELLS
 from shmdriver.driver.signals import signals_end_sleep
 from shmdriver.driver.sleeper import ARM_NS, FOUND_MAX, Sleeper, Woken
 from shmdriver.errors import ShmDriverError
+from tests.driver_rig import MS, Requester, Rig
 
 READ, DOORBELL, DEATH = lib.SHMD_SLEEPER_READ, lib.SHMD_SLEEPER_DOORBELL, lib.SHMD_SLEEPER_DEATH
 SIGNAL, WAKE = lib.SHMD_SLEEPER_SIGNAL, lib.SHMD_SLEEPER_WAKE
@@ -234,3 +236,28 @@ def test_wake_after_close_and_a_second_close_do_nothing() -> None:
     sleeper.close()
     sleeper.wake()
     sleeper.close()
+
+
+def ring_until_full(client: Requester) -> None:
+    with suppress(BlockingIOError):
+        while True:
+            client.socket.send(b"\0", socket.MSG_DONTWAIT)
+
+
+def test_client_that_rings_all_the_time_wakes_for_a_while_and_is_served_then(rig: Rig) -> None:
+    flooder, other = rig.client(), rig.client()
+    rig.tick(200)
+    for _ in range(DOORBELLS):  # at the same time, by the test's clock
+        ring_until_full(flooder)
+        rig.driver.tick()
+    ring_until_full(flooder)
+    assert rig.driver.sleeper.look() == []
+    assert rig.driver.next_deadline_ns() - rig.clock.now_ns <= ARM_NS
+    assert other.produce().code == lib.SHMD_CODE_OK
+    request = flooder.attach_request("flooded", lib.SHMD_ROLE_PRODUCER)
+    flooder.put(request)
+    rig.driver.tick()
+    assert len(rig.events_of(lib.SHMD_EVENT_ATTACH_RESPONSE)) == 1  # the other one's
+    rig.clock.advance_ms(ARM_NS / MS)
+    rig.driver.tick()
+    assert rig.answer(request.correlation_id).code == lib.SHMD_CODE_OK
