@@ -987,9 +987,6 @@ int shmd_listener_hello(shmd_listener_t *listener, uint64_t now_ns, shmd_peer_t 
 int shmd_listener_answer(int fd, shmd_welcome_t *welcome, int authority_fd, int control_fd);
     /* Never waits. Fills magic, version and bytes. Descriptors only with SHMD_CODE_OK. 0; SHMD_E_SYSTEM: close this connection (ETOOMANYREFS
        and others concern it alone); SHMD_E_CLOSED: it has left */
-int shmd_listener_look(int fd, uint32_t budget);
-    /* Of a connection that has said Hello: reads and drops at most so many messages. 0: open; 1: open, and more may stand there;
-       SHMD_E_CLOSED: it has ended, or sent an empty message. Not a proof of anybody's death */
 void shmd_listener_close(shmd_listener_t *listener);
     /* Also in a forked child, where it changes nothing for the parent. Names in the folder stay. Twice is once */
 uint64_t shmd_image(const char *instance);

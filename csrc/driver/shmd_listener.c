@@ -383,18 +383,3 @@ int shmd_listener_answer(int fd, shmd_welcome_t *welcome, int authority_fd, int 
         return shmd_fail(SHMD_E_CLOSED, "the client has left before its Hello was answered");
     return shmd_fail_errno(SHMD_CALL_OTHER, "sendmsg of the answer to a Hello");
 }
-
-int shmd_listener_look(int fd, uint32_t budget)
-{
-    unsigned char dropped[64];
-    for (; budget > 0; budget--) {
-        ssize_t got = recv(fd, dropped, sizeof dropped, MSG_DONTWAIT);
-        if (got < 0 && (errno == EAGAIN || errno == EINTR))
-            return 0;
-        if (got < 0 && errno != ECONNRESET)
-            return shmd_fail_errno(SHMD_CALL_OTHER, "recv from a client's connection");
-        if (got <= 0)
-            return shmd_fail(SHMD_E_CLOSED, "the client's connection has ended");
-    }
-    return 1;
-}

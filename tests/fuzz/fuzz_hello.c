@@ -99,7 +99,6 @@ static void to_driver(input_t *input, size_t length, size_t count)
         MUST(length % sizeof large == sizeof sent && memcmp(&heard, &sent, sizeof sent) == 0);
         MUST(heard.magic == shmd_magic(SHMD_MESSAGE_HELLO) && heard.layout_version == SHMD_LAYOUT_VERSION && heard.bytes == sizeof heard);
         MUST(heard.serial != 0 && heard.flags == 0 && memchr(heard.name, 0, sizeof heard.name) != NULL);
-        MUST(shmd_listener_look(peer.fd, 4) == 0);
     } else {
         MUST(shmd_last_error()[0] != 0);
     }
