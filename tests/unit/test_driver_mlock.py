@@ -97,19 +97,6 @@ def test_all_segments_are_locked_also_adopted_ones(rig: Rig) -> None:
     assert locked() == before + segments(rig)
 
 
-@pytest.mark.fault(61, how="ftruncate of the control segment, RLIMIT_MEMLOCK")
-def test_a_control_segment_that_was_truncated_is_locked_again(rig: Rig) -> None:
-    before = locked()
-    control = path_of(rig.instance, "control")
-    os.truncate(control, control.stat().st_size - PAGE)
-    rig.tick(200)
-    assert locked() == before
-    with lock_limit(locked() - PAGE):
-        os.truncate(control, control.stat().st_size - PAGE)
-        rig.tick(200)
-    assert any("shm.mlock: 1 of 1 segments" in line for line in rig.logged)
-
-
 @pytest.mark.fault(61, 70, how="RLIMIT_MEMLOCK below shm.max_bytes, and no CAP_IPC_LOCK")
 def test_a_limit_too_small_for_all_streams_is_told_with_numbers_at_the_start(rig: Rig) -> None:
     rig.crash()

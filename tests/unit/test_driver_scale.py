@@ -126,6 +126,8 @@ def test_silence_of_many_clients_reads_each_lease_a_few_times_a_check(
 def test_the_leases_of_one_client_are_its_own_whatever_ends(rig: Rig) -> None:
     """The indexes of the lease table agree with its records."""
     first, second = rig.client(), rig.client()
+    for stream in ("a", "b"):
+        rig.client().produce(stream)
     kept, revoked = first.consume("a"), first.consume("b")
     other = second.consume("a")
     leases = rig.driver.tables.leases

@@ -48,7 +48,7 @@ def test_second_driver_is_refused_and_names_the_first(rig: Rig) -> None:
 
 def test_magic_is_there_only_when_everything_is(rig: Rig) -> None:
     assert rig.view.authority.header.magic == lib.shmd_magic(lib.SHMD_SEGMENT_AUTHORITY)
-    assert rig.view.control.header.magic == lib.shmd_magic(lib.SHMD_SEGMENT_CONTROL)
+    assert rig.client().control.header.magic == lib.shmd_magic(lib.SHMD_SEGMENT_CONTROL)
     assert rig.view.authority.lifecycle == lib.SHMD_LIFECYCLE_HEALTHY
 
 
@@ -61,7 +61,7 @@ def test_half_made_authority_goes_and_another_is_made(instance_name: str, size: 
     assert not left.exists()
     assert driver.tables.authority.boot_id != 0
     driver.close()
-    assert len(collect(instance_name)) == 2
+    assert len(collect(instance_name)) == 1
 
 
 @pytest.mark.fault(17, 21, how="an authority of another layout version under a name of ours")
@@ -178,13 +178,31 @@ def test_broken_authority_is_refused_until_fresh(rig: Rig) -> None:
     assert not path.exists()
 
 
-@pytest.mark.fault(19, how="rm of the control segment between two drivers")
-def test_lost_control_segment_is_refused_until_fresh(rig: Rig) -> None:
+@pytest.mark.fault(
+    19, how="rm, truncation and another boot's in place of a control segment between two drivers"
+)
+@pytest.mark.parametrize("how", ["removed", "short", "foreign"])
+def test_client_whose_control_segment_is_lost_is_expelled_alone(rig: Rig, how: str) -> None:
+    lost, other = rig.client(), rig.client()
+    gone, kept = lost.produce("a"), other.produce("b")
+    control = rig.driver.tables.clients.by_id(lost.client_id).control
+    path = SHM / control.name[1:]
     rig.crash()
-    path_of(rig.instance, "control").unlink()
-    with pytest.raises(LayoutMismatch, match="--fresh"):
-        rig.start()
-    rig.start(driver__boot="fresh")
+    if how == "short":
+        os.truncate(path, 100)
+    elif how == "foreign":
+        path.write_bytes(bytes(path.stat().st_size))
+    else:
+        path.unlink()
+    rig.start()
+    rig.tick()
+    assert (rig.lease_state(gone), rig.lease(gone).end_reason) == (lib.SHMD_LEASE_REVOKED, Reason.REVOKED)
+    assert rig.lease_state(kept) in (lib.SHMD_LEASE_ATTACHED, lib.SHMD_LEASE_ACTIVE)
+    assert other.produce("c").code == lib.SHMD_CODE_OK
+    answer = lost.hear()
+    assert answer is not None
+    assert answer.reason == Reason.UNKNOWN_CLIENT
+    assert any("is expelled" in line for line in rig.logged)
 
 
 @pytest.mark.fault(19, how="rm of an epoch's, the control segment and the authority under a driver")
@@ -238,8 +256,8 @@ def test_name_that_is_taken_is_passed_over_and_told(instance_name: str, monkeypa
     )  # fmt: skip
     try:
         driver.start()
-        assert sorted(left) == sorted(drawn[2:])
-        for name in drawn[:2]:
+        assert sorted(left) == sorted(drawn[1:])
+        for name in drawn[:1]:
             assert len([line for line in logged if line.startswith(f"/dev/shm{name} is there already")]) == 1
     finally:
         driver.close()
@@ -253,7 +271,9 @@ def test_epoch_passes_over_a_name_that_is_taken(rig: Rig, monkeypatch) -> None:
     (SHM / taken[1:]).mkdir()
     left = [taken]
     monkeypatch.setattr(
-        segment_names, "new_name", lambda name, kind: left.pop() if left else real(name, kind)
+        segment_names,
+        "new_name",
+        lambda name, kind: left.pop() if left and kind == "data" else real(name, kind),
     )
     try:
         assert rig.client().produce().code == lib.SHMD_CODE_OK
@@ -296,7 +316,7 @@ def test_modes_are_what_configuration_says(instance_name: str, umask: int) -> No
             path.name.rpartition(".")[2]: stat.S_IMODE(path.stat().st_mode)
             for path in paths_of(instance_name)
         }
-        assert modes == {"authority": 0o640, "control": 0o660, "data": 0o660, "gates": 0o660}
+        assert modes == {"authority": 0o640, "control": 0o600, "data": 0o660, "gates": 0o660}
     finally:
         os.umask(before)
         rig.close()
@@ -494,7 +514,7 @@ def test_collecting_without_an_authority_takes_nothing_from_a_driver_that_starts
         with pytest.raises(DriverAlreadyRunning):
             collect(instance_name)
         assert outcomes == ["started"]
-        assert path_of(instance_name, "control").stat().st_ino == driver.tables.authority.control_map.inode
+        assert path_of(instance_name, "authority").stat().st_ino == driver.tables.authority.map.inode
         driver.request_shutdown()
         driver.run()
     else:

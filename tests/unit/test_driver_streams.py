@@ -450,24 +450,27 @@ def test_more_streams_than_one_announce_tells_degrade_nothing_and_let_the_driver
         policies__limits__attaches_per_tick=512,
     )
     try:
-        client = rig.client()
+        clients = [rig.client() for _ in range(10)]
         for number in range(count):
+            client = clients[number % 10]
             client.send(client.attach_request(f"s{number}", lib.SHMD_ROLE_CONSUMER))
-            if number % 32 == 31:
+            if number % 40 == 39:
                 rig.tick()
         rig.tick()
         assert rig.counter("ATTACHES") == count
         for answer in rig.events_of(lib.SHMD_EVENT_ATTACH_RESPONSE):
-            client.confirm(answer)
+            clients[answer.client_id - 1].confirm(answer)
         for _ in range(12):  # longer than a reason to be degraded is held
-            client.beat()
+            for client in clients:
+                client.beat()
             rig.tick(1000, step_ms=100)
         assert str(rig.driver.state) == "running.healthy"
         assert rig.driver._lifecycle.reasons == set()
         told = {event.stream for event in rig.events_of(lib.SHMD_EVENT_STREAM_ANNOUNCE)}
         assert len(told) == count, "each of them had its turn"
         rig.restart()
-        client.beat()
+        for client in clients:
+            client.beat()
         rig.tick(100)
         assert str(rig.driver.state) == "running.healthy", "also when all are announced at a start"
         client.beat()

@@ -28,10 +28,10 @@ PRIVATE = Modes()  # of this user alone
 class ClientSegment:
     """One client's control segment, mapped, with the driver's reader of its ring."""
 
-    __slots__ = ("_map", "_record", "control", "reader")
+    __slots__ = ("_record", "control", "map", "reader")
 
     def __init__(self, record: Any, mapped: SegmentMap) -> None:
-        self._record, self._map = record, mapped
+        self._record, self.map = record, mapped
         self.control = mapped.view("shmd_control_t *")
         self.reader = ffi.new("shmd_client_ring_reader_t *")
         lib.shmd_client_ring_reader_init(
@@ -106,12 +106,12 @@ class ClientSegment:
     @property
     def size(self) -> int:
         """Its bytes."""
-        return self._map.size
+        return self.map.size
 
     @property
     def address(self) -> int:
         """Where it is mapped."""
-        return self._map.address
+        return self.map.address
 
     @property
     def is_damaged(self) -> bool:
@@ -124,7 +124,7 @@ class ClientSegment:
             fd, _ = open_segment(self.name, writable=True)
         except FileNotFoundError:
             raise LayoutMismatch(f"{self.name} was removed", segment=self.name) from None
-        if os.fstat(fd).st_ino != self._map.inode:
+        if os.fstat(fd).st_ino != self.map.inode:
             os.close(fd)
             raise LayoutMismatch(f"{self.name} is not the segment any more that was made", segment=self.name)
         return fd
@@ -140,4 +140,4 @@ class ClientSegment:
 
     def close(self) -> None:
         """Unmaps it; the name stays."""
-        self._map.close()
+        self.map.close()

@@ -37,7 +37,7 @@ from shmdriver.driver.identity import (
     name_process,
 )
 from shmdriver.driver.rejection import Rejection
-from shmdriver.driver.shm import ShmSpaceError, unlink_segment
+from shmdriver.driver.shm import ShmSpaceError, lock_memory, unlink_segment
 from shmdriver.driver.sleeper import Sleeper
 from shmdriver.driver.undo import UndoneOnError
 from shmdriver.errors import Code, LayoutMismatch, Reason, ShmDriverError
@@ -104,6 +104,7 @@ class ClientTable:
         self._free = list(range(authority.sizes.clients - 1, -1, -1))
         self.watches = ffi.new("shmd_client_watch_t[]", authority.sizes.clients)
         self._sleeper: Sleeper | None = None  # is woken by deaths, when there is one
+        self.locks_memory = False  # of new control segments
         self.on_gone: Callable[[Client], None] = lambda _client: None  # told who has expired, died or left
 
     def __iter__(self) -> Iterator[Client]:
@@ -260,7 +261,10 @@ class ClientTable:
 
     def _make_control(self, record: Any, now_ns: int) -> ClientSegment:
         try:
-            return ClientSegment.create(self._authority, record, now_ns)
+            made = ClientSegment.create(self._authority, record, now_ns)
+            if self.locks_memory and lock_memory(made.map):
+                self._authority.log_error("shm.mlock: not all segments are locked in memory", now_ns)
+            return made
         except ShmSpaceError as error:
             size = int(lib.shmd_client_ring_footprint())
             raise Rejection(
@@ -367,7 +371,8 @@ class ClientTable:
 
     def seen(self, client: Client, now_ns: int) -> None:
         """A sign of life other than its heartbeat."""
-        self.watches[client.index].seen_ns = now_ns
+        watch = self.watches[client.index]
+        watch.seen_ns = max(int(watch.seen_ns), now_ns)
 
     def close(self) -> None:
         """Closes the pidfds and unmaps the control segments; names and records stay."""

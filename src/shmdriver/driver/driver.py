@@ -193,7 +193,9 @@ class Driver:
             epochs = (epoch for stream in tables.streams for epoch in stream.epochs.values())
             adopted_maps = (mapped for epoch in epochs for mapped in epoch.memory.maps)
             authority = tables.authority
-            self._report_unlocked(lock_memory(authority.map, *adopted_maps), now_ns)
+            segments = [client.control.map for client in tables.clients if client.control is not None]
+            self._report_unlocked(lock_memory(authority.map, *segments, *adopted_maps), now_ns)
+            tables.clients.locks_memory = True
         tables.authority.note_instance()
         failpoint("start.noted")
         found = f"adopted {len(tables.clients)} clients, {len(tables.leases)} leases" if adopted else "new"

@@ -56,7 +56,12 @@ class Sleeper:
         self._is_disarmed = False
         self._bell = threading.RLock()  # reentrant: a signal handler may interrupt its own thread inside
         keep_standard_descriptors()
-        self.native = ffi.gc(lib.shmd_sleeper_new(budget), lib.shmd_sleeper_free)
+        native = lib.shmd_sleeper_new(budget)
+        try:
+            self.native = ffi.gc(native, lib.shmd_sleeper_free)
+        except BaseException:
+            lib.shmd_sleeper_free(native)
+            raise
         self._check(0 if self.native else -1)
         _sleepers.add(self)
 
