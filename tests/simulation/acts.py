@@ -42,6 +42,7 @@ WEIGHTS = {
     "flood": 1,
     "garbage": 2,
     "ruin": 1,
+    "truncate": 1,
     "forget": 2,
     "forge": 3,
     "lie": 2,

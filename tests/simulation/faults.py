@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from shmdriver._native import lib
@@ -9,8 +10,9 @@ from shmdriver.driver.lifecycle import ShutdownMode, State
 from tests.simulation.actors import CREATE, Process
 from tests.simulation.door import Connection
 from tests.simulation.kernel import VEILS, Task, address
+from tests.simulation.leftovers import SHM
 from tests.simulation.rules import is_alive, key_of
-from tests.simulation.tables import phase
+from tests.simulation.tables import phase, text_in
 from tests.simulation.world import World
 
 ADMIN_FORGET = getattr(lib, "SHMD_ADMIN_FORGET", 5)
@@ -116,6 +118,17 @@ class Faults:
             process.native.sim_tail(process.client, self.rng.getrandbits(64))
             process.session.ring()
             self.world.note(f"{process} ruins its ring")
+
+    def truncate(self) -> None:
+        """Its control segment loses its pages."""
+        process = self._process()
+        if process and not process.is_liar:
+            record = self.world.boot.record_of(process.session.key)
+            path = SHM / text_in(record.control_name).lstrip("/") if record else SHM / "none"
+            if path.exists():
+                process.is_liar = True
+                os.truncate(path, self.rng.choice((0, 4096)))
+                self.world.note(f"{process} truncates its control segment")
 
     def forge(self) -> None:
         """Another's lease, another's identity, or a request without the token."""

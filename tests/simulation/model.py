@@ -397,5 +397,10 @@ class Boot(Registry):
         """Names below the mount that the tables account for."""
         epochs = [record for _, found in self.now.streams for record in found]
         names = [name for record in epochs for name in (record.data_name, record.gates_name)]
-        names += [record.control_name for record in self.now.clients if phase(record)]
+        names += [record.control_name for record in self.now.clients if is_alive(record)]
         return {text_in(name).lstrip("/") for name in names}
+
+    def optional_segments(self) -> set[str]:
+        """Control segments of clients that are gone: an adopting driver that finds one damaged removes it."""
+        gone = [record for record in self.now.clients if phase(record) and not is_alive(record)]
+        return {text_in(record.control_name).lstrip("/") for record in gone}

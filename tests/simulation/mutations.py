@@ -22,6 +22,7 @@ from shmdriver.driver.control import ControlRings
 from shmdriver.driver.driver import Driver
 from shmdriver.driver.epochs import Epoch
 from shmdriver.driver.leases import LeaseTable
+from shmdriver.driver.leasewatch import LeaseWatch
 from shmdriver.driver.lifecycle import Lifecycle
 from shmdriver.driver.rest import Rest
 from shmdriver.driver.streams import Stream
@@ -74,6 +75,15 @@ MUTATIONS = {
         "lease.record.epoch = lease.record.first_epoch"),
     "who rings is not looked at": Mutation(
         Connections, "take", "self._ring(client)", "pass"),
+    "who rings is not asked for notes": Mutation(
+        Tenure, "hear", "if said != lib.SHMD_ENTRY_CONFIRMED:", "if False:"),
+    "a lease check sees no notes": Mutation(
+        LeaseWatch, "check", "if what in ENTRIES:", "if False:"),
+    "who left after it had expired is not heard": Mutation(
+        LeaseWatch, "check", "for lease in tables.leases.all_quarantined:", "for lease in ():"),
+    "an expelled client's epochs count as lost memory": Mutation(
+        Tenure, "expel", "self.revoke(lease, Reason.REVOKED, said, now_ns)",
+        "self.revoke(lease, Reason.TRUNCATED, said, now_ns)"),
     "who ruins its ring goes on": Mutation(
         ControlRings, "_read", "self._expel(client, text, now_ns)", "pass"),
     "an epoch is retired before it is drained": Mutation(
@@ -100,6 +110,8 @@ MUTATIONS = {
         identity, "is_of", " or record.pid_namespace != found.pid_namespace", ""),
     "who has ended is admitted": Mutation(
         ClientTable, "admit", "if peer.pidfd_error == errno.ESRCH:", "if False:"),
+    "a Hello said before exec ends the program that runs now": Mutation(
+        Connections, "_greet", "former.record.serial > hello.serial", "False"),
     "a lost welcome makes a second client": Mutation(
         ClientTable, "returning", "else self._by_nonce.get(int(hello.nonce))", "else None"),
     "who has expired stays connected": Mutation(
@@ -113,7 +125,7 @@ MUTATIONS = {
     "a Hello at which a driver died is served again": Mutation(
         Connections, "_hear", "with self._notes.serving(greeting):", "if True:"),
     "a driver rests although a lease waits for its confirmation": Mutation(
-        Rest, "_note", "and not lib.shmd_lease_unconfirmed(self._tables.authority.base)", ""),
+        Rest, "_note", "and not lib.shmd_lease_unconfirmed(tables.authority.base)", ""),
     "a client that is dead is admitted": Mutation(
         Admission, "attach", "self._clients.sender(request.client_id), now_ns)  # was",
         "client, now_ns)  # was"),

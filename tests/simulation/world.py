@@ -270,7 +270,7 @@ class World:
         if not over:
             boot.check_connections(self.kernel.network)
             expected = boot.expected_segments() | boot.view.names
-            found = self.segments()
+            found = self.segments() - boot.optional_segments()
             demand(
                 found == expected,
                 "no segment leaks",
