@@ -34,6 +34,7 @@ def epilogue(world: World, acts: Acts) -> None:
                     world._drain(consumer)
         world.tick(CHECK_MS)
         _serve(world)
+    everybody, lost = [p for p in world.boot.processes if p.awake], [""]
     for _ in range(20):  # a handover that was asked for comes late, and all connect again
         everybody = [p for p in world.boot.processes if p.awake]
         lost = [str(process) for process in everybody if not process.session.is_settled]

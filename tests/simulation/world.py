@@ -198,8 +198,8 @@ class World:
     def _rests(self) -> bool:
         """Whether the driver's loop would sleep on: C has looked and found nothing. For half of the seeds."""
         assert self.driver is not None
-        is_called = self.driver._sleeper.has_news
-        return self.seed // 2 % 2 == 0 and not is_called and rests(self.driver, self.tick_ns)
+        sleeper: Any = self.driver._sleeper
+        return self.seed // 2 % 2 == 0 and not sleeper.has_news and rests(self.driver, self.tick_ns)
 
     def _check_idle(self, gates_ns: int) -> None:
         """What an idle check that found nothing has said: a tick with a lease check, now, finds nothing.
