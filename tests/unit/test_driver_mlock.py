@@ -13,7 +13,6 @@ import pytest
 
 from shmdriver._native import ffi, lib
 from tests.driver_rig import Rig
-from tests.segments import path_of
 
 CAP_IPC_LOCK = 14
 PAGE = resource.getpagesize()

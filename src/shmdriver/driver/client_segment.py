@@ -79,7 +79,7 @@ class ClientSegment:
 
     @classmethod
     def open(cls, authority: Authority, record: Any) -> ClientSegment:
-        """The one that a former driver made for a client. Raises LayoutMismatch (it is lost), ShmDriverError."""
+        """The one that a former driver made. Raises LayoutMismatch (it is lost), ShmDriverError."""
         name, size = text_of(record.control_name), int(lib.shmd_client_ring_footprint())
         if not is_name_of(name, authority.instance, "control"):
             raise LayoutMismatch(f"{name!r} is no name of a control segment", segment=name)

@@ -153,8 +153,8 @@ class ClientTable:
         if client.state == lib.SHMD_CLIENT_GONE:
             raise Rejection(
                 Reason.UNKNOWN_CLIENT,
-                f"client {client_id} was silent for longer than policies.lease_timeout_ms and has expired, or "
-                "was expelled (its events say so): connect again",
+                f"client {client_id} was silent for longer than policies.lease_timeout_ms and has expired, "
+                "or was expelled (its events say so): connect again",
             )
         return client
 

@@ -129,7 +129,7 @@ class ControlRings:
             lib.shmd_client_ring_advance(client.control.reader)
 
     def _read(self, client: Client, now_ns: int) -> Request | int:
-        """The client's next request if it is to be served; 0: none; 1: one that is not, and is passed over."""
+        """The client's next request if it is to be served; 0: none; 1: one that is not, and was passed."""
         control = client.control
         if control is None:
             return 0
