@@ -259,6 +259,17 @@ static void note_unseen(shmd_consumer *c, uint32_t last)
     c->epoch = here;
 }
 
+/* Whether the gate's bit in that epoch is this lease's. One that has ended keeps its gate only in the epochs that there were then:
+ * in a later one the bit may be the next owner's, who got it after the end was stored. */
+static int is_wired_to_it(const shmd_consumer *c, uint32_t epoch)
+{
+    shmd_lease_record_t lease;
+    uint32_t reason;
+    if (shmd_lease_live(c->client, c->lease_index, c->lease_id, &reason)) /* D2: after the bit */
+        return 1;
+    return shmd_lease_copy(c->client, c->lease_index, c->lease_id, &lease) && epoch <= lease.epoch;
+}
+
 /* No epoch mapped. 1: one is now; 0: none yet; negative: over. */
 static int enter_epoch(shmd_consumer *c)
 {
@@ -269,6 +280,8 @@ static int enter_epoch(shmd_consumer *c)
         return SHMD_E_FORKED;
     if (shmd_stream_next_epoch(c->client, c->stream_index, c->stream_id, c->last_epoch, c->gate_bit, &record, &index)) {
         uint32_t last = c->last_epoch;
+        if (!is_wired_to_it(c, record.epoch))
+            return revoked(c);
         int rc = shmd_consumer_wire(c, &record, index, 0, 0);
         if (rc == SHMD_OK) {
             note_unseen(c, last);

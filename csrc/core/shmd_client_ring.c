@@ -13,6 +13,7 @@
  */
 #include "shmd_client_ring.h"
 
+#include "../shmd_failpoint.h"
 #include "../shmd_internal.h"
 
 #include <sys/socket.h>
@@ -101,8 +102,10 @@ int shmd_client_ring_send(shmd_client_ring_t *ring, shmd_request_t *request)
         request->position = tail;
         request->checksum = shmd_request_checksum(request, ring->who, ring->nonce);
         shmd_copy_to_shared(&ring->control->requests[tail % SHMD_CLIENT_REQUESTS], request, sizeof *request);
+        SHMD_FAILPOINT("control.written");
         ring->tail = tail + 1;
         shmd_store_release(&ring->control->tail, tail + 1); /* Q1 */
+        SHMD_FAILPOINT("control.committed");
     }
     unlock(ring);
     if (tail - cursor < SHMD_CLIENT_REQUESTS)
@@ -123,6 +126,7 @@ static int note(shmd_client_ring_t *ring, uint32_t entry, uint64_t *word, uint64
         return rc;
     if (shmd_load_relaxed(word) >> shift <= value >> shift)
         shmd_store_release(word, value); /* L2, Q4 */
+    SHMD_FAILPOINT("entry.noted");
     unlock(ring);
     return SHMD_OK;
 }
@@ -198,6 +202,7 @@ void shmd_client_ring_advance(shmd_client_ring_reader_t *r)
         return;
     r->is_polled = 0;
     shmd_store_release(r->published, ++r->cursor); /* Q2: after the copy */
+    SHMD_FAILPOINT("control.cursor");
 }
 
 int shmd_client_ring_rests(const shmd_client_ring_reader_t *r) { return shmd_load_relaxed(&r->control->tail) == r->cursor; }
