@@ -87,16 +87,20 @@ class ClientSegment:
             fd, found = open_segment(name, writable=False)
         except FileNotFoundError:
             raise LayoutMismatch(f"{name} was removed", segment=name) from None
+        mapped = None
         try:
             if found != size:
                 raise LayoutMismatch(f"{name} has {found} bytes, expected {size}", segment=name)
             mapped = SegmentMap.of(fd, size, writable=False)
+            if lib.shmd_client_ring_check(mapped.base, size, record.client_id, authority.boot_id) != 0:
+                raise LayoutMismatch(f"{name}: {last_error()}", segment=name)
+            return cls(record, mapped)
+        except BaseException:
+            if mapped is not None:
+                mapped.close()
+            raise
         finally:
             os.close(fd)
-        if lib.shmd_client_ring_check(mapped.base, size, record.client_id, authority.boot_id) != 0:
-            mapped.close()
-            raise LayoutMismatch(f"{name}: {last_error()}", segment=name)
-        return cls(record, mapped)
 
     @property
     def name(self) -> str:

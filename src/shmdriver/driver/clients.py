@@ -238,8 +238,9 @@ class ClientTable:
             self._free.pop()
             undo.callback(self.remove, client)
             self._fill(client, hello, peer, now_ns)
+            self._enter(client)
             client.control = self._make_control(record, now_ns)
-            self._enter(client, now_ns)
+            self._begin_watch(client, now_ns)
             self._take_pidfd(client, peer)
             self._watch(client, look_of(peer, client.pidfd), now_ns)
             failpoint("client.filled")
@@ -295,12 +296,12 @@ class ClientTable:
             if is_rewritten(record):  # killed while it named the process anew: the next Hello names it
                 record.pid = 0
                 publish_word(record, record_state(record), reuse=True)
+            self._enter(client)
             try:
                 client.control = ClientSegment.open(self._authority, record)
             except LayoutMismatch as error:
                 lost[client] = str(error)
-            # All start afresh: the silence was the driver's, not theirs.
-            self._enter(client, now_ns)
+            self._begin_watch(client, now_ns)  # all start afresh: the silence was the driver's, not theirs
             look = self._look_at(client)
             self._watch(client, look, now_ns)
             if look.verdict is Verdict.DEAD:
@@ -401,14 +402,16 @@ class ClientTable:
         watch = self.watches[client.index]
         watch.client_id, watch.control = 0, ffi.NULL
 
-    def _enter(self, client: Client, now_ns: int) -> None:
+    def _enter(self, client: Client) -> None:
+        self._by_id[client.client_id] = client
+        self._by_nonce[int(client.record.nonce)] = client
+
+    def _begin_watch(self, client: Client, now_ns: int) -> None:
         watch = self.watches[client.index]
         watch.client_id, watch.seen_ns = client.client_id, now_ns
         if client.control is not None:
             watch.control = client.control.control
             watch.beat = lib.shmd_word_load(ffi.addressof(watch.control.heartbeat, "beat"))
-        self._by_id[client.client_id] = client
-        self._by_nonce[int(client.record.nonce)] = client
 
     @staticmethod
     def _look_at(client: Client) -> Look:

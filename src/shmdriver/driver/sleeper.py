@@ -62,8 +62,12 @@ class Sleeper:
         except BaseException:
             lib.shmd_sleeper_free(native)
             raise
-        self._check(0 if self.native else -1)
-        _sleepers.add(self)
+        try:
+            self._check(0 if self.native else -1)
+            _sleepers.add(self)
+        except BaseException:
+            self.close()
+            raise
 
     def add(self, fd: int, kind: int, key: int = 0) -> None:
         """Watches a descriptor of the caller's; one that is watched already gets a new kind and key.
