@@ -10,6 +10,9 @@ import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from shmdriver._native import ffi, lib
+from shmdriver.observe import Instance
+
 SHM = Path("/dev/shm")
 
 
@@ -67,3 +70,11 @@ def remove(paths: Iterable[Path]) -> None:
     """Removes files, links and empty folders."""
     for path in paths:
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def control_of(view: Instance, client_id: int) -> Path:
+    """The control segment of that client."""
+    authority = view._mapped()
+    records = (lib.shmd_authority_client(authority, index) for index in range(authority.client_max))
+    (name,) = (ffi.string(each.control_name).decode() for each in records if each.client_id == client_id)
+    return SHM / name.lstrip("/")

@@ -83,12 +83,6 @@ class DriverLane(Lane):
         driver = self.stage.start_driver(failpoint=place.spec(self.rng), **place.options)
         if place.scene is Scene.HANDOVER and driver.alive:
             driver.send_signal(signal.SIGUSR1)
-        if place.name == "control.skipped":  # a client that is killed between claim and commit
-            claimer = self.stage.consumer(
-                "skipped", attached=False, name="claimer", failpoint="control.claimed:2:kill"
-            )
-            claimer.join()
-            self.stage.dismiss(claimer)
         if self._turn % 3 == 2:  # and clients that die without a word, in the middle of anything
             victim = self._churners.pop(0)
             self._churners.append(self._churner(f"churn{self._turn}"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmdriver._native import ffi, lib
 from shmdriver.observe import Instance
-from tests.segments import SHM, path_of
+from tests.segments import SHM, control_of
 
 if TYPE_CHECKING:
     from tests.chaos.ledger import Arguments, Line
@@ -34,22 +34,11 @@ def _garbage(chance: random.Random, memory: mmap.mmap, start: int, end: int) -> 
         memory[at : at + size] = chance.randbytes(size)
 
 
-def _turn(chance: random.Random, control: mmap.mmap, cursor: int) -> None:
-    """A turn word that could be one, near the driver's cursor."""
-    position = cursor + chance.randrange(int(lib.SHMD_CONTROL_SLOTS))
-    lap = position // int(lib.SHMD_CONTROL_SLOTS) & 0xFFFFFFFF
-    word = lap << 32 | chance.randrange(8) << 4 | chance.randrange(6)
-    at = ffi.sizeof("shmd_control_t") + position % int(lib.SHMD_CONTROL_SLOTS) * ffi.sizeof(
-        "shmd_control_slot_t"
-    )
-    control[at : at + 8] = word.to_bytes(8, "little")
-
-
 def _flip(chance: random.Random, control: mmap.mmap) -> None:
     """A byte of a request that somebody may be reading."""
-    slot = chance.randrange(4)
-    at = ffi.sizeof("shmd_control_t") + slot * ffi.sizeof("shmd_control_slot_t") + 128 + chance.randrange(480)
-    control[at] ^= chance.randrange(1, 256)
+    slot = chance.randrange(int(lib.SHMD_CLIENT_REQUESTS))
+    at = ffi.offsetof("shmd_control_t", "requests") + slot * ffi.sizeof("shmd_request_t")
+    control[at + chance.randrange(480)] ^= chance.randrange(1, 256)
 
 
 def _ask(client: Any, stop: threading.Event) -> None:
@@ -68,8 +57,9 @@ def _ask(client: Any, stop: threading.Event) -> None:
 def disturb(line: Line, arguments: Arguments) -> int:
     """Attaches to the victims' stream and opens one of its own, then writes garbage until told to stop.
 
-    Into the control segment from its first byte to its last, into its own gate of the victims' stream, into
-    its own stream's data segment. What it may not write (the authority) it cannot map for writing.
+    Into its control segment from the first byte to the last, into its own gate of the victims' stream, into
+    its own stream's data segment. What it may not write (the authority) it cannot map for writing. Only its
+    tail it spares until the end, because it is expelled for that.
     """
     import shmdriver
 
@@ -86,9 +76,8 @@ def disturb(line: Line, arguments: Arguments) -> int:
     )
     with Instance(instance) as view:
         names = {s.name: s.epochs[-1] for s in view.streams()}
-        authority = _map(path_of(instance, "authority").name, write=False)
-        cursor_at = ffi.offsetof("shmd_authority_t", "control_cursor")
-        control, data = _map(path_of(instance, "control").name), _map(names["bad"].data_name)
+        control, data = _map(control_of(view, client.client_id).name), _map(names["bad"].data_name)
+        tail = ffi.offsetof("shmd_control_t", "tail")
         gates = _map(names[stream].gates_name)
         gate = int(lib.SHMD_GATES_HEADER_BYTES) + gate_index * GATE_BYTES
         line.say(attached=True, gate=gate_index)
@@ -97,15 +86,18 @@ def disturb(line: Line, arguments: Arguments) -> int:
         asking.start()
         count = 0
         while line.heard() != "stop":
-            cursor = int.from_bytes(authority[cursor_at : cursor_at + 8], "little")
             for _ in range(200):
                 count += 1
-                _garbage(chance, control, 0, len(control))
-                _turn(chance, control, cursor)
+                _garbage(chance, control, 0, tail)
+                _garbage(chance, control, tail + 8, len(control))
                 _flip(chance, control)
                 _garbage(chance, gates, gate, gate + GATE_BYTES)
                 _garbage(chance, data, 0, len(data))
         stop.set()
         asking.join()
-    line.say(closed=count, lag=reader.lag)
+        lag, pause = reader.lag, threading.Event()
+        control[tail : tail + 8] = (2**62).to_bytes(8, "little")
+        while any(lease.client_id == client.client_id for lease in client.leases()):
+            pause.wait(0.01)
+    line.say(closed=count, lag=lag)
     return 0

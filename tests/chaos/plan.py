@@ -81,7 +81,7 @@ _MIXED = {"how": "mixed", **_SMALL}
 _RING_FULL = {"options": {"slots": 16}, "ready": 3000, "size": 20}
 _CLOSES = {"count": 20, **_SMALL}
 _IDLES = {"rest_s": 0.002, "listen_every": 4, **_SMALL}
-_CONTROL = "control.turn control.claimed control.written control.committed"
+_CONTROL = "control.written control.committed"
 
 _SHARED = {"shm.mode": "0640", "shm.group": getgrgid(os.getegid()).gr_name}
 
@@ -93,9 +93,10 @@ PRODUCER = (
     *_many(Scene.PRODUCER, 4, "room.announced", {"options": {"slots": 64}}),
     *_many(Scene.PRODUCER, 2, "room.blocked room.waiting", _RING_FULL),
     *_many(Scene.PRODUCER, 3, "wake.bumped", _IDLES, Fate.EITHER),
-    *_many(Scene.PRODUCER, 1, "hello.answered hello.line attach.mapped attach.confirmed", _CLOSES),
+    *_many(Scene.PRODUCER, 1, "hello.answered attach.mapped attach.confirmed", _CLOSES),
     *_many(Scene.PRODUCER, 1, "attach.answered", _CLOSES),
     *_many(Scene.PRODUCER, 4, _CONTROL, _CLOSES),
+    *_many(Scene.PRODUCER, 1, "entry.noted", _CLOSES),
 )
 _FOLLOWS = {"options": {"follow": True}}
 _SLEEPS = {"options": {"follow": True, "wait": "sleep"}}
@@ -106,7 +107,7 @@ CONSUMER = (
     *_many(Scene.CONSUMER, 4, "sleep.announced", _SLEEPS),
     *_many(Scene.CONSUMER, 1, "room.bumped", _SLOW),
     *_many(Scene.CONSUMER, 3, "notifier.announced", {"by_fd": True, **_FOLLOWS}),
-    *_many(Scene.CONSUMER, 1, "hello.answered hello.line attach.mapped attach.confirmed", _FOLLOWS),
+    *_many(Scene.CONSUMER, 1, "hello.answered attach.mapped attach.confirmed", _FOLLOWS),
     *_many(Scene.CONSUMER, 1, "attach.answered", _FOLLOWS),
     *_many(Scene.CONSUMER, 2, _CONTROL, _FOLLOWS),
 )
@@ -118,9 +119,14 @@ DRIVER = (
     *_many(Scene.DRIVER, 1, "adopt.modes", _SHARED),  # the one before it had others
     *_many(Scene.DRIVER, 10, "change.word"),
     *_many(Scene.DRIVER, 30, "slot.claimed slot.open slot.written slot.committed event.head event.word"),
-    *_many(Scene.DRIVER, 20, "request.accepted control.freed control.cursor"),
-    *_many(Scene.DRIVER, 1, "control.skipped stream.forgotten schema.began schema.blank nonce.stored"),
-    *_many(Scene.DRIVER, 10, "client.filled client.published client.removed id.taken"),
+    *_many(Scene.DRIVER, 20, "request.accepted control.cursor"),
+    *_many(Scene.DRIVER, 1, "stream.forgotten schema.began schema.blank nonce.stored"),
+    *_many(
+        Scene.DRIVER,
+        10,
+        "client.filled client.published client.segment client.segment_removed client.removed",
+    ),
+    *_many(Scene.DRIVER, 10, "id.taken"),
     *_many(Scene.DRIVER, 6, "stream.filled stream.published provision.data_blank segment.filled"),
     *_many(Scene.DRIVER, 6, "provision.data provision.gates epoch.filled epoch.masks epoch.opened"),
     *_many(Scene.DRIVER, 6, "epoch.producer_noted epoch.counted attach.granted attach.joined"),
@@ -137,8 +143,8 @@ ENDS = (
     *_many(Scene.SHUTDOWN, 1, "stop.control_unlinked stop.authority_unlinked seal.sealing"),
     *_many(Scene.SHUTDOWN, 2, "stop.unlinking"),
     *_many(Scene.SHUTDOWN, 3, "stop.lease"),
-    *_many(Scene.CREATION, 1, "boot.locked create.allocated create.control create.filled"),
-    *_many(Scene.CREATION, 1, "create.control_blank introduce.began introduce.exit start.filled"),
+    *_many(Scene.CREATION, 1, "boot.locked create.allocated create.filled"),
+    *_many(Scene.CREATION, 1, "introduce.began introduce.exit start.filled"),
     *_many(Scene.CREATION, 1, "start.complete start.noted"),
     *_many(Scene.CREATION, 2, "segment.filled"),
     *_many(Scene.FRESH, 1, "supersede.marked supersede.sealed stop.sealed create.allocated create.filled"),

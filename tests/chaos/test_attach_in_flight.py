@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,11 +15,12 @@ import pytest
 import shmdriver
 from shmdriver._native import ffi, lib
 from shmdriver.driver.collect import collect
+from shmdriver.driver.shm import SegmentMap, open_segment
 from shmdriver.errors import DriverUnavailable
 from tests.chaos.stage import PATIENCE_S, Stage, Zygote, wait_until
 from tests.driver_rig import View
 from tests.integration.test_client_processes import in_child
-from tests.segments import path_of
+from tests.segments import path_of, paths_of, segment_name
 
 NEVER_S = 86_400.0  # nothing here ends because time is over
 
@@ -50,36 +52,39 @@ class Attach:
 
 
 class Watch:
-    """The control ring of a driver, also after it has gone."""
+    """The control rings of a driver's clients, also after it has gone."""
 
     def __init__(self, instance: str) -> None:
-        self.view = View(instance)
+        self._instance, self.view = instance, View(instance)
 
-    def _unread(self) -> list[int]:
-        first = int(self.view.authority.control_cursor)
-        slots = (self.view.slot(first + number) for number in range(lib.SHMD_CONTROL_SLOTS))
-        return [
-            int(slot.request.correlation_id)
-            for slot in slots
-            if int(slot.turn) & 15 == lib.SHMD_TURN_COMMITTED and slot.request.kind == lib.SHMD_REQUEST_ATTACH
-        ]
+    def unread(self) -> list[int]:
+        """The correlation ids of attaches that nobody has served."""
+        found: list[int] = []
+        for path in paths_of(self._instance, "control"):
+            fd, size = open_segment(segment_name(path), writable=False)
+            mapped = SegmentMap.of(fd, size, writable=False)
+            os.close(fd)
+            control = mapped.view("shmd_control_t *")
+            for position in range(self._cursor(int(control.client_id)), int(control.tail)):
+                request = control.requests[position % lib.SHMD_CLIENT_REQUESTS]
+                if request.kind == lib.SHMD_REQUEST_ATTACH:
+                    found.append(int(request.correlation_id))
+            mapped.close()
+        return found
+
+    def _cursor(self, client_id: int) -> int:
+        authority = self.view.authority
+        records = (lib.shmd_authority_client(authority, index) for index in range(authority.client_max))
+        return next(int(record.control_cursor) for record in records if record.client_id == client_id)
 
     def await_attach(self) -> int:
         """Until an attach stands in the ring that nobody has read; its correlation id."""
-        return wait_until(self._unread, "an attach to be in flight")[0]
+        return wait_until(self.unread, "an attach to be in flight")[0]
 
     def leases_granted(self, correlation_id: int) -> set[int]:
         """To that request, since this watch began."""
         answers = [event for event in self.view.events() if event.kind == lib.SHMD_EVENT_ATTACH_RESPONSE]
         return {int(event.lease_id) for event in answers if event.correlation_id == correlation_id}
-
-    def fill(self) -> None:
-        """Takes what is free, as somebody who never says what it wants."""
-        free = [int(self.view.authority.control_cursor) + n for n in range(lib.SHMD_CONTROL_SLOTS)]
-        for position in free:
-            slot = self.view.slot(position)
-            if int(slot.turn) & 15 == lib.SHMD_TURN_FREE:
-                slot.turn = position // lib.SHMD_CONTROL_SLOTS << 32 | 5 << 4 | lib.SHMD_TURN_CLAIMED
 
 
 @pytest.fixture
@@ -197,18 +202,19 @@ def test_attach_goes_on_when_the_lock_object_of_a_living_driver_is_removed(
     assert attach.result().epoch == 1
 
 
-@pytest.mark.fault(12, how="kill -9 of a driver whose control ring is full")
-def test_attach_that_finds_no_room_in_the_ring_of_a_dead_driver_fails(
+@pytest.mark.fault(12, how="kill -9 of a driver with more attaches in flight than a client's ring holds")
+def test_attaches_that_find_no_room_in_their_ring_fail_when_the_driver_is_dead(
     stage: Stage, connect: Callable[..., shmdriver.Client], watch: Watch
 ) -> None:
-    client = connect()
+    client, room = connect(), int(lib.SHMD_CLIENT_REQUESTS)
     assert stage.driver is not None
     stage.driver.stop()
-    watch.fill()
-    attach = Attach(client)
+    attaches = [Attach(client) for _ in range(room + 2)]
+    wait_until(lambda: len(watch.unread()) == room, "the ring to be full")
     kill(stage)
-    with pytest.raises(DriverUnavailable, match="is dead; start it again"):
-        attach.result()
+    for attach in attaches:
+        with pytest.raises(DriverUnavailable, match="is dead; start it again"):
+            attach.result()
 
 
 # ---- the driver ended

@@ -9,14 +9,15 @@ import pytest
 
 import shmdriver
 from tests.chaos.payload import Board
-from tests.chaos.stage import Stage, moves_on
+from tests.chaos.stage import Stage, moves_on, wait_until
 
 SMALL = {"slots": 256, "max_message": 16 << 10}
 
 
 def rest_of(stage: Stage, seed: int, rounds: int) -> None:
     """One hostile client for a while; its victims, and the driver, as they should be afterwards."""
-    assert stage.driver is not None
+    driver = stage.driver
+    assert driver is not None
     reliable = stage.consumer("good")
     lossy = stage.consumer("good", options={"delivery": "lossy"})
     producer = stage.producer("good", 1, options=SMALL, how="mixed")
@@ -33,10 +34,11 @@ def rest_of(stage: Stage, seed: int, rounds: int) -> None:
             read_what_comes(client)
     hostile.say("stop")
     hostile.wait_for("closed")
+    wait_until(lambda: "is expelled" in driver.log_text(), "the hostile client to be expelled")
     hostile.kill()
     moves_on(reliable, 2000)
-    assert stage.driver.alive, stage.driver.log_text()
-    assert "Traceback" not in stage.driver.log_text()
+    assert driver.alive, driver.log_text()
+    assert "Traceback" not in driver.log_text()
     counters = stage.counters()
     assert counters["requests_corrupt"] > 0
     assert counters["bad_gates"] == 1

@@ -212,4 +212,4 @@ def test_producer_cannot_write_the_gates_that_hold_it_back() -> None:
             modes.setdefault(fields[5].rpartition(".")[2], set()).add(fields[1][:2])
         # Driver, producer and consumer live in this one process: each segment is there in both ways.
         assert all(not handle.closed for handle in handles)
-        assert modes == {kind: {"r-", "rw"} for kind in ("authority", "data", "gates")} | {"control": {"rw"}}
+        assert modes == {kind: {"r-", "rw"} for kind in ("authority", "control", "data", "gates")}
