@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -114,11 +115,13 @@ def test_administrator_forgets_a_client_that_is_gone(rig: Rig) -> None:
     gone = lost.consume()
     assert rig.token is not None
 
+    nonces = count(1)
+
     def forget(client_id: int) -> SimpleNamespace:
         raw = writer.request(
             lib.SHMD_REQUEST_ADMIN, admin=lib.SHMD_ADMIN_FORGET, lease_id=client_id, text=b"it was rebuilt"
         )
-        nonce = int(raw.correlation_id)
+        nonce = next(nonces)
         sign_request(
             raw,
             rig.token,
