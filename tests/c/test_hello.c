@@ -1,5 +1,5 @@
 /* A client's connection to its driver, step by step: who is there, what an answer may be, and the next driver.
- * fault: E5, E13 (the client's side) */
+ * fault: 81 (the client's side) */
 #include "socket_rig.h"
 
 #include "../../csrc/core/shmd_image.h"

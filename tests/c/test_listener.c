@@ -1,5 +1,5 @@
 /* The driver's socket: who has connected, and what a Hello may look like. What others send is refused by name, whatever it is.
- * fault: E3, E13, E14 (the socket's side) */
+ * fault: 80 (the socket's side) */
 #include "socket_rig.h"
 
 #include <sys/epoll.h>

@@ -1,5 +1,5 @@
 /* Who has connected, across users and PID namespaces. Needs root: other users are children after setuid, namespaces are made by unshare.
- * fault: E3, E5, E13, E14 (users, namespaces) */
+ * fault: 80, 81 (users, PID namespaces) */
 #include "socket_rig.h"
 
 #include <grp.h>

@@ -1,6 +1,6 @@
 /* Hello by socket, both directions, over real sockets: any bytes with any descriptors as a Hello for the driver, and as an answer
  * for a client. Nothing that came stays open, and what is accepted may be used as driver and client use it.
- * fault: E13 (libFuzzer: any bytes as a Hello, and as its answer) */
+ * fault: 80, 81 (libFuzzer: any bytes as a Hello, and as its answer) */
 #include "fuzz.h"
 
 #include "../../csrc/driver/shmd_listener.h"
