@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import shmdriver
-from shmdriver._native import ffi, lib
+from shmdriver._native import ffi
 from shmdriver.driver.config import Config
 from shmdriver.errors import AttachRejected, Reason, ShmDriverError
 from shmdriver.observe import Instance
@@ -73,16 +73,6 @@ def test_header_of_a_control_segment_is_nobody_elses_matter(client: shmdriver.Cl
     with shmdriver.connect(client.instance) as newcomer:
         assert works(newcomer, "s")
     assert works(client, "t")
-
-
-@pytest.mark.fault(23, how="a confirmation is overwritten before the driver has read it")
-def test_lease_whose_confirmation_was_overwritten_becomes_active() -> None:
-    seldom = Config.load(env={}, overrides={"policies.lease_check_interval_ms": 1000})
-    with shmdriver.embedded(config=seldom) as client, client.consumer("s"):
-        with path_of(client.instance, "control").open("r+b") as control:
-            control.seek(ffi.offsetof("shmd_control_t", "leases"))
-            control.write(bytes(lib.SHMD_CLIENT_LEASES * ffi.sizeof("shmd_lease_entry_t")))
-        wait_until(lambda: client.leases()[0].state == "active", "the lease to be active")
 
 
 @pytest.mark.fault(21, how="a file, symlink, FIFO or hard link in place of a living epoch's segment")
