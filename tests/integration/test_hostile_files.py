@@ -12,10 +12,8 @@ import pytest
 
 import shmdriver
 from shmdriver._native import ffi
-from shmdriver.driver.config import Config
 from shmdriver.errors import AttachRejected, Reason, ShmDriverError
 from shmdriver.observe import Instance
-from tests.chaos.stage import wait_until
 from tests.segments import path_of
 from tests.small_mount import in_small_mount
 
