@@ -219,7 +219,7 @@ def test_draining_lets_everybody_finish(driver: DriverProcess) -> None:
         consumer, producer = client.consumer("s"), client.producer("s")
         assert driver.ask("drain")[0] == 0
         with Instance(driver.instance) as view:
-            wait_until(lambda: view.driver().lifecycle == "draining", "the state, which comes after the answer")
+            wait_until(lambda: view.driver().lifecycle == "draining", "the state, after the answer")
         with pytest.raises(AttachRejected) as refused:
             client.consumer("s")
         assert refused.value.reason == Reason.DRAINING
@@ -340,7 +340,7 @@ def test_commands_with_the_token_do_what_they_say(driver: DriverProcess) -> None
             code, text = driver.ask("stat", "--check")
             return code == 1 and "maintenance" in text
 
-        wait_until(is_in_maintenance, "the state, which comes after the answer")
+        wait_until(is_in_maintenance, "the state, after the answer")
         with pytest.raises(AttachRejected) as refused:
             client.consumer("t")
         assert refused.value.reason == Reason.MAINTENANCE
