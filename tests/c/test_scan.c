@@ -513,7 +513,7 @@ static void changing(void)
 {
     make_authority("y", 1, 0, 0600);
     pthread_t other = test_thread(come_and_go, NULL);
-    for (uint64_t turn = 0; turn < test_scale(20000); turn++) {
+    for (uint64_t turn = 0; turn < test_scale(4000); turn++) {
         CHECK_EQ(shmd_authorities_find("y", UINT32_MAX, found, ROOM), 1);
         int n = shmd_authorities_find("x", UINT32_MAX, found, ROOM);
         CHECK(n >= 0 && n <= 3);
