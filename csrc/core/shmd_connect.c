@@ -180,6 +180,16 @@ static int wait_for_step(const shmd_client *client, uint64_t now_ns, uint64_t be
     return shmd_now_ns() - began_ns < UNINTERRUPTED_NS ? SHMD_OK : shmd_fail(SHMD_E_INTERRUPTED, "interrupted by a signal while waiting for the driver");
 }
 
+/* Its own user's driver comes before all others. Of others, two of one name have to be told apart by whoever connects. */
+static int check_choice(const shmd_client *client)
+{
+    shmd_found_t found;
+    if (client->named_owner != UINT32_MAX || client->session.peer == geteuid())
+        return SHMD_OK;
+    int n = shmd_authority_choose(client->instance, UINT32_MAX, &found);
+    return n < 0 ? n : SHMD_OK;
+}
+
 static int await_welcome(shmd_client *client, uint64_t deadline_ns)
 {
     shmd_session_t *session = &client->session;
@@ -189,7 +199,7 @@ static int await_welcome(shmd_client *client, uint64_t deadline_ns)
     for (;; now_ns = shmd_now_ns()) {
         int rc = shmd_session_step(session, now_ns);
         if (rc != SHMD_SESSION_WAIT)
-            return rc == SHMD_SESSION_DONE ? SHMD_OK : rc;
+            return rc == SHMD_SESSION_DONE ? check_choice(client) : rc;
         int has_failed = session->state == SHMD_SESSION_CONNECTING && session->tries != tries;
         tries = session->tries;
         if (has_failed && (session->error == ENOENT || session->error == ECONNREFUSED))

@@ -32,6 +32,8 @@ int shmd_place_say(int code, const char *format, ...)
 static void append(char *to, size_t bytes, const char *text)
 {
     size_t used = strlen(to);
+    if (strstr(to, text) != NULL)
+        return; /* several places may fail for one cause */
     used += used == 0 || used + 3 > bytes ? 0 : (size_t)snprintf(to + used, bytes - used, "; ");
     shmd_escape(to + used, bytes - used, text);
 }

@@ -197,7 +197,9 @@ def test_locked_memory_is_used_up() -> None:
 @pytest.mark.fault(77, how="a client that sees /dev/shm mounted read-only")
 def test_the_mount_of_a_client_is_read_only(instance: str) -> None:
     lines = told(
-        "tell(shmdriver.connect, sys.argv[1])\n", instance, mount="mount -o remount,bind,ro /dev/shm"
+        "tell(shmdriver.connect(sys.argv[1]).producer, 's')\n",  # to connect takes no name there
+        instance,
+        mount="mount -o remount,bind,ro /dev/shm",
     )
     assert len(lines) == 1
     assert "Read-only file system: /dev/shm is mounted read-only: mount -o remount,rw /dev/shm" in lines[0]
