@@ -276,7 +276,9 @@ def lost_epoch(rig: Rig, *, sealed: bool) -> tuple[list[SimpleNamespace], list[S
     return parts, drained
 
 
-@pytest.mark.parametrize("point", ["stream.forgotten", "stream.numbered", "stream.filled", "stream.published"])
+@pytest.mark.parametrize(
+    "point", ["stream.forgotten", "stream.numbered", "stream.filled", "stream.published"]
+)
 def test_epochs_go_on_although_the_driver_is_killed_while_it_gives_a_record_to_another_stream(
     instance_name: str, monkeypatch, point: str
 ) -> None:
