@@ -299,7 +299,7 @@ typedef struct shmd_stream_record { /* 4096 bytes */
     uint8_t pad0[128];              /* @128 */
     char schema[1536];              /* @256 */
     shmd_epoch_record_t epochs[4];  /* @1792 */
-    uint64_t epochs_before;         /* @3840 number of the last epoch of the streams that had this record before; the first here is the next */
+    uint64_t epochs_before;         /* @3840 the last number of the streams that had this record before; its own follow */
     uint8_t pad1[248];              /* @3848 */
 } shmd_stream_record_t;
 

@@ -12,7 +12,6 @@ from shmdriver.observe import Instance as View
 from shmdriver.observe import diagnose
 from tests.integration.test_client_reconnect import PATIENCE_S, Instance, lease_of, revoke, texts
 
-
 ONE_STREAM = {"policies.limits.streams": 1}
 
 
