@@ -217,7 +217,8 @@ def test_zombie_producer_whose_streams_record_another_stream_has_is_told_so(
     zombie.go_on()
     woken = zombie.wait_for("error")
     assert (woken["error"], woken["reason"]) == ("LeaseRevoked", Reason.EXPIRED)
-    assert woken["sealed_seq"] - zombie.board[Board.SENT] in (0, 1)  # stopped between its commit and its note
+    # It may have been stopped after its look at the epoch, or after its commit: that is one message.
+    assert abs(woken["sealed_seq"] - zombie.board[Board.SENT]) <= 1
 
 
 @pytest.mark.parametrize("how", ["gc", "driver"])
