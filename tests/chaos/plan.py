@@ -122,7 +122,11 @@ DRIVER = (
     *_many(Scene.DRIVER, 1, "control.skipped stream.forgotten schema.began schema.blank nonce.stored"),
     *_many(Scene.DRIVER, 10, "client.filled client.published client.removed id.taken"),
     *_many(Scene.DRIVER, 6, "stream.filled stream.published provision.data_blank segment.filled"),
-    *_many(Scene.DRIVER, 6, "provision.data provision.gates epoch.filled epoch.masks epoch.opened"),
+    *_many(
+        Scene.DRIVER,
+        6,
+        "provision.data provision.gates epoch.filled epoch.masks epoch.opened stream.numbered",
+    ),
     *_many(Scene.DRIVER, 6, "epoch.producer_noted epoch.counted attach.granted attach.joined"),
     *_many(Scene.DRIVER, 6, "lease.filled lease.published lease.marking lease.ending lease.ended"),
     *_many(Scene.DRIVER, 3, "lease.released"),
