@@ -145,7 +145,8 @@ enum { SHMD_CLIENT_FREE = 0, SHMD_CLIENT_ALIVE = 1, SHMD_CLIENT_STALLED = 2, SHM
 enum { SHMD_LEASE_FREE = 0, SHMD_LEASE_ATTACHED = 1, SHMD_LEASE_ACTIVE = 2, SHMD_LEASE_STALLED = 3,
        SHMD_LEASE_DETACHED = 4, SHMD_LEASE_EXPIRED = 5, SHMD_LEASE_REVOKED = 6 };
 /* The low byte of shmd_epoch_hot.state; the rest is the epoch's number, 0 while the record is rewritten. A free record keeps the
- * number of its last epoch, and how that ended. */
+ * number of its last epoch, and how that ended. The word of an open epoch never comes back: a producer whose epoch has ended, and
+ * that has not looked since, would take another epoch for its own. So numbers go on when a stream's record is used for another stream. */
 enum { SHMD_EPOCH_FREE = 0, SHMD_EPOCH_OPEN = 1, SHMD_EPOCH_SEALING = 2, SHMD_EPOCH_SEALED = 3,
        SHMD_EPOCH_RETIRED = 4 };
 
@@ -299,7 +300,7 @@ typedef struct shmd_epoch_record {  /* 512 bytes */
 
 typedef struct shmd_stream_record { /* 4096 bytes */
     uint64_t word;                  /* @0   W:driver(release) R:all(acquire); generation << 8 | SHMD_RECORD_* */
-    uint64_t epoch_count;           /* @8   W:driver(release) R:consumers(acquire); number of the newest epoch */
+    uint64_t epoch_count;           /* @8   W:driver(release) R:consumers(acquire); number of the newest epoch; 0: it has had none */
     uint64_t producer_lease_id;     /* @16  0: no producer now */
     uint64_t gates_used;            /* @24  gate indexes that live or quarantined leases hold */
     uint32_t stream_id;             /* @32  never reused within a boot id */
@@ -312,7 +313,8 @@ typedef struct shmd_stream_record { /* 4096 bytes */
     uint8_t pad0[128];              /* @128 */
     char schema[1536];              /* @256 */
     shmd_epoch_record_t epochs[4];  /* @1792 */
-    uint8_t pad1[256];              /* @3840 */
+    uint64_t epochs_before;         /* @3840 the last number of the streams that had this record before; its own follow */
+    uint8_t pad1[248];              /* @3848 */
 } shmd_stream_record_t;
 
 typedef struct shmd_error_record {  /* 256 bytes; distinct errors, counted */

@@ -123,7 +123,8 @@ AT(shmd_stream_record_t, name, 64);
 AT(shmd_stream_record_t, pad0, 128);
 AT(shmd_stream_record_t, schema, 256);
 AT(shmd_stream_record_t, epochs, 1792);
-AT(shmd_stream_record_t, pad1, 3840);
+AT(shmd_stream_record_t, epochs_before, 3840);
+AT(shmd_stream_record_t, pad1, 3848);
 
 SIZE(shmd_error_record_t, 256);
 AT(shmd_error_record_t, count, 0);

@@ -287,7 +287,8 @@ static void identify(shmd_client *client, shmd_request_t *request, uint64_t dead
 {
     request->client_id = client->client_id;
     request->layout_version = SHMD_LAYOUT_VERSION;
-    request->deadline_ns = deadline_ns;
+    if (request->kind != SHMD_REQUEST_SHUTDOWN && request->kind != SHMD_REQUEST_ADMIN) /* else it is signed, as all of it */
+        request->deadline_ns = deadline_ns;
     if (request->correlation_id == 0)
         request->correlation_id = next_correlation(client);
 }

@@ -1,14 +1,15 @@
 /* record_reuse.pml: a record is used for one epoch after the other while late readers look how theirs ended.
  *
  * C: shmd_seqlock_read, shmd_seqlock_same, shmd_seqlock_unchanged, shmd_seqlock_rewrite, shmd_seqlock_publish
- *    (shmd_seqlock.h); shmd_epoch_end, shmd_epoch_copy, shmd_record_copy (shmd_record.c); fill_record, free_record
- *    (driver/epochs.py).
+ *    (shmd_seqlock.h); shmd_epoch_end, shmd_epoch_copy, shmd_record_copy (shmd_record.c); shmd_producer_room,
+ *    shmd_commit (shmd_producer.c); fill_record, free_record (driver/epochs.py); next_epoch, _clear (driver/streams.py).
  *
  * Property: what a reader is told of its epoch (its fields; once it has ended, why and where) is all of that epoch and
  * complete, or the reader is told that the record does not say. It is told, when the epoch has ended and its record is not
- * used again. The driver may be killed at
+ * used again. A producer whose epoch has ended never finds it open again, however late it looks. The driver may be killed at
  * any step of the reuse; its successor begins the step anew. WORD is the epoch's number * 2, + 1 once it has ended, and 0
- * while the record is rewritten: the same as a table entry's generation with its odd numbers.
+ * while the record is rewritten: the same as a table entry's generation with its odd numbers. The first epoch is one stream's,
+ * and those after it are of a stream that got the record later.
  *
  * mutation NO_MARK                the record's word stays as it is while the fields are rewritten
  * mutation HAND_MADE              as NO_MARK, and readers look at a field that holds the number instead
@@ -19,6 +20,7 @@
  * mutation NO_ACQUIRE             T1: the fields may be loaded before the first look
  * mutation NO_ACQUIRE_FENCE       T2: the second look may be done before the fields are loaded
  * mutation NO_SECOND_LOOK         T2: no second look
+ * mutation FROM_ONE               the first epoch of a stream is 1, also where its record was another stream's
  *
  * fault: 46 (Spin: reuse of a record, a weak machine)
  */
@@ -32,6 +34,12 @@
 #define EPOCHS 3
 #endif
 #include "weak_memory.pml"
+
+#ifdef FROM_ONE
+#define NAME(use) ((use) == 1 -> 1 : (use) - 1)
+#else
+#define NAME(use) (use)
+#endif
 
 byte ended;    /* ghost: the epoch whose end is in the record, as long as it is not rewritten */
 bit is_killed; /* once */
@@ -63,20 +71,20 @@ again:
 #endif
         may_die();
         STORE(0, REASON, 0);
-        STORE(0, NUMBER, number);
+        STORE(0, NUMBER, NAME(number));
         may_die();
         STORE(0, SEALED, 0);
 #ifdef PUBLISH_RELAXED
-        STORE(0, WORD, number * 2);
+        STORE(0, WORD, NAME(number) * 2);
 #else
-        STORE_RELEASE(0, WORD, number * 2);
+        STORE_RELEASE(0, WORD, NAME(number) * 2);
 #endif
         STORE(0, REASON, number);
         STORE(0, SEALED, number);
 #ifdef END_RELAXED
-        STORE(0, WORD, number * 2 + 1);
+        STORE(0, WORD, NAME(number) * 2 + 1);
 #else
-        STORE_RELEASE(0, WORD, number * 2 + 1);
+        STORE_RELEASE(0, WORD, NAME(number) * 2 + 1);
 #endif
         DRAINED(0);
         ended = number;
@@ -120,17 +128,22 @@ proctype reader()
     again = first;
 #endif
     if
-    :: first >> 1 == mine && again >> 1 == mine ->
-        assert(number == mine);
-        assert(first == mine * 2 || (reason == mine && sealed == mine))
+    :: first >> 1 == NAME(mine) && again >> 1 == NAME(mine) ->
+        assert(number == NAME(mine));
+        assert(first == NAME(mine) * 2 || (reason == mine && sealed == mine))
     :: else -> assert(before != mine || ended != mine) /* not told, although it stood there all the time */
     fi
+}
+
+proctype late_producer() /* of the first epoch; publishes when the word is the one that it knows */
+{
+    assert(memory[WORD] != NAME(1) * 2)
 }
 
 init
 {
     atomic {
         memory[WORD] = 3; memory[REASON] = 1; memory[SEALED] = 1; memory[NUMBER] = 1; ended = 1;
-        run drain(0); run driver(); run reader()
+        run drain(0); run driver(); run reader(); run late_producer()
     }
 }

@@ -95,8 +95,8 @@ MEANING = {
     "rest.Rest._note": ("`running.healthy`", "as above"),
     "signals.obey_signals.stop": ("any", "SIGTERM, SIGINT"),
     "signals.obey_signals.hand_over": ("any", "SIGUSR1"),
-    "sleeper.Sleeper.__init__": ("any", "whether some descriptor is not watched until the next arm"),
-    "sleeper.Sleeper.disarm": ("`running`, `draining`", "as above"),
+    "sleeper.Sleeper.__init__": ("any", "whether a doorbell is off until the next time for it: no decision"),
+    "sleeper.Sleeper.disarm": ("any", "as above"),
 }
 
 

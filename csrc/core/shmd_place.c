@@ -165,7 +165,6 @@ static int walk(const char *path, const shmd_search_t *search, int is_fixed, shm
         return shmd_place_say(SHMD_PLACE_FOREIGN, "%.60s... is longer than %d characters", resolved, SHMD_FOLDER_PATH_BYTES - 1);
     (void)snprintf(out->path, sizeof out->path, "/");
     int rc = shmd_spot_open(AT_FDCWD, "/", search->owner, 0, 1, out);
-    rc = rc ? rc : check_passable(out, search->for_group);
     for (char *name; rc == 0 && (name = strsep(&rest, "/")) != NULL;) {
         rc = *name == 0 ? 0 : shmd_spot_descend(out, name, search->owner, 0, is_fixed);
         rc = rc ? rc : check_passable(out, search->for_group);

@@ -76,8 +76,6 @@ static int describe(int fd, const char *instance, shmd_found_t *out)
         return 0;
     }
     out->layout_version = copy.header.layout_version;
-    out->boot_id = copy.header.boot_id;
-    out->created_ns = copy.header.created_ns;
     if (copy.header.layout_version != SHMD_LAYOUT_VERSION)
         return 1;
     if (strcmp(copy.instance, instance) != 0) {
@@ -85,7 +83,11 @@ static int describe(int fd, const char *instance, shmd_found_t *out)
              shmd_instance_is_name(copy.instance) ? copy.instance : "");
         return 0;
     }
-    out->is_complete = out->bytes >= sizeof copy;
+    if (out->bytes < sizeof copy)
+        return 1; /* cut short */
+    out->is_complete = 1;
+    out->boot_id = copy.header.boot_id;
+    out->created_ns = copy.header.created_ns;
     out->exit_kind = (uint32_t)copy.exit_kind;
     return 1;
 }
@@ -127,14 +129,14 @@ static int place_of(uint32_t uid, const owners_t *owners)
     return -1;
 }
 
-/* Life, then the owner, then a complete one, then the newest. */
+/* Life, then the owner, then the newest that is complete. */
 static int goes_before(const shmd_found_t *a, const shmd_found_t *b, const owners_t *owners)
 {
     if ((a->life == 1) != (b->life == 1))
         return a->life == 1;
     if (a->owner != b->owner)
         return place_of(a->owner, owners) < place_of(b->owner, owners);
-    return a->is_complete != b->is_complete ? a->is_complete > b->is_complete : a->created_ns > b->created_ns;
+    return a->created_ns > b->created_ns; /* 0: not complete */
 }
 
 static void insert(const shmd_found_t *one, const owners_t *owners, shmd_found_t *out, uint32_t count, uint32_t room)

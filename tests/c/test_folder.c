@@ -72,6 +72,10 @@ static void without_anything(void)
     CHECK_STR(make("x", 0), first);
     CHECK_STR(find("x", UINT32_MAX, 0), first);
     CHECK_STR(find("y", UINT32_MAX, 0), "");
+    CHECK_STR(make("x", 1), first); /* shared by a group from now on */
+    CHECK_EQ(mode_of(first), 0711);
+    *strrchr(first, '/') = 0;
+    CHECK_EQ(mode_of(first), 0711);
 }
 
 /* No HOME, no entry in /etc/passwd, no /run/user. */
@@ -144,6 +148,9 @@ static void with_an_xdg_directory(void)
     CHECK_EQ(setenv("XDG_RUNTIME_DIR", "/tmp", 1), 0); /* everybody may write there: any name in it can be taken first */
     check_in_shm(make("x", 0), "x");
     CHECK_MENTIONS(shmd_folder_notes(), "/tmp belongs to uid 0; expected uid 4201");
+    CHECK_EQ(setenv("XDG_RUNTIME_DIR", "/tmp/sticky", 1), 0);
+    check_in_shm(make("x", 0), "x");
+    CHECK_MENTIONS(shmd_folder_notes(), "/tmp/sticky can be written by others (mode 1777, uid 4201)");
     CHECK_EQ(setenv("XDG_RUNTIME_DIR", "own", 1), 0);
     check_in_shm(make("x", 0), "x");
     CHECK_MENTIONS(shmd_folder_notes(), "no absolute path");
@@ -160,6 +167,7 @@ static void the_xdg_one(void)
     make_dir("/tmp/own", ALICE, 0700);
     make_dir("/tmp/foreign", MALLORY, 0777);
     make_dir("/tmp/loose", ALICE, 0777);
+    make_dir("/tmp/sticky", ALICE, 01777);
     CHECK_EQ(symlink("/tmp/own", "/tmp/link"), 0);
     as(ALICE, with_an_xdg_directory);
 }

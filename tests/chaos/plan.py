@@ -128,7 +128,11 @@ DRIVER = (
     ),
     *_many(Scene.DRIVER, 10, "id.taken"),
     *_many(Scene.DRIVER, 6, "stream.filled stream.published provision.data_blank segment.filled"),
-    *_many(Scene.DRIVER, 6, "provision.data provision.gates epoch.filled epoch.masks epoch.opened"),
+    *_many(
+        Scene.DRIVER,
+        6,
+        "provision.data provision.gates epoch.filled epoch.masks epoch.opened stream.numbered",
+    ),
     *_many(Scene.DRIVER, 6, "epoch.producer_noted epoch.counted attach.granted attach.joined"),
     *_many(Scene.DRIVER, 6, "lease.filled lease.published lease.marking lease.ending lease.ended"),
     *_many(Scene.DRIVER, 3, "lease.released"),

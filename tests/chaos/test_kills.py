@@ -204,6 +204,23 @@ def test_zombie_producer_writes_nothing_into_the_next_epoch(make_stage: Callable
     assert third.alive
 
 
+@pytest.mark.fault(5, how="SIGSTOP anywhere, its stream's record is another stream's meanwhile")
+def test_zombie_producer_whose_streams_record_another_stream_has_is_told_so(
+    make_stage: Callable[..., Stage],
+) -> None:
+    stage = make_stage({**SHORT_LEASES, "policies.limits.streams": 1})
+    zombie = stage.producer("s", 1, options=SMALL, how="mixed")
+    wait_until(lambda: zombie.board[Board.SENT] > 100, "its first messages")
+    zombie.stop()
+    wait_until(lambda: not stage.leases(), "its lease to expire")
+    stage.producer("t", 2, options=SMALL)
+    zombie.go_on()
+    woken = zombie.wait_for("error")
+    assert (woken["error"], woken["reason"]) == ("LeaseRevoked", Reason.EXPIRED)
+    # It may have been stopped after its look at the epoch, or after its commit: that is one message.
+    assert abs(woken["sealed_seq"] - zombie.board[Board.SENT]) <= 1
+
+
 @pytest.mark.parametrize("how", ["gc", "driver"])
 @pytest.mark.fault(20)
 def test_after_everybody_is_killed_nothing_is_left(stage: Stage, how: str) -> None:

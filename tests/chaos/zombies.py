@@ -34,6 +34,7 @@ class Administrator:
     """Revokes leases, with the token of a stage's driver."""
 
     def __init__(self, stage: Stage) -> None:
+        self._instance = stage.instance
         self._token = read_token(runtime_folder_of(stage.instance, stage.zygote.runtime) / "token")
         self._link = ffi.new("shmd_client **")
         code = lib.shmd_connect(stage.instance.encode(), 10**10, self._link)
@@ -47,8 +48,15 @@ class Administrator:
             lib.SHMD_ADMIN_REVOKE,
             lease_id,
         )
-        boot_id, client_id = int(lib.shmd_client_boot_id(client)), int(lib.shmd_client_id(client))
-        sign_request(request, self._token, boot_id=boot_id, client_id=client_id, nonce=time.time_ns())
+        request.deadline_ns = 2**64 - 1
+        sign_request(
+            request,
+            self._token,
+            instance=self._instance,
+            boot_id=int(lib.shmd_client_boot_id(client)),
+            client_id=int(lib.shmd_client_id(client)),
+            nonce=time.time_ns(),
+        )
         code = lib.shmd_client_request(client, request, answer, 10**10)
         assert code == 0, ffi.string(lib.shmd_last_error())
 

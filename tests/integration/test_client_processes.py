@@ -9,6 +9,7 @@ import pickle
 import platform
 import select
 import signal
+import sys
 import threading
 
 import pytest
@@ -96,6 +97,15 @@ if hasattr(C, "_Fork"):
     WAYS_TO_FORK["_Fork"] = C._Fork
 if platform.machine() == "x86_64":
     WAYS_TO_FORK["clone"] = lambda: C.syscall(56, int(signal.SIGCHLD), 0, 0, 0, 0)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_asks_for_the_gil():
+    """A child that was forked behind CPython's back would wait for the thread that has asked its parent."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(3600)  # of a wait for the GIL, until that thread asks for it
+    yield
+    sys.setswitchinterval(interval_s)
 
 
 def in_child(action, fork=os.fork):

@@ -12,7 +12,7 @@ import pytest
 
 import shmdriver
 from shmdriver._native import ffi
-from shmdriver.errors import AttachRejected, Reason, ShmDriverError
+from shmdriver.errors import Reason, ShmDriverError
 from shmdriver.observe import Instance
 from tests.segments import path_of
 from tests.small_mount import in_small_mount
@@ -97,41 +97,6 @@ def test_planted_segment_is_refused_by_clients_and_left_alone(
     assert precious.read_bytes() == b"precious" * 1000
     assert works(client, "other")
     out.close()
-
-
-@pytest.mark.fault(21, how="planted under the name that the next epoch will have")
-@pytest.mark.parametrize("plant", ["hardlink", "symlink", "fifo", "folder"])
-def test_name_of_the_next_epoch_that_is_taken_is_a_refused_attach_and_left_alone(
-    client: shmdriver.Client, tmp_path: Path, plant: str
-) -> None:
-    client.producer("s").close()
-    out = client.producer("s")
-    data, _ = segments(client, "s")
-    stem, epoch, kind = data.name.rsplit(".", 2)
-    planted = data.with_name(f"{stem}.{int(epoch) + 1}.{kind}")
-    precious = tmp_path / "precious"
-    precious.write_bytes(b"precious")
-    if plant == "symlink":
-        planted.symlink_to(precious)
-    elif plant == "fifo":
-        os.mkfifo(planted)
-    elif plant == "folder":
-        planted.mkdir()
-    else:
-        twin = SHM / f"{planted.name}-twin"
-        twin.write_bytes(b"mine")
-        planted.hardlink_to(twin)
-    out.close()
-    try:
-        with pytest.raises(AttachRejected, match=re.escape(planted.name)):
-            client.producer("s", attach_timeout=PATIENCE_S)
-        assert os.path.lexists(planted), "what somebody else made is not removed"
-        assert precious.read_bytes() == b"precious"
-        assert works(client, "other")
-    finally:
-        planted.rmdir() if plant == "folder" else planted.unlink()
-        (SHM / f"{planted.name}-twin").unlink(missing_ok=True)
-    assert works(client, "s")
 
 
 @pytest.mark.fault(17, how="an epoch's data segment cut short, its header changed")

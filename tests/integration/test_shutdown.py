@@ -214,7 +214,7 @@ def test_draining_lets_everybody_finish(driver: DriverProcess) -> None:
         consumer, producer = client.consumer("s"), client.producer("s")
         assert driver.ask("drain")[0] == 0
         with Instance(driver.instance) as view:
-            wait_until(lambda: view.driver().lifecycle == "draining", "the state, which comes after the answer")
+            wait_until(lambda: view.driver().lifecycle == "draining", "the state, after the answer")
         with pytest.raises(AttachRejected) as refused:
             client.consumer("s")
         assert refused.value.reason == Reason.DRAINING
@@ -311,12 +311,14 @@ def test_replayed_request_of_every_kind_is_refused(driver: DriverProcess) -> Non
         ]
         with shmdriver.connect(driver.instance) as holder, holder.consumer("s"):
             for kind, what in kinds:
-                request = signed_request(view, token, kind, what, "a test", client_id)
-                assert lib.shmd_client_request(out[0], request, answer, 5_000_000_000) == 0
-                request.correlation_id = 0  # as somebody does who recorded it: another one
-                code = lib.shmd_client_request(out[0], request, answer, 5_000_000_000)
-                assert (code, int(answer.reason)) == (lib.SHMD_E_REJECTED, Reason.TOKEN)
-                assert b"was used already" in ffi.string(answer.text)
+                request = signed_request(view, token, kind, what, "a test", client_id, 5_000_000_000)
+                for text in (b"", b"was used already"):
+                    code = lib.shmd_client_request(out[0], request, answer, 5_000_000_000)
+                    if text:  # as somebody does who recorded it
+                        assert (code, int(answer.reason)) == (lib.SHMD_E_REJECTED, Reason.TOKEN)
+                        assert text in ffi.string(answer.text)
+                    else:
+                        assert code == 0
             while view.driver().lifecycle in RUNNING:
                 assert driver.process.poll() is None, "it drains, for its consumer's sake"
                 os.sched_yield()  # the answer comes before the state that it announces
@@ -335,7 +337,7 @@ def test_commands_with_the_token_do_what_they_say(driver: DriverProcess) -> None
             code, text = driver.ask("stat", "--check")
             return code == 1 and "maintenance" in text
 
-        wait_until(is_in_maintenance, "the state, which comes after the answer")
+        wait_until(is_in_maintenance, "the state, after the answer")
         with pytest.raises(AttachRejected) as refused:
             client.consumer("t")
         assert refused.value.reason == Reason.MAINTENANCE

@@ -355,4 +355,7 @@ class World:
     def sign(self, process: Process, raw: Any) -> None:
         self._nonce += 1
         boot_id = int(self.boot.view.authority.header.boot_id)
-        sign_request(raw, TOKEN, boot_id=boot_id, client_id=process.client_id, nonce=self._nonce)
+        client_id = process.client_id
+        sign_request(
+            raw, TOKEN, instance=self.instance, boot_id=boot_id, client_id=client_id, nonce=self._nonce
+        )

@@ -276,6 +276,26 @@ def lost_epoch(rig: Rig, *, sealed: bool) -> tuple[list[SimpleNamespace], list[S
     return parts, drained
 
 
+@pytest.mark.parametrize(
+    "point", ["stream.forgotten", "stream.numbered", "stream.filled", "stream.published"]
+)
+def test_epochs_go_on_although_the_driver_is_killed_while_it_gives_a_record_to_another_stream(
+    instance_name: str, monkeypatch, point: str
+) -> None:
+    rig = Rig(instance_name, policies__limits__streams=1)
+    try:
+        client = rig.client()
+        client.detach(client.produce("old"))
+        with monkeypatch.context() as patch:
+            patch.setattr(streams, "failpoint", lambda name: die() if name == point else None)
+            with pytest.raises(Killed):
+                client.produce("new")
+        rig.restart()
+        assert client.produce("new").epoch == 2
+    finally:
+        rig.close()
+
+
 @pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.fault(19, how="rm of an epoch's segments, and the adopting driver killed before its n-th store")
 def test_whichever_store_was_the_last_of_an_adoption_all_readers_of_a_lost_epoch_are_told_once(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -313,6 +314,7 @@ def test_driver_that_sleeps_is_woken_by_a_hello() -> None:
     driver = EmbeddedDriver(config={"policies": intervals})
     driver.start()
     try:
+        assert driver._driver is not None
         lock = driver._driver.tables.authority.lock
         for nonce in (1, 2):
             hello = ffi.new("shmd_hello_t *")
@@ -358,7 +360,7 @@ def test_client_of_another_pid_namespace_has_no_number_and_its_death_is_proved(i
         assert inside.stdin
         assert inside.stdout
         address = inside.stdout.readline().strip()
-        rig = SimpleNamespace(
+        rig: Any = SimpleNamespace(
             instance=instance_name, address=lambda _pid=None: address, sockets=[], boot_id=0
         )
         visitor = Visitor(rig, sockets=2)
@@ -429,7 +431,12 @@ def test_silent_connections_of_another_user_have_a_share(instance_name: str) -> 
         address = str(rig.driver.tables.authority.lock.folder.path / "socket")
         found = [new_socket() for _ in range(20)]
         rig.sockets += found
-        as_user(MEMBER, [group.gr_gid], lambda: [connection.connect(address) for connection in found])
+
+        def connect() -> None:
+            for connection in found:
+                connection.connect(address)
+
+        as_user(MEMBER, [group.gr_gid], connect)
         rig.tick()
         assert rig.driver.connections._door.silent == OTHERS_SHARE
         mine = silent(rig, 30)

@@ -258,6 +258,7 @@ def _signed(
     sign_request(
         raw,
         token if token is not None else client.rig.token or b"",
+        instance=client.rig.instance,
         boot_id=int(client.rig.view.authority.header.boot_id),
         client_id=client.client_id,
         nonce=nonce,
@@ -279,6 +280,8 @@ def test_signed_shutdown_drains_and_stops(rig: Rig) -> None:
         lambda raw: setattr(raw, "nonce", 2),
         lambda raw: setattr(raw, "admin", lib.SHMD_SHUTDOWN_HANDOVER),
         lambda raw: setattr(raw, "text", b"other words"),
+        lambda raw: setattr(raw, "correlation_id", int(raw.correlation_id) ^ 2),
+        lambda raw: setattr(raw, "deadline_ns", int(raw.deadline_ns) + 1),
         lambda raw: ffi.memmove(raw.hmac, bytes(32), 32),
     ],
 )
@@ -300,6 +303,36 @@ def test_replayed_request_is_refused_also_by_a_successor(rig: Rig) -> None:
     assert client.ask(on).reason == Reason.TOKEN
     rig.restart()
     assert client.ask(on).reason == Reason.TOKEN
+
+
+@pytest.mark.fault(29, how="an order that timed out, sent again by another client under its id")
+def test_order_that_timed_out_is_executed_by_nobody(rig: Rig) -> None:
+    client, thief = rig.client(), rig.client()
+    order = _signed(client, lib.SHMD_REQUEST_SHUTDOWN, lib.SHMD_SHUTDOWN_END)
+    rig.tick(6000)
+    thief.send(order)  # in its own name: garbage
+    client.send(order)
+    rig.tick()
+    assert rig.counter("REQUESTS_EXPIRED") == 1
+    order.deadline_ns = rig.clock.now_ns + 1_000_000_000
+    assert client.ask(order).reason == Reason.TOKEN
+    assert state_of(rig).startswith("running.")
+
+
+@pytest.mark.fault(29, how="an order for another instance with the same token")
+def test_order_for_another_instance_is_refused(rig: Rig) -> None:
+    client = rig.client()
+    order = client.request(lib.SHMD_REQUEST_SHUTDOWN, admin=lib.SHMD_SHUTDOWN_END)
+    sign_request(
+        order,
+        rig.token or b"",
+        instance="another",
+        boot_id=int(rig.view.authority.header.boot_id),
+        client_id=client.client_id,
+        nonce=1,
+    )
+    assert client.ask(order).reason == Reason.TOKEN
+    assert state_of(rig) == "running.healthy"
 
 
 @pytest.mark.fault(29, how="no token")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shmdriver._native import lib
+from shmdriver._native import ffi, lib
 from shmdriver.errors import Reason
 from tests.driver_rig import Rig, rests
 
@@ -399,6 +399,47 @@ def test_idle_stream_records_are_used_again(instance_name: str) -> None:
             answer = client.consume(f"s{number}")
             assert answer.code == lib.SHMD_CODE_OK, answer.text
             client.detach(answer)
+    finally:
+        rig.close()
+
+
+def test_a_stream_that_gets_anothers_record_goes_on_with_its_epochs_numbers(instance_name: str) -> None:
+    rig = Rig(instance_name, policies__limits__streams=1)
+    try:
+        silent = rig.client().produce("old")
+        rig.publish(silent, 5)
+        record = rig.stream_record(silent)
+        open_word = int(record.epochs[0].hot.state)
+        rig.tick(20_000)  # its lease has expired, its epoch is retired; its process may publish yet
+        assert rig.lease(silent).quarantined == 1
+        client = rig.client()
+        words = set()
+        for name in ("new", "newer"):
+            client.detach(client.consume(name))  # a stream that never had an epoch
+            for _ in range(lib.SHMD_EPOCH_RECORDS):
+                producer = client.produce(name)
+                assert producer.stream_index == silent.stream_index
+                words.add(int(rig.epoch(producer).hot.state))
+                client.detach(producer)
+        assert words == {number << 8 | lib.SHMD_EPOCH_OPEN for number in range(2, 10)}
+        assert open_word not in words
+        assert (record.epochs_before, record.epoch_count) == (5, 9)
+    finally:
+        rig.close()
+
+
+def test_how_an_epoch_ended_is_told_until_its_own_record_is_used_again(instance_name: str) -> None:
+    rig = Rig(instance_name, policies__limits__streams=1)
+    try:
+        silent = rig.client().produce("old")
+        rig.publish(silent, 5)
+        rig.tick(20_000)
+        client = rig.client()
+        assert client.produce("new").epoch == 2
+        reason, seal = ffi.new("uint32_t *"), ffi.new("uint64_t *")
+        record = ffi.addressof(rig.stream_record(silent).epochs[0])
+        assert lib.shmd_epoch_end(record, silent.epoch, seal, reason) == 1
+        assert (reason[0], seal[0]) == (Reason.EXPIRED, 5)
     finally:
         rig.close()
 

@@ -111,8 +111,10 @@ def _kill(process: ProcessStatus) -> str:
     return f"{resume}{process.kill('TERM')}"
 
 
-def signed_request(view: Instance, token: bytes, kind: int, what: int, reason: str, client_id: int) -> Any:
-    """A shutdown or admin request, complete and signed."""
+def signed_request(
+    view: Instance, token: bytes, kind: int, what: int, reason: str, client_id: int, timeout_ns: int
+) -> Any:
+    """A shutdown or admin request, complete and signed, to be served within ``timeout_ns``."""
     from shmdriver._native import ffi, lib
     from shmdriver.driver.authentication import sign_request
 
@@ -120,7 +122,8 @@ def signed_request(view: Instance, token: bytes, kind: int, what: int, reason: s
     request.kind, request.admin = kind, what
     request.text = reason.encode()[: lib.SHMD_REASON_BYTES - 1].decode(errors="ignore").encode()
     nonce = max(view.driver().last_nonce + 1, time.time_ns())
-    sign_request(request, token, boot_id=view.boot_id, client_id=client_id, nonce=nonce)
+    request.deadline_ns = min(int(lib.shmd_now_ns()) + timeout_ns, 2**64 - 1)
+    sign_request(request, token, instance=view.name, boot_id=view.boot_id, client_id=client_id, nonce=nonce)
     return request
 
 
@@ -148,7 +151,8 @@ def send(
     if code < 0:
         raise _failure(view, code, timeout_s)
     try:
-        request = signed_request(view, token, kind, what, reason, int(lib.shmd_client_id(out[0])))
+        client_id = int(lib.shmd_client_id(out[0]))
+        request = signed_request(view, token, kind, what, reason, client_id, timeout_ns)
         answer = ffi.new("shmd_event_t *")
         code = lib.shmd_client_request(out[0], request, answer, timeout_ns)
         if code == lib.SHMD_E_REJECTED:

@@ -20,6 +20,7 @@ __all__ = [
     "end_of_epoch",
     "epoch_count",
     "epoch_hot",
+    "epochs_before",
     "first_wired_epoch",
     "has_producer",
     "holder_of_gate",
@@ -144,9 +145,15 @@ def has_producer(authority: Any, stream: str) -> bool:
 
 
 def epoch_count(authority: Any, stream_index: int) -> int:
-    """The number of a stream's newest epoch."""
+    """The number of a stream's newest epoch; before its first, that of its record's last one."""
     record = lib.shmd_authority_stream(authority, stream_index)
-    return int(lib.shmd_word_load(ffi.addressof(record, "epoch_count")))
+    count = int(lib.shmd_word_load(ffi.addressof(record, "epoch_count")))
+    return count or epochs_before(authority, stream_index)
+
+
+def epochs_before(authority: Any, stream_index: int) -> int:
+    """The number that a stream's first epoch follows: 0, or the last in its record of streams before it."""
+    return int(lib.shmd_authority_stream(authority, stream_index).epochs_before)
 
 
 def first_wired_epoch(authority: Any, stream_index: int, gate: int) -> int:

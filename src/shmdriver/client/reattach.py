@@ -314,7 +314,7 @@ class ConsumerComeback(_Comeback):
         end_seq = sealed.get(left.epoch, left.end_seq) if is_same else left.end_seq
         lost = self._note(left.epoch, left.seq, end_seq) if left.epoch else 0
         missed: list[tuple[int, int | None]] = [] if is_same else list(left.unseen.items())
-        after = left.epoch if is_same else 0
+        after = left.epoch if is_same else directory.epochs_before(authority, index)
         missed += [(number, sealed.get(number)) for number in range(after + 1, until)]
         for number, count in missed:
             lost += self._note(number, 0, count or 0)

@@ -1,8 +1,9 @@
 """Who may shut a driver down: an HMAC over the request under a token that only the permitted know.
 
-The code covers the boot id (a recorded request is worthless after a restart with ``--fresh``) and every byte
-of the request but those that the sending core fills in by itself: checksum, position, correlation
-id and deadline. A nonce that must increase makes each request good for one use.
+The code covers the instance's name, the boot id (a recorded request is worthless after a restart with
+``--fresh``) and every byte of the request but its place in the ring, which the sending core fills in by
+itself: checksum and position. A nonce that must increase makes each request good for one use. The signed
+deadline makes a request that nobody has served worthless, so nobody else can have it executed later.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 # Filled by the sending core after signing, so not covered.
-_FILLED_LATER = ("checksum", "position", "correlation_id", "deadline_ns", "hmac")
+_FILLED_LATER = ("checksum", "position", "hmac")
 
 
-def authentication_code(token: bytes, boot_id: int, request: Any) -> bytes:
+def authentication_code(token: bytes, instance: str, boot_id: int, request: Any) -> bytes:
     """HMAC-SHA256 of a request (``shmd_request_t *``) whose other fields are final."""
     size = ffi.sizeof("shmd_request_t")
     data = bytearray(ffi.buffer(request, size))
@@ -59,18 +60,25 @@ def authentication_code(token: bytes, boot_id: int, request: Any) -> bytes:
         start = ffi.offsetof("shmd_request_t", field)
         end = start + ffi.sizeof(ffi.addressof(request, field)[0]) if field == "hmac" else start + 8
         data[start:end] = bytes(end - start)
-    return hmac.new(token, boot_id.to_bytes(8, "little") + bytes(data), hashlib.sha256).digest()
+    covered = instance.encode() + b"\0" + boot_id.to_bytes(8, "little") + bytes(data)
+    return hmac.new(token, covered, hashlib.sha256).digest()
 
 
-def sign_request(request: Any, token: bytes, *, boot_id: int, client_id: int, nonce: int) -> None:
+def sign_request(
+    request: Any, token: bytes, *, instance: str, boot_id: int, client_id: int, nonce: int
+) -> None:
     """Fills client id, layout version, nonce and HMAC of a Shutdown or Admin request, last of all.
 
-    ``nonce`` must be larger than the last one that the driver accepted: ``time.time_ns()`` will do.
+    ``nonce`` must be larger than the last one that the driver accepted: ``time.time_ns()`` will do. The
+    request has its deadline already, by ``shmd_now_ns``: it is not executed later than that. A correlation
+    id is drawn when it has none.
     """
     request.client_id = client_id
     request.layout_version = lib.SHMD_LAYOUT_VERSION
+    request.correlation_id = request.correlation_id or int.from_bytes(os.urandom(8), "little") | 1
     request.nonce = nonce
-    ffi.memmove(request.hmac, authentication_code(token, boot_id, request), lib.SHMD_HMAC_BYTES)
+    code = authentication_code(token, instance, boot_id, request)
+    ffi.memmove(request.hmac, code, lib.SHMD_HMAC_BYTES)
 
 
 class Authentication:
@@ -104,7 +112,8 @@ class Authentication:
                 "or send it SIGTERM",
             )
         else:
-            expected = authentication_code(self._token, self._authority.boot_id, request)
+            authority = self._authority
+            expected = authentication_code(self._token, authority.instance, authority.boot_id, request)
             found = bytes(ffi.buffer(request.hmac, lib.SHMD_HMAC_BYTES))
             if not hmac.compare_digest(expected, found):
                 text = "wrong shutdown token: use the file that this driver was started with"

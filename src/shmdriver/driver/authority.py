@@ -82,10 +82,10 @@ def is_rewritten(record: Any) -> bool:
     return bool(int(record.word) >> 8 & 1)
 
 
-def clear_record(record: Any) -> None:
-    """Begins to fill a FREE record: nothing is in it but its word."""
+def clear_record(record: Any, *, size: int = 0) -> None:
+    """Begins to fill a FREE record: nothing is in its first ``size`` bytes (0: in it) but its word."""
     rewrite_record(record, 0)
-    rest = ffi.sizeof(record[0]) - ffi.sizeof("uint64_t")
+    rest = (size or ffi.sizeof(record[0])) - ffi.sizeof("uint64_t")
     ffi.memmove(ffi.cast("char *", record) + ffi.sizeof("uint64_t"), bytes(rest), rest)
 
 

@@ -99,8 +99,8 @@ class Stream:
 
     @property
     def next_epoch(self) -> int:
-        """The number of the epoch to come."""
-        return int(self.record.epoch_count) + 1
+        """The number of the epoch to come: no epoch of any stream has had it in this record."""
+        return max(int(self.record.epoch_count), int(self.record.epochs_before)) + 1
 
     @property
     def is_left(self) -> bool:
@@ -319,7 +319,7 @@ class StreamDirectory:
             )
         index = self._free.pop()
         record = self._authority.stream(index)
-        clear_record(record)
+        _clear(record)
         record.stream_id = self._authority.take_id("next_stream_id")
         record.index, record.max_consumers, record.created_ns = index, max_consumers, now_ns
         put_text(record.name, name)
@@ -450,3 +450,15 @@ class StreamDirectory:
                 failpoint("stream.forgotten")
                 del self._by_name[stream.name], self._by_index[stream.index]
                 self._free.append(stream.index)
+
+
+def _clear(record: Any) -> None:
+    """Begins to fill a stream's record. What was known of its epochs stays, and their numbers go on.
+
+    Late users of the stream before look there: a producer compares its epoch's word with the one that it
+    knows, whether or not it has been told that its lease has ended.
+    """
+    given = [int(epoch.hot.state) >> 8 for epoch in record.epochs]  # also those that were never counted
+    record.epochs_before = max(int(record.epochs_before), int(record.epoch_count), *given)
+    failpoint("stream.numbered")
+    clear_record(record, size=ffi.offsetof("shmd_stream_record_t", "epochs"))
