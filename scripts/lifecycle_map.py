@@ -29,6 +29,7 @@ MEANING = {
         "before `init` ends",
         "published for the *predecessor's* clients (`--fresh`, or killed in its last steps)",
     ),
+    "clients.ClientTable.__init__": ("any", "whether new control segments are locked in memory: a setting"),
     "connections.Connections.__init__": (
         "any",
         "whether accepting failed in the last tick, so that the next one tries again: no decision",

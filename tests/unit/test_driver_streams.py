@@ -411,7 +411,6 @@ def test_a_stream_that_gets_anothers_record_goes_on_with_its_epochs_numbers(inst
         record = rig.stream_record(silent)
         open_word = int(record.epochs[0].hot.state)
         rig.tick(20_000)  # its lease has expired, its epoch is retired; its process may publish yet
-        assert rig.lease(silent).quarantined == 1
         client = rig.client()
         words = set()
         for name in ("new", "newer"):
