@@ -195,7 +195,7 @@ _TRIED = (
     (79, "a driver of another user, or a copy of its segments, under the name of an instance",
      "used only if it is one's own, root's, of the system's folder, or of a user who is named",
      "two users, a common group, root"),
-    (80, "connections that are silent, many or garbage, bring descriptors, claim to be others; other namespaces",
+    (80, "connections that are silent, many or garbage, bring descriptors or false claims; other namespaces",
      "the kernel says who it is; what is no Hello is refused by name, within bounds; nobody else notices",
      "real sockets, setuid, exec, unshare"),
     (81, "answers to a Hello: none, garbage, of a driver that dies, of an untrusted user, wrong descriptors",
