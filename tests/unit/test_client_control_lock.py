@@ -18,7 +18,7 @@ def test_connecting_ends_when_the_driver_goes_although_its_process_lives(rig: Ri
     codes: list[int] = []
     client = threading.Thread(target=connect)
     client.start()
-    wait_until(lambda: rig.driver.connections.has_news, "the client to stand at the driver's socket")
+    wait_until(rig.driver.sleeper.look, "the client to stand at the driver's socket")
     rig.crash()
     client.join()
     assert codes == [lib.SHMD_E_DRIVER_UNAVAILABLE]

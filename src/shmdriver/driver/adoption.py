@@ -90,8 +90,7 @@ def adopt_tables(
         tenure.client_died(client, now_ns)
     for client, text in lost.items():
         if clients.by_id(client.client_id) is client:
-            problems.append(f"{client.label} is expelled: {text}")
-            tenure.expel(client, text, now_ns)
+            problems.append(tenure.expel(client, text, now_ns))
     failpoint("adopt.expelled")
     for client in clients:
         tenure.hear(client, now_ns)

@@ -194,8 +194,8 @@ class Connections:
         try:
             segment = control.descriptor()
         except LayoutMismatch as error:
-            self._tables.tenure.expel(client, str(error), now_ns)
-            raise Rejection(Reason.REVOKED, f"{error}: connect again, as a new client") from error
+            self._log(self._tables.tenure.expel(client, str(error), now_ns))
+            raise Rejection(Reason.EXPELLED, f"{error}: connect again, as a new client") from error
         self._forget(client)
         fd, peer.fd = int(peer.fd), -1
         try:

@@ -57,7 +57,7 @@ class DamageWatch:
             self._complain(text, now_ns)
         for client in self._tables.clients.damaged(addresses):
             if client.control is not None:
-                self._tables.tenure.expel(client, f"it truncated {client.control.name}", now_ns)
+                self._log(self._tables.tenure.expel(client, f"it truncated {client.control.name}", now_ns))
         return False
 
     def check_files(self, now_ns: int) -> None:

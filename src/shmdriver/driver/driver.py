@@ -336,8 +336,7 @@ class Driver:
         self._ring.ring(client)
 
     def _expel(self, client: Client, text: str, now_ns: int) -> None:
-        self._log(f"client {client.label} (uid {client.record.uid}) is expelled: {text}")
-        self.tables.tenure.expel(client, text, now_ns)
+        self._log(self.tables.tenure.expel(client, text, now_ns))
 
     # -- hooks of the lifecycle
 

@@ -204,16 +204,19 @@ class Tenure:
             self.end(lease, lib.SHMD_LEASE_EXPIRED, Reason.EXPIRED, now_ns, quarantine=True, text=text)
         self._remove_gone(client)
 
-    def expel(self, client: Client, text: str, now_ns: int) -> None:
-        """What it writes to the driver cannot be read any more. It is told, and its lines stay its own."""
-        who = describe(client)
+    def expel(self, client: Client, text: str, now_ns: int) -> str:
+        """What it writes to the driver cannot be read any more. It is told, and its lines stay its own.
+
+        Returns what to say of it.
+        """
+        said = f"client {describe(client)}, uid {client.record.uid}, is expelled: {text}"
         self._clients.mark(client, lib.SHMD_CLIENT_GONE)
-        said = f"{who} is expelled: {text}"
         self._authority.log_error(said, now_ns)
         self._events.error(said)
         for lease in self._leases.of_client(client.client_id):
-            self.revoke(lease, Reason.REVOKED, said, now_ns)
+            self.revoke(lease, Reason.EXPELLED, said, now_ns)
         self._remove_gone(client)
+        return said
 
     def client_stalled(self, client: Client) -> None:
         """Silent, not overdue yet: shown, nothing ends."""
