@@ -100,7 +100,8 @@ enum {
     SHMD_REASON_CLOSED = 32, SHMD_REASON_ABORTED = 33, SHMD_REASON_DIED = 34, SHMD_REASON_EXPIRED = 35,
     SHMD_REASON_EVICTED = 36, SHMD_REASON_REVOKED = 37, SHMD_REASON_BAD_GATE = 38, SHMD_REASON_UNCONFIRMED = 39,
     SHMD_REASON_SHUTDOWN = 40, SHMD_REASON_DELIVERED = 41, SHMD_REASON_SUPERSEDED = 42,
-    SHMD_REASON_TRUNCATED = 43
+    SHMD_REASON_TRUNCATED = 43,
+    SHMD_REASON_EXPELLED = 44       /* what its client wrote to the driver could not be read */
 };
 
 /* The purpose of a system call. One errno has different hints for different purposes (shmd_errno_hint). */

@@ -181,6 +181,7 @@ const char *shmd_reason_text(uint32_t reason)
         [SHMD_REASON_DELIVERED] = "everything was delivered",
         [SHMD_REASON_SUPERSEDED] = "superseded by a newer driver or producer",
         [SHMD_REASON_TRUNCATED] = "another process truncated one of its segments",
+        [SHMD_REASON_EXPELLED] = "its client was expelled, because what it wrote to the driver could not be read",
     };
     static _Thread_local char unknown[32];
     if (reason < sizeof texts / sizeof texts[0] && texts[reason] != NULL)

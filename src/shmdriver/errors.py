@@ -130,6 +130,7 @@ class Reason(IntEnum):
     DELIVERED = 41
     SUPERSEDED = 42
     TRUNCATED = 43
+    EXPELLED = 44
 
     @property
     def words(self) -> str:

@@ -238,7 +238,8 @@ class Boot(Registry):
             Reason.DELIVERED: not is_producer(record) and not record.flags & lib.SHMD_ATTACH_FOLLOW,
             Reason.EVICTED: reliable,
             Reason.BAD_GATE: model.liar,
-            Reason.REVOKED: model.revoke_asked or owner.is_liar,
+            Reason.REVOKED: model.revoke_asked,
+            Reason.EXPELLED: owner.is_liar,
             Reason.SHUTDOWN: self.ending,
             Reason.SUPERSEDED: self.ending and self.fresh_asked,
         }.get(reason, False)

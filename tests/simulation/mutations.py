@@ -82,7 +82,7 @@ MUTATIONS = {
     "who left after it had expired is not heard": Mutation(
         LeaseWatch, "check", "for lease in tables.leases.all_quarantined:", "for lease in ():"),
     "an expelled client's epochs count as lost memory": Mutation(
-        Tenure, "expel", "self.revoke(lease, Reason.REVOKED, said, now_ns)",
+        Tenure, "expel", "self.revoke(lease, Reason.EXPELLED, said, now_ns)",
         "self.revoke(lease, Reason.TRUNCATED, said, now_ns)"),
     "who ruins its ring goes on": Mutation(
         ControlRings, "_read", "self._expel(client, text, now_ns)", "pass"),

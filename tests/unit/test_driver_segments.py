@@ -196,7 +196,7 @@ def test_client_whose_control_segment_is_lost_is_expelled_alone(rig: Rig, how: s
         path.unlink()
     rig.start()
     rig.tick()
-    assert (rig.lease_state(gone), rig.lease(gone).end_reason) == (lib.SHMD_LEASE_REVOKED, Reason.REVOKED)
+    assert (rig.lease_state(gone), rig.lease(gone).end_reason) == (lib.SHMD_LEASE_REVOKED, Reason.EXPELLED)
     assert rig.lease_state(kept) in (lib.SHMD_LEASE_ATTACHED, lib.SHMD_LEASE_ACTIVE)
     assert other.produce("c").code == lib.SHMD_CODE_OK
     answer = lost.hear()

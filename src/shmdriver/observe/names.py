@@ -38,7 +38,7 @@ REASONS: Final = _labels(
     *("schema", "layout", "no_memory", "bad_name", "undrained", "not_owner", "unknown_client"),
     *("refused_reliable", "token", "rate", "size", "closed", "aborted", "died", "expired"),
     *("evicted", "revoked", "bad_gate", "unconfirmed", "shutdown", "delivered", "superseded", "truncated"),
-    "driver_died",
+    *("driver_died", "expelled"),
 )
 EVENT_KINDS: Final = _labels(
     "SHMD_EVENT_",
