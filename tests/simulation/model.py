@@ -82,7 +82,7 @@ class Boot(Registry):
         self.settled = False  # the driver is between two ticks, or was when it was killed
         self.end_asked = self.fresh_asked = False
         self.driver_since_ns = 0
-        self.has_waiting = False  # the driver knows of requests that it has not read yet
+        self.has_waiting = False  # the driver knows of requests, or of damage, that it has not looked at yet
         self._unread: dict[Process, tuple[int, int]] = {}  # without a connection: how many, and since when
         self.inherited = 0  # SHMD_LIFECYCLE_* that the present driver found
         self.retired_unread = 0

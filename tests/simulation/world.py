@@ -260,7 +260,7 @@ class World:
         assert driver is not None
         events = boot.observe()
         over = driver.state is State.STOPPED
-        boot.has_waiting = driver._ring.has_waiting
+        boot.has_waiting = driver._ring.has_waiting or driver._damage.is_new  # a tick follows at once
         boot.scan(self.tick_ns, settled=not over)
         boot.note_answers(events)
         self._hear_strangers()
