@@ -183,6 +183,17 @@ def test_silence_is_not_counted_while_the_driver_is_late(rig: Rig) -> None:
     assert rig.lease_state(consumer) == lib.SHMD_LEASE_EXPIRED, "what the driver sees in time counts"
 
 
+@pytest.mark.fault(51, how="lease checks that always come late")
+def test_silent_client_expires_although_each_check_comes_late(rig: Rig) -> None:
+    client = rig.client()
+    client.consume()
+    for _ in range(20 * TIMEOUT_MS // CHECK_MS):
+        stand_still(rig, CHECK_MS + 60)
+        if rig.client_state(client) not in (lib.SHMD_CLIENT_ALIVE, lib.SHMD_CLIENT_STALLED):
+            return
+    pytest.fail("it is silent, and does not expire")
+
+
 @pytest.mark.fault(51, how="ticks that come late, each by less than a second")
 def test_consumer_is_not_evicted_for_the_drivers_lateness(rig: Rig) -> None:
     writer, reader = rig.client(), rig.client()

@@ -298,6 +298,22 @@ def test_hello_whose_client_was_known_when_the_driver_died_is_answered(
     assert len(rig.driver.tables.clients) == 1
 
 
+def test_attach_that_was_answered_before_its_driver_died_is_not_held_against_the_next_one(
+    rig: Rig, killed: Callable[..., None]
+) -> None:
+    """The kill comes between the answer and the end of the note."""
+    client = rig.client()
+    rig.driver.set_maintenance(True, "a test")
+    raw = client.attach_request("s", PRODUCER)
+    client.send(raw)
+    killed(work._Note, "__exit__")
+    answers = [event.reason for event in rig.events if event.correlation_id == raw.correlation_id]
+    assert answers == [Reason.MAINTENANCE]
+    rig.driver.set_maintenance(False, "a test")
+    rig.tick()
+    assert client.produce("s").code == lib.SHMD_CODE_OK
+
+
 def test_nothing_is_noted_once_requests_are_answered(rig: Rig) -> None:
     client = rig.client()
     answer = client.produce()

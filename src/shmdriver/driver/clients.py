@@ -363,7 +363,10 @@ class ClientTable:
         """The driver was late: so much of each client's silence does not count."""
         for client in self._by_id.values():
             watch = self.watches[client.index]
-            watch.seen_ns = max(int(watch.seen_ns), min(int(watch.seen_ns) + late_ns, now_ns))
+            seen_ns = int(watch.seen_ns)
+            watch.seen_ns = max(seen_ns, min(seen_ns + late_ns, now_ns))
+            if client.activity is not None and client.activity[0] == seen_ns:  # it is silent since, still
+                client.activity = int(watch.seen_ns), client.activity[1]
 
     def await_beats(self, until_ns: int) -> None:
         """No silence counts before ``until_ns``: by the former interval clients may sleep until then."""

@@ -45,6 +45,15 @@ class EventLog:
 
     # -- answers
 
+    def has_answered(self, correlation_id: int) -> bool:
+        """Whether an answer to this request is in the ring still."""
+        base, found = self._authority.base, ffi.new("shmd_event_t *")
+        cursor = ffi.new("uint64_t *", max(0, int(base.event_head) - int(base.event_slots)))
+        while lib.shmd_event_poll(base, cursor, found, ffi.NULL) == 1:
+            if found.correlation_id == correlation_id:
+                return True
+        return False
+
     def attach_response(self, lease: Any, stream_name: str) -> None:
         """A lease, wired as its record says (``shmd_lease_record_t *``)."""
         event = self._of_lease(lib.SHMD_EVENT_ATTACH_RESPONSE, lease, stream_name)

@@ -165,7 +165,7 @@ class LeaseWatch:
         if before is None or before[0] != seen_ns:
             return True
         noted = before[1]
-        is_same = noted.keys() == found.keys()
+        is_same = found.keys() <= noted.keys()  # what the driver itself has ended is no sign of life
         if is_same and not any(_has_moved(noted[lease_id], found[lease_id]) for lease_id in found):
             return False
         tables.clients.seen(client, now_ns)

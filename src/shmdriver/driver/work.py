@@ -13,7 +13,8 @@ died at them:
 
 Requests that wait (in the ring, for the memory worker, for their grant) are never noted. A client that was
 told may ask again, which is a new request. A client that attaches anew by itself has another request for the
-same stream and role by then, and is told by the refusal of that one.
+same stream and role by then, and is told by the refusal of that one; unless the first had its answer: its
+driver died right after that, and need not have died of it.
 
 Why a kill at any moment is right: each entry of the authority has one writing thread, and notes in one entry
 never nest. The state is stored last (release). The successor reads it once it holds the instance's lock,
@@ -104,7 +105,9 @@ class Work:
         for entry in self._notes:
             if entry.state:
                 entry.driver_pid, entry.died_ns = pid, now_ns
-                state = TOLD if self._is_granted(int(entry.correlation_id)) else NOTED
+                correlation_id = int(entry.correlation_id)
+                is_told = self._is_granted(correlation_id) or self._tables.events.has_answered(correlation_id)
+                state = TOLD if is_told else NOTED
                 self._remember(_key(entry), entry, int(entry.deaths) + 1, state)
                 found.append(
                     f"the driver before (pid {pid}) died while request "
