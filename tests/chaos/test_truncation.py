@@ -22,11 +22,10 @@ from typing import Any
 import pytest
 
 import shmdriver
-from shmdriver._native import lib
 from shmdriver.errors import Reason
 from shmdriver.observe import Instance
 from tests.chaos.stage import Actor, Stage, Zygote, moves_on, wait_until
-from tests.segments import SHM, path_of, paths_of
+from tests.segments import SHM, control_of, path_of, paths_of
 
 MEMBER = 65533  # a uid without a name will do
 IS_ROOT = os.geteuid() == 0
@@ -84,7 +83,7 @@ def punch(path: Path, start: int, size: int) -> bool:
 
 def segment(stage: Stage, kind: str, stream: str = "victim") -> Path:
     """The newest segment of that kind: of a stream, or of the instance."""
-    if kind in ("control", "authority"):
+    if kind == "authority":
         return path_of(stage.instance, kind)
     with Instance(stage.instance) as view:
         current = next(each for each in view.streams() if each.name == stream).current
@@ -143,12 +142,13 @@ class Company:
         for actor in self.victims:
             assert actor.join() == 0, actor.log_text()
 
-    def notices_nothing(self) -> None:
-        """Newcomers are served, no lease has ended, the stream goes on to its clean end."""
+    def notices_nothing(self, *, revoked: int = 0) -> None:
+        """Newcomers are served, none of its leases has ended, the stream goes on to its clean end."""
         newcomers_are_served(self.stage, "new")
         moves_on(self.reader, 500)
         counters = self.stage.counters()
-        assert counters["leases_expired"] == counters["clients_died"] == counters["leases_revoked"] == 0
+        assert (counters["leases_expired"], counters["clients_died"]) == (0, 0)
+        assert counters["leases_revoked"] == revoked
         self.writer.say("stop")
         self.writer.wait_for("closed")
         assert self.reader.wait_for("error")["error"] == "EndOfStream"
@@ -222,54 +222,59 @@ def test_hole_in_a_stream_ends_it_too(make_stage: Callable[..., Stage], kind: st
     company.bystanders_notice_nothing()
 
 
-@pytest.mark.fault(48, how="ftruncate of the control segment by a group member")
-@pytest.mark.parametrize("size", [0, PAGE, 3 * PAGE])
-def test_truncated_control_segment_is_made_whole_and_nobody_ends(
+def control_segment(client: shmdriver.Client) -> Path:
+    with Instance(client.instance) as view:
+        return control_of(view, client.client_id)
+
+
+def write_over(path: Path, size: int) -> None:
+    with path.open("r+b") as file:
+        file.write(b"\xa5" * size)
+
+
+def is_expelled(stage: Stage, client: shmdriver.Client) -> None:
+    """The driver says so, and serves that client no more."""
+    assert stage.driver is not None
+    driver = stage.driver
+    wait_until(lambda: "is expelled" in driver.log_text(), "the driver to say so")
+    with pytest.raises(shmdriver.ShmDriverError):
+        client.producer("more", attach_timeout=60)
+    tools_say(stage)
+
+
+@pytest.mark.fault(48, how="ftruncate of a client's control segment, which only it can open")
+@pytest.mark.parametrize("size", [0, 2 * PAGE])  # its ring and its beat; what it says of its leases
+def test_client_that_truncates_its_control_segment_is_expelled_and_nobody_else_notices(
     make_stage: Callable[..., Stage], size: int
 ) -> None:
     stage = shared_by_a_group(make_stage)
     company = Company(stage, "flowing")
-    path = segment(stage, "control")
-    whole = path.stat().st_size
-    assert truncate(path, size)
-    wait_until(lambda: path.stat().st_size == whole, "the control segment to be whole again")
-    repaired_ns = int(lib.shmd_now_ns())
-    assert stage.driver is not None
-    driver = stage.driver
-    wait_until(lambda: "truncated by a client, and whole again" in driver.log_text(), "the driver to say so")
-
-    def has_seen_all() -> bool:
-        with Instance(stage.instance) as view:
-            now_ns = int(lib.shmd_now_ns())
-            return all(now_ns - client.seen_age_ns > repaired_ns for client in view.clients())
-
-    wait_until(has_seen_all, "every client's heart to beat where the driver sees it")
-    assert "truncated_control" in tools_say(stage)
-    company.notices_nothing()
+    with shmdriver.connect(stage.instance, timeout=60) as client:
+        out = client.producer("lost")
+        control = control_segment(client)
+        assert not truncate(control, size) or not IS_ROOT, "another user opened it"
+        os.truncate(control, size)
+        is_expelled(stage, client)
+        with pytest.raises(shmdriver.LeaseRevoked, match="expelled"):
+            while True:
+                out.publish(b"x", timeout=0)
+    company.notices_nothing(revoked=1)
 
 
-def write_over(path: Path, size: int) -> bool:
-    def work() -> None:
-        with path.open("r+b") as file:
-            file.write(b"\xa5" * size)
-
-    return as_member(work)
-
-
-@pytest.mark.fault(48, how="ftruncate and garbage in the control segment between two drivers")
-@pytest.mark.parametrize("damage", [truncate, write_over])
-def test_control_segment_that_is_damaged_between_two_drivers_is_adopted_and_nobody_ends(
-    make_stage: Callable[..., Stage], damage: Callable[[Path, int], bool]
+@pytest.mark.fault(48, how="ftruncate and garbage in a client's control segment between two drivers")
+@pytest.mark.parametrize("damage", [os.truncate, write_over])
+def test_client_whose_control_segment_is_damaged_between_two_drivers_is_expelled_alone(
+    make_stage: Callable[..., Stage], damage: Callable[[Path, int], None]
 ) -> None:
     stage = shared_by_a_group(make_stage)
     company = Company(stage, "flowing")
-    path = segment(stage, "control")
-    whole = path.stat().st_size
-    assert stage.driver is not None
-    stage.driver.kill()
-    assert damage(path, 64)
-    stage.start_driver()
-    wait_until(lambda: path.stat().st_size == whole, "the control segment to be whole again")
+    with shmdriver.connect(stage.instance, timeout=60) as client:
+        control = control_segment(client)
+        assert stage.driver is not None
+        stage.driver.kill()
+        damage(control, 64)
+        stage.start_driver()
+        is_expelled(stage, client)
     company.notices_nothing()
 
 
@@ -457,7 +462,7 @@ def test_claim_that_loses_its_segment_is_refused_by_name(
 
 def random_damage(stage: Stage, chance: random.Random) -> None:
     """One segment of the instance that a member may write, truncated or with a hole, at any moment."""
-    paths = [path for kind in ("control", "data", "gates") for path in paths_of(stage.instance, kind)]
+    paths = [path for kind in ("data", "gates") for path in paths_of(stage.instance, kind)]
     path = chance.choice(sorted(paths))
     with contextlib.suppress(FileNotFoundError):  # the epoch has ended meanwhile
         size = path.stat().st_size
@@ -504,99 +509,6 @@ def test_truncations_for_minutes_kill_nobody(make_stage: Callable[..., Stage], f
     cycles = 100
     rounds_of_damage(shared_by_a_group(make_stage), random.Random(2), cycles)
     fault_cycles(cycles)
-
-
-FULL_MOUNT = """
-import ctypes, glob, os, sys, threading, time
-import shmdriver
-from shmdriver.driver.config import Config
-from shmdriver.driver.embedded import EmbeddedDriver
-from shmdriver.observe import Instance
-
-config = Config.load(env={}, overrides={
-    "policies.lease_timeout_ms": 400, "policies.heartbeat_interval_ms": 50,
-    "policies.lease_check_interval_ms": 20, "profiles.default.arena": 65536,
-    "policies.limits.clients": 8, "policies.limits.leases": 16, "policies.limits.streams": 4})
-driver = EmbeddedDriver(config=config)
-driver.start()
-(path,) = glob.glob(f"/dev/shm/shmd.{driver.instance}.*.control")
-with shmdriver.connect(driver.instance, timeout=60) as client:
-    consumer = client.consumer("s")
-    out = client.producer("s", slots=64)
-    filler = os.open("/dev/shm/filler", os.O_RDWR | os.O_CREAT)
-    control = os.open(path, os.O_RDWR)
-    size = os.fstat(control).st_size
-    pause = threading.Event()
-
-    def fill():
-        try:
-            while True:
-                os.write(filler, bytes(4096))
-        except OSError:
-            pass
-
-    def damage():
-        # The mount is full before the hole: else the driver may have mended it before there is no memory.
-        fill()
-        assert ctypes.CDLL(None).fallocate(control, 3, ctypes.c_long(0), ctypes.c_long(size)) == 0
-        fill()
-        pause.wait(0.2)
-
-    def view(look):
-        with Instance(driver.instance) as instance:
-            return look(instance)
-
-    def wait(look):
-        while not view(look):
-            pause.wait(0.01)
-
-    while not view(lambda instance: "truncated_control" in instance.driver().degraded):
-        damage()
-    ticks = view(lambda instance: instance.counters()["ticks"])
-    wait(lambda instance: instance.counters()["ticks"] > ticks + 100)  # five times a lease's timeout
-    assert view(lambda instance: instance.counters()["leases_expired"]) == 0
-    out.publish(b"still here")
-    assert bytes(consumer.read(timeout=60)) == b"still here"
-    os.ftruncate(filler, 0)
-    # A request may be written, read and answered before the driver has looked at the segment again.
-    wait(lambda instance: os.stat(path).st_blocks * 512 >= size)
-    other = client.producer("t", slots=64, attach_timeout=60)  # whole again: somebody can attach
-    other.close()
-    out.close()
-    consumer.close()
-driver.stop()
-print("survived")
-"""
-
-
-@pytest.mark.skipif(not IS_ROOT, reason="mounting a /dev/shm of its own takes root")
-@pytest.mark.fault(
-    48, how="a hole in the control segment with a full mount, for longer than a lease's timeout"
-)
-def test_control_segment_without_memory_ends_no_lease_and_is_mended_when_there_is_some() -> None:
-    mount = 'mount -t tmpfs -o size=8m tmpfs /dev/shm && exec "$@"'
-    result = subprocess.run(
-        [
-            "unshare",
-            "-m",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            mount,
-            "sh",
-            sys.executable,
-            "-c",
-            FULL_MOUNT,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    if "unshare" in result.stderr or "mount:" in result.stderr:
-        pytest.skip(f"no mount of its own here: {result.stderr}")
-    assert (result.returncode, result.stdout) == (0, "survived\n"), result.stderr
 
 
 FAULT_HANDLER = """
