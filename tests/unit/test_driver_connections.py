@@ -81,10 +81,9 @@ def test_welcome_comes_with_both_segments_and_the_authority_cannot_be_written(ri
         modes = [os.O_ACCMODE & flags for flags in map(_flags, fds)]
         assert modes == [os.O_RDONLY, os.O_RDWR]
         authority = rig.driver.tables.authority
-        control = next(iter(rig.driver.tables.clients)).control
         inodes = [os.fstat(fd).st_ino for fd in fds]
         assert inodes[0] == os.fstat(authority.file.fd).st_ino
-        assert inodes[1] == Path(f"/dev/shm{control.name}").stat().st_ino
+        assert inodes[1] == rig.control_path(client).stat().st_ino
     finally:
         for fd in fds:
             os.close(fd)
