@@ -463,6 +463,8 @@ def test_claim_that_loses_its_segment_is_refused_by_name(
 def random_damage(stage: Stage, chance: random.Random) -> None:
     """One segment of the instance that a member may write, truncated or with a hole, at any moment."""
     paths = [path for kind in ("data", "gates") for path in paths_of(stage.instance, kind)]
+    if not paths:  # between two epochs
+        return
     path = chance.choice(sorted(paths))
     with contextlib.suppress(FileNotFoundError):  # the epoch has ended meanwhile
         size = path.stat().st_size
