@@ -520,6 +520,27 @@ def test_client_for_which_no_descriptors_are_left_is_refused_by_number(rig: Rig)
     assert stranger.hello().code == Code.OK
 
 
+def test_driver_that_cannot_accept_tries_again_at_its_next_tick(rig: Rig) -> None:
+    stranger = Requester(rig)
+    stranger.say(stranger.hello_message())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (5, hard))  # below what is open: no number is free
+        rig.tick()
+        assert not rig.driver.connections.is_quiet
+        assert rig.driver.next_deadline_ns() > rig.clock.now_ns, "it does not spin meanwhile"
+        rig.tick(100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    rig.tick(100)
+    answer = stranger.hear()
+    assert answer is not None
+    assert answer.code == Code.OK
+    assert rig.driver.connections.is_quiet
+    error = lib.shmd_authority_error(rig.view.authority, 0)
+    assert b"nobody can connect" in ffi.string(error.text)
+
+
 def test_connections_that_come_and_go_leave_no_descriptor(rig: Rig) -> None:
     def used() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
