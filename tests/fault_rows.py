@@ -89,7 +89,7 @@ _HOSTILE = (
     (24, "bytes flip between check and use", "no effect: the copy is what was checked", "flipping thread"),
     (25, "forged lease or client id; others' detach", "rejected, counted", "replay"),
     (26, "gate jumps back or far ahead", "that consumer is revoked; others unaffected", "poke"),
-    (27, "stops in the middle of a request to the driver", "nobody else waits; it goes on later", "failpoint stop"),
+    (27, "stops in the middle of a request", "nobody else waits for it; it goes on later", "failpoint stop"),
     (28, "attach flood", "budget a tick and a client; others' attach latency bounded", "2 loops"),
     (29, "wrong, replayed or missing shutdown token", "refused, answered, counted, rate-limited", "replay"),
 )  # fmt: skip
