@@ -1,6 +1,6 @@
 /* shmd_folder.c: the runtime folder of an instance: how a driver makes it, and how it goes.
  *
- * The first place is taken in which a file with a page can be made. Making and finding walk the same paths (shmd_place.c), because
+ * The first place is taken that has room for a driver's files. Making and finding walk the same paths (shmd_place.c), because
  * a driver and a client that look in different places do not meet. */
 #include "shmd_place.h"
 
@@ -10,7 +10,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-enum { TURNS = 16 };
+enum { TURNS = 16, ROOM_BYTES = 16 << 10 };
 
 /* The folder `name` of this user in parent, made where it is not there; *made: whether it was. */
 static int make_below(const shmd_spot_t *parent, const char *name, mode_t mode, int for_group, int *made, shmd_spot_t *out)
@@ -36,13 +36,13 @@ static int make_below(const shmd_spot_t *parent, const char *name, mode_t mode, 
     return rc;
 }
 
-/* Whether a file with a page can be made there: not where the file system is read-only or full. */
+/* Whether there is room for a driver's files there: not where the file system is read-only or full. */
 static int probe(const shmd_spot_t *folder)
 {
     int fd = openat(folder->fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (fd < 0)
         return errno == EOPNOTSUPP || errno == EISDIR ? 0 : shmd_place_say(SHMD_PLACE_UNKNOWN, "no file can be made in %s: %s", folder->path, shmd_errno_text(SHMD_CALL_FILE, errno));
-    int error = posix_fallocate(fd, 0, 1);
+    int error = posix_fallocate(fd, 0, ROOM_BYTES);
     (void)close(fd);
     return error == 0 || error == EOPNOTSUPP || error == EINVAL ? 0 : shmd_place_say(SHMD_PLACE_UNKNOWN, "no file can be made in %s: %s", folder->path, shmd_errno_text(SHMD_CALL_FILE, error));
 }

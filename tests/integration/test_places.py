@@ -180,7 +180,12 @@ def test_place_below_what_a_stranger_keeps_to_himself_is_passed_over(
     instance_name: str, tmp_path: Path
 ) -> None:
     kept = SHM / f"{instance_name}-kept"
-    as_user(STRANGER, [], lambda: (kept / "run").mkdir(parents=True) or kept.chmod(0o700))
+
+    def keep() -> None:
+        (kept / "run").mkdir(parents=True)
+        kept.chmod(0o700)
+
+    as_user(STRANGER, [], keep)
     environment = {"XDG_RUNTIME_DIR": str(kept / "run")}
     try:
         with UsersDriver(instance_name, MEMBER, tmp_path / "log", environment=environment) as driver:

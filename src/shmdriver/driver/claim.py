@@ -2,8 +2,8 @@
 
 Used by a start and by collect. What decides whether an authority has a driver, in this order:
 
-* somebody is taking it over (its claim is odd): so it is while life is seen, else the claimant has died; it has
-  died, too, when it claimed under the lock that is held now;
+* somebody is taking it over (its claim is odd): so it is while life is seen, else the claimant has died;
+  it has died, too, when it claimed under the lock that is held now;
 * it was driven under the lock that is held now: it has none, whoever shows life on it (a reader may);
 * the lock in the folder that it records, if that folder can be opened: free is none, held is one;
 * else the sign of life: none is none; some, or what cannot be told, is a driver unless its process is
