@@ -729,6 +729,40 @@ def test_no_thread_forks_between_the_opening_of_a_lock_and_its_being_known(tmp_p
     os.close(writer)
 
 
+FORKS_IN_C = """
+import ctypes, os, sys
+from shmdriver.driver.config import Config
+from shmdriver.driver.driver import Driver
+driver = Driver(Config.load(env={}, overrides={"driver.instance": sys.argv[1]}))
+driver.start()
+child = ctypes.PyDLL(None).fork()
+if child == 0:
+    sys.stdin.readline()
+    os._exit(0)
+print(child, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.fault(36, how="fork by a C library, and kill -9 of the parent")
+def test_child_that_was_forked_in_c_does_not_hold_the_instance(rig: Rig) -> None:
+    rig.crash()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORKS_IN_C, rig.instance],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    child = os.pidfd_open(int(line_of(parent)))
+    parent.kill()
+    parent.wait()
+    rig.start()
+    assert not select.select([child], [], [], 0)[0], "the child lives on"
+    parent.communicate("\n")
+    assert select.select([child], [], [], 60)[0]
+    os.close(child)
+
+
 MAKES_AND_REMOVES = """
 import sys
 from shmdriver import runtime_folder
