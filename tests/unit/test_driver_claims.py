@@ -23,7 +23,7 @@ from shmdriver.driver.authority_file import AuthorityFile, find_authorities
 from shmdriver.driver.collect import collect
 from shmdriver.driver.config import Config
 from shmdriver.driver.driver import Driver
-from shmdriver.driver.held import hold_opened, let_go
+from shmdriver.driver.held import hold, let_go, no_fork
 from shmdriver.driver.instance_lock import HINT_NAME, LOCK_NAME
 from shmdriver.driver.memory import InlineMemory
 from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, Reason, ShmDriverError
@@ -715,16 +715,14 @@ def test_no_thread_forks_between_the_opening_of_a_lock_and_its_being_known(tmp_p
 
     forking = threading.Thread(target=fork)
 
-    def opens() -> int:
+    with no_fork:
         opened.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         forking.start()
         select.select([reader], [], [], 0.2)  # a child that did not wait would have said so by then
-        return opened[0]
-
-    fd = hold_opened(opens)
+        hold(opened[0])
     forking.join()
     assert os.read(reader, 16) == b"closed"
-    let_go(fd)
+    let_go(opened[0])
     os.close(reader)
     os.close(writer)
 

@@ -13,11 +13,10 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, NamedTuple
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.held import hold_opened, let_go
+from shmdriver.driver.held import hold, let_go, no_fork
 from shmdriver.driver.segment_names import draw
 from shmdriver.driver.shm import (
     SegmentMap,
@@ -120,9 +119,9 @@ class AuthorityFile:
             made = cls()
             undo.callback(made.close)
             undo.callback(made.remove)
-            made.name, made.fd = draw(
-                instance, "authority", lambda name: hold_opened(partial(make_object, name)), tell
-            )
+            with no_fork:
+                made.name, made.fd = draw(instance, "authority", make_object, tell)
+                hold(made.fd)
             made.show_life()
             allocate(made.fd, made.name, size)
             undo.pop_all()
@@ -134,11 +133,15 @@ class AuthorityFile:
         with ExitStack() as undo:
             opened = cls(found.name)
             undo.callback(opened.close)
-            opened.fd = hold_opened(lambda: int(lib.shmd_found_open(found.native, 1)))
+            with no_fork:
+                opened.fd = lib.shmd_found_open(found.native, 1)
+                error = ffi.errno
+                if opened.fd >= 0:
+                    hold(opened.fd)
             if opened.fd >= 0:
                 undo.pop_all()
                 return opened
-            if opened.fd == lib.SHMD_E_LAYOUT or ffi.errno == errno.ENOENT:
+            if opened.fd == lib.SHMD_E_LAYOUT or error == errno.ENOENT:
                 return None
             raise ShmDriverError(last_error())
 

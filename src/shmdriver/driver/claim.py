@@ -23,7 +23,6 @@ import random
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, TypeVar
 
 from shmdriver import runtime_folder
@@ -36,7 +35,7 @@ from shmdriver.driver.authority_file import (
     passed_over,
     refuse_old_layout,
 )
-from shmdriver.driver.held import hold_opened, let_go
+from shmdriver.driver.held import hold, let_go, no_fork
 from shmdriver.driver.instance_lock import LOCK_NAME, STAYS, InstanceLock, try_lock
 from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, ShmDriverError
 from shmdriver.hints import command
@@ -200,7 +199,8 @@ class Claim:
             if (found.st_dev, found.st_ino) != recorded[:2] or found.st_uid != os.geteuid():
                 return None
             flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            fd = hold_opened(partial(os.open, LOCK_NAME, flags, dir_fd=folder))
+            with no_fork:
+                fd = hold(os.open(LOCK_NAME, flags, dir_fd=folder))
         except OSError:
             return None
         finally:

@@ -7,37 +7,31 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 
 from shmdriver._native import lib
 from shmdriver.errors import ShmDriverError
 from shmdriver.os_errors import last_error
 
-__all__ = ["hold_opened", "let_go"]
+__all__ = ["hold", "let_go", "no_fork"]
 
-_forking = threading.RLock()  # what a signal handler or a finaliser does meanwhile is the same thread's
+no_fork = threading.RLock()  # what a signal handler or a finaliser does meanwhile is the same thread's
 
 
-def hold_opened(opens: Callable[[], int]) -> int:
-    """What ``opens`` returns: a descriptor that children close from then on, or a negative number.
+def hold(fd: int) -> int:
+    """Children close this descriptor from now on; the same descriptor. Inside ``no_fork``, with its opening.
 
-    Raises ShmDriverError, and what ``opens`` raises.
+    Raises ShmDriverError.
     """
-    with _forking:
-        fd = opens()
-        if fd >= 0 and lib.shmd_held_add(fd) < 0:
-            os.close(fd)
-            raise ShmDriverError(last_error())
+    if lib.shmd_held_add(fd) < 0:
+        raise ShmDriverError(last_error())
     return fd
 
 
 def let_go(fd: int) -> None:
     """Closes it."""
-    with _forking:
+    with no_fork:
         lib.shmd_held_drop(fd)
         os.close(fd)
 
 
-os.register_at_fork(
-    before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_forking.release
-)
+os.register_at_fork(before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=no_fork.release)

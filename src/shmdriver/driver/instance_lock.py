@@ -17,12 +17,11 @@ import struct
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from enum import Enum
-from functools import partial
 from typing import Final
 
 from shmdriver import runtime_folder
 from shmdriver._native import ffi, lib
-from shmdriver.driver.held import hold_opened, let_go
+from shmdriver.driver.held import hold, let_go, no_fork
 from shmdriver.errors import ShmDriverError
 from shmdriver.os_errors import errno_text, last_error
 from shmdriver.runtime_folder import RuntimeFolder
@@ -66,14 +65,11 @@ class InstanceLock:
         keep_standard_descriptors()
         path = self.folder.path / LOCK_NAME
         try:
-            try:
-                self.fd = hold_opened(self._open_former)
-            except FileNotFoundError:
-                if not make:
+            with no_fork:
+                self._open(make=make)
+                if self.fd < 0:
                     return False
-                before, flags = self._contents(), os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
-                self.fd = hold_opened(partial(os.open, LOCK_NAME, flags, 0o600, dir_fd=self.folder.fd))
-                self._before = before
+                hold(self.fd)
         except (FileNotFoundError, FileExistsError):
             return False
         except OSError as error:
@@ -86,6 +82,15 @@ class InstanceLock:
             f"{path} has mode {found.st_mode:o} and belongs to uid {found.st_uid}; expected a regular "
             f"file of uid {os.geteuid()}: remove it, and start again"
         )
+
+    def _open(self, *, make: bool) -> None:
+        try:
+            self.fd = self._open_former()
+        except FileNotFoundError:
+            if make:
+                before, flags = self._contents(), os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
+                self.fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=self.folder.fd)
+                self._before = before
 
     def _open_former(self) -> int:
         try:
@@ -141,7 +146,9 @@ class InstanceLock:
         aside, fd = f"{LOCK_NAME}.{os.urandom(8).hex()}", -1
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
-            fd = hold_opened(partial(os.open, aside, flags, 0o600, dir_fd=folder.fd))
+            with no_fork:
+                fd = os.open(aside, flags, 0o600, dir_fd=folder.fd)
+                hold(fd)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.link(aside, LOCK_NAME, src_dir_fd=folder.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
         except BaseException as error:
