@@ -133,7 +133,7 @@ def test_driver_whose_lock_was_replaced_says_so_everywhere_until_it_has_it_again
                 return "lost_lock" in view.driver().degraded
 
         wait_until(degraded, "the driver to be degraded")
-        assert "was replaced while this driver holds its lock" in driver.log_text()
+        wait_until(lambda: "was replaced while this driver holds its lock" in driver.log_text(), "its log")
         assert tool("stat", "--check", "-i", instance_name).returncode == 1
         (check,) = (each for each in tool_json("doctor") if each["name"] == "instances")
         assert f"lost their lock: {instance_name}" in check["found"]
