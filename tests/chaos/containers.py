@@ -8,10 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import select
-import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,7 @@ def _unshare(flags: int) -> None:
 
 def _mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
     words = [word.encode() if word else None for word in (source, target, kind)]
-    _checked(
-        _libc.mount(*words, ctypes.c_ulong(flags), data.encode() or None), f"mount {source} on {target}"
-    )
+    _checked(_libc.mount(*words, ctypes.c_ulong(flags), data.encode() or None), f"mount {source} on {target}")
 
 
 def _own_mounts() -> None:
@@ -138,7 +136,7 @@ def _init(keeper: int, line: Line, arguments: Arguments, play: Play) -> Callable
         common = {name: arguments[name] for name in ("instance", "board")}
         for role, more in roles:
             if os.fork() == 0:
-                _end_with(lambda role=role, more=more: play(role, {**common, **more}, line))
+                _end_with(partial(play, role, {**common, **more}, line))
         return abs(os.waitstatus_to_exitcode(os.wait()[1]))  # who ends early ends the container
 
     return life
@@ -147,8 +145,8 @@ def _init(keeper: int, line: Line, arguments: Arguments, play: Play) -> Callable
 def wander(line: Line, arguments: Arguments) -> int:
     """A client that enters another place, ``before`` or after it has connected, and goes on there.
 
-    It exchanges messages with itself, on a stream that it had and on one that it attaches when it is told that
-    there is another driver.
+    It exchanges messages with itself: on a stream that it has, and on another one once it is told that there
+    is another driver.
     """
     import shmdriver
 

@@ -6,7 +6,6 @@ Silence ends nobody within ten minutes in these tests.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,15 +16,14 @@ from typing import Any
 import pytest
 
 from shmdriver.observe import Instance
-from tests.chaos.payload import Board
-from tests.chaos.stage import HEALTHY_S, ROOT, Actor, Stage, Zygote, moves_on, received, wait_until
+from tests.chaos.stage import HEALTHY_S, ROOT, Actor, Stage, Zygote, moves_on, wait_until
 from tests.chaos.visitors import usage
 from tests.segments import SHM, paths_of, runtime_folder_of
 from tests.tool import tool
 
 ENDLESS: dict[str, Any] = {"policies.lease_timeout_ms": 600_000}
 SMALL = {"slots": 256}
-CALM = {"listen_every": 16, "rest_s": 0.001}
+CALM: dict[str, Any] = {"listen_every": 16, "rest_s": 0.001}
 
 
 def is_healthy(stage: Stage) -> bool:
@@ -56,8 +54,7 @@ def a_container(stage: Stage) -> list[Actor]:
 
 @pytest.mark.usefixtures("namespaces")
 @pytest.mark.fault(12, 35, 44, how="SIGKILL of a driver and half of its clients; the others are stopped")
-@pytest.mark.parametrize("doomed", [processes, a_container])
-@pytest.mark.parametrize("reaped", [True, False])
+@pytest.mark.parametrize(("doomed", "reaped"), [(processes, True), (processes, False), (a_container, True)])
 def test_dead_of_a_driver_that_died_with_them_are_proved_before_anybody_says_hello(
     make_stage: Callable[..., Stage], doomed: Callable[[Stage], list[Actor]], reaped: bool
 ) -> None:
@@ -73,10 +70,13 @@ def test_dead_of_a_driver_that_died_with_them_are_proved_before_anybody_says_hel
     for actor in (stage.driver, reader, writer):
         actor.stop()
     for actor in dying:
+        if actor.role == "container":
+            actor.kill_init()
+            continue
         actor.send_signal(signal.SIGKILL)
-        wait_until(lambda actor=actor: not actor.alive, f"{actor} to be dead")
         if reaped:
             actor.join()
+    wait_until(lambda: not any(actor.alive for actor in dying), f"{dying} to be dead")
     stage.driver.kill()
     stage.start_driver()
     assert {lease.lease_id for lease in stage.leases()} == living
@@ -143,8 +143,13 @@ def exec_often(stage: Stage, times: int) -> None:
             process.communicate()
         wait_until(lambda: not stage.leases(), "the last image's leases to end")
 
+    def is_settled() -> bool:
+        with Instance(stage.instance) as view:
+            return not view.stream("s").epochs
+
     image_after_image(1)
-    before = wait_until(holdings, "a look")
+    wait_until(is_settled, "its epochs to be retired")
+    before = holdings()
     image_after_image(times)
     wait_until(lambda: holdings() == before, f"all to be as before: {before}")
     wait_until(lambda: is_healthy(stage), "health", HEALTHY_S)

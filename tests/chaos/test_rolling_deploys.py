@@ -9,7 +9,6 @@ one refused.
 
 from __future__ import annotations
 
-import os
 import signal
 import statistics
 from collections.abc import Callable
@@ -34,7 +33,7 @@ STRICT: dict[str, Any] = {
     "profiles.default.max_consumers": 2,
 }
 SMALL = {"slots": 256}
-CALM = {"listen_every": 16, "rest_s": 0.001}
+CALM: dict[str, Any] = {"listen_every": 16, "rest_s": 0.001}
 FIRST_WRITER = 100
 MESSAGES = 50  # each way, before a container is killed
 
@@ -69,6 +68,7 @@ class Deploys:
     def run(self, count: int) -> None:
         """So many deploys. Every second one begins before the driver can have seen the end of the last."""
         self._end(self._begin())
+        wait_until(lambda: not self.holdings().epochs["app"], "all that the first one sent to be read")
         before = self.holdings()
         container = self._begin()
         for number in range(1, count):
@@ -86,6 +86,7 @@ class Deploys:
 
     def holdings(self) -> Holdings:
         instance, used = self.stage.instance, usage(self.driver)
+        folder = runtime_folder_of(instance, self.stage.zygote.runtime)
         with Instance(instance) as view:
             return Holdings(
                 clients=frozenset(client.client_id for client in view.clients(gone=True)),
@@ -93,7 +94,7 @@ class Deploys:
                 kept_from_others=sum(lease.quarantined for lease in view.leases(ended=True)),
                 epochs={stream.name: len(stream.epochs) for stream in view.streams()},
                 segments=len(paths_of(instance)),
-                folder=frozenset(os.listdir(runtime_folder_of(instance, self.stage.zygote.runtime))),
+                folder=frozenset(path.name for path in folder.iterdir()),
                 files=used["files"],
                 threads=used["threads"],
                 mappings=used["mappings"],
@@ -123,10 +124,8 @@ class Deploys:
         names = {f"producer-{writer}", f"consumer-{writer}"}
         leases = {lease.lease_id for lease in self.stage.leases() if lease.client_name in names}
         assert len(leases) == len(names)
-        init = os.pidfd_open(container.wait_for("init")["init"])
         killed_ns = int(lib.shmd_now_ns())
-        signal.pidfd_send_signal(init, signal.SIGKILL)
-        os.close(init)
+        container.kill_init()
         assert container.join() == signal.SIGKILL, container.log_text()
         self.sent[writer] = container.board[Board.SENT]
         assert container.words("failure") == []
@@ -172,8 +171,10 @@ def roll(stage: Stage, driver: int, count: int) -> None:
     wait_until(lambda: tool("stat", "--check", "-i", stage.instance).returncode == 0, "health", HEALTHY_S)
     deploys.close()
     took = sorted(deploys.took_ms)
-    print(f"{count} deploys; from kill to the end of a lease: p50 {statistics.median(took):.2f} ms, "
-          f"p99 {took[len(took) * 99 // 100]:.2f} ms, most {took[-1]:.2f} ms of {len(took)}")
+    print(
+        f"{count} deploys; from kill to the end of a lease: p50 {statistics.median(took):.2f} ms, "
+        f"p99 {took[len(took) * 99 // 100]:.2f} ms, most {took[-1]:.2f} ms of {len(took)}"
+    )
 
 
 @pytest.mark.usefixtures("namespaces")
@@ -196,7 +197,9 @@ def test_rolling_deploys_below_a_driver_that_knows_none_of_their_pids(
     with Stage(instance_name, tmp_path, zygote, **STRICT) as stage:
         container = stage.actor("container", roles=[["driver", {"settings": stage.settings}]])
         wait_until(lambda: " serves: " in container.log_text() or not container.alive, "a driver to serve")
-        roll(stage, container.wait_for("init")["init"], 10)
+        init = container.wait_for("init")["init"]
+        (driver,) = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+        roll(stage, int(driver), 10)
         with Instance(instance_name) as view:
             assert {client.pid for client in view.clients(gone=True)} <= {0}
 
