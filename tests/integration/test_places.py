@@ -133,7 +133,8 @@ def test_driver_whose_lock_was_replaced_says_so_everywhere_until_it_has_it_again
                 return "lost_lock" in view.driver().degraded
 
         wait_until(degraded, "the driver to be degraded")
-        wait_until(lambda: "was replaced while this driver holds its lock" in driver.log_text(), "its log")
+        told = "was replaced while this driver holds its lock"
+        wait_until(lambda: told in driver.log_text(), "the driver to say so, which it does afterwards")
         assert tool("stat", "--check", "-i", instance_name).returncode == 1
         (check,) = (each for each in tool_json("doctor") if each["name"] == "instances")
         assert f"lost their lock: {instance_name}" in check["found"]
@@ -156,17 +157,32 @@ cd / && exec env -i PATH=/usr/bin:/bin PYTHONPATH="$0" PYTHONDONTWRITEBYTECODE=1
 """
 
 
+DEMO = """
+import os, sys
+from shmdriver.cli.app import run
+assert not any(os.access(folder, os.W_OK) for folder in ("/run", "/tmp"))
+code = run(["demo", "--quick"])
+print("left:", os.listdir("/dev/shm"))
+sys.exit(code)
+"""
+
+
+def in_a_bare_container(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python in a mount namespace, without an environment. Skips the test where there can be none."""
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", BARE, str(ROOT), sys.executable]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=400, check=False)
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip(f"NOT LOOKED AT: no permission to make a mount namespace: {done.stderr}")
+    return done
+
+
 @needs_root
 @pytest.mark.fault(
     78, how="no HOME, no XDG_RUNTIME_DIR, /run and /tmp read-only; root, a user without a name"
 )
 @pytest.mark.parametrize("uid", [0, 54321])
 def test_in_a_bare_container_all_meet_in_dev_shm_and_nothing_stays_there(uid: int) -> None:
-    program = [sys.executable, str(ROOT / "tests/integration/bare_container.py"), str(uid)]
-    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", BARE, str(ROOT), *program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-    if done.returncode == 99 or "unshare" in done.stderr:
-        pytest.skip(f"NOT LOOKED AT: no permission to make a mount namespace: {done.stderr}")
+    done = in_a_bare_container(str(ROOT / "tests/integration/bare_container.py"), str(uid))
     assert done.returncode == 0, done.stderr
     found, health, left = done.stdout.splitlines()
     assert re.search(rf"bare: /dev/shm/shmdriver-{uid}\.[0-9a-f]{{16}}/bare", found)
@@ -260,3 +276,14 @@ def test_former_folder_that_is_read_only_does_not_bar_the_next_driver(
     finally:
         place.rmdir()
     assert not paths_of(instance_name)
+
+
+@needs_root
+@pytest.mark.slow
+@pytest.mark.fault(78, how="the demo as root, without HOME and XDG_RUNTIME_DIR, /run and /tmp read-only")
+def test_in_a_bare_container_the_demo_shows_everything_and_nothing_stays_there() -> None:
+    done = in_a_bare_container("-c", DEMO)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\u2717" not in done.stdout
+    assert "lost 0" in done.stdout
+    assert done.stdout.splitlines()[-1] == "left: []"
