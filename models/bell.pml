@@ -5,10 +5,11 @@
  *    (shmd_sleeper.c).
  *
  * Property: no request is left in a ring while the driver sleeps. The driver sleeps until a connection that it waits
- * for has a byte or an end, or a Hello comes. Only while a client is beyond its budget does the next tick end the sleep,
- * too. The client says Hello again once for a reason of its own, and whenever it finds its connection ended. The driver
- * may be killed once, at any step. The client's process-local mutex covers a request with its bell, and the change of
- * its connection; so the client is one process here. A socket that holds one byte stands for one that is full.
+ * for has a byte or has ended, or a Hello comes. While a client is beyond its budget, the driver does not wait for that
+ * connection, and the next tick ends the sleep. The client says Hello again once for a reason of its own, and whenever
+ * it finds its connection ended. The driver may be killed once, at any step; its successor looks into a ring when a byte
+ * comes. A mutex in the client's memory covers each request with its byte, and each change of the connection, so the
+ * client is one process here. A socket with room for one byte stands for one that is nearly full.
  *
  * mutation NO_CLIENT_FENCE   K4: the client looks whether its byte has room while the tail is still on the way
  * mutation NO_DRIVER_FENCE   K4: the driver loads the tail while the room that it made is still on the way

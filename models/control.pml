@@ -3,11 +3,11 @@
  * C: shmd_client_ring_send, shmd_client_ring_poll, shmd_client_ring_advance (shmd_client_ring.c).
  *
  * Property: a driver that lives reads each request exactly once, whole, in the order in which it was sent. The successor
- * of a killed driver reads at most one request again, the one that was in work; no request is lost, and the client
+ * of a killed driver reads at most one request again, the one that was in work. No request is lost, and the client
  * overwrites none that is still to be read. Two threads of the client send, one at a time, under a mutex in private
- * memory. A second client writes any tail and any request at any time: it is expelled, every poll of the driver ends, and
- * what the driver uses is what it has checked. The driver stores a client's cursor in that client's record, where only
- * the driver writes. The mutex is a word like any other, given back with release.
+ * memory, which is given back with release. A second client writes any tail and any request at any time. It is expelled,
+ * every poll of the driver ends, and what the driver uses is what it has checked. The driver stores a client's cursor in
+ * that client's record, where only the driver writes.
  *
  * also HOSTILE_CHANGES=2 EACH_SENDS=1
  *
@@ -25,7 +25,7 @@
  * mutation WAITS_FOR_TAIL    the driver waits until a hostile tail is right again
  * mutation COPIES_TWICE      the driver uses another copy of the request than the one that it has checked
  *
- * fault: 23, 42 (Spin: all reorderings of a weak machine)
+ * fault: 23, 24, 42 (Spin: all reorderings of a weak machine)
  */
 #define SLOTS 4
 /* Of each of two threads. */

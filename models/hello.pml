@@ -2,35 +2,38 @@
  *
  * C: shmd_listener_accept, shmd_listener_hello (shmd_listener.c); shmd_session_step (shmd_session.c).
  *
- * Property: a client has at most one connection that its driver heeds, and the driver never closes the newest one of a
- * client that it knows for an older one. A client that lives and goes on trying is served in the end. A line of a living
- * client is never given to another, and no line is used again while its former owner may still write it; it is used again
- * when the owner's end is proved. An expired client is told, and never served. Nobody is registered twice by one secret.
- * Client 1 may be stopped and go on, give an attempt up, and end at any step; it registers anew when it has expired. Both
- * want the same line. RELATION: client 2 is another process (0), another copy of the library in the same one (1), or what
- * client 1's process has become by exec (2). A Hello, once sent, may be read late, also after its connection was closed.
+ * Property: the driver heeds at most one connection per client. It never closes the newest connection of a client that
+ * it knows for an older one. In the end each client that lives and goes on trying is registered, connected and answered.
+ * A line is never given to another client while its owner lives or may still write it. It is given again once the end of
+ * its owner is proved. An expired client is told so at its next Hello, and none of its requests is served. One secret is
+ * registered once. The driver may be killed once, at any step. The first client may be stopped for a time, give one
+ * attempt up, and end, each at any step. It registers anew after it was told that it has expired. Both clients want the
+ * same line. RELATION says what the second client is: another process (0), another copy of the library in the process
+ * of the first one (1), or the image that this process has become by exec (2). The driver reads Hellos in any order,
+ * also those whose connection the client has closed.
  *
  * also RELATION=1
  * also RELATION=2
  *
- * mutation NO_SERIAL          the driver heeds a client's older Hello after its newer one
- * mutation SERIAL_OF_CLIENT   serials grow within a client, not within a process: the Hello of an image that is gone ends its successor
+ * mutation NO_SERIAL          no serial: the driver heeds a client's older Hello after its newer one
+ * mutation SERIAL_OF_CLIENT   serials are not comparable within a process: a late Hello of the former image ends the
+ *                             present one
  * mutation OPEN_AFTER_EXPIRY  expiry leaves the client's connection open
  * mutation NO_RECORD_LOOK     the driver serves a request without a look at its client's record
  * mutation REVIVES            a new Hello brings an expired client back
  * mutation REUSE_EXPIRED      the line of an expired client is free without a proof of its end
  * mutation EOF_PROVES         the end of a connection is taken for the end of its client
- * mutation SAME_PROCESS_ENDS  another client of the same process ends the former one, whatever its image
+ * mutation SAME_PROCESS_ENDS  another client of the same process ends the former one, also if the image is the same
  * mutation IMAGE_IGNORED      another image of the same process does not end the former one
- * mutation REGISTERS_FIRST    the former image is ended only where the new one registers, after that
- * mutation RECORD_FIRST       the record of a client whose end is proved is free before its line is
+ * mutation REGISTERS_FIRST    the new image is registered first, then the former one is ended, once
+ * mutation RECORD_FIRST       of a client whose end is proved, the record is freed before the line
  * mutation NO_SECRET          the driver believes the id that a Hello names
  * mutation KEEPS_FORMER       a new Hello leaves the client's former connection open
  * mutation NEW_EACH_TIME      a first Hello that is sent again is taken for another client
  * mutation CURSOR_FIRST       a request counts as read before its answer is there
- * mutation NOT_REPEATABLE     a request that is served again is refused, because its line has an owner
+ * mutation NOT_REPEATABLE     a request that is served again is refused, because its line has an owner by then
  *
- * fault: 12, 25 (Spin: a driver and clients that end at each step, in all orders)
+ * fault: 12, 25 (Spin: a driver and a client that end at each step, in all orders)
  */
 #ifndef RELATION
 #define RELATION 0
@@ -40,7 +43,7 @@
 #define EXEC 2
 #define PROCESS(me) (RELATION == OTHER -> (me) : 0)
 
-/* A registration each: of client 0 the first and the second one, of client 1. Its number is its secret. */
+/* Registrations: two of client 0 (the second one after it has expired), one of client 1. The number is the secret. */
 #define IDS 3
 #define CLIENT_OF(id) ((id) / 2)
 #define NEVER 0
@@ -119,7 +122,7 @@ inline shut(c)
 #endif
 #define IS_BEFORE_HELLO(c) (link[c].stage == OPENED && !link[c].is_heeded)
 #define IN_BACKLOG (IS_BEFORE_HELLO(0) + IS_BEFORE_HELLO(1) + IS_BEFORE_HELLO(2))
-/* The time is the serial; here it is how many Hellos of this process that are not read yet are older. */
+/* A serial is the time of the Hello. Here it counts the older Hellos of this process that are not read yet. */
 #define SERIAL(c, me) ((link[c].has_hello && PROCESS(CLIENT_OF(link[c].id)) == PROCESS(me)) -> link[c].serial : 0)
 #define LARGER(a, b) ((a) > (b) -> (a) : (b))
 
@@ -173,7 +176,7 @@ end:
         assert(link[mine[me]].claim == 0 || link[mine[me]].claim == id_of[me] + 1);
         is_registered = 1;
         if
-        :: has_request[id_of[me]] -> link[mine[me]].has_byte = link[mine[me]].stage == OPENED /* rings when it opens */
+        :: has_request[id_of[me]] -> link[mine[me]].has_byte = link[mine[me]].stage == OPENED /* bell.pml */
         :: !has_request[id_of[me]] && !is_asked && !is_served[me] -> ask(me)
         :: else
         fi }
@@ -212,7 +215,7 @@ end:
 #define IMAGE_DIFFERS (RELATION == EXEC)
 #endif
 
-/* Its owner's end is proved. The line first: a successor that finds the record finishes this. */
+/* The owner's end is proved. The line goes first: a successor that still finds the record does both again. */
 inline free_line(id)
 {
     atomic {
@@ -276,7 +279,7 @@ inline end_former_images()
 #define IS_ONE_ORDER(a, b) (IS_SAME(a, b) || IS_FORMER_IMAGE(link[a].id, link[b].id))
 #endif
 
-/* Hellos that came later, or will, with an older serial than the one that is heeded. */
+/* Hellos that are still to be read and have an older serial than the one that is heeded. */
 inline mark_older(former, c)
 {
     if
@@ -480,7 +483,7 @@ end:
         EACH_CLIENT(2)
         od
     } unless { is_killed };
-    atomic { /* its connections are reset, and the ones in the backlog; the next driver adopts the rest */
+    atomic { /* the kernel resets all connections, also those in the backlog; the next driver adopts the tables */
         reset(0); reset(1); reset(2);
         present[0] = NONE; present[1] = NONE; present[2] = NONE;
         is_heard[0] = 0; is_heard[1] = 0; is_heard[2] = 0;
