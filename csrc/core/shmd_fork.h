@@ -21,6 +21,4 @@ static inline int shmd_is_forked(uint32_t generation) { return generation != shm
 void *shmd_handle_new(size_t bytes, size_t wiped);
 void shmd_handle_free(void *handle, size_t bytes, size_t wiped); /* NULL: nothing */
 
-void shmd_held_close(void); /* in a forked child: what shmd_held_add was told of */
-
 #endif

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 import shmdriver
+from shmdriver._native import lib
 from shmdriver.errors import Reason
 from shmdriver.observe import Instance
 from tests.chaos.stage import Actor, Stage, Zygote, moves_on, wait_until
