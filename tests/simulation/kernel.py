@@ -27,7 +27,6 @@ from shmdriver.driver import (
     creation,
     driver,
     failpoints,
-    held,
     instance_lock,
     oversight,
     shm,
@@ -313,8 +312,7 @@ class Kernel:
         for mapped in self._maps:
             mapped.close()
         self._maps.clear()
-        for fd in list(held._fds):
-            held.let_go(fd)
+        lib.shmd_held_close()
         own = {task.fd for task in self.tasks}
         for fd in set(self._handed_out) - own:
             path = Path(f"/proc/self/fd/{fd}")
