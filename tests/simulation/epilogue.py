@@ -10,6 +10,8 @@ from tests.simulation.rules import demand
 from tests.simulation.tables import is_live, phase
 from tests.simulation.world import CHECK_MS, World
 
+LATE_MS = 60
+
 
 def epilogue(world: World, acts: Acts) -> None:
     """Faults are over: everything is delivered, everybody goes, and nothing stays."""
@@ -79,11 +81,11 @@ def epilogue(world: World, acts: Acts) -> None:
 
 
 def _check(world: World) -> None:
-    """The next lease check, in time: a driver that is late takes clients' silence for its own."""
+    """The next lease check, late: so much of clients' silence is the driver's own, and no more."""
     assert world.driver is not None
     now_ns = world.clock.now_ns
     due_ns = world.driver._timers["lease_check"].deadline_ns or now_ns
-    world.tick(max(due_ns - now_ns, MS) / MS)
+    world.tick(max(due_ns - now_ns, 0) / MS + LATE_MS)
 
 
 def _serve(world: World) -> None:
