@@ -62,6 +62,21 @@ def test_record_names_the_process_that_connected(rig: Rig) -> None:
     assert (record.uid, record.gid, record.provable, record.connected) == (os.geteuid(), os.getegid(), 1, 1)
 
 
+def test_who_has_left_before_the_welcome_takes_no_place(rig: Rig) -> None:
+    """As when a process tries to connect again and again with a short timeout while its driver is stopped."""
+    for _ in range(3):
+        early = Requester(rig)
+        early.say(early.hello_message())
+        early.socket.close()
+    rig.tick()
+    assert len(rig.driver.tables.clients) == 0
+    client = rig.client()
+    client.say(client.hello_message())
+    client.socket.close()
+    rig.tick()
+    assert rig.client_state(client) == lib.SHMD_CLIENT_ALIVE, "it knows of its registration, and may come back"
+
+
 def test_hello_of_a_process_that_claims_to_be_another_is_refused(rig: Rig) -> None:
     """Whoever uses the connection of another process is told by the start time; no pid can be claimed."""
     client = Requester(rig)
