@@ -102,7 +102,7 @@ def test_no_descriptor_is_left(instance: str) -> None:
     assert lines[0].startswith(f"OSError {errno.EMFILE} ")
 
 
-@pytest.mark.fault(77, how="RLIMIT_NOFILE nearly used up: the driver's answer comes, and not all that is in it")
+@pytest.mark.fault(77, how="RLIMIT_NOFILE nearly used up: not all of the driver's answer can be taken")
 def test_too_few_descriptors_are_left_for_the_drivers_answer(instance: str) -> None:
     """With each descriptor that is free, connect comes a step further, until it succeeds."""
     lines = told(

@@ -74,7 +74,7 @@ def test_who_has_left_before_the_welcome_takes_no_place(rig: Rig) -> None:
     client.say(client.hello_message())
     client.socket.close()
     rig.tick()
-    assert rig.client_state(client) == lib.SHMD_CLIENT_ALIVE, "it knows of its registration, and may come back"
+    assert rig.client_state(client) == lib.SHMD_CLIENT_ALIVE, "it may come back"
 
 
 def test_hello_of_a_process_that_claims_to_be_another_is_refused(rig: Rig) -> None:

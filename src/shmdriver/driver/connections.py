@@ -140,7 +140,7 @@ class Connections:
                 raise Rejection(Reason.DRIVER_DIED, refusal)
             client, is_new = self._greet(peer, hello, now_ns)
             is_heard = client is None or self._welcome(client, peer, now_ns)
-            if client is not None and is_new and not is_heard:  # nobody knows of it, so nobody would say Goodbye
+            if client is not None and is_new and not is_heard:  # nobody knows of it: no Goodbye comes
                 self._tables.tenure.client_left(client, now_ns)
         except Rejection as rejection:
             self._refuse(peer, rejection.code, rejection.reason, rejection.text)
