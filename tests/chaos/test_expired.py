@@ -1,4 +1,4 @@
-"""Clients that were stopped until they had expired, and then go on: what they asked for, and what they give back."""
+"""Clients that were stopped until they had expired, and go on: what they asked for, what they give back."""
 
 from __future__ import annotations
 

@@ -536,6 +536,27 @@ def test_client_for_which_no_descriptors_are_left_is_refused_by_number(rig: Rig)
     assert stranger.hello().code == Code.OK
 
 
+def test_silent_connections_leave_the_driver_descriptors_of_its_own(rig: Rig) -> None:
+    """Each takes two, which is more for all of them than the driver needs itself."""
+    rig.visitor()  # what is open here once for all
+    silent = [new_socket() for _ in range(64)]
+    rig.sockets += silent
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = new_socket().detach()
+    os.close(free)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + RESERVED_DESCRIPTORS + 32, hard))
+        for each in silent:
+            each.connect(rig.address())
+        rig.tick()
+        left = [os.open("/dev/null", os.O_RDONLY) for _ in range(24)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for fd in left:
+        os.close(fd)
+    assert rig.client().produce().code == Code.OK
+
+
 def test_connections_that_come_and_go_leave_no_descriptor(rig: Rig) -> None:
     def used() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
