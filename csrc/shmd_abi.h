@@ -1044,6 +1044,10 @@ int shmd_life_show(int fd);
 int shmd_life_seen(int fd);
     /* 1: a lock of another file description stands on that file; 0: none; negative: that cannot be told. Leaves nothing behind */
 
+int shmd_held_add(int fd);                      /* from now on each child that this process forks closes fd at once. 0; SHMD_E_NO_MEMORY */
+void shmd_held_drop(int fd);                    /* no more: before it is closed here. One that is not known: nothing */
+void shmd_held_close(void);                     /* in a forked child: closes and forgets what shmd_held_add was told of */
+
 int shmd_authorities_find(const char *instance, uint32_t owner, shmd_found_t *out, uint32_t room);
     /* The authorities of this instance (NULL: of all) in /dev/shm: regular files with one link whose header says so. Of one owner, or
        UINT32_MAX: of all whom this process trusts, this user first. Those with a sign of life first, then by owner, then the newest.

@@ -475,6 +475,11 @@ class Rig:
         record = self.lease(answer)
         return int(record.word) & 0xFF if record.lease_id == answer.lease_id else lib.SHMD_LEASE_FREE
 
+    def control_path(self, client: Requester) -> Path:
+        """The file of a client's control segment."""
+        record = lib.shmd_authority_client(self.view.authority, client.index)
+        return Path("/dev/shm" + ffi.string(record.control_name).decode())
+
     def client_state(self, client: Requester) -> int:
         return int(lib.shmd_authority_client(self.view.authority, client.index).word) & 0xFF
 
@@ -542,8 +547,10 @@ class Rig:
         """Whatever state it is in, nothing stays."""
         for visitor in self._visitors:
             visitor.close()
-        for found in (*self.sockets, *self.maps):
-            found.close()
+        for connection in self.sockets:
+            connection.close()
+        for mapped in self.maps:
+            mapped.close()
         self.view.close()
         self.driver.close()
         collect(self.instance)  # raises if something still drives it

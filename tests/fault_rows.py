@@ -89,7 +89,7 @@ _HOSTILE = (
     (24, "bytes flip between check and use", "no effect: the copy is what was checked", "flipping thread"),
     (25, "forged lease or client id; others' detach", "rejected, counted", "replay"),
     (26, "gate jumps back or far ahead", "that consumer is revoked; others unaffected", "poke"),
-    (27, "claims a control slot and never commits", "skipped; the late commit fails", "failpoint stop"),
+    (27, "stops in the middle of a request", "nobody else waits for it; it goes on later", "failpoint stop"),
     (28, "attach flood", "budget a tick and a client; others' attach latency bounded", "2 loops"),
     (29, "wrong, replayed or missing shutdown token", "refused, answered, counted, rate-limited", "replay"),
 )  # fmt: skip
@@ -103,7 +103,8 @@ _TIME = (
 )  # fmt: skip
 _PROCESSES = (
     (34, "PID reuse", "start time and pidfd decide", "small `pid_max` in a PID namespace"),
-    (35, "other PID namespace (containers)", "detected; heartbeat only", "`unshare -p`"),
+    (35, "other PID namespace (containers)",
+     "death proved by pidfd (SO_PEERPIDFD), else heartbeat only", "`unshare -p`, kill -9 of the init"),
     (36, "fork after attach", "child's handles raise; parent unaffected; flock not inherited", "`os.fork`"),
     (37, "unreaped zombie process", "counts as dead", "a parent that never waits"),
     (38, "EINTR, signals at 1 kHz", "no partial state", "setitimer"),
@@ -207,6 +208,10 @@ _TRIED = (
     (86, "hard links to segments, which keep memory and messages after their end",
      "counted and told at retirement, adoption and the end; `doctor` lists them; nobody is refused",
      "link into /dev/shm and a folder of it"),
+    (87, "a process runs another program (exec) with its pid and all that its former program had attached",
+     "what the former one had ends at once; the process is never refused by itself", "execv in a loop"),
+    (88, "a client is, or goes, where other folders than the driver's are: a container, a chroot",
+     "/dev/shm alone suffices; a folder that is not there is named", "mount namespaces, chroot"),
 )  # fmt: skip
 _GROUPS = (
     ("producer", _PRODUCER), ("consumer", _CONSUMER), ("driver", _DRIVER), ("memory, files", _MEMORY),

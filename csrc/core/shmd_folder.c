@@ -1,6 +1,6 @@
 /* shmd_folder.c: the runtime folder of an instance: how a driver makes it, and how it goes.
  *
- * The first place is taken in which a file with a page can be made. Making and finding walk the same paths (shmd_place.c), because
+ * The first place is taken that has room for a driver's files. Making and finding walk the same paths (shmd_place.c), because
  * a driver and a client that look in different places do not meet. */
 #include "shmd_place.h"
 
@@ -9,6 +9,8 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <unistd.h>
+
+enum { TURNS = 16, ROOM_BYTES = 16 << 10 };
 
 /* The folder `name` of this user in parent, made where it is not there; *made: whether it was. */
 static int make_below(const shmd_spot_t *parent, const char *name, mode_t mode, int for_group, int *made, shmd_spot_t *out)
@@ -34,18 +36,24 @@ static int make_below(const shmd_spot_t *parent, const char *name, mode_t mode, 
     return rc;
 }
 
-/* Whether a file with a page can be made there: not where the file system is read-only or full. */
+/* Whether there is room for a driver's files there: not where the file system is read-only or full. */
 static int probe(const shmd_spot_t *folder)
 {
     int fd = openat(folder->fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (fd < 0)
         return errno == EOPNOTSUPP || errno == EISDIR ? 0 : shmd_place_say(SHMD_PLACE_UNKNOWN, "no file can be made in %s: %s", folder->path, shmd_errno_text(SHMD_CALL_FILE, errno));
-    int error = posix_fallocate(fd, 0, 1);
+    int error = posix_fallocate(fd, 0, ROOM_BYTES);
     (void)close(fd);
     return error == 0 || error == EOPNOTSUPP || error == EINVAL ? 0 : shmd_place_say(SHMD_PLACE_UNKNOWN, "no file can be made in %s: %s", folder->path, shmd_errno_text(SHMD_CALL_FILE, error));
 }
 
-static int make_instance(const shmd_spot_t *parent, const shmd_search_t *search, uint32_t place, shmd_folder_t *out)
+static int is_removed(const shmd_spot_t *folder)
+{
+    struct stat status;
+    return fstat(folder->fd, &status) == 0 && status.st_nlink == 0;
+}
+
+static int make_instance_once(const shmd_spot_t *parent, const shmd_search_t *search, uint32_t place, shmd_folder_t *out)
 {
     shmd_spot_t folder = {.fd = -1};
     int made = 0;
@@ -55,9 +63,20 @@ static int make_instance(const shmd_spot_t *parent, const shmd_search_t *search,
     rc = probe(&folder);
     if (rc == 0)
         shmd_spot_hand_out(&folder, place, out);
+    else if (is_removed(&folder))
+        rc = SHMD_PLACE_ABSENT;
     else if (made)
         (void)unlinkat(parent->fd, search->instance, AT_REMOVEDIR);
     shmd_spot_close(&folder);
+    return rc;
+}
+
+/* Others of this user, who end or are refused, remove an empty folder: also one that this process has just found. */
+static int make_instance(const shmd_spot_t *parent, const shmd_search_t *search, uint32_t place, shmd_folder_t *out)
+{
+    int rc = SHMD_PLACE_ABSENT;
+    for (int turn = 0; turn < TURNS && rc == SHMD_PLACE_ABSENT; turn++)
+        rc = make_instance_once(parent, search, place, out);
     return rc;
 }
 
@@ -127,7 +146,6 @@ static int draw_name(char *name, size_t bytes)
  * and takes the other. */
 static int make_in_shm(const shmd_spot_t *shm, const shmd_search_t *search, shmd_folder_t *out)
 {
-    enum { TURNS = 16 };
     shmd_own_t own[SHMD_OWN_FOLDERS_MAX];
     char drawn[SHMD_OWN_NAME_BYTES] = "";
     int rc = 0;

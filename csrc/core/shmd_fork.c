@@ -42,6 +42,7 @@ static void in_child(void)
     shmd_store32_relaxed(word(), generation);
     (void)pthread_mutex_init(&handles_lock, NULL);
     shmd_session_forked();
+    shmd_held_close();
     for (shmd_handle_t *each = handles; each != NULL; each = each->next)
         memset(each->handle, 0, each->wiped);
 }

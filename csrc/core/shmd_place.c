@@ -123,6 +123,9 @@ int shmd_spot_below(const shmd_spot_t *parent, const char *name, uint32_t owner,
     shmd_spot_t next = {.fd = -1};
     int rc = shmd_spot_append(parent, name, &next);
     rc = rc ? rc : shmd_spot_open(parent->fd, name, owner, is_exact, is_fixed, &next);
+    struct stat status; /* what its owner keeps to himself holds nothing of this user */
+    if (rc == SHMD_PLACE_UNKNOWN && parent->owner != geteuid() && fstatat(parent->fd, name, &status, AT_SYMLINK_NOFOLLOW) != 0 && errno == EACCES)
+        return SHMD_PLACE_FOREIGN;
     if (rc == 0)
         *out = next;
     return rc;
@@ -182,6 +185,21 @@ const char *shmd_place_environment(const char *name)
     return value == NULL || *value == 0 ? NULL : value;
 }
 
+/* Whether a path leads through a folder that another user keeps to himself. */
+static int is_kept_by_another(const char *path)
+{
+    struct stat status;
+    char above[PATH_MAX];
+    int length = snprintf(above, sizeof above, "%s", path), rc = stat(path, &status);
+    if (rc == 0 || length < 0 || (size_t)length >= sizeof above)
+        return 0;
+    while (rc != 0 && errno == EACCES && strrchr(above, '/') > above) {
+        *strrchr(above, '/') = 0;
+        rc = stat(above, &status);
+    }
+    return rc == 0 && status.st_uid != geteuid();
+}
+
 int shmd_place_open(uint32_t place, const shmd_search_t *search, shmd_spot_t *out)
 {
     const char *named = shmd_place_environment(place == SHMD_PLACE_NAMED ? "SHMDRIVER_RUNTIME_DIR" : "XDG_RUNTIME_DIR");
@@ -206,6 +224,7 @@ int shmd_place_open(uint32_t place, const shmd_search_t *search, shmd_spot_t *ou
         if (walker.owner != geteuid())
             return shmd_place_say(SHMD_PLACE_ABSENT, "XDG_RUNTIME_DIR is another user's");
         rc = named[0] == '/' ? walk(named, &walker, 0, out) : shmd_place_say(SHMD_PLACE_FOREIGN, "XDG_RUNTIME_DIR is %.80s, which is no absolute path", named);
+        rc = rc == SHMD_PLACE_UNKNOWN && is_kept_by_another(named) ? SHMD_PLACE_FOREIGN : rc;
         rc = rc ? rc : check_owner(out, walker.owner, 1, 0);
         rc = rc ? rc : check_mode(out, 1);
         break;

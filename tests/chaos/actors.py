@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import select
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import crowd, visitors
+from tests.chaos import containers, crowd, visitors
 from tests.chaos.hostile import disturb
 from tests.chaos.ledger import Arguments, Ledger, Line, error_words
 from tests.chaos.payload import LARGEST, Board, check, payload
@@ -201,6 +200,8 @@ ROLES: dict[str, Callable[[Line, Arguments], int]] = {
     "cycle": crowd.cycle,
     "churn": crowd.churn,
     "pair": crowd.pair,
+    "container": lambda line, arguments: containers.contained(line, arguments, play),
+    "wander": containers.wander,
     "visit": visitors.visit,
     "poke": visitors.poke,
     "hoard": visitors.hoard,
@@ -211,10 +212,15 @@ ROLES: dict[str, Callable[[Line, Arguments], int]] = {
 }
 
 
-def play(role: str, arguments: Arguments, sock: socket.socket) -> int:
-    """A role's exit code. ``signals_hz``: how often a signal interrupts it whose handler does nothing."""
+def play(role: str, arguments: Arguments, line: Line) -> int:
+    """A role's exit code. ``signals_hz``: how often a signal interrupts it whose handler does nothing.
+
+    ``place``: where it is (containers.py), unless its role is to go there.
+    """
+    if arguments.get("place") and role != "wander":
+        containers.enter(arguments["place"])
     if arguments.get("signals_hz"):
         signal.signal(signal.SIGALRM, lambda _number, _frame: None)
         interval_s = 1 / arguments["signals_hz"]
         signal.setitimer(signal.ITIMER_REAL, interval_s, interval_s)
-    return ROLES[role](Line(sock), arguments)
+    return ROLES[role](line, arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +12,10 @@ from typing import Any
 import pytest
 
 import build_ffi
+from tests.chaos.containers import make_namespaces
 from tests.chaos.stage import Stage, Zygote
+
+SO_PEERPIDFD = 77
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +53,29 @@ def make_stage(zygote: Zygote, instance_name: str, tmp_path: Path) -> Iterator[C
 def stage(make_stage: Callable[..., Stage]) -> Stage:
     """A stage with a driver that has the defaults."""
     return make_stage()
+
+
+@pytest.fixture
+def namespaces() -> None:
+    """Skips the test where no namespaces can be made."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            make_namespaces()
+            code = 0
+        finally:
+            os._exit(code)
+    if os.waitpid(child, 0)[1] != 0:
+        pytest.skip("NOT LOOKED AT: PID and mount namespaces take root and CAP_SYS_ADMIN")
+
+
+@pytest.fixture
+def peer_pidfds() -> None:
+    """Skips the test where the kernel has no SO_PEERPIDFD (before Linux 6.5)."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, other:
+        try:
+            os.close(one.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD))
+        except OSError as error:
+            pytest.skip(f"NOT LOOKED AT: this kernel tells no pidfd of a peer (SO_PEERPIDFD): {error}")

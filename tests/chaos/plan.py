@@ -95,7 +95,7 @@ PRODUCER = (
     *_many(Scene.PRODUCER, 3, "wake.bumped", _IDLES, Fate.EITHER),
     *_many(Scene.PRODUCER, 1, "hello.answered attach.mapped attach.confirmed", _CLOSES),
     *_many(Scene.PRODUCER, 1, "attach.answered", _CLOSES),
-    *_many(Scene.PRODUCER, 4, _CONTROL, _CLOSES),
+    *_many(Scene.PRODUCER, 2, _CONTROL, _CLOSES),  # its attach and its detach
     *_many(Scene.PRODUCER, 1, "entry.noted", _CLOSES),
 )
 _FOLLOWS = {"options": {"follow": True}}
@@ -109,12 +109,12 @@ CONSUMER = (
     *_many(Scene.CONSUMER, 3, "notifier.announced", {"by_fd": True, **_FOLLOWS}),
     *_many(Scene.CONSUMER, 1, "hello.answered attach.mapped attach.confirmed", _FOLLOWS),
     *_many(Scene.CONSUMER, 1, "attach.answered", _FOLLOWS),
-    *_many(Scene.CONSUMER, 2, _CONTROL, _FOLLOWS),
+    *_many(Scene.CONSUMER, 1, _CONTROL, _FOLLOWS),
 )
 DRIVER = (
     *_many(Scene.DRIVER, 1, "boot.locked adopt.mapped adopt.loaded adopt.wired adopt.settled adopt.done"),
     *_many(Scene.DRIVER, 1, "adopt.counted introduce.began introduce.exit start.filled start.complete"),
-    *_many(Scene.DRIVER, 1, "start.noted"),
+    *_many(Scene.DRIVER, 1, "start.open start.noted adopt.expelled"),
     *_many(Scene.DRIVER, 1, "adopt.undone adopt.epochs adopt.revoked"),
     *_many(Scene.DRIVER, 1, "adopt.modes", _SHARED),  # the one before it had others
     *_many(Scene.DRIVER, 10, "change.word"),

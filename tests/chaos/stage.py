@@ -157,6 +157,13 @@ class Actor:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             self.join()
 
+    def kill_init(self) -> None:
+        """Of a container: SIGKILL for the process whose end is the end of all in there, awaited likewise."""
+        init = os.pidfd_open(self.wait_for("init")["init"])
+        signal.pidfd_send_signal(init, signal.SIGKILL)
+        os.close(init)
+        wait_until(lambda: not self.alive, f"{self} to see the end of its init")
+
     def send_signal(self, number: int) -> None:
         signal.pidfd_send_signal(self._pidfd, number)
 

@@ -117,7 +117,8 @@ def test_hundreds_of_deaths_at_once_delay_no_message(
         hoard.send_signal(signal.SIGKILL)
     moves_on(consumer, 3000)
     wait_until(lambda: {lease.lease_id for lease in stage.leases()} == mine, "all leases of the dead to end")
-    wait_until(lambda: len(stage.segments()) == 4, "all epochs of the dead to go")
+    # The authority, data and gates; the control segments of the two that live.
+    wait_until(lambda: len(stage.segments()) == 5, "all epochs of the dead to go")
     moves_on(consumer, 1000)
     producer.say("stop")
     assert consumer.wait_for("error")["error"] == "EndOfStream"

@@ -49,9 +49,10 @@ def become_actor(request: dict[str, Any], fd: int, parent: int) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-        from tests.chaos import actors
+        from tests.chaos import actors, ledger
 
-        code = actors.play(request["role"], request["arguments"], socket.socket(fileno=fd))
+        line = ledger.Line(socket.socket(fileno=fd))
+        code = actors.play(request["role"], request["arguments"], line)
     except BaseException:
         import traceback
 

@@ -20,7 +20,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         whole.kind = (uint32_t)(how & 7);
         whole.role = (uint32_t)(how >> 3 & 3);
         whole.lease_id = how >> 5 & 1;
-        whole.pid = 1;
         whole.admin = 1;
         input_patch(&input, &whole, sizeof whole, 64);
     }

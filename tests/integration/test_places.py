@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from shmdriver.observe import Instance
 from tests.chaos.stage import wait_until
 from tests.segments import SHM, paths_of, remove, runtime_folder_of, runtime_folders
 from tests.tool import tool, tool_json
-from tests.users import MEMBER, STRANGER, UsersDriver, as_user, exchange, needs_root
+from tests.users import GROUP, MEMBER, SHARED, STRANGER, UsersDriver, as_user, exchange, needs_root
 
 ROOT = Path(__file__).resolve().parents[2]
 OFTEN: dict[str, Any] = {"policies.announce_interval_ms": 50}
@@ -132,7 +133,8 @@ def test_driver_whose_lock_was_replaced_says_so_everywhere_until_it_has_it_again
                 return "lost_lock" in view.driver().degraded
 
         wait_until(degraded, "the driver to be degraded")
-        assert "was replaced while this driver holds its lock" in driver.log_text()
+        told = "was replaced while this driver holds its lock"
+        wait_until(lambda: told in driver.log_text(), "the driver to say so, which it does afterwards")
         assert tool("stat", "--check", "-i", instance_name).returncode == 1
         (check,) = (each for each in tool_json("doctor") if each["name"] == "instances")
         assert f"lost their lock: {instance_name}" in check["found"]
@@ -155,19 +157,133 @@ cd / && exec env -i PATH=/usr/bin:/bin PYTHONPATH="$0" PYTHONDONTWRITEBYTECODE=1
 """
 
 
+DEMO = """
+import os, sys
+from shmdriver.cli.app import run
+assert not any(os.access(folder, os.W_OK) for folder in ("/run", "/tmp"))
+code = run(["demo", "--quick"])
+print("left:", os.listdir("/dev/shm"))
+sys.exit(code)
+"""
+
+
+def in_a_bare_container(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python in a mount namespace, without an environment. Skips the test where there can be none."""
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", BARE, str(ROOT), sys.executable]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=400, check=False)
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip(f"NOT LOOKED AT: no permission to make a mount namespace: {done.stderr}")
+    return done
+
+
 @needs_root
 @pytest.mark.fault(
     78, how="no HOME, no XDG_RUNTIME_DIR, /run and /tmp read-only; root, a user without a name"
 )
 @pytest.mark.parametrize("uid", [0, 54321])
 def test_in_a_bare_container_all_meet_in_dev_shm_and_nothing_stays_there(uid: int) -> None:
-    program = [sys.executable, str(ROOT / "tests/integration/bare_container.py"), str(uid)]
-    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", BARE, str(ROOT), *program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-    if done.returncode == 99 or "unshare" in done.stderr:
-        pytest.skip(f"NOT LOOKED AT: no permission to make a mount namespace: {done.stderr}")
+    done = in_a_bare_container(str(ROOT / "tests/integration/bare_container.py"), str(uid))
     assert done.returncode == 0, done.stderr
     found, health, left = done.stdout.splitlines()
     assert re.search(rf"bare: /dev/shm/shmdriver-{uid}\.[0-9a-f]{{16}}/bare", found)
     assert int(health) < 2, "a driver serves"
     assert left == "[]"
+
+
+@needs_root
+@pytest.mark.fault(78, how="an XDG_RUNTIME_DIR below a folder that a stranger keeps to himself")
+def test_place_below_what_a_stranger_keeps_to_himself_is_passed_over(
+    instance_name: str, tmp_path: Path
+) -> None:
+    kept = SHM / f"{instance_name}-kept"
+
+    def keep() -> None:
+        (kept / "run").mkdir(parents=True)
+        kept.chmod(0o700)
+
+    as_user(STRANGER, [], keep)
+    environment = {"XDG_RUNTIME_DIR": str(kept / "run")}
+    try:
+        with UsersDriver(instance_name, MEMBER, tmp_path / "log", environment=environment) as driver:
+            assert f"passed over: cannot resolve {kept / 'run'}: Permission denied" in driver.log_text()
+            assert as_user(MEMBER, [], lambda: connected(instance_name)) == "hello"
+    finally:
+        remove([kept / "run", kept])
+
+
+@needs_root
+@pytest.mark.fault(14, how="a killed driver's folder in a place that is found in two ways")
+def test_former_folder_that_is_found_twice_does_not_bar_the_next_driver(
+    instance_name: str, tmp_path: Path
+) -> None:
+    user = Path(f"/run/user/{MEMBER}")
+    above_was_there = user.parent.exists()
+    user.mkdir(parents=True)
+    try:
+        user.chmod(0o700)
+        os.chown(user, MEMBER, MEMBER)
+        environment = {"XDG_RUNTIME_DIR": str(user)}
+        former = UsersDriver(instance_name, MEMBER, tmp_path / "log", environment=environment)
+        former.start()
+        former.end(signal.SIGKILL)
+        assert (user / "shmdriver" / instance_name / "lock").exists()
+        with UsersDriver(
+            instance_name, MEMBER, tmp_path / "log", groups=[GROUP.gr_gid], environment=environment, **SHARED
+        ) as driver:
+            assert "adopted" in driver.log_text()
+            assert not (user / "shmdriver" / instance_name).exists()
+    finally:
+        shutil.rmtree(user)
+        if not above_was_there:
+            user.parent.rmdir()
+
+
+READ_ONLY = """
+import os, subprocess, sys
+from pathlib import Path
+from tests.users import MEMBER, UsersDriver
+place, log, instance = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=700,uid={MEMBER}", "tmpfs", place], check=True)
+environment = {"XDG_RUNTIME_DIR": str(place)}
+former = UsersDriver(instance, MEMBER, log, environment=environment)
+former.start()
+former.end(9)
+subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+with UsersDriver(instance, MEMBER, log, environment=environment) as driver:
+    print("adopted" in driver.log_text(), flush=True)
+print(sorted(path.name for path in place.rglob("*")))
+"""
+
+
+@needs_root
+@pytest.mark.fault(14, how="a killed driver's folder in a place that has become read-only")
+def test_former_folder_that_is_read_only_does_not_bar_the_next_driver(
+    instance_name: str, tmp_path: Path
+) -> None:
+    place = SHM / f"{instance_name}-run"
+    place.mkdir()
+    try:
+        done = subprocess.run(
+            ["unshare", "-m", "--propagation", "private", sys.executable, "-c", READ_ONLY,
+             place, tmp_path / "log", instance_name],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if "unshare" in done.stderr or "mount" in done.stderr:
+            pytest.skip("NOT LOOKED AT: no permission to mount")
+        adopted, left = done.stdout.splitlines()
+        assert adopted == "True", done.stderr
+        assert left == str(sorted(["shmdriver", instance_name, "instance.json", "lock", "token"]))
+    finally:
+        place.rmdir()
+    assert not paths_of(instance_name)
+
+
+@needs_root
+@pytest.mark.slow
+@pytest.mark.fault(78, how="the demo as root, without HOME and XDG_RUNTIME_DIR, /run and /tmp read-only")
+def test_in_a_bare_container_the_demo_shows_everything_and_nothing_stays_there() -> None:
+    done = in_a_bare_container("-c", DEMO)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\u2717" not in done.stdout
+    assert "lost 0" in done.stdout
+    assert done.stdout.splitlines()[-1] == "left: []"

@@ -29,6 +29,7 @@ WEIGHTS = {
     "goodbye": 2,
     "die": 4,
     "die_publishing": 3,
+    "die_asking": 2,
     "stop": 4,
     "resume": 8,
     "fall_silent": 2,
@@ -165,6 +166,30 @@ class Acts(Faults):
     def die(self) -> None:
         process = self.world.pick(lambda p: p.is_there)
         if process:
+            self.world.note(f"{process} dies")
+            process.die(self.now_ns)
+
+    def die_asking(self) -> None:
+        """While the driver does something, perhaps what it has just asked for, twice."""
+        process = self._process()
+        if process is None:
+            return
+        stream = self.rng.choice(STREAMS)
+        for _ in range(2):
+            raw = process.request(
+                lib.SHMD_REQUEST_ATTACH,
+                self.now_ns,
+                role=lib.SHMD_ROLE_PRODUCER,
+                stream=stream,
+                flags=CREATE,
+            )
+            process.ask(raw)
+        points = int(2 ** self.rng.uniform(0, 8))
+        self.world.note(f"{process} asks twice to produce {stream!r}, and will die in a tick")
+        self.world.kernel.strike(points, lambda: self._struck(process))
+
+    def _struck(self, process: Process) -> None:
+        if process.is_there:
             self.world.note(f"{process} dies")
             process.die(self.now_ns)
 

@@ -134,33 +134,25 @@ class Sleeper:
     def __init__(self, kernel: Kernel) -> None:
         self._network = kernel.network
         self._watched: dict[int, tuple[int, int]] = {}  # kind and key by descriptor
-        self._late: list[Woken] = []  # of what is not watched any more
 
     def add(self, fd: int, kind: int, key: int = 0) -> None:
         self._watched[fd] = (kind, key)
 
     def remove(self, fd: int) -> None:
-        """What is known of it already is still told, now and then."""
-        who = self._watched.get(fd)
-        if self._network.rng.random() < 0.3:
-            self._late += [woken for woken in self._ready() if who == woken[:2]]
         self._watched.pop(fd, None)
 
     def look(self) -> list[Woken]:
-        found, self._late = [*self._late, *self._ready()], []
-        told: dict[tuple[int, int], int] = {}
-        for kind, key, what in found:
-            told[kind, key] = told.get((kind, key), 0) | what
+        found = self._ready()
         for connection in self._network.kept:
             connection.to_driver.clear()  # what comes after the Hello only rings
             if not connection.is_open:
                 self._watched.pop(connection.fd, None)
-        return [Woken(*who, what) for who, what in told.items()]
+        return found
 
     @property
     def has_news(self) -> bool:
         """Whether somebody would wake the driver now."""
-        return bool(self._late or self._ready())
+        return bool(self._ready())
 
     def _ready(self) -> list[Woken]:
         network, found = self._network, []

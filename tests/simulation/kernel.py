@@ -27,7 +27,6 @@ from shmdriver.driver import (
     creation,
     driver,
     failpoints,
-    held,
     instance_lock,
     oversight,
     shm,
@@ -166,6 +165,7 @@ class Core:
         kernel = self.kernel
 
         def call(*args: Any) -> Any:
+            kernel.passes()
             if kernel.points_left and kernel.counts_down():
                 if half is not None:
                     half(*args)
@@ -214,6 +214,8 @@ class Kernel:
         self.blind_to: set[tuple[int, bytes]] = set()  # clients whose death the present driver cannot prove
         self.where = ""
         self.killed = False
+        self._passed = 0  # points
+        self._strikes: list[tuple[int, Callable[[], None]]] = []  # at which point, and what happens then
         self.crashes: Counter[str] = Counter()
         self._handed_out: list[int] = []
         self._maps: list[SegmentMap] = []
@@ -290,7 +292,18 @@ class Kernel:
         self.crashes[where] += 1
         raise Crash(where)
 
+    def strike(self, points: int, action: Callable[[], None]) -> None:
+        """Something happens to a process while the driver is busy: at its n-th point from now."""
+        self._strikes.append((self._passed + points, action))
+
+    def passes(self) -> None:
+        """The driver is at a point."""
+        self._passed += 1
+        while self._strikes and self._strikes[0][0] <= self._passed:
+            self._strikes.pop(0)[1]()
+
     def _failpoint(self, name: bytes) -> None:
+        self.passes()
         if self.points_left and self.counts_down():
             self.crash(name.decode())
 
@@ -299,8 +312,7 @@ class Kernel:
         for mapped in self._maps:
             mapped.close()
         self._maps.clear()
-        for fd in list(held._fds):
-            held.let_go(fd)
+        lib.shmd_held_close()
         own = {task.fd for task in self.tasks}
         for fd in set(self._handed_out) - own:
             path = Path(f"/proc/self/fd/{fd}")

@@ -233,7 +233,8 @@ class Boot(Registry):
             Reason.DIED: not owner.task.alive or owner.is_succeeded,
             Reason.CLOSED: model.done,
             Reason.ABORTED: model.done or (not model.answered and is_producer(record)),
-            Reason.EXPIRED: owner.is_silent(record.client_id, now_ns - self.lease_timeout_ns),
+            Reason.EXPIRED: owner.is_liar
+            or owner.is_silent(record.client_id, now_ns - self.lease_timeout_ns),
             Reason.UNCONFIRMED: not model.confirmed and now_ns >= record.deadline_ns,
             Reason.DELIVERED: not is_producer(record) and not record.flags & lib.SHMD_ATTACH_FOLLOW,
             Reason.EVICTED: reliable,
@@ -350,6 +351,8 @@ class Boot(Registry):
         opened = {e.producer_lease_id for _, epochs in now.streams for e in epochs if e.state & 0xFF == OPEN}
         entries: set[tuple[int, int]] = set()
         for record in now.leases:
+            if phase(record) and (is_live(record) or record.quarantined):
+                self._settled_note(self.leases.get(record.lease_id), now_ns)
             if not is_live(record):
                 continue
             demand(record.client_id in clients, "a live lease has a client", record.lease_id)
@@ -368,15 +371,19 @@ class Boot(Registry):
                     "a proved death ends leases within one lease check",
                     self.leases[record.lease_id],
                 )
-            has_rung = owner is None or not owner.stopped or owner.session.connection is None
-            noted_ns = self.leases[record.lease_id].noted_ns if has_rung else 0
-            due_ns = max(noted_ns, self.driver_since_ns) + self.check_interval_ns
-            rule = "what a client has noted as ended ends within one lease check"
-            demand(not noted_ns or now_ns < due_ns, rule, self.leases[record.lease_id])
         self._settled_rings(now, now_ns)
         for model in self.leases.values():
             if not model.live and model.lease_id not in self._told:
                 demand(model.lease_id in self._untold, "every end of a lease is told", model, model.reason)
+
+    def _settled_note(self, model: LeaseModel | None, now_ns: int) -> None:
+        """What its owner has noted as ended ends, and is set aside no more, within one lease check."""
+        if model is None or not model.noted_ns or model.owner is None:
+            return
+        has_rung = not model.owner.stopped or model.owner.session.connection is None
+        due_ns = max(model.noted_ns, self.driver_since_ns) + self.check_interval_ns
+        rule = "what a client has noted as ended ends within one lease check"
+        demand(not has_rung or model.owner.is_liar or now_ns < due_ns, rule, model)
 
     def _settled_rings(self, now: Snapshot, now_ns: int) -> None:
         """A lease check finds requests of clients without a connection, and rings that are none."""

@@ -112,6 +112,8 @@ MUTATIONS = {
         ClientTable, "admit", "if peer.pidfd_error == errno.ESRCH:", "if False:"),
     "a Hello said before exec ends the program that runs now": Mutation(
         Connections, "_greet", "former.record.serial > hello.serial", "False"),
+    "a late driver takes its own lateness for a sign of life": Mutation(
+        ClientTable, "excuse", "client.activity is not None and", "False and"),
     "a lost welcome makes a second client": Mutation(
         ClientTable, "returning", "else self._by_nonce.get(int(hello.nonce))", "else None"),
     "who has expired stays connected": Mutation(

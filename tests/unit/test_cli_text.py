@@ -29,6 +29,7 @@ COMMANDS = [
     "doctor",
     "gc",
     "maintenance",
+    "forget",
     "drain",
     "shutdown",
     "config",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from shmdriver.driver.collect import collect
 from shmdriver.driver.config import Config
 from shmdriver.driver.door import SOCKET_NAME
 from shmdriver.driver.driver import Driver
+from shmdriver.driver.held import hold, let_go, no_fork
 from shmdriver.driver.instance_lock import HINT_NAME, LOCK_NAME
 from shmdriver.driver.memory import InlineMemory
 from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, Reason, ShmDriverError
@@ -506,6 +509,7 @@ def test_start_in_another_place_takes_over_and_removes_the_former_folder(
     driver.close()
     other = tmp_path / "shmdriver" / instance_name
     if other == former:
+        collect(instance_name)
         pytest.skip("there is no other place for this user")
     other.mkdir(parents=True, mode=0o700)
     other.parent.chmod(0o700)
@@ -654,8 +658,8 @@ def test_authority_that_is_taken_over_at_this_moment_is_left_to_the_other(rig: R
     base = mapped.view("shmd_authority_t *")
     other.show_life()
     first = int(base.claim)
-    assert other.claim(base, first)
-    assert not other.claim(base, first), "it is swapped once"
+    assert other.claim(base, first, 0)
+    assert not other.claim(base, first, 0), "it is swapped once"
     with pytest.raises(DriverAlreadyRunning, match="another driver takes it over at this moment"):
         rig.start()
     with pytest.raises(DriverAlreadyRunning):
@@ -667,3 +671,124 @@ def test_authority_that_is_taken_over_at_this_moment_is_left_to_the_other(rig: R
     rig.start()
     assert rig.driver.tables.authority.boot_id == boot_id
     assert claim_of(rig) % 2 == 0
+
+
+@pytest.mark.fault(
+    14, how="kill -9 between claim and introduction, and a reader that holds a lock on the authority"
+)
+def test_claimant_that_died_under_the_lock_that_is_held_now_bars_nobody(rig: Rig) -> None:
+    authority = rig.driver.tables.authority
+    boot_id, mark = authority.boot_id, authority.lock.mark
+    reader = os.open(path_of(rig.instance, "authority"), os.O_RDONLY)
+    try:
+        assert lib.shmd_life_show(reader) == 0
+        rig.crash()
+        for claimed_under, is_barred in ((mark ^ 1, True), (mark, False)):
+            (found,) = find_authorities(rig.instance)
+            dead = AuthorityFile.open(found)
+            assert dead is not None
+            mapped = dead.mapping(dead.size, writable=True)
+            base = mapped.view("shmd_authority_t *")
+            assert dead.claim(base, int(base.claim), claimed_under)
+            mapped.close()
+            dead._claim = (0, 0)  # as kill -9 leaves it
+            dead.close()
+            if is_barred:  # its claimant may live: it had another lock
+                with pytest.raises(DriverAlreadyRunning, match="another driver takes it over"):
+                    rig.start()
+        rig.start()
+        assert rig.driver.tables.authority.boot_id == boot_id
+    finally:
+        os.close(reader)
+
+
+# ---- folders and descriptors, while others of this process or user do something
+
+
+def test_no_thread_forks_between_the_opening_of_a_lock_and_its_being_known(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    path = tmp_path / "lock"
+    opened: list[int] = []
+
+    def fork() -> None:
+        child = os.fork()
+        if child == 0:
+            try:
+                has = Path(f"/proc/self/fd/{opened[0]}").exists()
+                os.write(writer, b"kept" if has else b"closed")
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+
+    forking = threading.Thread(target=fork)
+
+    with no_fork:
+        opened.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        forking.start()
+        select.select([reader], [], [], 0.2)  # a child that did not wait would have said so by then
+        hold(opened[0])
+    forking.join()
+    assert os.read(reader, 16) == b"closed"
+    let_go(opened[0])
+    os.close(reader)
+    os.close(writer)
+
+
+FORKS_IN_C = """
+import ctypes, os, sys
+from shmdriver.driver.config import Config
+from shmdriver.driver.driver import Driver
+driver = Driver(Config.load(env={}, overrides={"driver.instance": sys.argv[1]}))
+driver.start()
+child = ctypes.PyDLL(None).fork()
+if child == 0:
+    sys.stdin.readline()
+    os._exit(0)
+print(child, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.fault(36, how="fork by a C library, and kill -9 of the parent")
+def test_child_that_was_forked_in_c_does_not_hold_the_instance(rig: Rig) -> None:
+    rig.crash()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORKS_IN_C, rig.instance],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    child = os.pidfd_open(int(line_of(parent)))
+    parent.kill()
+    parent.wait()
+    rig.start()
+    assert not select.select([child], [], [], 0)[0], "the child lives on"
+    parent.communicate("\n")
+    assert select.select([child], [], [], 60)[0]
+    os.close(child)
+
+
+MAKES_AND_REMOVES = """
+import sys
+from shmdriver import runtime_folder
+from shmdriver._native import lib
+for _ in range(4000):
+    with runtime_folder.make(sys.argv[1], for_group=False) as folder:
+        assert lib.shmd_folder_remove(folder.native) == 0
+"""
+
+
+@pytest.mark.fault(14, how="two starters, each of which removes the folder that the other one has just found")
+def test_folder_that_another_starter_removes_is_made_again(
+    tmp_path: Path, monkeypatch, instance_name: str
+) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("SHMDRIVER_RUNTIME_DIR", str(tmp_path))
+    several = [
+        subprocess.Popen(
+            [sys.executable, "-c", MAKES_AND_REMOVES, instance_name], stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    assert [started.communicate()[1] for started in several] == ["", ""]
+    assert list(tmp_path.iterdir()) == []

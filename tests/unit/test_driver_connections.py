@@ -77,6 +77,18 @@ def test_who_has_left_before_the_welcome_takes_no_place(rig: Rig) -> None:
     assert rig.client_state(client) == lib.SHMD_CLIENT_ALIVE, "it may come back"
 
 
+def test_who_has_died_before_the_welcome_leaves_one_free_place(rig: Rig) -> None:
+    visitor = rig.visitor()
+    early = Requester(rig, visitor=visitor)
+    early.say(early.hello_message())
+    early.socket.close()
+    visitor.kill()
+    rig.tick()
+    assert len(rig.driver.tables.clients) == 0
+    indexes = {rig.client().index for _ in range(4)}
+    assert len(indexes) == 4, "nobody has another one's record"
+
+
 def test_hello_of_a_process_that_claims_to_be_another_is_refused(rig: Rig) -> None:
     """Whoever uses the connection of another process is told by the start time; no pid can be claimed."""
     client = Requester(rig)
@@ -96,10 +108,9 @@ def test_welcome_comes_with_both_segments_and_the_authority_cannot_be_written(ri
         modes = [os.O_ACCMODE & flags for flags in map(_flags, fds)]
         assert modes == [os.O_RDONLY, os.O_RDWR]
         authority = rig.driver.tables.authority
-        control = next(iter(rig.driver.tables.clients)).control
         inodes = [os.fstat(fd).st_ino for fd in fds]
         assert inodes[0] == os.fstat(authority.file.fd).st_ino
-        assert inodes[1] == Path(f"/dev/shm{control.name}").stat().st_ino
+        assert inodes[1] == rig.control_path(client).stat().st_ino
     finally:
         for fd in fds:
             os.close(fd)
@@ -555,6 +566,27 @@ def test_silent_connections_leave_the_driver_descriptors_of_its_own(rig: Rig) ->
     for fd in left:
         os.close(fd)
     assert rig.client().produce().code == Code.OK
+
+
+def test_driver_that_cannot_accept_tries_again_at_its_next_tick(rig: Rig) -> None:
+    stranger = Requester(rig)
+    stranger.say(stranger.hello_message())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (5, hard))  # below what is open: no number is free
+        rig.tick()
+        assert not rig.driver.connections.is_quiet
+        assert rig.driver.next_deadline_ns() > rig.clock.now_ns, "it does not spin meanwhile"
+        rig.tick(100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    rig.tick(100)
+    answer = stranger.hear()
+    assert answer is not None
+    assert answer.code == Code.OK
+    assert rig.driver.connections.is_quiet
+    error = lib.shmd_authority_error(rig.view.authority, 0)
+    assert b"nobody can connect" in ffi.string(error.text)
 
 
 def test_connections_that_come_and_go_leave_no_descriptor(rig: Rig) -> None:

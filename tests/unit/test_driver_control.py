@@ -82,8 +82,7 @@ def test_impossible_tail_expels_its_client(rig: Rig, tail: int) -> None:
 def test_client_that_truncates_its_segment_is_expelled(rig: Rig) -> None:
     client, other = rig.client(), rig.client()
     lost, kept = client.produce("a"), other.produce("b")
-    control = rig.driver.tables.clients.by_id(client.client_id).control
-    os.truncate(f"/dev/shm{control.name}", 0)
+    os.truncate(rig.control_path(client), 0)
     rig.tick(500)
     assert not is_known(rig, client)
     assert rig.lease(lost).end_reason == Reason.EXPELLED

@@ -48,7 +48,7 @@ def test_raised_limits_are_said_not_to_hold_and_how_they_would(rigs: list[Rig], 
     client.consume("b")
     rig.crash()
     rig.logged.clear()
-    limits = {f"policies.limits.{name}": 8 for name in ("clients", "streams", "leases")}
+    limits: dict[str, Any] = {f"policies.limits.{name}": 8 for name in ("clients", "streams", "leases")}
     rig.start(**limits)
     for name in limits:
         assert any(f"{name} is 8, but 2 holds" in line for line in rig.logged), rig.logged

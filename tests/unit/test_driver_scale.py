@@ -169,6 +169,8 @@ def test_stat_clients_reads_each_lease_once() -> None:
     reads: Counter[int] = Counter()
 
     class Row:
+        live, quarantined = True, False
+
         def __init__(self, number: int) -> None:
             self._number = number
 
@@ -185,7 +187,7 @@ def test_stat_clients_reads_each_lease_once() -> None:
         for number in range(CLIENTS)
     ]
     leases = [Row(number) for number in range(2 * CLIENTS)]
-    instance = SimpleNamespace(leases=lambda: leases, clients=lambda: clients)
+    instance = SimpleNamespace(leases=lambda ended: leases, clients=lambda gone: clients)
     table = clients_table(cast("Instance", instance))
     assert [row[7] for row in table.rows] == ["2"] * CLIENTS
     assert set(reads.values()) == {1}

@@ -185,8 +185,7 @@ def test_broken_authority_is_refused_until_fresh(rig: Rig) -> None:
 def test_client_whose_control_segment_is_lost_is_expelled_alone(rig: Rig, how: str) -> None:
     lost, other = rig.client(), rig.client()
     gone, kept = lost.produce("a"), other.produce("b")
-    control = rig.driver.tables.clients.by_id(lost.client_id).control
-    path = SHM / control.name[1:]
+    path = rig.control_path(lost)
     rig.crash()
     if how == "short":
         os.truncate(path, 100)

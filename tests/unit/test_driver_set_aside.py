@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from shmdriver.driver.authentication import sign_request
 from shmdriver.errors import Code, Reason
 from tests.driver_rig import Requester, Rig
 
-FOLLOW = {"flags": lib.SHMD_ATTACH_CREATE | lib.SHMD_ATTACH_FOLLOW}
+FOLLOW: dict[str, Any] = {"flags": lib.SHMD_ATTACH_CREATE | lib.SHMD_ATTACH_FOLLOW}
 SILENT_MS = 12_000
 
 
@@ -27,10 +28,6 @@ def expires(rig: Rig, silent: Requester, *beating: Requester) -> None:
 
 def set_aside(rig: Rig) -> list[int]:
     return [lease.lease_id for lease in rig.driver.tables.leases.all_quarantined]
-
-
-def epochs(rig: Rig, answer: SimpleNamespace) -> list[int]:
-    return sorted(epoch.number for epoch in rig.driver.tables.streams.find(answer.stream).in_order)
 
 
 def test_gate_is_set_aside_while_an_epoch_is_there_that_its_owner_may_have_mapped(rig: Rig) -> None:
@@ -132,7 +129,8 @@ def test_administrator_forgets_a_client_that_is_gone(rig: Rig) -> None:
     writer, lost = rig.client(), rig.client(is_elsewhere=True)
     writer.produce()
     gone = lost.consume()
-    assert rig.token is not None
+    token = rig.token
+    assert token is not None
 
     nonces = count(1)
 
@@ -143,7 +141,8 @@ def test_administrator_forgets_a_client_that_is_gone(rig: Rig) -> None:
         nonce = next(nonces)
         sign_request(
             raw,
-            rig.token,
+            token,
+            instance=rig.instance,
             boot_id=rig.boot_id,
             client_id=writer.client_id,
             nonce=nonce,

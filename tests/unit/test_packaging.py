@@ -38,7 +38,7 @@ def test_unit_hands_over_and_is_told() -> None:
 def test_operators_page_names_commands_and_counters_that_exist() -> None:
     text = (ROOT / "docs" / "OPERATIONS.md").read_text()
     commands = {path.stem for path in (ROOT / "src" / "shmdriver" / "cli").glob("*.py")}
-    commands |= {"run", "shutdown", "drain", "maintenance"}
+    commands |= {"run", "shutdown", "drain", "forget", "maintenance"}
     named = set(re.findall(r"`shmdriver ([a-z]+)", text))
     assert len(named) >= 5
     assert named <= commands

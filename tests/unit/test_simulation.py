@@ -145,6 +145,20 @@ def test_an_end_that_comes_after_a_kill_is_not_excused_by_it(scene):
         world.tick(200)
 
 
+def test_leases_of_a_client_that_had_expired_when_its_driver_was_killed_end_with_the_next_one(scene):
+    world, boot = scene.world, scene.world.boot
+    scene.consume()
+    scene.client.beats_not = True
+    scene.killed_at = "lease.ending"
+    for _ in range(40):
+        if world.driver is not None:
+            world.tick(100)
+    assert world.driver is None
+    assert [model.live for model in boot.leases.values()] == [True]
+    world.start()
+    assert [model.live for model in boot.leases.values()] == [False]
+
+
 STAYS = """
 import sys
 from tests.simulation.world import World

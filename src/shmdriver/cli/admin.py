@@ -1,4 +1,4 @@
-"""``shmdriver maintenance``, ``drain`` and ``shutdown``: requests that need the driver's token."""
+"""``shmdriver maintenance``, ``forget``, ``drain``, ``shutdown``: requests that need the driver's token."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ _MAINTENANCE = (
 
     $ shmdriver maintenance on --reason "moving to the new host"
     $ shmdriver maintenance off
+"""
+    + _WHO_MAY
+)
+_FORGET = (
+    """Say that a client is gone for good, so that the driver frees what it still sets aside for it.
+
+    $ shmdriver stat clients                       # one that is "gone", and whose end nobody can prove
+    $ shmdriver forget 17 --reason "that host was rebuilt"
+
+A client that lives and only was stopped would then write into lines that are somebody else's. So one that
+still beats is not forgotten.
 """
     + _WHO_MAY
 )
@@ -112,14 +123,24 @@ def _kill(process: ProcessStatus) -> str:
 
 
 def signed_request(
-    view: Instance, token: bytes, kind: int, what: int, reason: str, client_id: int, timeout_ns: int
+    view: Instance,
+    token: bytes,
+    kind: int,
+    what: int,
+    reason: str,
+    client_id: int,
+    timeout_ns: int,
+    subject: int = 0,
 ) -> Any:
-    """A shutdown or admin request, complete and signed, to be served within ``timeout_ns``."""
+    """A shutdown or admin request, complete and signed, to be served within ``timeout_ns``.
+
+    ``subject``: the lease or client that it is about.
+    """
     from shmdriver._native import ffi, lib
     from shmdriver.driver.authentication import sign_request
 
     request = ffi.new("shmd_request_t *")
-    request.kind, request.admin = kind, what
+    request.kind, request.admin, request.lease_id = kind, what, subject
     request.text = reason.encode()[: lib.SHMD_REASON_BYTES - 1].decode(errors="ignore").encode()
     nonce = max(view.driver().last_nonce + 1, time.time_ns())
     request.deadline_ns = min(int(lib.shmd_now_ns()) + timeout_ns, 2**64 - 1)
@@ -128,9 +149,16 @@ def signed_request(
 
 
 def send(
-    view: Instance, kind: int, what: int, *, reason: str, token_file: Path | None, timeout_s: float
+    view: Instance,
+    kind: int,
+    what: int,
+    *,
+    reason: str,
+    token_file: Path | None,
+    timeout_s: float,
+    subject: int = 0,
 ) -> str:
-    """Send one authenticated request; the driver's answer.
+    """Send one authenticated request; the driver's answer. ``subject``: the lease or client that it is about.
 
     Raises ConfigError (no token), DriverUnavailable, AttachRejected (the driver said no), AttachTimeout;
     ShmDriverError when the driver cannot be asked (no descriptor, no permission, no memory).
@@ -152,7 +180,7 @@ def send(
         raise _failure(view, code, timeout_s)
     try:
         client_id = int(lib.shmd_client_id(out[0]))
-        request = signed_request(view, token, kind, what, reason, client_id, timeout_ns)
+        request = signed_request(view, token, kind, what, reason, client_id, timeout_ns, subject)
         answer = ffi.new("shmd_event_t *")
         code = lib.shmd_client_request(out[0], request, answer, timeout_ns)
         if code == lib.SHMD_E_REJECTED:
@@ -214,6 +242,35 @@ def register(app: typer.Typer) -> None:
             print_json({"maintenance": state.value, "lifecycle": lifecycle, "text": text})
         else:
             say(text or f"maintenance is {state.value}")
+
+    @app.command("forget", help=_FORGET)
+    def forget(
+        client: Annotated[int, typer.Argument(help="Its number, as `stat` shows it.", show_default=False)],
+        *,
+        reason: ReasonOption = "",
+        token_file: TokenOption = None,
+        timeout: ConnectOption = 5.0,
+        instance: InstanceOption = None,
+        owner: OwnerOption = None,
+        json: JsonOption = False,
+    ) -> None:
+        from shmdriver._native import lib
+        from shmdriver.observe import Instance
+
+        with Instance(instance, owner) as view:
+            text = send(
+                view,
+                lib.SHMD_REQUEST_ADMIN,
+                lib.SHMD_ADMIN_FORGET,
+                reason=reason,
+                token_file=token_file,
+                timeout_s=timeout,
+                subject=client,
+            )
+        if json:
+            print_json({"client": client, "text": text})
+        else:
+            say(text)
 
     @app.command("drain", help=_DRAIN)
     def drain(

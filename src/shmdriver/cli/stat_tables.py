@@ -106,8 +106,11 @@ def _frozen_clients(instance: Instance) -> list[Line]:
 
 
 def clients_table(instance: Instance) -> Table:
-    """One row a client."""
-    leases = Counter(lease.client_id for lease in instance.leases())
+    """One row a client; also of one that is gone, as long as something is set aside for it."""
+    leases, aside = Counter[int](), Counter[int]()
+    for lease in instance.leases(ended=True):
+        if lease.live or lease.quarantined:
+            (leases if lease.live else aside)[lease.client_id] += 1
     rows = [
         (
             str(client.client_id),
@@ -118,11 +121,14 @@ def clients_table(instance: Instance) -> Table:
             span_text(client.seen_age_ns),
             "yes" if client.provable else "no",
             str(leases[client.client_id]),
+            str(aside[client.client_id]),
             client.process.command[:60],
         )
-        for client in instance.clients()
+        for client in instance.clients(gone=True)
     ]
-    columns = (">id", "name", ">pid", "process", "state", ">seen", "provable", ">leases", "command")
+    columns = (
+        ">id", "name", ">pid", "process", "state", ">seen", "provable", ">leases", ">set aside", "command",
+    )  # fmt: skip
     return Table("clients", columns, rows)
 
 

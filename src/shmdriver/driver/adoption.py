@@ -85,6 +85,9 @@ def adopt_tables(
     for lease in leases:  # clients that died in a way that left no record of theirs
         if clients.by_id(lease.client_id) is None:
             tenure.end(lease, lib.SHMD_LEASE_EXPIRED, Reason.DIED, now_ns, quarantine=False)
+    for client in clients:
+        if client.state == lib.SHMD_CLIENT_GONE:
+            tenure.end_expired(client, f"{client.label} had expired when its driver died", now_ns)
     failpoint("adopt.wired")
     for client in dead:
         tenure.client_died(client, now_ns)

@@ -264,8 +264,12 @@ class Authority:
         self.file.remove()
 
     def give_up(self) -> None:
-        """The authority was truncated. The next driver finds nothing to adopt, and begins anew."""
+        """The authority was truncated. The next driver finds nothing to adopt, and begins anew.
+
+        Nor does it find a name on which somebody who reads might show life.
+        """
         os.ftruncate(self.file.fd, 0)
+        self.file.remove()
 
     def unmap(self) -> None:
         """Unmaps it; the lock and the sign of life are kept."""

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from shmdriver._native import ffi, lib
-from shmdriver.driver.held import hold, let_go
+from shmdriver.driver.held import hold, let_go, no_fork
 from shmdriver.driver.segment_names import draw
 from shmdriver.driver.shm import (
     SegmentMap,
@@ -30,7 +30,7 @@ from shmdriver.errors import LayoutMismatch, ShmDriverError
 from shmdriver.os_errors import last_error
 from shmdriver.standard_descriptors import keep_standard_descriptors
 
-__all__ = ["AuthorityFile", "Found", "find_authorities", "passed_over", "refuse_old_layout"]
+__all__ = ["AuthorityFile", "Found", "claim_mark", "find_authorities", "passed_over", "refuse_old_layout"]
 
 _ROOM = 8
 
@@ -91,6 +91,11 @@ def refuse_old_layout(instance: str) -> None:
         raise ShmDriverError(last_error())
 
 
+def claim_mark(claim: int) -> int:
+    """Of the lock under which an odd claim was made."""
+    return claim >> 1 & 0xFFFFFFFF
+
+
 class AuthorityFile:
     """An authority object of this user, open for writing. Children that are forked close it."""
 
@@ -114,8 +119,9 @@ class AuthorityFile:
             made = cls()
             undo.callback(made.close)
             undo.callback(made.remove)
-            made.name, made.fd = draw(instance, "authority", make_object, tell)
-            hold(made.fd)
+            with no_fork:
+                made.name, made.fd = draw(instance, "authority", make_object, tell)
+                hold(made.fd)
             made.show_life()
             allocate(made.fd, made.name, size)
             undo.pop_all()
@@ -127,12 +133,15 @@ class AuthorityFile:
         with ExitStack() as undo:
             opened = cls(found.name)
             undo.callback(opened.close)
-            opened.fd = lib.shmd_found_open(found.native, 1)
+            with no_fork:
+                opened.fd = lib.shmd_found_open(found.native, 1)
+                error = ffi.errno
+                if opened.fd >= 0:
+                    hold(opened.fd)
             if opened.fd >= 0:
-                hold(opened.fd)
                 undo.pop_all()
                 return opened
-            if opened.fd == lib.SHMD_E_LAYOUT or ffi.errno == errno.ENOENT:
+            if opened.fd == lib.SHMD_E_LAYOUT or error == errno.ENOENT:
                 return None
             raise ShmDriverError(last_error())
 
@@ -163,9 +172,12 @@ class AuthorityFile:
         """Whether anybody but this object shows life: as ``Found.life``."""
         return int(lib.shmd_life_seen(self.fd))
 
-    def claim(self, base: Any, found: int) -> bool:
-        """Claims a complete authority whose claim was ``found``. False: another one did, since then."""
-        token = secrets.randbits(64) | 1
+    def claim(self, base: Any, found: int, mark: int) -> bool:
+        """Claims a complete authority whose claim was ``found``. False: another one did, since then.
+
+        ``mark``: of the lock that is held. Whoever gets that lock next knows that this claimant has died.
+        """
+        token = secrets.randbits(31) << 33 | mark << 1 | 1
         if not lib.shmd_word_swap(ffi.addressof(base, "claim"), found, token):
             return False
         self._claim = (found, token)

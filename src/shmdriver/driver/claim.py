@@ -3,6 +3,7 @@
 Used by a start and by collect. What decides whether an authority has a driver, in this order:
 
 * somebody is taking it over (its claim is odd): so it is while life is seen, else the claimant has died;
+  it has died, too, when it claimed under the lock that is held now;
 * it was driven under the lock that is held now: it has none, whoever shows life on it (a reader may);
 * the lock in the folder that it records, if that folder can be opened: free is none, held is one;
 * else the sign of life: none is none; some, or what cannot be told, is a driver unless its process is
@@ -29,12 +30,13 @@ from shmdriver._native import ffi, lib
 from shmdriver.driver.authority_file import (
     AuthorityFile,
     Found,
+    claim_mark,
     find_authorities,
     passed_over,
     refuse_old_layout,
 )
-from shmdriver.driver.held import hold, let_go
-from shmdriver.driver.instance_lock import LOCK_NAME, InstanceLock, try_lock
+from shmdriver.driver.held import hold, let_go, no_fork
+from shmdriver.driver.instance_lock import LOCK_NAME, STAYS, InstanceLock, try_lock
 from shmdriver.errors import DriverAlreadyRunning, LayoutMismatch, ShmDriverError
 from shmdriver.hints import command
 from shmdriver.liveness import Verdict, driver_of, look_at_driver, look_at_process, pid_text
@@ -101,7 +103,11 @@ class Claim:
     def settle(self) -> None:
         """The instance is driven under the claim's lock from now on: its other folders go. Raises OSError."""
         for lock in self._stale:
-            lock.remove()
+            try:
+                lock.remove()
+            except OSError as error:
+                if error.errno not in STAYS:
+                    raise
         self.close()
 
     def close(self) -> None:
@@ -116,14 +122,14 @@ class Claim:
             let_go(self._recorded.pop())
 
     def _lock_other_folders(self) -> None:
-        own = self.lock.folder_id
         for folder in runtime_folder.find(self.instance, os.geteuid()):
             with ExitStack() as undo:
                 undo.callback(folder.close)
                 lock = InstanceLock(self.instance)
                 undo.callback(lock.release)
                 lock.folder = folder
-                if lock.folder_id == own or not lock.open(make=False):
+                known = {each.folder_id for each in (self.lock, *self._stale)}  # two places may be one folder
+                if lock.folder_id in known or not lock.open(make=False):
                     continue
                 try:
                     lock.take()
@@ -158,12 +164,11 @@ class Claim:
     def _seize(self, file: AuthorityFile, base: Any) -> None:
         claim = int(base.claim)
         file.show_life()
-        if claim & 1:
-            if file.life_of_others() != 0:
-                raise Refused(file.name, "another driver takes it over at this moment")
-        else:
+        if not claim & 1:
             self._decide(file, base)
-        if not file.claim(base, claim):
+        elif claim_mark(claim) != self.lock.mark and file.life_of_others() != 0:
+            raise Refused(file.name, "another driver takes it over at this moment")
+        if not file.claim(base, claim, self.lock.mark):
             raise Refused(file.name, "another driver takes it over at this moment")
 
     def _decide(self, file: AuthorityFile, base: Any) -> None:
@@ -194,14 +199,14 @@ class Claim:
             if (found.st_dev, found.st_ino) != recorded[:2] or found.st_uid != os.geteuid():
                 return None
             flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            fd = os.open(LOCK_NAME, flags, dir_fd=folder)
+            with no_fork:
+                fd = hold(os.open(LOCK_NAME, flags, dir_fd=folder))
         except OSError:
             return None
         finally:
             os.close(folder)
         with ExitStack() as undo:
             undo.callback(let_go, fd)
-            hold(fd)
             if os.fstat(fd).st_ino != recorded[2]:
                 return None  # the driver's own was removed: this one proves nothing
             try:

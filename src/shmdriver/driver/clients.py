@@ -24,13 +24,15 @@ from shmdriver.driver.authority import (
     publish_word,
     record_state,
     room_advice,
-    text_of,
 )
 from shmdriver.driver.client_segment import ClientSegment
 from shmdriver.driver.failpoints import failpoint
 from shmdriver.driver.identity import (
+    Client,
     contradiction,
+    describe,
     digest_of,
+    has_fired,
     is_of,
     look_at_client,
     look_of,
@@ -41,52 +43,10 @@ from shmdriver.driver.shm import ShmSpaceError, lock_memory, unlink_segment
 from shmdriver.driver.sleeper import Sleeper
 from shmdriver.driver.undo import UndoneOnError
 from shmdriver.errors import Code, LayoutMismatch, Reason, ShmDriverError
-from shmdriver.liveness import Look, Verdict, pid_text
+from shmdriver.liveness import Look, Verdict
 from shmdriver.os_errors import errno_hint
 
 __all__ = ["Client", "ClientTable", "describe"]
-
-
-class Client:
-    """One client record, and the pidfd that proves its process dead (-1: it cannot be proved).
-
-    ``process``: the same number for all pidfds of its process, and for no other process; 0: not known.
-    ``control``: its control segment; None: lost, or given back.
-    """
-
-    __slots__ = ("activity", "control", "index", "pidfd", "process", "record")
-
-    def __init__(self, record: Any, index: int) -> None:
-        self.record = record
-        self.index = index
-        self.pidfd, self.process = -1, 0
-        self.control: ClientSegment | None = None
-        # The time of its last sign of life, and what its leases had read and written when it was silent then.
-        self.activity: tuple[int, dict[int, dict[int, tuple[int, ...]]]] | None = None
-
-    @property
-    def client_id(self) -> int:
-        """Never given twice."""
-        return int(self.record.client_id)
-
-    @property
-    def state(self) -> int:
-        """``SHMD_CLIENT_*``."""
-        return record_state(self.record)
-
-    @property
-    def pid(self) -> int:
-        """As a driver read it; 0: of another PID namespace."""
-        return int(self.record.pid)
-
-    @property
-    def label(self) -> str:
-        """Name and pid, for texts. The number of a process elsewhere is not known, so its user is told."""
-        name = text_of(self.record.name)
-        who = pid_text(self.pid, int(self.record.pid_namespace))
-        if self.pid == 0:
-            who = f"a process of another PID namespace, uid {self.record.uid}"
-        return f"{name!r} ({who})" if name else who
 
 
 class ClientTable:
@@ -321,7 +281,7 @@ class ClientTable:
         try:
             return [fd for fd, _ in self._poll.poll(0)]
         except OSError:  # RLIMIT_NOFILE was lowered below their number: poll takes no more than that at once
-            return [fd for fd in self._by_pidfd if _has_fired(fd)]
+            return [fd for fd in self._by_pidfd if has_fired(fd)]
 
     def look_again(self, now_ns: int) -> None:
         """Looks at clients for which no descriptor was left, as long as there are some now."""
@@ -456,14 +416,3 @@ class ClientTable:
                 self._sleeper.remove(client.pidfd)
             os.close(client.pidfd)
             client.pidfd = -1
-
-
-def _has_fired(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def describe(client: Client | None) -> str:
-    """A client for texts, known or not."""
-    return client.label if client else "a client that is gone"

@@ -66,7 +66,6 @@ class Connections:
         self._look_for_deaths = look_for_deaths
         self._log = log
         self._fds: dict[int, int] = {}  # by client id
-        self._clients: dict[int, Client] = {}  # likewise
         self._is_failing = False  # nobody can be accepted: the next tick tries again, not at once
         tables.clients.on_gone = self._forget
 
@@ -82,7 +81,8 @@ class Connections:
             if each.kind == lib.SHMD_SLEEPER_READ:
                 is_called = True
             elif each.kind == lib.SHMD_SLEEPER_DOORBELL and each.key in self._fds:
-                client = self._clients[each.key]
+                client = self._tables.clients.by_id(each.key)
+                assert client is not None, "who is gone has no connection"
                 self._ring(client)
                 if each.what & lib.SHMD_WOKEN_ENDED:
                     has_ended = True
@@ -140,7 +140,9 @@ class Connections:
                 raise Rejection(Reason.DRIVER_DIED, refusal)
             client, is_new = self._greet(peer, hello, now_ns)
             is_heard = client is None or self._welcome(client, peer, now_ns)
-            if client is not None and is_new and not is_heard:  # nobody knows of it: no Goodbye comes
+            is_unknown = client is not None and is_new and not is_heard  # nobody says Goodbye for it
+            # Not if its death was seen just now: its record is free already, and must not become so twice.
+            if client is not None and is_unknown and self._tables.clients.by_id(client.client_id) is client:
                 self._tables.tenure.client_left(client, now_ns)
         except Rejection as rejection:
             self._refuse(peer, rejection.code, rejection.reason, rejection.text)
@@ -203,18 +205,17 @@ class Connections:
         except LayoutMismatch as error:
             self._log(self._tables.tenure.expel(client, str(error), now_ns))
             raise Rejection(Reason.EXPELLED, f"{error}: connect again, as a new client") from error
-        self._forget(client)
-        fd, peer.fd = int(peer.fd), -1
+        fd = int(peer.fd)
         try:
+            self._forget(client)
+            self._door.keep(fd, client.client_id)
             is_heard = self._door.answer(fd, welcome, segment)
         finally:
             os.close(segment)
         if not is_heard:  # it has left already, or will ask again
-            self._door.forget(fd)
             self._look_for_deaths(now_ns)
             return False
-        self._door.keep(fd, client.client_id)
-        self._fds[client.client_id], self._clients[client.client_id] = fd, client
+        self._fds[client.client_id], peer.fd = fd, -1
         record.connected = 1
         self._ring(client)  # what it has asked for meanwhile
         return True
@@ -228,5 +229,4 @@ class Connections:
         fd = self._fds.pop(client.client_id, -1)
         if fd >= 0:
             client.record.connected = 0
-            del self._clients[client.client_id]
             self._door.forget(fd)

@@ -1,34 +1,37 @@
-"""Descriptors whose locks say that this process drives: a child that is forked closes them at once.
+"""Descriptors whose locks say that this process drives: forked children close them (csrc/core/shmd_held.c).
 
-A lock belongs to the open file description, which a fork shares. A child that kept one would hold the
-instance, or show life, after its driver has died.
+No thread forks between the opening of such a descriptor and the moment from which on children close it.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 
-__all__ = ["hold", "let_go"]
+from shmdriver._native import lib
+from shmdriver.errors import ShmDriverError
+from shmdriver.os_errors import last_error
 
-_fds: set[int] = set()
+__all__ = ["hold", "let_go", "no_fork"]
+
+no_fork = threading.RLock()  # what a signal handler or a finaliser does meanwhile is the same thread's
 
 
 def hold(fd: int) -> int:
-    """Children close this descriptor from now on; the same descriptor."""
-    _fds.add(fd)
+    """Children close this descriptor from now on; the same descriptor. Inside ``no_fork``, with its opening.
+
+    Raises ShmDriverError.
+    """
+    if lib.shmd_held_add(fd) < 0:
+        raise ShmDriverError(last_error())
     return fd
 
 
 def let_go(fd: int) -> None:
     """Closes it."""
-    _fds.discard(fd)
-    os.close(fd)
-
-
-def _close_in_child() -> None:
-    for fd in _fds:
+    with no_fork:
+        lib.shmd_held_drop(fd)
         os.close(fd)
-    _fds.clear()
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+os.register_at_fork(before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=no_fork.release)

@@ -1,4 +1,4 @@
-"""Whose Hello it is, and whether the process of a client lives.
+"""What a client is, whose Hello it is, and whether the process of a client lives.
 
 Who a client is the kernel says: user, process and pidfd of the process that has connected. A Hello under a
 former id needs that client's secret beside it. A pidfd is of a process and not of a program: it does not fire
@@ -20,18 +20,23 @@ import errno
 import hashlib
 import os
 import resource
+import select
 from typing import Any
 
 from shmdriver._native import lib
-from shmdriver.driver.authority import publish_word, record_state, rewrite_record
-from shmdriver.liveness import Look, Verdict, look_at_process
+from shmdriver.driver.authority import publish_word, record_state, rewrite_record, text_of
+from shmdriver.driver.client_segment import ClientSegment
+from shmdriver.liveness import Look, Verdict, look_at_process, pid_text
 
 __all__ = [
     "DESCRIPTORS_EACH",
     "RESERVED_DESCRIPTORS",
+    "Client",
     "contradiction",
+    "describe",
     "descriptors_left",
     "digest_of",
+    "has_fired",
     "is_of",
     "look_at_client",
     "look_of",
@@ -40,6 +45,48 @@ __all__ = [
 
 DESCRIPTORS_EACH = 2  # of a client: its connection and its pidfd
 RESERVED_DESCRIPTORS = 64  # what the driver itself needs beside those of clients, which leave so many free
+
+
+class Client:
+    """One client record, and the pidfd that proves its process dead (-1: it cannot be proved).
+
+    ``process``: the same number for all pidfds of its process, and for no other process; 0: not known.
+    ``control``: its control segment; None: lost, or given back.
+    """
+
+    __slots__ = ("activity", "control", "index", "pidfd", "process", "record")
+
+    def __init__(self, record: Any, index: int) -> None:
+        self.record = record
+        self.index = index
+        self.pidfd, self.process = -1, 0
+        self.control: ClientSegment | None = None
+        # The time of its last sign of life, and what its leases had read and written when it was silent then.
+        self.activity: tuple[int, dict[int, dict[int, tuple[int, ...]]]] | None = None
+
+    @property
+    def client_id(self) -> int:
+        """Never given twice."""
+        return int(self.record.client_id)
+
+    @property
+    def state(self) -> int:
+        """``SHMD_CLIENT_*``."""
+        return record_state(self.record)
+
+    @property
+    def pid(self) -> int:
+        """As a driver read it; 0: of another PID namespace."""
+        return int(self.record.pid)
+
+    @property
+    def label(self) -> str:
+        """Name and pid, for texts. The number of a process elsewhere is not known, so its user is told."""
+        name = text_of(self.record.name)
+        who = pid_text(self.pid, int(self.record.pid_namespace))
+        if self.pid == 0:
+            who = f"a process of another PID namespace, uid {self.record.uid}"
+        return f"{name!r} ({who})" if name else who
 
 
 def digest_of(hello: Any) -> bytes:
@@ -122,3 +169,15 @@ def descriptors_left(fd: int) -> int:
     """How many more descriptors clients may take when ``fd`` is the newest one; negative: not even that."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 2**31 if limit == resource.RLIM_INFINITY else limit - RESERVED_DESCRIPTORS - fd - 1
+
+
+def has_fired(pidfd: int) -> bool:
+    """Whether the process of a pidfd has ended."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def describe(client: Client | None) -> str:
+    """A client for texts, known or not."""
+    return client.label if client else "a client that is gone"

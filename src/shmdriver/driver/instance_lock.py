@@ -13,6 +13,7 @@ import json
 import os
 import re
 import stat
+import struct
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from enum import Enum
@@ -20,19 +21,19 @@ from typing import Final
 
 from shmdriver import runtime_folder
 from shmdriver._native import ffi, lib
-from shmdriver.driver.held import hold, let_go
+from shmdriver.driver.held import hold, let_go, no_fork
 from shmdriver.errors import ShmDriverError
 from shmdriver.os_errors import errno_text, last_error
 from shmdriver.runtime_folder import RuntimeFolder
 from shmdriver.standard_descriptors import keep_standard_descriptors
 
-__all__ = ["HINT_NAME", "LOCK_NAME", "InstanceLock", "Standing", "try_lock", "write_aside"]
+__all__ = ["HINT_NAME", "LOCK_NAME", "STAYS", "InstanceLock", "Standing", "try_lock", "write_aside"]
 
 LOCK_NAME: Final = "lock"
 HINT_NAME: Final = "instance.json"
 _CONTENTS = re.compile(r"(?:lock|token|socket|instance\.json)(?:\.[0-9a-f]+)?")  # with those written aside
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_STAYS = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS)  # whoever made it for us removes it
+STAYS = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS)  # whoever made it for us removes it
 
 
 class Standing(Enum):
@@ -64,20 +65,16 @@ class InstanceLock:
         keep_standard_descriptors()
         path = self.folder.path / LOCK_NAME
         try:
-            try:
-                self.fd = os.open(LOCK_NAME, os.O_RDWR | _FLAGS, dir_fd=self.folder.fd)
-            except FileNotFoundError:
-                if not make:
+            with no_fork:
+                self._open(make=make)
+                if self.fd < 0:
                     return False
-                before, flags = self._contents(), os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
-                self.fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=self.folder.fd)
-                self._before = before
+                hold(self.fd)
         except (FileNotFoundError, FileExistsError):
             return False
         except OSError as error:
             text = errno_text(error, lib.SHMD_CALL_RUNTIME)
             raise ShmDriverError(f"cannot open {path} as uid {os.geteuid()}: {text}") from error
-        hold(self.fd)
         found = os.fstat(self.fd)
         if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
             return True
@@ -85,6 +82,23 @@ class InstanceLock:
             f"{path} has mode {found.st_mode:o} and belongs to uid {found.st_uid}; expected a regular "
             f"file of uid {os.geteuid()}: remove it, and start again"
         )
+
+    def _open(self, *, make: bool) -> None:
+        try:
+            self.fd = self._open_former()
+        except FileNotFoundError:
+            if make:
+                before, flags = self._contents(), os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
+                self.fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=self.folder.fd)
+                self._before = before
+
+    def _open_former(self) -> int:
+        try:
+            return os.open(LOCK_NAME, os.O_RDWR | _FLAGS, dir_fd=self.folder.fd)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+        return os.open(LOCK_NAME, os.O_RDONLY | _FLAGS, dir_fd=self.folder.fd)  # an flock asks for no more
 
     def take(self) -> None:
         """Raises BlockingIOError when somebody holds it."""
@@ -100,6 +114,12 @@ class InstanceLock:
     def identity(self) -> tuple[int, int, int]:
         """Of this lock, for as long as it stands: device and inode of its folder, its own inode."""
         return *self.folder_id, os.fstat(self.fd).st_ino
+
+    @property
+    def mark(self) -> int:
+        """32 bits that tell this lock's identity from others'."""
+        numbers = struct.pack("=3Q", *self.identity)
+        return int(lib.shmd_hash(numbers, len(numbers), 0)) & 0xFFFFFFFF
 
     def look(self) -> Standing:
         """Whether folder and lock still stand where they were made. Raises OSError: that cannot be told."""
@@ -125,12 +145,15 @@ class InstanceLock:
         folder = runtime_folder.make(self.instance, for_group=for_group)
         aside, fd = f"{LOCK_NAME}.{os.urandom(8).hex()}", -1
         try:
-            fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600, dir_fd=folder.fd)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
+            with no_fork:
+                fd = os.open(aside, flags, 0o600, dir_fd=folder.fd)
+                hold(fd)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.link(aside, LOCK_NAME, src_dir_fd=folder.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
         except BaseException as error:
             if fd >= 0:
-                os.close(fd)
+                let_go(fd)
                 _unlink(folder.fd, aside)
             folder.close()
             if isinstance(error, FileExistsError):
@@ -140,7 +163,7 @@ class InstanceLock:
         former, self.folder = self.folder, folder
         let_go(self.fd)
         former.close()
-        self.fd = hold(fd)
+        self.fd = fd
         return True
 
     def note(self, hint: Mapping[str, object]) -> None:
@@ -172,7 +195,7 @@ class InstanceLock:
         self._remove_folder()
 
     def _remove_folder(self) -> None:
-        if lib.shmd_folder_remove(self.folder.native) < 0 and ffi.errno not in _STAYS:
+        if lib.shmd_folder_remove(self.folder.native) < 0 and ffi.errno not in STAYS:
             raise ShmDriverError(last_error())
 
     def withdraw(self) -> None:

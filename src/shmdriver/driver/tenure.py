@@ -199,6 +199,10 @@ class Tenure:
         """Silent past the deadline, not proved dead: its permission ends, its lines stay its own."""
         self._clients.mark(client, lib.SHMD_CLIENT_GONE)
         text = f"{describe(client)} was silent for {silent_ns // 1_000_000} ms; its death is not proved"
+        self.end_expired(client, text, now_ns)
+
+    def end_expired(self, client: Client, text: str, now_ns: int) -> None:
+        """Ends the leases of a client that is GONE already, perhaps for a driver that was killed in it."""
         for lease in self._leases.of_client(client.client_id):
             self._authority.count(lib.SHMD_COUNTER_LEASES_EXPIRED)
             self.end(lease, lib.SHMD_LEASE_EXPIRED, Reason.EXPIRED, now_ns, quarantine=True, text=text)
