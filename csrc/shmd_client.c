@@ -244,6 +244,8 @@ static int ask(shmd_client *client, shmd_request_t *request, shmd_event_t *answe
             return SHMD_OK;
         if (sleeps != 0 && is_in_vain(client, request)) /* costs more than an answer that is there */
             return look_for_answer(client, &cursor, request->correlation_id, answer, &resend) ? SHMD_OK : SHMD_E_DRIVER_UNAVAILABLE;
+        if (sleeps != 0 && !shmd_client_is_registered(client)) /* its ring is read no more, so what stands there is not answered */
+            return look_for_answer(client, &cursor, request->correlation_id, answer, &resend) ? SHMD_OK : shmd_client_check_registered(client);
         uint64_t now = shmd_now_ns();
         if (now >= deadline_ns)
             return shmd_client_give_up_asking(client, is_full);
@@ -396,7 +398,8 @@ int shmd_client_detach(shmd_client *client, uint32_t entry, uint64_t lease_id, u
     request.flags = aborted ? SHMD_DETACH_ABORTED : 0;
     memcpy(request.stream, stream, strlen(stream));
     int rc = shmd_client_request(client, &request, &answer, PATIENCE_NS);
-    if (rc == SHMD_E_DRIVER_UNAVAILABLE || rc == SHMD_E_TIMEOUT || rc == SHMD_E_INTERRUPTED)
+    /* Who has expired is asked nothing any more, and a driver looks at its notes alone: what is set aside for it is free then. */
+    if (rc == SHMD_E_DRIVER_UNAVAILABLE || rc == SHMD_E_TIMEOUT || rc == SHMD_E_INTERRUPTED || rc == SHMD_E_REVOKED)
         shmd_client_note_end(client, entry, lease_id, aborted);
     if (rc == SHMD_E_DRIVER_UNAVAILABLE)
         return SHMD_OK;

@@ -51,7 +51,7 @@ static void strike_out(const shmd_session_t *session)
 static int is_own_socket(const shmd_session_t *session)
 {
     struct stat status;
-    return session->state >= SHMD_SESSION_SENT && fstat(session->fd, &status) == 0 && status.st_dev == session->device && status.st_ino == session->inode;
+    return session->fd >= 0 && fstat(session->fd, &status) == 0 && status.st_dev == session->device && status.st_ino == session->inode;
 }
 
 static void hang_up(shmd_session_t *session)
@@ -206,13 +206,17 @@ static int new_socket(shmd_session_t *session)
     int rc = shmd_keep_standard_descriptors();
     if (rc != SHMD_OK)
         return rc;
-    session->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (session->fd < 0)
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
         return shmd_fail_errno(SHMD_CALL_OTHER, "socket for the connection to the driver");
-    if (fstat(session->fd, &status) != 0)
-        return shmd_fail_errno(SHMD_CALL_OTHER, "fstat of the connection to the driver");
+    if (fstat(fd, &status) != 0) {
+        rc = shmd_fail_errno(SHMD_CALL_OTHER, "fstat of the connection to the driver");
+        drop(&fd);
+        return rc;
+    }
     session->device = status.st_dev;
     session->inode = status.st_ino;
+    session->fd = fd; /* last: a child that is forked now closes what stands here if it is that file */
     return SHMD_OK;
 }
 
@@ -298,6 +302,10 @@ static int check_welcome(shmd_session_t *session, uint64_t bytes, int is_cut)
     rc = rc ? rc : shmd_text_check("the text of the driver's answer", w->text, sizeof w->text);
     if (rc != SHMD_OK)
         return rc == SHMD_E_INVALID ? SHMD_E_CORRUPT : rc;
+    if (is_cut && !has_both) { /* the kernel could not install what came */
+        errno = EMFILE;
+        return shmd_fail_errno(SHMD_CALL_OTHER, "taking the two descriptors of the driver's answer");
+    }
     if (w->code > SHMD_CODE_INTERNAL_ERROR || is_cut || (w->code == SHMD_CODE_OK) != has_both || (w->code != SHMD_CODE_OK && session->authority_fd >= 0))
         return shmd_fail(SHMD_E_CORRUPT, "the driver's answer to a Hello has code %u and %s descriptors: expected two with code 0, none with 1 to 4", w->code,
                          is_cut ? "more than two" : has_both ? "two" : session->authority_fd >= 0 ? "one" : "no");

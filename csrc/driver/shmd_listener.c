@@ -242,8 +242,20 @@ static int refuse_by_spare(shmd_listener_t *listener)
     return fd >= 0 ? 1 : is_none ? 0 : shmd_fail_errno(SHMD_CALL_OTHER, "accept on the driver's socket");
 }
 
+/* Whether so few descriptors are left that the driver's own work might soon have none. */
+static int is_short_of_descriptors(const shmd_peer_t *peer)
+{
+    enum { OWN = 32 };
+    struct rlimit limit;
+    int newest = peer->fd > peer->pidfd ? peer->fd : peer->pidfd;
+    return getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && (rlim_t)newest + OWN >= limit.rlim_cur;
+}
+
 static int wait_for_hello(shmd_listener_t *listener, const shmd_peer_t *peer)
 {
+    /* Both go: the newcomer has the numbers that are to stay free, and tries again a little later with those of the other. */
+    if (is_short_of_descriptors(peer) && make_room(listener, peer->uid))
+        return shmd_fail(SHMD_E_INVALID, "hardly any descriptor is left for a connection that has not said Hello");
     if (!has_room(listener, peer->uid) && !make_room(listener, peer->uid))
         return shmd_fail(SHMD_E_INVALID, "uid %u has %u connections whose Hellos are read first", peer->uid, count_of(listener, peer->uid));
     int rc = watch(listener, peer->fd, EPOLL_CTL_ADD, 1);

@@ -102,6 +102,26 @@ def test_no_descriptor_is_left(instance: str) -> None:
     assert lines[0].startswith(f"OSError {errno.EMFILE} ")
 
 
+@pytest.mark.fault(77, how="RLIMIT_NOFILE nearly used up: not all of the driver's answer can be taken")
+def test_too_few_descriptors_are_left_for_the_drivers_answer(instance: str) -> None:
+    """With each descriptor that is free, connect comes a step further, until it succeeds."""
+    lines = told(
+        "use_up_descriptors()\n"
+        "def connect():\n"
+        "    global client\n"
+        "    client = shmdriver.connect(sys.argv[1])\n"
+        "client, freed = None, 63\n"
+        "while client is None:\n"
+        "    os.close(freed)\n"
+        "    freed -= 1\n"
+        "    tell(connect)\n",
+        instance,
+    )
+    assert len(lines) >= 2
+    for line in lines:
+        assert USED_UP in line
+
+
 @pytest.mark.fault(77, how="RLIMIT_NOFILE used up in what looks whether there is a driver")
 def test_an_instance_that_cannot_be_opened_is_not_told_to_have_no_driver(instance: str) -> None:
     lines = told(

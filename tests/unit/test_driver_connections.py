@@ -62,6 +62,33 @@ def test_record_names_the_process_that_connected(rig: Rig) -> None:
     assert (record.uid, record.gid, record.provable, record.connected) == (os.geteuid(), os.getegid(), 1, 1)
 
 
+def test_who_has_left_before_the_welcome_takes_no_place(rig: Rig) -> None:
+    """As when a process tries to connect again and again with a short timeout while its driver is stopped."""
+    for _ in range(3):
+        early = Requester(rig)
+        early.say(early.hello_message())
+        early.socket.close()
+    rig.tick()
+    assert len(rig.driver.tables.clients) == 0
+    client = rig.client()
+    client.say(client.hello_message())
+    client.socket.close()
+    rig.tick()
+    assert rig.client_state(client) == lib.SHMD_CLIENT_ALIVE, "it may come back"
+
+
+def test_who_has_died_before_the_welcome_leaves_one_free_place(rig: Rig) -> None:
+    visitor = rig.visitor()
+    early = Requester(rig, visitor=visitor)
+    early.say(early.hello_message())
+    early.socket.close()
+    visitor.kill()
+    rig.tick()
+    assert len(rig.driver.tables.clients) == 0
+    indexes = {rig.client().index for _ in range(4)}
+    assert len(indexes) == 4, "nobody has another one's record"
+
+
 def test_hello_of_a_process_that_claims_to_be_another_is_refused(rig: Rig) -> None:
     """Whoever uses the connection of another process is told by the start time; no pid can be claimed."""
     client = Requester(rig)
@@ -518,6 +545,27 @@ def test_client_for_which_no_descriptors_are_left_is_refused_by_number(rig: Rig)
     assert "RLIMIT_NOFILE" in answer.text
     assert record_of(rig, known).connected == 1
     assert stranger.hello().code == Code.OK
+
+
+def test_silent_connections_leave_the_driver_descriptors_of_its_own(rig: Rig) -> None:
+    """Each takes two, which is more for all of them than the driver needs itself."""
+    rig.visitor()  # what is open here once for all
+    silent = [new_socket() for _ in range(64)]
+    rig.sockets += silent
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = new_socket().detach()
+    os.close(free)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + RESERVED_DESCRIPTORS + 32, hard))
+        for each in silent:
+            each.connect(rig.address())
+        rig.tick()
+        left = [os.open("/dev/null", os.O_RDONLY) for _ in range(24)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for fd in left:
+        os.close(fd)
+    assert rig.client().produce().code == Code.OK
 
 
 def test_driver_that_cannot_accept_tries_again_at_its_next_tick(rig: Rig) -> None:

@@ -106,6 +106,25 @@ def test_client_that_comes_back_frees_what_was_set_aside_by_its_note(rig: Rig) -
     assert set_aside(rig) == []
 
 
+@pytest.mark.parametrize("comes", ["tick", "successor"])
+def test_client_that_has_expired_is_forgotten_once_it_has_noted_what_it_left(rig: Rig, comes: str) -> None:
+    writer, late = rig.client(), rig.client(is_elsewhere=True)
+    writer.produce()
+    held = [late.consume(), late.consume()]
+    expires(rig, late, writer)
+    late.leave(held[0])
+    rig.tick(1000)
+    assert set_aside(rig) == [held[1].lease_id]
+    assert rig.client_state(late) == lib.SHMD_CLIENT_GONE
+    late.leave(held[1])
+    if comes == "successor":
+        rig.restart()
+    else:
+        rig.tick(1000)
+    assert set_aside(rig) == []
+    assert rig.client_state(late) == lib.SHMD_CLIENT_FREE
+
+
 def test_administrator_forgets_a_client_that_is_gone(rig: Rig) -> None:
     writer, lost = rig.client(), rig.client(is_elsewhere=True)
     writer.produce()

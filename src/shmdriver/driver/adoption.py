@@ -100,6 +100,8 @@ def adopt_tables(
     for stream in streams:
         tenure.settle(stream, now_ns)
         tenure.release_unmapped(stream)
+    for client in clients:
+        tenure.remove_gone(client)
     failpoint("adopt.settled")
     return problems + authority.tell_links(*sorted(streams.segment_names()), *clients.segment_names())
 

@@ -138,9 +138,12 @@ class Connections:
         try:
             if refusal:
                 raise Rejection(Reason.DRIVER_DIED, refusal)
-            client = self._greet(peer, hello, now_ns)
-            if client is not None:
-                self._welcome(client, peer, now_ns)
+            client, is_new = self._greet(peer, hello, now_ns)
+            is_heard = client is None or self._welcome(client, peer, now_ns)
+            is_unknown = client is not None and is_new and not is_heard  # nobody says Goodbye for it
+            # Not if its death was seen just now: its record is free already, and must not become so twice.
+            if client is not None and is_unknown and self._tables.clients.by_id(client.client_id) is client:
+                self._tables.tenure.client_left(client, now_ns)
         except Rejection as rejection:
             self._refuse(peer, rejection.code, rejection.reason, rejection.text)
         except Exception as error:
@@ -152,21 +155,24 @@ class Connections:
         if peer.pidfd >= 0:
             os.close(peer.pidfd)
 
-    def _greet(self, peer: Any, hello: Any, now_ns: int) -> Client | None:
-        """The client that says Hello; None: this is not its newest Hello. Raises Rejection."""
+    def _greet(self, peer: Any, hello: Any, now_ns: int) -> tuple[Client | None, bool]:
+        """The client that says Hello, and whether it is a new one; None: this is not its newest Hello.
+
+        Raises Rejection.
+        """
         clients, tenure = self._tables.clients, self._tables.tenure
         client = clients.returning(hello, peer)
         if client is not None and hello.serial <= client.record.serial:
-            return None
+            return None, False
         formers = clients.former_images(hello, peer)
         if any(former.record.serial > hello.serial for former in formers):
-            return None  # it was said before its process called exec, and is heard only now
+            return None, False  # it was said before its process called exec, and is heard only now
         for former in formers:
             self._log(f"client {former.label} has ended: {EXEC}")
             tenure.client_died(former, now_ns, EXEC)
         if client is not None:
             clients.renew(client, hello, peer, now_ns)
-            return client
+            return client, False
         if not clients.has_room:
             tenure.reap_dead(now_ns)
         if descriptors_left(max(peer.fd, peer.pidfd)) < 0:
@@ -176,7 +182,7 @@ class Connections:
                 f"takes {DESCRIPTORS_EACH} (the driver itself needs {RESERVED_DESCRIPTORS}): close some, or "
                 "raise RLIMIT_NOFILE of the driver (LimitNOFILE= of the unit, ulimit -n) and restart it",
             )
-        return clients.admit(hello, peer, now_ns)
+        return clients.admit(hello, peer, now_ns), True
 
     def _refuse(self, peer: Any, code: Code, reason: Reason, text: str) -> None:
         self._tables.authority.count(lib.SHMD_COUNTER_REQUESTS_REJECTED)
@@ -184,8 +190,11 @@ class Connections:
         welcome.text_bytes = put_text(welcome.text, text)
         self._door.answer(peer.fd, welcome)  # who has left does not hear it
 
-    def _welcome(self, client: Client, peer: Any, now_ns: int) -> None:
-        """The connection is the client's only one from now on. Raises Rejection: it cannot go on."""
+    def _welcome(self, client: Client, peer: Any, now_ns: int) -> bool:
+        """The connection is the client's only one from now on; whether it was told so.
+
+        Raises Rejection: it cannot go on.
+        """
         record, control = client.record, client.control
         assert control is not None, "a client without a control segment is expelled"
         welcome = self._letter(Code.OK, Reason.NONE)
@@ -205,10 +214,11 @@ class Connections:
             os.close(segment)
         if not is_heard:  # it has left already, or will ask again
             self._look_for_deaths(now_ns)
-            return
+            return False
         self._fds[client.client_id], peer.fd = fd, -1
         record.connected = 1
         self._ring(client)  # what it has asked for meanwhile
+        return True
 
     def _letter(self, code: Code, reason: Reason) -> Any:
         welcome = ffi.new("shmd_welcome_t *")

@@ -88,6 +88,7 @@ class LeaseWatch:
             if client is not None and client.control is not None:
                 said = client.control.look(int(lease.record.entry), lease.lease_id)
                 tables.tenure.note(lease, said, now_ns)
+                tables.tenure.remove_gone(client)
 
     def excuse(self, late_ns: int, now_ns: int) -> None:
         """The driver was late by so much: puts off silences, confirmations and evictions that it counts."""

@@ -152,9 +152,9 @@ class Tenure:
             self.release(lease)
             client = self._clients.by_id(lease.client_id)
             if client is not None:
-                self._remove_gone(client)
+                self.remove_gone(client)
 
-    def _remove_gone(self, client: Client) -> None:
+    def remove_gone(self, client: Client) -> None:
         """A client that is GONE, and for which nothing is set aside any more, is forgotten."""
         if client.state == lib.SHMD_CLIENT_GONE and not self._leases.owned_by(client.client_id):
             self._clients.remove(client)
@@ -206,7 +206,7 @@ class Tenure:
         for lease in self._leases.of_client(client.client_id):
             self._authority.count(lib.SHMD_COUNTER_LEASES_EXPIRED)
             self.end(lease, lib.SHMD_LEASE_EXPIRED, Reason.EXPIRED, now_ns, quarantine=True, text=text)
-        self._remove_gone(client)
+        self.remove_gone(client)
 
     def expel(self, client: Client, text: str, now_ns: int) -> str:
         """What it writes to the driver cannot be read any more. It is told, and its lines stay its own.
@@ -219,7 +219,7 @@ class Tenure:
         self._events.error(said)
         for lease in self._leases.of_client(client.client_id):
             self.revoke(lease, Reason.EXPELLED, said, now_ns)
-        self._remove_gone(client)
+        self.remove_gone(client)
         return said
 
     def client_stalled(self, client: Client) -> None:
