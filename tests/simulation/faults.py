@@ -164,7 +164,9 @@ class Faults:
         process, boot = self._process(), self.world.boot
         alive = {key_of(record): is_alive(record) for record in boot.now.clients if phase(record)}
         known = [p for p in boot.processes if p.session.key in alive]
-        others = [p for p in known if alive[p.session.key] or not p.task.alive]
+        others = [
+            p for p in known if not p.task.alive or (alive[p.session.key] and p.awake and not p.is_liar)
+        ]
         if process and others:
             other = self.rng.choice(others)
             raw = process.request(

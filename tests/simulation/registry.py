@@ -107,8 +107,9 @@ class Registry:
             stays = connection.is_kept or not (connection.is_open and is_newest)
             demand(stays, "a living client's connection stays open", connection.key)
         network.known = network.kept
+        in_time = {connection.key for connection in network.welcomed if not connection.is_too_late}
         for connection in network.welcomed:
-            is_new = connection.key not in self._former_keys
+            is_new = connection.key not in self._former_keys | in_time
             demand(not (is_new and connection.is_too_late), "who has ended is not admitted", connection.key)
         network.welcomed.clear()
         for connection in network.served:

@@ -210,6 +210,8 @@ class World:
         assert driver is not None
         if any(model.noted_ns and model.owner and model.owner.stopped for model in boot.leases.values()):
             return  # it will ring once it goes on: only then an idle driver looks at its notes
+        if any(process.is_liar for process in boot.processes):
+            return  # pages that are missing where only a lease check looks
         watch, timer = driver._stream_watch, driver._timers["lease_check"]
         before, due_ns, checked_ns = boot.view.tables(), timer.deadline_ns, watch._gates_ns
         saw_gates = int(driver._rest.native.gates_ns) != gates_ns

@@ -97,6 +97,10 @@ class Tenure:
         ``quarantine``: its owner may still write. It is set aside as long as it can have an epoch mapped.
         """
         stream = self._streams.of(lease)
+        if not lease.is_live:  # delivered meanwhile, because another lease of its client has ended
+            if not quarantine and lease.lease_id in stream.set_aside:
+                self.release(lease)
+            return
         self._end_record(stream, lease, state, reason, now_ns, quarantine=quarantine)
         epoch = self._stop_producing(stream, lease, reason, now_ns) if lease.is_producer else None
         failpoint("end.sealed")
