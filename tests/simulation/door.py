@@ -105,6 +105,7 @@ class Network:
         self.backlog = None
         self.waiting.clear()
         self.known.clear()
+        self.welcomed.clear()
         for connection in list(self.served):
             self.end(connection)
 
