@@ -109,6 +109,7 @@ class Session:
             demand(same, "a client that says Hello again keeps its record", process, client_id)
             process.join(client_id, int(welcome.client_index), control)
             self._welcomed = connection
+            self.ring()  # for what was written before anybody listened
             boot.welcomed(process, connection)
             return f"is client {client_id} at {process.index}"
         self.hang_up()
