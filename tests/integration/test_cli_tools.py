@@ -273,7 +273,7 @@ def test_what_cannot_be_looked_at_is_not_said_to_have_no_driver(
 
 
 def test_segments_without_an_authority_have_no_driver(driver: DriverProcess) -> None:
-    with shmdriver.connect(driver.instance) as client:
+    with connect(driver.instance) as client:
         client.producer("s")
         driver.end(signal.SIGKILL)
         path_of(driver.instance, "authority").unlink()
