@@ -273,8 +273,10 @@ def test_what_cannot_be_looked_at_is_not_said_to_have_no_driver(
 
 
 def test_segments_without_an_authority_have_no_driver(driver: DriverProcess) -> None:
-    driver.end(signal.SIGKILL)
-    path_of(driver.instance, "authority").unlink()
+    with connect(driver.instance) as client:
+        client.producer("s")
+        driver.end(signal.SIGKILL)
+        path_of(driver.instance, "authority").unlink()
     action, reason, said = gc_and_doctor(driver.instance)
     assert (action, reason) == ("would remove", "no driver holds it")
     assert f"without one: {driver.instance} (" in said
