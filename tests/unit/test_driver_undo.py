@@ -56,8 +56,8 @@ class Injection:
             return
         if "hypothesis" in frame.f_code.co_filename:
             return  # its callback of the collector, where nobody catches
-        if event == "c_call" and getattr(argument, "__name__", "") == "close":
-            return  # of a descriptor: that is undoing, and is done even when it says that it failed
+        if event == "c_call" and getattr(argument, "__name__", "") in ("close", "__exit__"):
+            return  # of a descriptor or a lock: that is undoing, and no handler raises right before it
         self._left -= 1
         if self._left == 0:
             self.has_fired = True
