@@ -143,6 +143,7 @@ def look_at_client(record: Any) -> Look:
     """
     if int(record.pid) == 0:
         return Look(Verdict.UNKNOWN, int(lib.SHMD_EVIDENCE_PID_NAMESPACE))
+    highest = descriptors_left(0)  # asked for while there is no descriptor yet that could be lost
     look = look_at_process(
         int(record.pid),
         int(record.start_time),
@@ -150,7 +151,7 @@ def look_at_client(record: Any) -> Look:
         int(record.time_namespace),
         keeps_pidfd=True,
     )
-    if look.pidfd >= 0 and descriptors_left(look.pidfd) < 0:
+    if look.pidfd >= 0 and look.pidfd > highest:
         os.close(look.pidfd)  # the driver's own work comes first
         return Look(Verdict.UNKNOWN, int(lib.SHMD_EVIDENCE_NO_DESCRIPTOR))
     return look
