@@ -485,12 +485,18 @@ static void look_past_a_closed_place(void)
     CHECK_EQ(shmd_folder_find("x", UINT32_MAX, &cursor, &folder), SHMD_E_SYSTEM);
     CHECK_TEXT("whether there are more runtime folders of instance x cannot be told: cannot resolve /tmp/closed/x: Permission denied");
     CHECK_EQ(folder.fd, -1);
-    CHECK_STR(find("x", BOB, 0), ""); /* what he keeps to himself is of no use here */
+    CHECK_EQ(setenv("XDG_RUNTIME_DIR", "/tmp/kept/x", 1), 0); /* what another user keeps to himself holds nothing of this one */
+    cursor = 0;
+    CHECK_EQ(shmd_folder_find("x", UINT32_MAX, &cursor, &folder), 1);
+    shmd_folder_close(&folder);
+    CHECK_EQ(shmd_folder_find("x", UINT32_MAX, &cursor, &folder), 0);
+    CHECK_STR(find("x", BOB, 0), ""); /* likewise */
 }
 
 static void what_cannot_be_told(void)
 {
-    make_dir("/tmp/closed", 0, 0700);
+    make_dir("/tmp/closed", ALICE, 0);
+    make_dir("/tmp/kept", 0, 0700);
     make_dir("/run/user", 0, 0755);
     make_dir("/run/user/4202", BOB, 0700);
     make_dir("/dev/shm/shmdriver-4201.0000000000000000", ALICE, 0700);
