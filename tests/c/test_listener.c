@@ -398,6 +398,9 @@ static void test_nothing_stays_open(unsigned before) { CHECK_EQ(rig_open_descrip
 
 int main(void)
 {
+#ifdef SHMD_EMULATED
+    SKIP("an emulator has a root folder of its own, and shows a process another start time of itself than others see");
+#endif
     rig_folder_make();
     unsigned before = rig_open_descriptors();
     RUN(test_the_socket_is_private_and_stands_under_its_name);

@@ -253,6 +253,9 @@ static void test_a_socket_of_somebody_who_is_not_trusted_is_not_used(void)
 
 int main(void)
 {
+#ifdef SHMD_EMULATED
+    SKIP("an emulator has a root folder of its own, and shows a process another start time of itself than others see");
+#endif
     if (geteuid() != 0)
         SKIP("needs root: other users are made by setuid");
     rig_folder_make();

@@ -100,10 +100,11 @@ if platform.machine() == "x86_64":
 
 
 @pytest.fixture(autouse=True)
-def _no_thread_asks_for_the_gil():
+def _no_thread_asks_for_the_gil(request):
     """A child that was forked behind CPython's back would wait for the thread that has asked its parent."""
     interval_s = sys.getswitchinterval()
-    sys.setswitchinterval(3600)  # of a wait for the GIL, until that thread asks for it
+    if "fork" in request.fixturenames:
+        sys.setswitchinterval(3600)  # of a wait for the GIL, until that thread asks for it
     yield
     sys.setswitchinterval(interval_s)
 
