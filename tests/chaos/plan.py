@@ -150,7 +150,7 @@ ENDS = (
     *_many(Scene.CREATION, 1, "boot.locked create.allocated create.filled"),
     *_many(Scene.CREATION, 1, "introduce.began introduce.exit start.filled"),
     *_many(Scene.CREATION, 1, "start.complete start.noted"),
-    *_many(Scene.CREATION, 2, "segment.filled"),
+    *_many(Scene.CREATION, 1, "segment.filled"),
     *_many(Scene.FRESH, 1, "supersede.marked supersede.sealed stop.sealed create.allocated create.filled"),
     *_many(Scene.FRESH, 3, "boot.clearing"),
 )
