@@ -22,10 +22,11 @@ import pytest
 
 import build_ffi
 from tests.chaos.zygote import NATIVE_VARIABLE, use_native
-from tests.segments import SHM, runtime_folders
 
 if NATIVE_VARIABLE in os.environ:  # another build of the core, for all tests of this run
     use_native(os.environ[NATIVE_VARIABLE])
+
+from tests.segments import SHM, runtime_folders  # it imports the core, which is the other build by now
 
 pytest_plugins = ["tests.fault_plugin"]
 PREFIX = f"test-{os.getpid()}-{secrets.token_hex(3)}"

@@ -272,7 +272,7 @@ def test_former_folder_that_is_read_only_does_not_bar_the_next_driver(
             pytest.skip("NOT LOOKED AT: no permission to mount")
         adopted, left = done.stdout.splitlines()
         assert adopted == "True", done.stderr
-        assert left == str(sorted(["shmdriver", instance_name, "instance.json", "lock", "token"]))
+        assert left == str(sorted(["shmdriver", instance_name, "instance.json", "lock", "socket", "token"]))
     finally:
         place.rmdir()
     assert not paths_of(instance_name)
