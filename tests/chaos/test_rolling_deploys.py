@@ -111,6 +111,8 @@ class Deploys:
         container = self.stage.actor("container", roles=roles)
         board = container.board
 
+        self.follower.listen()  # it says a word a writer, and waits when nobody takes them
+
         def is_at_work() -> bool:
             assert container.alive, (container.listen(), container.log_text())
             return board[Board.SENT] >= MESSAGES and board[Board.WRITER] == 1

@@ -59,8 +59,9 @@ def test_another_user_is_told_at_once_that_it_may_not(driver) -> None:
     instance = driver()
     name, text = as_user(STRANGER, [], work_with(instance, timeout=ENDLESS_S))
     assert name in ("DriverUnavailable", "ShmDriverError", "PermissionError"), (name, text)
-    assert "cannot be used by uid" in text
-    assert "mode 0700" in text
+    # A folder in /dev/shm is found by its owner alone: there, what others meet is the segment.
+    assert "cannot be used by uid" in text or "cannot be read by uid" in text
+    assert "mode 0700" in text or "mode 0600" in text
 
 
 @needs_root
