@@ -71,7 +71,7 @@ unit: build $(VENV)/.dev-stamp    ## Python unit tests
 test: build lint ctest asan tsan $(VENV)/.dev-stamp    ## build everything, lint, C tests, sanitizers, models, a slice of fuzzing, all Python tests
 	@$(PYTHON) scripts/check_models.py --no-mutations || test $$? -eq 77
 	@$(MAKE) --no-print-directory fuzz SECONDS=$(or $(SECONDS),4)
-	@$(PYTEST) -q -m 'not stress' tests
+	@$(PYTEST) -q -m 'not stress' tests/unit tests/integration tests/chaos tests/fuzz
 
 check: build $(VENV)/.dev-stamp    ## before a commit: format, lint, types, unit, C tests, sanitizers
 	@$(PY) -m ruff format --check -q .

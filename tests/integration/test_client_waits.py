@@ -66,10 +66,10 @@ def test_thread_that_waits_hardly_ever_wakes_by_itself(client: shmdriver.Client)
 
 @pytest.mark.fault(76, how="one thread of each kind in a wait, sleeps counted")
 def test_reader_that_goes_on_waiting_keeps_its_long_sleeps(client: shmdriver.Client) -> None:
-    client.producer("s", max_message=16)
-    consumer = client.consumer("s")
-    assert consumer.read(timeout=WAIT_S) is None
-    assert sleeps_in(lambda: consumer.read(timeout=WAIT_S / 2)) <= SLEEPS_MAX // 3
+    with client.producer("s", max_message=16):  # a dropped one would end the stream
+        consumer = client.consumer("s")
+        assert consumer.read(timeout=WAIT_S) is None
+        assert sleeps_in(lambda: consumer.read(timeout=WAIT_S / 2)) <= SLEEPS_MAX // 3
 
 
 @pytest.mark.fault(76, how="views dropped by another thread beside a wait without an end")
