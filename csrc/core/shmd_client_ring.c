@@ -84,7 +84,7 @@ static int lock(shmd_client_ring_t *ring)
     return SHMD_OK;
 }
 
-/* What was stored before is seen by the driver, or the byte that the caller sends next finds room (Q3). */
+/* Either the driver sees the stores before this fence, or the byte that the caller sends next finds room (Q3). */
 static void unlock(shmd_client_ring_t *ring)
 {
     (void)pthread_mutex_unlock(&ring->lock);

@@ -55,7 +55,7 @@ static int map_authority(shmd_client *client, uint64_t boot_id)
     return SHMD_OK;
 }
 
-/* What to call it in texts. */
+/* The name of this in texts. */
 static void name_authority(shmd_client *client)
 {
     char link[32], path[SHMD_SEGMENT_NAME_BYTES + sizeof "/dev/shm"];
@@ -249,7 +249,7 @@ static int check_registration(const shmd_client *client, const shmd_welcome_t *w
     return SHMD_OK;
 }
 
-/* What the welcome has brought is the client's from here on. */
+/* From here on the client owns the descriptors of the welcome. */
 static int move_in(shmd_client *client)
 {
     shmd_session_t *session = &client->session;

@@ -99,7 +99,7 @@ int shmd_folder_find(const char *instance, uint32_t owner, uint32_t *cursor, shm
         rc = find_in(place, at & ((1u << BITS) - 1), &search, &is_last, out);
         if (rc < 0 && rc != SHMD_PLACE_ABSENT)
             shmd_place_pass_over(rc);
-        /* What another user keeps to himself is of no use to this one. */
+        /* A folder that only another user can read is of no use to this one. */
         unknown |= rc == SHMD_PLACE_UNKNOWN && (owner == UINT32_MAX || owner == geteuid()) ? some_unknown : 0;
         *cursor = (is_last ? (index + 1) << BITS : at + 1) | unknown;
         if (rc == 0)

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <sys/stat.h>
 
-/* What has the same meaning in every layout. */
+/* These fields have the same meaning in every layout. */
 typedef struct shmd_message_head {
     uint64_t magic;
     uint32_t layout_version;
