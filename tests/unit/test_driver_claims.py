@@ -118,21 +118,27 @@ def test_group_passes_the_folder_and_reads_nothing_but_the_hint(instance_name: s
     assert is_gone(instance_name)
 
 
+def is_open_as(fd: int, file: os.stat_result) -> bool:
+    """Whether this descriptor leads to that file."""
+    try:
+        return os.path.samestat(os.fstat(fd), file)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            return False
+        raise
+
+
 @pytest.mark.fault(36)
 def test_lock_and_sign_of_life_are_not_inherited_by_a_forked_child(instance_name: str) -> None:
     driver = start(instance_name)
     fds = driver.tables.authority.lock.fd, driver.tables.authority.file.fd
+    files = [os.fstat(fd) for fd in fds]
     reading, writing = os.pipe()
     began, begins = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(writing)
-        closed = 0
-        for fd in fds:
-            try:
-                os.fstat(fd)
-            except OSError as error:
-                closed += error.errno == errno.EBADF
+        closed = sum(not is_open_as(fd, file) for fd, file in zip(fds, files, strict=True))
         os.write(begins, b".")
         os.read(reading, 1)  # until the driver is dead, and adopted
         os._exit(0 if closed == len(fds) else 1)
@@ -714,7 +720,7 @@ def test_no_thread_forks_between_the_opening_of_a_lock_and_its_being_known(tmp_p
         child = os.fork()
         if child == 0:
             try:
-                has = Path(f"/proc/self/fd/{opened[0]}").exists()
+                has = is_open_as(opened[0], path.stat())  # not another file under its number
                 os.write(writer, b"kept" if has else b"closed")
             finally:
                 os._exit(0)
